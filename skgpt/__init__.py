@@ -1,0 +1,34 @@
+"""skgpt: fine-tune a pretrained GPT as you would fit any other scikit-learn estimator.
+
+The public names are imported when they are first used, so that ``import skgpt`` loads neither
+torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skgpt.caches import cache_info, clear_cache
+    from skgpt.estimators.classifier import GPTTextClassifier
+
+__version__ = "0.1.0"
+
+__all__ = ["GPTTextClassifier", "__version__", "cache_info", "clear_cache"]
+
+_HOMES = {
+    "GPTTextClassifier": "skgpt.estimators.classifier",
+    "cache_info": "skgpt.caches",
+    "clear_cache": "skgpt.caches",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name == "testing":
+        return import_module("skgpt.testing")
+    raise AttributeError(f"module 'skgpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "testing"])

@@ -1,0 +1,142 @@
+"""Bounded, thread-safe stores for what is dear to make and safe to share.
+
+A store may forget an entry at any time: whoever needs it again makes it again. Entries are
+shared between estimators, so nobody may write to them.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, TypedDict, TypeVar
+
+T = TypeVar("T")
+
+_REGISTRY: "dict[str, Store[Any]]" = {}
+
+
+class StoreInfo(TypedDict):
+    """What `cache_info` says of one store."""
+
+    entries: int
+    bytes: int
+    budget_bytes: int
+    hits: int
+    misses: int
+
+
+class Store(Generic[T]):
+    """A least-recently-used store, bounded by the bytes of its entries.
+
+    Parameters
+    ----------
+    name : str
+        Its name in `cache_info`.
+    budget_bytes : int
+        Entries are dropped, the least recently used first, until their sizes add up to no more
+        than this; the newest entry always stays, or a large model would be read for every fit.
+    """
+
+    def __init__(self, name: str, budget_bytes: int) -> None:
+        self.name = name
+        self.budget_bytes = budget_bytes
+        self._entries: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+        self._making: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._hits = 0
+        self._misses = 0
+        _REGISTRY[name] = self
+
+    def get_or_make(
+        self, key: Hashable, make: Callable[[], T], size_of: Callable[[T], int]
+    ) -> T:
+        """Return the entry of `key`; make it if there is none, once, however many threads ask.
+
+        Parameters
+        ----------
+        key : hashable
+            Everything that the entry depends on.
+        make : callable
+            Makes the entry. What it raises goes to the caller, and nothing is stored.
+        size_of : callable
+            The bytes that an entry holds.
+
+        Returns
+        -------
+        entry : object
+            Shared: read it, don't write to it.
+        """
+        with self._lock:
+            if (found := self._find(key)) is not None:
+                return found[0]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if (found := self._find(key)) is not None:
+                    return found[0]
+                self._misses += 1
+            entry = make()
+            size = size_of(entry)
+            with self._lock:
+                self._entries[key] = (entry, size)
+                self._making.pop(key, None)
+                self._shrink()
+            return entry
+
+    def _find(self, key: Hashable) -> tuple[T, int] | None:
+        found = self._entries.get(key)
+        if found is not None:
+            self._entries.move_to_end(key)
+            self._hits += 1
+        return found
+
+    def _shrink(self) -> None:
+        while len(self._entries) > 1 and self._bytes() > self.budget_bytes:
+            self._entries.popitem(last=False)
+
+    def _bytes(self) -> int:
+        return sum(size for _, size in self._entries.values())
+
+    def clear(self) -> None:
+        """Forget every entry; estimators that hold one keep it alive for themselves."""
+        with self._lock:
+            self._entries.clear()
+            self._hits = self._misses = 0
+
+    def info(self) -> StoreInfo:
+        """Return the store's size and how often it helped."""
+        with self._lock:
+            return {
+                "entries": len(self._entries),
+                "bytes": self._bytes(),
+                "budget_bytes": self.budget_bytes,
+                "hits": self._hits,
+                "misses": self._misses,
+            }
+
+
+def cache_info() -> dict[str, StoreInfo]:
+    """Return what each of skgpt's in-process stores holds.
+
+    Returns
+    -------
+    info : dict of str to dict
+        For each store that has been used in this process: ``entries``, ``bytes``,
+        ``budget_bytes``, ``hits`` and ``misses``.
+
+    Examples
+    --------
+    >>> import skgpt
+    >>> isinstance(skgpt.cache_info(), dict)
+    True
+    """
+    return {name: store.info() for name, store in sorted(_REGISTRY.items())}
+
+
+def clear_cache() -> None:
+    """Empty skgpt's in-process stores.
+
+    Fitted estimators keep working: each keeps alive what it needs itself. Files in the cache
+    folder are left alone.
+    """
+    for store in _REGISTRY.values():
+        store.clear()

@@ -1,0 +1,33 @@
+"""Errors and warnings of skgpt; each is also the builtin that a caller would expect to catch."""
+
+
+class SkgptError(Exception):
+    """Base class of every error that skgpt raises on purpose."""
+
+
+class InvalidTextError(SkgptError, ValueError):
+    """The texts, labels or weights that were handed in can't be used as they are."""
+
+
+class ModelNotFoundError(SkgptError, OSError):
+    """The pretrained model that was named could not be found or read."""
+
+
+class ModelNotSupportedError(SkgptError, ValueError):
+    """The model was read, but can't do what was asked of it."""
+
+
+class DownloadError(SkgptError, OSError):
+    """A file could not be fetched, or what came was not what was expected."""
+
+
+class CacheError(SkgptError, OSError):
+    """The cache folder can't be used: not writable, full, or held by another process."""
+
+
+class StateFormatError(SkgptError, ValueError):
+    """A saved model was written in a format that this version can't read."""
+
+
+class SlowFitWarning(UserWarning):
+    """A fit is going to take more than ten minutes; the message says what would shorten it."""

@@ -1,0 +1,171 @@
+"""Labels to the array that the loss wants, and back; class weights to weights of rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import column_or_1d
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+
+from skgpt.exceptions import InvalidTextError
+
+
+@dataclass(frozen=True)
+class ClassTarget:
+    """Class labels as codes.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        The labels, sorted.
+    codes : ndarray of shape (n,), int64
+        For every row the position of its label in `classes`.
+    """
+
+    classes: NDArray[Any]
+    codes: NDArray[np.int64]
+
+    @property
+    def width(self) -> int:
+        """Number of raw scores per text."""
+        return len(self.classes)
+
+
+def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
+    """Check class labels and turn them into codes.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Labels: str, int, bool or object.
+    n : int
+        Number of rows of X.
+    name : str
+        The estimator's name, for error messages.
+
+    Returns
+    -------
+    target : ClassTarget
+
+    Raises
+    ------
+    InvalidTextError
+        If y is missing, has another length than X, holds a missing label, is continuous, or
+        holds only one class.
+    """
+    if y is None:
+        raise InvalidTextError(f"{name} requires y to be passed, but the target y is None.")
+    labels = column_or_1d(_plain(y), warn=True)
+    if len(labels) != n:
+        raise InvalidTextError(
+            "X and y must have one label per text. Found input variables with inconsistent "
+            f"numbers of samples: [{n}, {len(labels)}]."
+        )
+    _refuse_missing(labels)
+    if type_of_target(labels, input_name="y").startswith("continuous"):
+        raise InvalidTextError(
+            f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
+            "y and got continuous numbers: bin them into classes, or use a regressor."
+        )
+    check_classification_targets(labels)
+    try:
+        classes, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in labels})
+        raise InvalidTextError(
+            f"The labels in y must be of one type, so that they can be sorted. Got {kinds}: "
+            "convert them, for example with [str(label) for label in y]."
+        ) from error
+    if len(classes) < 2:
+        raise InvalidTextError(
+            f"{name} needs samples of at least 2 classes in y, but the data contains only one "
+            f"class: {classes[0]!r}."
+        )
+    return ClassTarget(classes, codes.astype(np.int64).reshape(-1))
+
+
+def _plain(y: Any) -> Any:
+    # pandas' own string and category types become plain objects, missing ones included.
+    if hasattr(y, "to_numpy") and not isinstance(y, np.ndarray):
+        return y.to_numpy()
+    return y
+
+
+def _refuse_missing(labels: NDArray[Any]) -> None:
+    if labels.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(labels))
+        if len(bad):
+            raise InvalidTextError(
+                f"Input y contains NaN or infinity: row {bad[0]} is {labels[bad[0]]}. Every row "
+                "needs a label: drop the rows without one."
+            )
+    if labels.dtype != object:
+        return
+    for row, label in enumerate(labels):
+        if label is None or type(label).__name__ == "NAType" or label != label:
+            raise InvalidTextError(
+                f"Input y contains NaN or a missing label: row {row} is {label!r}. Every row "
+                "needs a label: drop the rows without one."
+            )
+
+
+def row_weights(
+    target: ClassTarget,
+    sample_weight: NDArray[np.float64],
+    class_weight: Mapping[Any, float] | str | None,
+) -> NDArray[np.float64]:
+    """Multiply the weights of rows by the weights of their classes.
+
+    "balanced" is computed on these rows with their sample weights, so that a row of weight 2
+    counts as that row twice: ``sum(w) / (n_classes * sum(w of the class))``.
+
+    Parameters
+    ----------
+    target : ClassTarget
+    sample_weight : ndarray of shape (n,)
+    class_weight : dict, "balanced" or None
+
+    Returns
+    -------
+    weight : ndarray of shape (n,)
+
+    Raises
+    ------
+    InvalidTextError
+        If `class_weight` names a label that y doesn't hold, or if every row's weight comes to
+        zero.
+    """
+    if class_weight is None:
+        return sample_weight
+    if isinstance(class_weight, Mapping):
+        per_class = _dict_weights(target, class_weight)
+    else:
+        totals = np.bincount(target.codes, weights=sample_weight, minlength=target.width)
+        per_class = np.zeros(target.width)
+        present = totals > 0  # a class whose rows all weigh nothing has nothing to balance
+        per_class[present] = sample_weight.sum() / (present.sum() * totals[present])
+    weight = sample_weight * per_class[target.codes]
+    if not np.any(weight > 0):
+        raise InvalidTextError(
+            "sample_weight times class_weight must be above zero for at least one row. It is "
+            "zero for all of them."
+        )
+    return np.asarray(weight, dtype=np.float64)
+
+
+def _dict_weights(target: ClassTarget, class_weight: Mapping[Any, float]) -> NDArray[np.float64]:
+    unknown = [label for label in class_weight if label not in set(target.classes.tolist())]
+    if unknown:
+        raise InvalidTextError(
+            f"class_weight must name labels of y. {unknown} are not among "
+            f"{target.classes.tolist()}."
+        )
+    bad = {k: v for k, v in class_weight.items() if not np.isfinite(v) or v < 0}
+    if bad:
+        raise InvalidTextError(f"class_weight must hold finite weights >= 0. Got {bad}.")
+    codes = target.classes[target.codes]
+    weights = compute_class_weight(dict(class_weight), classes=target.classes, y=codes)
+    return np.asarray(weights, dtype=np.float64)
