@@ -1,0 +1,1 @@
+"""Where scikit-learn meets the rest."""

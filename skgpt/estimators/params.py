@@ -1,0 +1,48 @@
+"""What every estimator's parameters may be: one table for the check, the message and the tests."""
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from skgpt.sklearn_compat import Interval, StrOptions
+
+SHARED_CONSTRAINTS: dict[str, list[Any]] = {
+    "model": [str],
+    "revision": [str, None],
+    "n_layers": [Interval(Integral, 1, None, closed="left"), None],
+    "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
+    "pooling": [StrOptions({"last", "mean", "auto"})],
+    "max_length": [Interval(Integral, 2, None, closed="left")],
+    "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
+    "lr_schedule": [StrOptions({"linear", "cosine", "constant"})],
+    "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
+    "device": [str],
+    "precision": [StrOptions({"auto", "bf16", "fp16", "fp32"})],
+    "random_state": ["random_state"],
+    "verbose": [Interval(Integral, 0, None, closed="left"), bool],
+}
+
+
+def draw_seed(random_state: Any) -> int:
+    """Draw the one integer that all randomness of a fit follows from.
+
+    Parameters
+    ----------
+    random_state : int, RandomState instance or None
+        An int is used as it is given, so nothing global is touched. None draws from numpy's global
+        generator, as everywhere in scikit-learn.
+
+    Returns
+    -------
+    seed : int
+    """
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    generator = np.random.mtrand._rand if random_state is None else random_state
+    return int(generator.randint(np.iinfo(np.int32).max))

@@ -1,0 +1,1 @@
+"""Pretrained trunks, tokenizers, pooling and heads; no training and no estimator."""

@@ -1,0 +1,150 @@
+"""The stack of blocks in a trunk: find it, shorten it, and step into the middle of it.
+
+Stepping in is done at one place, the block after which the hidden states are taken or put back.
+Everything that the model does around its blocks (positions, scaling, masks, rotations, the final
+norm) stays its own code, so nothing here knows an architecture.
+"""
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skgpt.exceptions import ModelNotSupportedError
+
+
+def find_blocks(trunk: Any) -> nn.ModuleList:
+    """Return the module list that holds the trunk's blocks.
+
+    Parameters
+    ----------
+    trunk : transformers.PreTrainedModel
+
+    Returns
+    -------
+    blocks : torch.nn.ModuleList
+        As long as ``config.num_hidden_layers``; where several are, the one with most weights.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If there is none.
+    """
+    depth = trunk.config.num_hidden_layers
+    lists = [m for m in trunk.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not lists:
+        raise ModelNotSupportedError(
+            f"The model must keep its {depth} blocks in one torch.nn.ModuleList. "
+            f"{type(trunk).__name__} has none of that length: use another model."
+        )
+    return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+
+
+def truncate(trunk: Any, n_layers: int) -> None:
+    """Keep only the first `n_layers` blocks; what follows the blocks (a final norm) stays."""
+    blocks = find_blocks(trunk)
+    del blocks[n_layers:]
+    trunk.config.num_hidden_layers = n_layers
+    layer_types = getattr(trunk.config, "layer_types", None)
+    if layer_types:  # one setting per block, read by position in the forward pass
+        trunk.config.layer_types = list(layer_types[:n_layers])
+
+
+class _Door(threading.local):
+    """What goes in or comes out at the cut; each thread has its own, for predictions at once."""
+
+    put: Tensor | None = None
+    take: bool = False
+    taken: Tensor | None = None
+
+
+class Cut:
+    """A cut through a trunk after its first `k` blocks.
+
+    The trunk works as before until `take` or `put` is called; the model must be its caller's own
+    (a copy of a shared one), since its blocks' ``forward`` is wrapped.
+
+    Parameters
+    ----------
+    trunk : transformers.PreTrainedModel
+    k : int
+        1 <= k <= number of blocks.
+    """
+
+    def __init__(self, trunk: Any, k: int) -> None:
+        self.trunk = trunk
+        self._door = _Door()
+        for i, block in enumerate(list(find_blocks(trunk))[:k]):
+            _wrap(block, self._door, last=i == k - 1)
+
+    def take(self, **inputs: Any) -> Tensor:
+        """Run the trunk and return the hidden states after block k, shape (B, T, H)."""
+        self._door.take = True
+        try:
+            self.trunk(**inputs)
+            taken = self._door.taken
+        finally:
+            self._door.take = False
+            self._door.taken = None
+        assert taken is not None
+        return taken
+
+    def put(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
+        """Run what follows block k on these hidden states; return the last hidden states."""
+        self._door.put = hidden_BTH
+        try:
+            last: Tensor = self.trunk(inputs_embeds=hidden_BTH, **inputs).last_hidden_state
+        finally:
+            self._door.put = None
+        return last
+
+
+def _wrap(block: nn.Module, door: _Door, *, last: bool) -> None:
+    original = block.forward
+    extra = 0  # what the block returns behind its hidden states, learned from its real runs
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal extra
+        if door.put is None:
+            output = original(*args, **kwargs)
+            extra = len(output) if isinstance(output, tuple) else 0
+            if last and door.take:
+                door.taken = output[0] if isinstance(output, tuple) else output
+            return output
+        # A skipped block hands on what it was given; the last one before the cut answers with
+        # the states that were put in, so whatever came before it is forgotten.
+        hidden = door.put if last else (args[0] if args else kwargs["hidden_states"])
+        return (hidden, *[None] * (extra - 1)) if extra else hidden
+
+    block.forward = forward  # type: ignore[method-assign]
+
+
+def parameters_after(trunk: Any, cut: Cut) -> set[str]:
+    """Return the names of the parameters that act after the trunk's last block.
+
+    They are found by what has a gradient when hidden states are put in behind the last block,
+    wherever the architecture keeps its final norm.
+
+    Parameters
+    ----------
+    trunk : transformers.PreTrainedModel
+    cut : Cut
+        A cut after the last block of this trunk, through which it has run at least once.
+    """
+    named = dict(trunk.named_parameters())
+    before = {name: p.requires_grad for name, p in named.items()}
+    sample = next(iter(named.values()))
+    hidden = torch.ones(1, 2, trunk.config.hidden_size, dtype=sample.dtype, device=sample.device)
+    try:
+        for p in named.values():
+            p.requires_grad_(True)
+        with torch.enable_grad():
+            total = cut.put(hidden).float().sum()
+        if not total.requires_grad:
+            return set()
+        grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    finally:
+        for name, p in named.items():
+            p.requires_grad_(before[name])
+    return {name for name, grad in zip(named, grads, strict=True) if grad is not None}

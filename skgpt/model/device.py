@@ -1,0 +1,115 @@
+"""Where and how to compute: device, arithmetic, and how much of it at once."""
+
+from typing import Literal
+
+import psutil
+import torch
+
+from skgpt.exceptions import ModelNotSupportedError
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+# Padded tokens per micro-batch. More fills a GPU better; on a CPU it only spills the caches.
+_CPU_TOKENS = 2048
+_GPU_TOKENS_PER_GIB = 1024
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn the `device` parameter into a torch device that exists.
+
+    Parameters
+    ----------
+    device : str
+        "auto" (the first CUDA device, else the CPU), or any torch device name.
+
+    Returns
+    -------
+    device : torch.device
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ModelNotSupportedError(
+            f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
+        ) from error
+    if wanted.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = wanted.index or 0
+        if index >= count:
+            raise ModelNotSupportedError(
+                f"`device={device!r}` needs CUDA device {index}; {count} are visible. Use "
+                "device='auto', or check the driver and CUDA_VISIBLE_DEVICES."
+            )
+        return torch.device("cuda", index)
+    if wanted.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelNotSupportedError("`device='mps'` needs an Apple GPU; none is visible here.")
+    if wanted.type not in ("cpu", "mps"):
+        raise ModelNotSupportedError(
+            f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
+        )
+    return wanted
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Say whether bf16 matrix products run in hardware on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # No public question to ask: both are what torch itself asks before using the kernels.
+        return bool(
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    return False
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Turn the `precision` parameter into the dtype that the trunk computes in.
+
+    Parameters
+    ----------
+    precision : {"auto", "bf16", "fp16", "fp32"}
+        "auto": bf16 where the hardware is fast at it, else fp32.
+    device : torch.device
+
+    Returns
+    -------
+    dtype : torch.dtype
+
+    Raises
+    ------
+    ModelNotSupportedError
+        For fp16 on anything but CUDA.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if precision == "fp16" and device.type != "cuda":
+        raise ModelNotSupportedError(
+            f"precision='fp16' needs a CUDA device. Got {device}: use 'auto', 'bf16' or 'fp32'."
+        )
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the device's memory in bytes: all of it, not what happens to be free."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def token_budget(device: torch.device) -> int:
+    """Return how many padded tokens a micro-batch may hold: a function of the device alone."""
+    if device.type == "cuda":
+        return max(2048, int(total_memory(device) / 2**30 * _GPU_TOKENS_PER_GIB))
+    return _CPU_TOKENS
+
+
+def prefix_budget(device: torch.device) -> int:
+    """Return how many bytes the hidden states behind frozen layers may take during a fit."""
+    return total_memory(device) // 4

@@ -1,0 +1,300 @@
+"""A model's name to its weights and tokenizer, read once and kept; networks share the tensors.
+
+Two fitted estimators may be alive at once, so a network never gets the module that was read: it
+gets a copy of the module tree whose parameters are views of the same, read-only tensors.
+"""
+
+import copy
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skgpt.caches import Store
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError
+from skgpt.model.blocks import find_blocks, truncate
+from skgpt.model.conversion import ALIASES, alias_folder, read_gguf
+from skgpt.model.device import total_memory
+from skgpt.model.tokenizer import TextTokenizer
+
+_CPU = torch.device("cpu")
+_VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
+_PROBE_IDS = ([5, 7, 11, 13], [2, 3, 5, 7, 11, 13, 17])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pretrained trunk with its tokenizer, shared by everything that is built on it.
+
+    Parameters
+    ----------
+    model : str
+        The name it was asked for by.
+    revision : str or None
+    trunk : transformers.PreTrainedModel
+        Read-only; `copy_trunk` gives a network its own.
+    tokenizer : TextTokenizer
+    refetchable : bool
+        Whether another machine can get the same weights by name (an alias or a hub id).
+    fingerprint : str
+        Of the configuration and the weights.
+    causal : bool
+        Whether a token sees only what stands before it.
+    needs_mask : bool
+        Whether right padding changes the result unless it is masked.
+    """
+
+    model: str
+    revision: str | None
+    trunk: Any
+    tokenizer: TextTokenizer
+    refetchable: bool
+    fingerprint: str
+    causal: bool
+    needs_mask: bool
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(find_blocks(self.trunk))
+
+    def master(self, name: str, device: torch.device) -> Tensor:
+        """Return a parameter of the trunk as a new fp32 tensor of the caller's own."""
+        tensor = self.trunk.get_parameter(name).detach()
+        return tensor.to(device, torch.float32, copy=True)
+
+    def copy_trunk(self, n_layers: int, dtype: torch.dtype, device: torch.device) -> Any:
+        """Return a module tree of the caller's own whose frozen tensors are the shared ones.
+
+        Parameters
+        ----------
+        n_layers : int
+            Blocks to keep.
+        dtype : torch.dtype
+            Of the parameters; buffers (rotary frequencies, ...) keep theirs.
+        device : torch.device
+
+        Returns
+        -------
+        trunk : transformers.PreTrainedModel
+            In evaluation mode, so without dropout; no parameter requires a gradient.
+        """
+        shared = self._tensors(dtype, device)
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(shared[name], requires_grad=False)
+            for name, p in self.trunk.named_parameters()
+        }
+        for name, buffer in self.trunk.named_buffers():
+            memo[id(buffer)] = shared[name]
+        trunk = copy.deepcopy(self.trunk, memo)
+        truncate(trunk, n_layers)
+        trunk.config.use_cache = False
+        return trunk.eval()
+
+    def _tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        key = (self.fingerprint, id(self.trunk), dtype, str(device))
+        return _TENSORS.get_or_make(key, lambda: self._cast(dtype, device), _bytes_of)
+
+    def _cast(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        cast = {
+            name: p.detach().to(device, dtype if p.is_floating_point() else p.dtype)
+            for name, p in self.trunk.named_parameters()
+        }
+        return cast | {name: b.to(device) for name, b in self.trunk.named_buffers()}
+
+
+def _bytes_of(tensors: dict[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _bytes_of_source(source: Source) -> int:
+    return sum(p.numel() * p.element_size() for p in source.trunk.parameters())
+
+
+_SOURCES: Store[Source] = Store("models", total_memory(_CPU) // 4)
+_TENSORS: Store[dict[str, Tensor]] = Store("tensors", total_memory(_CPU) // 4)
+_READING = threading.RLock()  # transformers' logging switches are global
+
+
+def load_source(model: str, revision: str | None = None) -> Source:
+    """Return the model of that name, reading it only if it isn't resident.
+
+    Parameters
+    ----------
+    model : str
+        An alias, a hub id, a transformers folder or a .gguf file.
+    revision : str or None
+        Hub revision: branch, tag or commit.
+
+    Returns
+    -------
+    source : Source
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is nothing of that name.
+    ModelNotSupportedError
+        If what is there can't be used: weights missing, no stack of blocks, ...
+    """
+    path = Path(model).expanduser()
+    local = path.exists() and model not in ALIASES
+    key = (model, revision, _stamp(path) if local else None)
+    return _SOURCES.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_source)
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(f.name, f.stat()) for f in files if f.is_file()]
+    resolved = str(path.resolve())
+    return (resolved, *((name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in stats))
+
+
+def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
+    with _READING, quiet_transformers():
+        try:
+            if local and path.is_file():
+                trunk, hf_tokenizer = read_gguf(path)
+            else:
+                where = str(alias_folder(model)) if model in ALIASES else model
+                if local:
+                    where = str(path)
+                trunk, hf_tokenizer = _from_pretrained(where, revision, hub=where == model)
+        except SkgptError:
+            raise
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelNotFoundError(_not_found(model, revision, local, error)) from error
+        return make_source(
+            trunk, TextTokenizer(hf_tokenizer), model=model, revision=revision, refetchable=not local
+        )
+
+
+def _from_pretrained(where: str, revision: str | None, *, hub: bool) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    def read(local_files_only: bool) -> tuple[Any, Any]:
+        options: dict[str, Any] = {
+            "revision": revision or "main",
+            "local_files_only": local_files_only,
+            "trust_remote_code": False,
+        }
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        trunk, report = AutoModel.from_pretrained(
+            where, dtype="auto", output_loading_info=True, **options
+        )
+        missing = [name for name in report["missing_keys"] if "pooler" not in name]
+        if missing:
+            raise ModelNotSupportedError(
+                f"The checkpoint {where!r} must hold every weight of {type(trunk).__name__}. "
+                f"{len(missing)} are missing, {missing[0]!r} the first: it belongs to another "
+                "architecture or is incomplete."
+            )
+        return trunk, tokenizer
+
+    try:
+        return read(local_files_only=True)  # what is on disk already needs no network
+    except (OSError, ValueError):
+        if not hub:
+            raise
+        return read(local_files_only=False)
+
+
+def _not_found(model: str, revision: str | None, local: bool, error: Exception) -> str:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    at = f" at revision {revision!r}" if revision else ""
+    if local:
+        return (
+            f"`model` must be a transformers folder (config.json, safetensors weights, tokenizer "
+            f"files) or a .gguf file. {model!r} can't be read: {reason[0]}"
+        )
+    return (
+        f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
+        f"or a .gguf file. {model!r}{at} is no alias, no existing path, not in the local hub "
+        f"cache, and could not be fetched: {reason[0]} Check the spelling, or name a local folder."
+    )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and reports off the screen; its switches are put back after."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def make_source(
+    trunk: Any, tokenizer: TextTokenizer, *, model: str, revision: str | None, refetchable: bool
+) -> Source:
+    """Make a source of a trunk that was read: freeze it, prove what it does, take its print."""
+    trunk.eval().requires_grad_(False)
+    find_blocks(trunk)
+    causal, needs_mask = _prove(trunk)
+    return Source(
+        model=model,
+        revision=revision,
+        trunk=trunk,
+        tokenizer=tokenizer,
+        refetchable=refetchable,
+        fingerprint=_fingerprint(trunk),
+        causal=causal,
+        needs_mask=needs_mask,
+    )
+
+
+@torch.no_grad()
+def _prove(trunk: Any) -> tuple[bool, bool]:
+    """Find out on two short texts whether the model is causal and what padding does to it."""
+    short, long = _PROBE_IDS
+    pad = 1 if trunk.config.pad_token_id != 1 else 0
+    padded = short + [pad] * (len(long) - len(short))
+    batch = torch.tensor([padded, long])
+    mask = torch.tensor([[i < len(short) for i in range(len(long))], [True] * len(long)])
+
+    def run(ids: Tensor, **extra: Any) -> Tensor:
+        return trunk(input_ids=ids, use_cache=False, **extra).last_hidden_state.float()
+
+    alone = run(torch.tensor([short]))[0]
+    changed = run(torch.tensor([[*short[:-1], short[-1] + 1]]))[0]
+    causal = _close(changed[:-1], alone[:-1], trunk.dtype)
+    if causal and _close(run(batch)[0, : len(short)], alone, trunk.dtype):
+        return True, False
+    if _close(run(batch, attention_mask=mask.long())[0, : len(short)], alone, trunk.dtype):
+        return causal, True
+    raise ModelNotSupportedError(
+        f"A text's hidden states must not depend on the padding behind it. Those of "
+        f"{type(trunk).__name__} do, masked or not: use another model."
+    )
+
+
+def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    # As loose as the checkpoint's own rounding; an unmasked pad token is off by far more.
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 2e-2
+    return bool((a - b).abs().max() <= tolerance * max(float(b.abs().max()), 1e-6))
+
+
+def _fingerprint(trunk: Any) -> str:
+    """Hash the configuration and a sample of every tensor: a changed base is seen, cheaply."""
+    config = {k: v for k, v in trunk.config.to_dict().items() if k not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, p in sorted(trunk.state_dict().items()):
+        flat = p.detach().reshape(-1)
+        stride = max(1, flat.numel() // 1024)
+        sample = flat[::stride].to(torch.float32).cpu().contiguous()
+        digest.update(f"{name}{tuple(p.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+"""A network as numpy arrays and text, and back: what a pickle of a fitted estimator holds.
+
+What the network learned is always inside. The base it stands on is inside only if it can't be
+had again by name; otherwise its name, revision and fingerprint are.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor
+
+from skgpt.exceptions import ModelNotFoundError, StateFormatError
+from skgpt.model.network import NetworkSpec, TextNetwork
+from skgpt.model.sources import Source, load_source, make_source, quiet_transformers
+from skgpt.model.tokenizer import TextTokenizer
+
+FORMAT = 1
+
+
+def pack(network: TextNetwork) -> dict[str, Any]:
+    """Return the network as a dict of text, numbers and uint8 arrays.
+
+    Parameters
+    ----------
+    network : TextNetwork
+
+    Returns
+    -------
+    state : dict
+        ``format``, ``spec``, ``source`` and ``learned``, and for a base that can't be fetched
+        again by name ``config``, ``tokenizer`` and ``base``.
+    """
+    source, spec = network.source, network.spec
+    learned = {f"trunk.{name}": tensor for name, tensor in network.masters.items()}
+    learned["head.weight"] = network.head.weight
+    state: dict[str, Any] = {
+        "format": FORMAT,
+        "spec": {
+            "n_layers": spec.n_layers,
+            "trainable_layers": spec.trainable_layers,
+            "pooling": spec.pooling,
+            "n_outputs": spec.n_outputs,
+        },
+        "source": {
+            "model": source.model,
+            "revision": source.revision,
+            "fingerprint": source.fingerprint,
+        },
+        "learned": _to_bytes(learned),
+    }
+    if not source.refetchable:
+        shared = {
+            name: p for name, p in network.trunk.state_dict().items() if name not in network.masters
+        }
+        state["config"] = json.dumps(_config_of(network), sort_keys=True)
+        state["tokenizer"] = source.tokenizer.files()
+        state["base"] = _to_bytes(shared)
+    return state
+
+
+def _config_of(network: TextNetwork) -> dict[str, Any]:
+    config = dict(network.trunk.config.to_dict())
+    config.pop("_name_or_path", None)
+    config["dtype"] = str(network.dtype).removeprefix("torch.")
+    return config
+
+
+def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -> TextNetwork:
+    """Make the network again.
+
+    Parameters
+    ----------
+    state : dict
+        From `pack`.
+    dtype : torch.dtype
+        Of the trunk's arithmetic, on this machine.
+    device : torch.device
+
+    Returns
+    -------
+    network : TextNetwork
+
+    Raises
+    ------
+    StateFormatError
+        If the state was written by a later version.
+    ModelNotFoundError
+        If the base is not here, or is not what it was.
+    """
+    if state.get("format") != FORMAT:
+        raise StateFormatError(
+            f"A saved model must be of format {FORMAT}. Got {state.get('format')!r}: open it with "
+            "the version of skgpt that wrote it."
+        )
+    learned = _from_bytes(state["learned"])
+    spec = NetworkSpec(**state["spec"])
+    source = _source_inside(state, learned) if "base" in state else _source_by_name(state["source"])
+    network = TextNetwork(source, spec, dtype, device)
+    with torch.no_grad():
+        network.head.weight.copy_(learned["head.weight"])
+        for name, master in network.masters.items():
+            master.copy_(learned[f"trunk.{name}"])
+    network.refresh()
+    return network
+
+
+def _source_by_name(named: dict[str, Any]) -> Source:
+    model, revision = named["model"], named["revision"]
+    try:
+        source = load_source(model, revision)
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"This fitted model stands on {model!r}, which can't be had here: {error}"
+        ) from error
+    if source.fingerprint != named["fingerprint"]:
+        raise ModelNotFoundError(
+            f"This fitted model stands on {model!r} (revision {revision!r}) as it was when it was "
+            "fitted. What has that name here holds other weights: name the revision in "
+            "`revision`, or copy the cache folder of the machine that fitted it."
+        )
+    return source
+
+
+def _source_inside(state: dict[str, Any], learned: dict[str, Tensor]) -> Source:
+    from transformers import AutoConfig, AutoModel
+
+    config = json.loads(state["config"])
+    base = _from_bytes(state["base"])
+    dtype = getattr(torch, config["dtype"])
+    for name, tensor in learned.items():
+        if name.startswith("trunk."):
+            base[name.removeprefix("trunk.")] = tensor.to(dtype)
+    with torch.device("meta"):  # only to learn the class that belongs to this configuration
+        architecture = type(AutoModel.from_config(AutoConfig.for_model(**config)))
+    # This fills in what no checkpoint holds (rotary frequencies) and draws no random number.
+    with quiet_transformers():
+        trunk = architecture.from_pretrained(
+            None, config=AutoConfig.for_model(**config), state_dict=base, dtype=dtype
+        )
+    return make_source(
+        trunk,
+        TextTokenizer.from_files(state["tokenizer"]),
+        model=state["source"]["model"],
+        revision=state["source"]["revision"],
+        refetchable=False,
+    )
+
+
+def _to_bytes(tensors: dict[str, Tensor]) -> NDArray[np.uint8]:
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    return np.frombuffer(save(plain), dtype=np.uint8)
+
+
+def _from_bytes(array: NDArray[np.uint8]) -> dict[str, Tensor]:
+    # A copy: the array may be a read-only memory map, and nothing may ever write to that.
+    tensors: dict[str, Tensor] = load(array.tobytes())
+    return tensors

@@ -1,0 +1,1 @@
+"""Arrays in, a trained network out; no estimator is known here."""

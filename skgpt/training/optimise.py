@@ -1,0 +1,107 @@
+"""AdamW over fp32 originals while the trunk computes in another precision.
+
+Micro-batches add their gradients up in fp32; a step clips, updates the originals and refreshes
+the working copies. AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019),
+as torch implements it.
+"""
+
+import torch
+from torch import Tensor
+
+from skgpt.model.network import TextNetwork
+from skgpt.training.plan import TrainingPlan
+
+_FIRST_SCALE = 2.0**14
+_GROW_AFTER = 1000
+
+
+class Optimiser:
+    """Owns the optimiser state of one run.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    plan : TrainingPlan
+    """
+
+    def __init__(self, network: TextNetwork, plan: TrainingPlan) -> None:
+        self.network = network
+        self.plan = plan
+        self._step = 0
+        self._names = list(network.masters)
+        self._masters = list(network.masters.values())
+        self._working = [network.trunk.get_parameter(name) for name in self._names]
+        self._separate = network.dtype != torch.float32
+        self._head = network.head.weight
+        self._head.requires_grad_(True)
+        # fp16 gradients underflow without a scale; bf16 and fp32 have the range.
+        self._scale = _FIRST_SCALE if network.dtype == torch.float16 else 1.0
+        self._good_steps = 0
+        groups = [
+            _group([m for m in self._masters if m.ndim > 1], plan.learning_rate, plan.weight_decay),
+            _group([m for m in self._masters if m.ndim <= 1], plan.learning_rate, 0.0),
+            _group([self._head], plan.head_learning_rate, plan.weight_decay),
+        ]
+        self._adam = torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+        self._peaks = [group["lr"] for group in self._adam.param_groups]
+
+    @property
+    def lr_factor(self) -> float:
+        """What the peak learning rates are multiplied with at the step to come."""
+        return self.plan.lr_factor(self._step)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch's share of the loss."""
+        (loss * self._scale).backward()
+        if self._separate:
+            self._collect()
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        for master, working in zip(self._masters, self._working, strict=True):
+            if working.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = working.grad.to(torch.float32)
+            else:
+                master.grad.add_(working.grad)
+            working.grad = None
+
+    def step(self) -> None:
+        """Clip, update, refresh the working copies and forget the gradients."""
+        learned = [*self._masters, self._head]
+        if self._scale == 1.0 or self._unscale(learned):
+            if self.plan.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(learned, self.plan.max_grad_norm)
+            for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * self.lr_factor
+            self._adam.step()
+            self.network.refresh()
+        self.skip()
+
+    def skip(self) -> None:
+        """Count a step that changes nothing, as one whose rows all weigh nothing."""
+        self._step += 1
+        self._adam.zero_grad(set_to_none=True)
+
+    def _unscale(self, learned: list[Tensor]) -> bool:
+        """Take the loss scale out of the gradients; an overflow halves it and voids the step."""
+        grads = [p.grad for p in learned if p.grad is not None]
+        torch._foreach_div_(grads, self._scale)
+        finite = bool(torch.isfinite(torch.stack([g.sum() for g in grads])).all())
+        self._good_steps = self._good_steps + 1 if finite else 0
+        if not finite:
+            self._scale = max(self._scale / 2, 2.0)
+        elif self._good_steps % _GROW_AFTER == 0:
+            self._scale *= 2
+        return finite
+
+    def release(self) -> None:
+        """Forget gradients for good and freeze what was learned: the run is over."""
+        self._adam.zero_grad(set_to_none=True)
+        for parameter in [*self._working, *self._masters, self._head]:
+            parameter.requires_grad_(False)
+
+
+def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict[str, object]:
+    return {"params": params, "lr": lr, "weight_decay": weight_decay}

@@ -1,0 +1,103 @@
+"""Everything that a training run needs, decided before it starts."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+# "auto" epochs: at least this many passes, and on small data as many as it takes to make the
+# steps, within a limit. A few hundred texts need more passes, not a higher learning rate.
+_MIN_EPOCHS = 3
+_MIN_STEPS = 160
+_MAX_EPOCHS = 12
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training run, decided.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows to train on.
+    n_epochs : int
+    batch_size : int
+        Rows per optimiser step.
+    learning_rate, head_learning_rate : float
+        Peaks of the trunk's and the head's schedule.
+    weight_decay : float
+        Decoupled; matrices only.
+    warmup_ratio : float
+        Share of the steps over which the learning rates rise.
+    schedule : {"linear", "cosine", "constant"}
+        How they fall afterwards.
+    max_grad_norm : float or None
+        The whole gradient's norm is clipped to it.
+    token_budget : int
+        Padded tokens per micro-batch.
+    memory_budget : int
+        Bytes for what frozen layers returned.
+    seed : int
+        The only randomness.
+    """
+
+    n_rows: int
+    n_epochs: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    weight_decay: float
+    warmup_ratio: float
+    schedule: Schedule
+    max_grad_norm: float | None
+    token_budget: int
+    memory_budget: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass."""
+        return math.ceil(self.n_rows / self.batch_size)
+
+    @property
+    def n_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.n_epochs * self.steps_per_epoch
+
+    def lr_factor(self, step: int) -> float:
+        """Return what the peak learning rates are multiplied with at a step.
+
+        Parameters
+        ----------
+        step : int
+            0 is the first. The factor rises over the warm-up to 1, then falls towards 0.
+        """
+        warmup = int(self.warmup_ratio * self.n_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.schedule == "constant":
+            return 1.0
+        done = (step - warmup) / max(1, self.n_steps - warmup)
+        if self.schedule == "linear":
+            return 1.0 - done
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
+    """Turn the `max_epochs` parameter into a number of passes.
+
+    Parameters
+    ----------
+    max_epochs : int or "auto"
+        "auto": 3, and on small data more, until there are 160 optimiser steps, up to 12 passes.
+    n_rows, batch_size : int
+
+    Returns
+    -------
+    n_epochs : int
+    """
+    if max_epochs != "auto":
+        return int(max_epochs)
+    steps_per_epoch = math.ceil(n_rows / batch_size)
+    return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps_per_epoch)))

@@ -1,0 +1,181 @@
+"""What watches a fit: the history, a progress bar, a word about fits that take very long."""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from tqdm.auto import tqdm
+
+from skgpt.exceptions import SlowFitWarning
+from skgpt.training.plan import TrainingPlan
+
+_SLOW_SECONDS = 600.0
+# The estimate is made once steps have been timed for this long, so that a first slow step or a
+# short one at the end of an epoch can't raise a false alarm.
+_MEASURE_STEPS = 5
+_MEASURE_SECONDS = 10.0
+
+
+class EpochRecord(TypedDict):
+    """One entry of ``history_``."""
+
+    epoch: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """What monitors are told after each optimiser step.
+
+    Parameters
+    ----------
+    step : int
+        Steps done, this one included.
+    epoch : int
+        1 is the first.
+    loss : float
+        Weighted mean of the loss over the epoch so far.
+    n_tokens : int
+        Tokens in the step's rows.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    n_tokens: int
+
+
+class Monitor:
+    """Told of a fit as it goes; every method does nothing unless a subclass says otherwise."""
+
+    def prefix(self, done: int, total: int) -> None:
+        """Frozen layers have run over `done` of `total` tokens."""
+
+    def start(self, plan: TrainingPlan) -> None:
+        """The first step is about to begin."""
+
+    def step(self, event: StepDone) -> None:
+        """A step is done."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch is done."""
+
+    def end(self) -> None:
+        """The fit is over, well or not."""
+
+
+class ProgressBar(Monitor):
+    """A tqdm bar with the loss and the time left; at `verbose` 2 a line per epoch as well.
+
+    Parameters
+    ----------
+    verbose : int
+    **options
+        Passed on to tqdm, for tests.
+    """
+
+    def __init__(self, verbose: int, **options: Any) -> None:
+        self.verbose = verbose
+        self.options = options
+        self._bar: Any = None
+        self._n_epochs = 0
+
+    def prefix(self, done: int, total: int) -> None:
+        """Show how far the frozen layers are."""
+        if self._bar is None:
+            self._bar = tqdm(
+                total=total,
+                desc="frozen layers",
+                unit="tok",
+                unit_scale=True,
+                leave=False,
+                **self.options,
+            )
+        self._bar.update(done - self._bar.n)
+
+    def start(self, plan: TrainingPlan) -> None:
+        """Open the bar of the steps."""
+        self.end()
+        self._n_epochs = plan.n_epochs
+        self._bar = tqdm(total=plan.n_steps, desc="fit", unit="step", **self.options)
+
+    def step(self, event: StepDone) -> None:
+        """Move on by one step."""
+        self._bar.set_description(f"epoch {event.epoch}/{self._n_epochs}", refresh=False)
+        self._bar.set_postfix(loss=f"{event.loss:.3f}", refresh=False)
+        self._bar.update()
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Write a line, if asked to."""
+        if self.verbose > 1:
+            self._bar.write(
+                f"epoch {record['epoch']}: loss {record['loss']:.4f}, "
+                f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s"
+            )
+
+    def end(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class SlowFitNotice(Monitor):
+    """Warns once, from the first measured steps, when a fit will take more than ten minutes.
+
+    Parameters
+    ----------
+    advice : str
+        What would make it shorter.
+    clock : callable, default=time.perf_counter
+        Seconds; tests pass their own.
+    """
+
+    def __init__(self, advice: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.advice = advice
+        self.clock = clock
+        self._began = clock()
+        self._first: float | None = None
+        self._plan: TrainingPlan | None = None
+        self._said = False
+
+    def prefix(self, done: int, total: int) -> None:
+        """Estimate from the frozen layers alone, where they alone take that long."""
+        spent = self.clock() - self._began
+        if done < total and spent >= _MEASURE_SECONDS:
+            self._judge(spent * total / done, "at least ")
+
+    def start(self, plan: TrainingPlan) -> None:
+        """Note the plan."""
+        self._plan = plan
+        self._first = None
+
+    def step(self, event: StepDone) -> None:
+        """Estimate, once enough steps were timed; the first is left out, it warms things up."""
+        if self._said or self._plan is None:
+            return
+        if self._first is None:
+            self._first = self.clock()
+            return
+        now = self.clock()
+        n_timed = event.step - 1
+        if n_timed < _MEASURE_STEPS or now - self._first < _MEASURE_SECONDS:
+            return
+        per_step = (now - self._first) / n_timed
+        left = per_step * (self._plan.n_steps - event.step)
+        self._judge(now - self._began + left, "about ")
+
+    def _judge(self, seconds: float, how: str) -> None:
+        if self._said or seconds <= _SLOW_SECONDS:
+            return
+        self._said = True
+        warnings.warn(
+            f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}.",
+            SlowFitWarning,
+            stacklevel=2,
+        )
