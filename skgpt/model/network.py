@@ -71,8 +71,9 @@ class TextNetwork(nn.Module):
         self.dtype = dtype
         self.device = device
         self.trunk: Any = source.copy_trunk(spec.n_layers, dtype, device)
-        self.head = nn.Linear(
-            self.trunk.config.hidden_size, spec.n_outputs, bias=False, device=device
+        # skip_init: nn.Linear would draw its weights from torch's global generator.
+        self.head = nn.utils.skip_init(
+            nn.Linear, self.trunk.config.hidden_size, spec.n_outputs, bias=False, device=device
         )
         nn.init.zeros_(self.head.weight)
         self.masters: dict[str, Tensor] = {}

@@ -65,12 +65,6 @@ def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
             f"numbers of samples: [{n}, {len(labels)}]."
         )
     _refuse_missing(labels)
-    if type_of_target(labels, input_name="y").startswith("continuous"):
-        raise InvalidTextError(
-            f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
-            "y and got continuous numbers: bin them into classes, or use a regressor."
-        )
-    check_classification_targets(labels)
     try:
         classes, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:
@@ -79,10 +73,16 @@ def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
             f"The labels in y must be of one type, so that they can be sorted. Got {kinds}: "
             "convert them, for example with [str(label) for label in y]."
         ) from error
+    if type_of_target(labels, input_name="y").startswith("continuous"):
+        raise InvalidTextError(
+            f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
+            "y and got continuous numbers: bin them into classes, or use a regressor."
+        )
+    check_classification_targets(labels)
     if len(classes) < 2:
         raise InvalidTextError(
             f"{name} needs samples of at least 2 classes in y, but the data contains only one "
-            f"class: {classes[0]!r}."
+            f"class: {classes.tolist()[0]!r}."
         )
     return ClassTarget(classes, codes.astype(np.int64).reshape(-1))
 

@@ -1,0 +1,106 @@
+"""The scikit-learn contract: its own checks, all of them, and its tools."""
+
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.base import clone, is_classifier
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from skgpt import GPTTextClassifier
+from skgpt.testing import check_text_estimator, tiny_gpt
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData, global_random_state_unchanged
+
+# How many of scikit-learn's checks must run, by version: a wrong tag runs one and reports success.
+EXPECTED_CHECKS = {(1, 7): 62, (1, 8): 63, (1, 9): 63}
+
+EXPECTED_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "a row of weight 2 equals the row twice in the loss, but not in which batch it falls; "
+        "scikit-learn expects the same of its own SGD estimators"
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def checked_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_gpt(tmp_path_factory.mktemp("checked") / "model")
+
+
+def for_checks(folder: str) -> GPTTextClassifier:
+    # fp32: in bf16 a row alone and the same row in a batch agree to three digits only.
+    return make(folder, max_epochs=2, max_length=64, random_state=None, precision="fp32")
+
+
+def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
+    checked_model: str,
+) -> None:
+    report = check_text_estimator(
+        for_checks(checked_model), expected_failed_checks=EXPECTED_FAILURES
+    )
+    version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
+    assert report.n_sklearn_checks >= EXPECTED_CHECKS.get(version, 63)
+    assert report.n_text_checks >= 8
+    assert set(report.expected_failures) <= set(EXPECTED_FAILURES)
+    assert report.skipped == {}
+
+
+def test_clone__parameters__survive(tiny_llama: str) -> None:
+    clf = GPTTextClassifier(tiny_llama, n_layers=2, class_weight={"a": 2.0}, random_state=3)
+    copy = clone(clf)
+    assert copy is not clf
+    assert copy.get_params() == clf.get_params()
+    assert is_classifier(clf)
+    assert clf.set_params(n_layers=1).n_layers == 1
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        clf.set_params(nlayers=1)
+
+
+def test_pipeline__a_cleaning_step__is_applied(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+
+    def upper(texts: Any) -> list[str]:
+        return [text.upper() for text in texts]
+
+    clf = make(tiny_llama, max_epochs=2)
+    pipe = make_pipeline(FunctionTransformer(upper), clone(clf)).fit(X, y)
+    assert np.array_equal(
+        pipe.predict_proba(X), clone(clf).fit(upper(X), y).predict_proba(upper(X))
+    )
+    weight = np.linspace(0.5, 2, len(X))
+    pipe.fit(X, y, gpttextclassifier__sample_weight=weight)
+    expected = clone(clf).fit(upper(X), y, sample_weight=weight)
+    assert np.array_equal(pipe.predict_proba(X), expected.predict_proba(upper(X)))
+
+
+def test_cross_val_score__folds__are_what_fits_by_hand_give(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=3)
+    folds = [(np.arange(0, 20), np.arange(20, 40)), (np.arange(20, 40), np.arange(0, 20))]
+    with global_random_state_unchanged():
+        scores = cross_val_score(clf, X, y, cv=folds)
+    by_hand = [clone(clf).fit(X[a], y[a]).score(X[b], y[b]) for a, b in folds]
+    assert scores.tolist() == by_hand
+    assert cross_val_score(clf, pd.Series(X), y, cv=folds).tolist() == by_hand
+
+
+def test_grid_search__two_processes__equals_one(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    grid = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
+    clf = make(tiny_llama, max_epochs=2, precision="fp32")
+    one = GridSearchCV(clf, grid, cv=2, error_score="raise").fit(X, y)
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=joblib.cpu_count()):
+        two = GridSearchCV(clf, grid, cv=2, n_jobs=2, error_score="raise").fit(X, y)
+    assert one.best_params_ == two.best_params_
+    np.testing.assert_allclose(
+        one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"]
+    )
+    assert two.best_estimator_.predict(X).shape == (len(X),)

@@ -1,0 +1,102 @@
+"""A model's name to its weights: read once, shared, never changed, and refused with a reason."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import skgpt
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.model.sources import load_source
+from skgpt.testing import tiny_gpt
+from tests.helpers import global_random_state_unchanged
+
+
+def test_load_source__twice__is_the_same_object(tiny_llama: str) -> None:
+    assert load_source(tiny_llama) is load_source(tiny_llama)
+
+
+def test_load_source__another_model_in_the_same_folder__is_read_again(tmp_path: Path) -> None:
+    first = load_source(tiny_gpt(tmp_path / "m", seed=0))
+    second = load_source(tiny_gpt(tmp_path / "m", seed=1))
+    assert first.fingerprint != second.fingerprint
+
+
+def test_clear_cache__with_a_source_in_use__leaves_it_working(tiny_llama: str) -> None:
+    source = load_source(tiny_llama)
+    assert skgpt.cache_info()["models"]["entries"] >= 1
+    skgpt.clear_cache()
+    assert skgpt.cache_info()["models"]["entries"] == 0
+    trunk = source.copy_trunk(3, torch.float32, torch.device("cpu"))
+    assert trunk(input_ids=torch.tensor([[1, 2]])).last_hidden_state.isfinite().all()
+    assert load_source(tiny_llama) is not source
+
+
+def test_load_source__global_random_state__is_untouched(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    with global_random_state_unchanged():
+        load_source(folder)
+
+
+@pytest.mark.parametrize("name", ["no-such-model-anywhere", "./no/such/folder"])
+def test_load_source__an_unknown_name__lists_what_there_is(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="smollm2-135m"):
+        load_source(name)
+
+
+def test_load_source__a_folder_without_a_model__says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="transformers folder"):
+        load_source(str(tmp_path))
+
+
+def test_load_source__a_file_that_is_no_gguf__says_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ModelNotFoundError, match="can't be read"):
+        load_source(str(path))
+
+
+def test_load_source__weights_missing__is_refused(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    config.pop("layer_types", None)
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelNotSupportedError, match="missing"):
+        load_source(folder)
+
+
+def test_tokenizer__special_tokens_in_a_text__are_plain_text(tiny_llama: str) -> None:
+    tokenizer = load_source(tiny_llama).tokenizer
+    special = tokenizer.hf.eos_token
+    ids = tokenizer.encode([f"a {special} b"])[0]
+    assert tokenizer.hf.eos_token_id not in ids
+    assert len(ids) > 4
+
+
+def test_tokenizer__as_files__comes_back_the_same(tiny_llama: str, tmp_path: Path) -> None:
+    tokenizer = load_source(tiny_llama).tokenizer
+    again = type(tokenizer).from_files(tokenizer.files())
+    texts = ["hello", "", "ünï\U0001f600", "</s> x"]
+    assert again.encode(texts) == tokenizer.encode(texts)
+    assert (again.prefix_ids, again.suffix_ids, again.empty_id) == (
+        tokenizer.prefix_ids,
+        tokenizer.suffix_ids,
+        tokenizer.empty_id,
+    )
+
+
+def test_tokenizer__a_file_outside_its_folder__is_refused(tmp_path: Path) -> None:
+    from skgpt.model.tokenizer import TextTokenizer
+
+    with pytest.raises(ModelNotSupportedError, match="inside its folder"):
+        TextTokenizer.from_files({"../evil.json": "{}"})
+
+
+def test_load_source__a_copied_folder__has_the_same_fingerprint(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(tiny_llama, tmp_path / "copy")
+    assert load_source(str(copied)).fingerprint == load_source(tiny_llama).fingerprint

@@ -1,0 +1,97 @@
+"""The optimiser: clipping, working copies, and the loss scale that fp16 needs."""
+
+import pytest
+import torch
+
+from skgpt.model.network import TextNetwork, build_network
+from skgpt.model.sources import load_source
+from skgpt.training.optimise import Optimiser
+from tests.training.test_plan import make_plan
+
+
+def build(folder: str, dtype: torch.dtype) -> TextNetwork:
+    return build_network(
+        load_source(folder),
+        n_layers=None,
+        trainable_layers=1,
+        pooling="mean",
+        n_outputs=2,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+
+
+def a_loss(network: TextNetwork) -> torch.Tensor:
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    logits = network(ids, torch.tensor([3, 2]))
+    return torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_optimiser__a_step__lowers_the_loss(dtype: torch.dtype, tiny_llama: str) -> None:
+    network = build(tiny_llama, dtype)
+    optimiser = Optimiser(network, make_plan(warmup_ratio=0.0))
+    losses = []
+    for _ in range(6):
+        loss = a_loss(network)
+        losses.append(float(loss.detach()))
+        optimiser.backward(loss)
+        optimiser.step()
+    assert losses[-1] < losses[0] - 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimiser__two_halves__add_up_to_the_whole_gradient(
+    dtype: torch.dtype, tiny_llama: str
+) -> None:
+    grads = []
+    for parts in (1, 2):
+        network = build(tiny_llama, dtype)
+        torch.nn.init.ones_(network.head.weight[0].data)
+        optimiser = Optimiser(network, make_plan())
+        for _ in range(parts):
+            optimiser.backward(a_loss(network) / parts)
+        grads.append([m.grad for m in network.masters.values()])
+    for whole, halves in zip(*grads, strict=True):
+        assert whole is not None and halves is not None
+        assert whole.dtype == halves.dtype == torch.float32
+        torch.testing.assert_close(whole, halves, rtol=1e-2, atol=1e-5)
+
+
+def test_optimiser__fp16_overflow__voids_the_step_and_halves_the_scale(tiny_llama: str) -> None:
+    network = build(tiny_llama, torch.float16)
+    optimiser = Optimiser(network, make_plan(warmup_ratio=0.0))
+    before = {name: m.clone() for name, m in network.masters.items()}
+    scale = optimiser._scale
+    optimiser.backward(a_loss(network) * float("inf"))
+    optimiser.step()
+    assert optimiser._scale == scale / 2
+    assert all(torch.equal(m, before[name]) for name, m in network.masters.items())
+    assert torch.count_nonzero(network.head.weight) == 0
+
+
+def test_optimiser__a_huge_gradient__is_clipped(tiny_llama: str) -> None:
+    network = build(tiny_llama, torch.float32)
+    optimiser = Optimiser(network, make_plan(max_grad_norm=1e-9, warmup_ratio=0.0))
+    optimiser.backward(a_loss(network) * 1e6)
+    norms: list[float] = []
+    adam_step = optimiser._adam.step
+
+    def spy() -> None:
+        grads = [p.grad for p in [*network.masters.values(), network.head.weight]]
+        norms.append(float(torch.cat([g.flatten() for g in grads if g is not None]).norm()))
+        adam_step()
+
+    optimiser._adam.step = spy  # type: ignore[method-assign, assignment]
+    optimiser.step()
+    assert norms[0] <= 1.01e-9
+
+
+def test_optimiser__released__leaves_nothing_that_wants_a_gradient(tiny_llama: str) -> None:
+    network = build(tiny_llama, torch.bfloat16)
+    optimiser = Optimiser(network, make_plan())
+    optimiser.backward(a_loss(network))
+    optimiser.release()
+    tensors = [*network.parameters(), *network.masters.values()]
+    assert not any(t.requires_grad for t in tensors)
+    assert all(t.grad is None for t in tensors)

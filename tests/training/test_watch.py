@@ -1,0 +1,96 @@
+"""What watches a fit: the bar, the lines, and the word about a fit that takes very long."""
+
+import io
+import warnings
+
+import pytest
+
+from skgpt.exceptions import SlowFitWarning
+from skgpt.training.watch import ProgressBar, SlowFitNotice, StepDone
+from tests.training.test_plan import make_plan
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(notice: SlowFitNotice, clock: Clock, n_steps: int, seconds_per_step: float) -> None:
+    plan = make_plan(n_rows=n_steps * 8, batch_size=8, n_epochs=1)
+    notice.start(plan)
+    for step in range(1, n_steps + 1):
+        clock.now += seconds_per_step
+        notice.step(StepDone(step, 1, 0.5, 100))
+
+
+def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice() -> None:
+    clock = Clock()
+    with pytest.warns(SlowFitWarning, match=r"about 20 minutes.*fewer layers") as caught:
+        run(SlowFitNotice("keep fewer layers", clock), clock, n_steps=600, seconds_per_step=2.0)
+    assert len(caught) == 1
+
+
+def test_slow_fit_notice__under_ten_minutes__is_silent() -> None:
+    clock = Clock()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(SlowFitNotice("", clock), clock, n_steps=280, seconds_per_step=2.0)
+
+
+def test_slow_fit_notice__one_slow_first_step__is_no_reason() -> None:
+    clock = Clock()
+    notice = SlowFitNotice("", clock)
+    clock.now += 60.0  # whatever the first step has to warm up
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(notice, clock, n_steps=100, seconds_per_step=1.0)
+
+
+def test_slow_fit_notice__frozen_layers_alone__are_enough() -> None:
+    clock = Clock()
+    notice = SlowFitNotice("cut texts shorter", clock)
+    clock.now = 30.0
+    with pytest.warns(SlowFitWarning, match="at least 50 minutes"):
+        notice.prefix(100, 10_000)
+
+
+def test_slow_fit_notice__frozen_layers_done__estimates_nothing_from_them() -> None:
+    clock = Clock()
+    notice = SlowFitNotice("x", clock)
+    clock.now = 30.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        notice.prefix(10_000, 10_000)  # done: nothing left to estimate
+
+
+@pytest.mark.parametrize(("verbose", "lines"), [(1, 0), (2, 2)])
+def test_progress_bar__a_fit__shows_epoch_loss_and_steps(verbose: int, lines: int) -> None:
+    screen = io.StringIO()
+    bar = ProgressBar(verbose, file=screen, mininterval=0, ncols=100)
+    plan = make_plan(n_rows=16, batch_size=8, n_epochs=2)
+    bar.prefix(50, 100)
+    bar.prefix(100, 100)
+    bar.start(plan)
+    for step in range(1, 5):
+        bar.step(StepDone(step, (step + 1) // 2, 0.25, 10))
+        if step % 2 == 0:
+            bar.epoch(
+                {
+                    "epoch": step // 2,
+                    "loss": 0.25,
+                    "learning_rate": 0.1,
+                    "seconds": 1.0,
+                    "tokens_per_second": 20.0,
+                }
+            )
+    bar.end()
+    shown = screen.getvalue()
+    assert "frozen layers" in shown
+    assert "epoch 2/2: 100%" in shown
+    assert "loss=0.250" in shown
+    assert "4/4" in shown
