@@ -7,9 +7,7 @@ gets a copy of the module tree whose parameters are views of the same, read-only
 import copy
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,13 @@ from torch import Tensor, nn
 from skgpt.caches import Store
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError
 from skgpt.model.blocks import find_blocks, truncate
-from skgpt.model.conversion import ALIASES, alias_folder, read_gguf
+from skgpt.model.conversion import ALIASES, alias_folder, quiet_transformers, read_gguf
 from skgpt.model.device import total_memory
 from skgpt.model.tokenizer import TextTokenizer
 
 _CPU = torch.device("cpu")
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")
+_PROBE_BLOCKS = 6
 _PROBE_IDS = ([5, 7, 11, 13], [2, 3, 5, 7, 11, 13, 17])
 
 
@@ -49,6 +48,8 @@ class Source:
         Whether a token sees only what stands before it.
     needs_mask : bool
         Whether right padding changes the result unless it is masked.
+    resident : bool
+        Whether its tensors are kept for others; those out of a pickle go with their estimator.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Source:
     fingerprint: str
     causal: bool
     needs_mask: bool
+    resident: bool
 
     @property
     def depth(self) -> int:
@@ -86,20 +88,15 @@ class Source:
         trunk : transformers.PreTrainedModel
             In evaluation mode, so without dropout; no parameter requires a gradient.
         """
-        shared = self._tensors(dtype, device)
-        memo: dict[int, Any] = {
-            id(p): nn.Parameter(shared[name], requires_grad=False)
-            for name, p in self.trunk.named_parameters()
-        }
-        for name, buffer in self.trunk.named_buffers():
-            memo[id(buffer)] = shared[name]
-        trunk = copy.deepcopy(self.trunk, memo)
+        trunk = _copy_around(self.trunk, self._tensors(dtype, device))
         truncate(trunk, n_layers)
         trunk.config.use_cache = False
         return trunk.eval()
 
     def _tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        key = (self.fingerprint, id(self.trunk), dtype, str(device))
+        if not self.resident:
+            return self._cast(dtype, device)
+        key = (self.trunk, dtype, str(device))  # a module's hash is its identity
         return _TENSORS.get_or_make(key, lambda: self._cast(dtype, device), _bytes_of)
 
     def _cast(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -120,7 +117,6 @@ def _bytes_of_source(source: Source) -> int:
 
 _SOURCES: Store[Source] = Store("models", total_memory(_CPU) // 4)
 _TENSORS: Store[dict[str, Tensor]] = Store("tensors", total_memory(_CPU) // 4)
-_READING = threading.RLock()  # transformers' logging switches are global
 
 
 def load_source(model: str, revision: str | None = None) -> Source:
@@ -158,7 +154,7 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 
 
 def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
-    with _READING, quiet_transformers():
+    with quiet_transformers():
         try:
             if local and path.is_file():
                 trunk, hf_tokenizer = read_gguf(path)
@@ -172,7 +168,12 @@ def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelNotFoundError(_not_found(model, revision, local, error)) from error
         return make_source(
-            trunk, TextTokenizer(hf_tokenizer), model=model, revision=revision, refetchable=not local
+            trunk,
+            TextTokenizer(hf_tokenizer),
+            model=model,
+            revision=revision,
+            refetchable=not local,
+            resident=True,
         )
 
 
@@ -221,24 +222,14 @@ def _not_found(model: str, revision: str | None, local: bool, error: Exception) 
     )
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and reports off the screen; its switches are put back after."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def make_source(
-    trunk: Any, tokenizer: TextTokenizer, *, model: str, revision: str | None, refetchable: bool
+    trunk: Any,
+    tokenizer: TextTokenizer,
+    *,
+    model: str,
+    revision: str | None,
+    refetchable: bool,
+    resident: bool,
 ) -> Source:
     """Make a source of a trunk that was read: freeze it, prove what it does, take its print."""
     trunk.eval().requires_grad_(False)
@@ -253,27 +244,45 @@ def make_source(
         fingerprint=_fingerprint(trunk),
         causal=causal,
         needs_mask=needs_mask,
+        resident=resident,
     )
+
+
+def _copy_around(trunk: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Copy a module tree, with these tensors in the places of its parameters and buffers."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(tensors[name], requires_grad=False)
+        for name, p in trunk.named_parameters()
+    }
+    memo |= {id(buffer): tensors[name] for name, buffer in trunk.named_buffers()}
+    return copy.deepcopy(trunk, memo)
 
 
 @torch.no_grad()
 def _prove(trunk: Any) -> tuple[bool, bool]:
     """Find out on two short texts whether the model is causal and what padding does to it."""
+    # Blocks repeat, with a period of six at most in the families there are, so the first few
+    # tell; running all of them would read every weight before the first fit needs it.
+    own = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
+    few = _copy_around(trunk, {name: tensor.detach() for name, tensor in own.items()})
+    truncate(few, min(len(find_blocks(few)), _PROBE_BLOCKS))
     short, long = _PROBE_IDS
     pad = 1 if trunk.config.pad_token_id != 1 else 0
-    padded = short + [pad] * (len(long) - len(short))
-    batch = torch.tensor([padded, long])
+    batch = torch.tensor([short + [pad] * (len(long) - len(short)), long])
     mask = torch.tensor([[i < len(short) for i in range(len(long))], [True] * len(long)])
 
     def run(ids: Tensor, **extra: Any) -> Tensor:
-        return trunk(input_ids=ids, use_cache=False, **extra).last_hidden_state.float()
+        hidden: Tensor = few(input_ids=ids, use_cache=False, **extra).last_hidden_state
+        return hidden.float()
 
-    alone = run(torch.tensor([short]))[0]
-    changed = run(torch.tensor([[*short[:-1], short[-1] + 1]]))[0]
-    causal = _close(changed[:-1], alone[:-1], trunk.dtype)
-    if causal and _close(run(batch)[0, : len(short)], alone, trunk.dtype):
+    def same(a: Tensor, b: Tensor) -> bool:
+        return _close(a, b, trunk.dtype)
+
+    alone, changed = run(torch.tensor([short, [*short[:-1], short[-1] + 1]]))
+    causal = same(changed[:-1], alone[:-1])
+    if causal and same(run(batch)[0, : len(short)], alone):
         return True, False
-    if _close(run(batch, attention_mask=mask.long())[0, : len(short)], alone, trunk.dtype):
+    if same(run(batch, attention_mask=mask.long())[0, : len(short)], alone):
         return causal, True
     raise ModelNotSupportedError(
         f"A text's hidden states must not depend on the padding behind it. Those of "

@@ -14,8 +14,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
+from skgpt.model.conversion import quiet_transformers
 from skgpt.model.network import NetworkSpec, TextNetwork
-from skgpt.model.sources import Source, load_source, make_source, quiet_transformers
+from skgpt.model.sources import Source, load_source, make_source
 from skgpt.model.tokenizer import TextTokenizer
 
 FORMAT = 1
@@ -147,6 +148,7 @@ def _source_inside(state: dict[str, Any], learned: dict[str, Tensor]) -> Source:
         model=state["source"]["model"],
         revision=state["source"]["revision"],
         refetchable=False,
+        resident=False,
     )
 
 

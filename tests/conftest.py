@@ -1,0 +1,72 @@
+"""What every test stands on: an environment without a network, tiny models, learnable texts."""
+
+import os
+
+# Read when scipy, huggingface_hub or tokenizers are imported, so set before anything else is.
+os.environ["SCIPY_ARRAY_API"] = "1"  # else scikit-learn skips one of its checks
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # no warning from processes that are forked
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Tiny matrices gain nothing from a second thread, and threads that wait for each other beside
+# another busy process make everything ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+
+import pytest
+
+from skgpt.testing import tiny_gpt
+from tests.helpers import TextData, make_text_data
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give sockets to network tests, and skip gpu tests where there is no GPU."""
+    for item in items:
+        if item.get_closest_marker("network"):
+            item.add_marker(pytest.mark.enable_socket)
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(autouse=True)
+def _no_downloads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep pip off the network as well: blocked sockets don't reach a child process."""
+    if not request.node.get_closest_marker("network"):
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Return a function from an architecture to the folder of a tiny model, written once."""
+    root = tmp_path_factory.mktemp("tiny_models")
+
+    def folder_of(architecture: str) -> str:
+        folder = root / architecture
+        return str(folder) if folder.exists() else tiny_gpt(folder, architecture)
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model: Callable[[str], str]) -> str:
+    """Return the folder of a tiny Llama: the model that most tests use."""
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def two_class_data() -> TextData:
+    """Return 40 texts of two classes, each with words of its own."""
+    return make_text_data(n_classes=2)
+
+
+@pytest.fixture
+def three_class_data() -> TextData:
+    """Return 60 texts of three classes, each with words of its own."""
+    return make_text_data(n_classes=3)

@@ -1,0 +1,54 @@
+"""What several test modules use and that is no fixture."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skgpt.testing.text_checks import global_random_states
+
+_KEYWORDS = {
+    "sport": ("goal", "match", "coach", "league"),
+    "money": ("bank", "profit", "shares", "market"),
+    "space": ("orbit", "rocket", "planet", "launch"),
+}
+_FILLER = ("the", "of", "today", "report", "new", "about", "in", "after")
+
+
+class TextData(NamedTuple):
+    """A small data set that keywords give away; `X` and `y` are read-only."""
+
+    X: NDArray[np.object_]
+    y: NDArray[np.object_]
+
+
+def make_text_data(n_classes: int, n_per_class: int = 20, seed: int = 0) -> TextData:
+    """Return texts of 3 to 6 words, three of them of their class alone, in random order."""
+    rng = np.random.default_rng(seed)
+    labels = list(_KEYWORDS)[:n_classes]  # not sorted, so that an order of appearance shows
+    rows = []
+    for label in labels:
+        for _ in range(n_per_class):
+            words = [*rng.choice(_KEYWORDS[label], 3), *rng.choice(_FILLER, rng.integers(0, 4))]
+            rows.append((" ".join(rng.permutation(words)), label))
+    order = rng.permutation(len(rows))
+    X = np.array([rows[i][0] for i in order], dtype=object)
+    y = np.array([rows[i][1] for i in order], dtype=object)
+    X.setflags(write=False)
+    y.setflags(write=False)
+    return TextData(X, y)
+
+
+@contextmanager
+def global_random_state_unchanged() -> Iterator[None]:
+    """Assert that the body leaves the global generators of random, numpy and torch as they were.
+
+    torch counts only if it was imported before the body.
+    """
+    before = global_random_states()
+    yield
+    after = global_random_states()
+    changed = [name for name, state in before.items() if after[name] != state]
+    assert not changed, f"changed the global random state of {', '.join(changed)}"

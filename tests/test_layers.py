@@ -1,0 +1,375 @@
+"""The rules 1 to 3 of docs/architecture.md, read from the source text.
+
+Every checker takes a `Module` and returns sentences, so that it can be tried on a few lines of
+source as well as on the package.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# What lies directly in skgpt/ is one folder, and so is everything under one of these names.
+BASE = ("exceptions", "sklearn_compat", "caches")
+LAYERS = dict.fromkeys(BASE, 0) | {
+    "text": 1,
+    "model": 2,
+    "training": 3,
+    "estimators": 4,
+    "persistence": 5,
+    "tuning": 5,
+    "plots": 5,
+    "testing": 6,
+}
+# Must work on anybody's estimator, so it may not know ours.
+ONLY_FROM_BASE = ("testing",)
+
+# Who may import what; a name covers what lies under it.
+DOORS = {
+    "torch": ("skgpt.model", "skgpt.training", "skgpt.testing"),
+    "safetensors.torch": ("skgpt.model", "skgpt.training", "skgpt.testing"),  # it imports torch
+    "transformers": ("skgpt.model", "skgpt.testing"),
+    "peft": ("skgpt.model.adapt",),
+    "optuna": ("skgpt.tuning",),
+    "optuna_integration": ("skgpt.tuning",),
+    "matplotlib": ("skgpt.plots",),
+}
+PRIVATE_SKLEARN_DOOR = "skgpt.sklearn_compat"
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60  # from def to the end, the docstring not counted
+MAX_METHODS = 25
+
+
+class Module(NamedTuple):
+    """One source file: its dotted name, whether it is an ``__init__`` and its text."""
+
+    name: str
+    source: str
+    is_package: bool = False
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source)
+
+
+class Import(NamedTuple):
+    """One imported name: ``from module import name``, or ``import module`` with name None."""
+
+    module: str
+    name: str | None
+    line: int
+
+
+def read_modules() -> list[Module]:
+    modules = []
+    for path in sorted((ROOT / "skgpt").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        modules.append(Module(name, path.read_text("utf-8"), is_package))
+    return modules
+
+
+def imports(module: Module) -> Iterator[Import]:
+    """Yield every import, at whatever depth: in functions, under TYPE_CHECKING, by name."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, None, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = _absolute(module, node)
+            yield from (Import(source, alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            function = ast.unparse(node.func).rpartition(".")[2]
+            named = node.args[0]
+            if function in ("import_module", "__import__") and isinstance(named, ast.Constant):
+                yield Import(str(named.value), None, node.lineno)
+
+
+def _absolute(module: Module, node: ast.ImportFrom) -> str:
+    if node.level == 0:
+        return node.module or ""
+    parts = module.name.split(".")
+    base = parts[: len(parts) - node.level + module.is_package]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def is_under(name: str, parent: str) -> bool:
+    return name == parent or name.startswith(parent + ".")
+
+
+def _target(found: Import, known: set[str]) -> str:
+    """Return the module that is imported: ``from skgpt.text import check`` is skgpt.text.check."""
+    whole = f"{found.module}.{found.name}"
+    return whole if whole in known else found.module
+
+
+def _unit(name: str) -> str:
+    """Return the folder or top-level module that a module of ours belongs to."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def layer_violations(module: Module, known: set[str]) -> list[str]:
+    """Rule 1: only from the own folder or a lower-numbered one."""
+    unit = _unit(module.name)
+    if unit == "":  # skgpt/__init__.py hands out the public names of every layer
+        return []
+    if unit not in LAYERS:
+        return [f"{module.name} has no layer: give {unit!r} a number in docs/architecture.md"]
+    found_wrong = []
+    for found in imports(module):
+        target = _target(found, known)
+        if not is_under(target, "skgpt") or (target, found.name) == ("skgpt", "__version__"):
+            continue
+        other = _unit(target)
+        same_folder = other == unit or (other in BASE and unit in BASE)
+        lower = LAYERS.get(other, 99) < LAYERS[unit]
+        if unit in ONLY_FROM_BASE:
+            lower = other in BASE
+        if not (same_folder or lower):
+            found_wrong.append(f"{module.name}:{found.line} imports {target}")
+    return found_wrong
+
+
+def import_cycles(modules: list[Module]) -> list[str]:
+    """Rule 1: no module leads back to itself, imports in functions included."""
+    known = {module.name for module in modules}
+    graph = {
+        module.name: {_target(found, known) for found in imports(module)} & known - {module.name}
+        for module in modules
+        if module.name != "skgpt"
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [" -> ".join(error.args[1])]
+    return []
+
+
+def door_violations(module: Module) -> list[str]:
+    """Rule 2: each heavy dependency comes in through its own door."""
+    found_wrong = []
+    for found in imports(module):
+        whole = found.module if found.name is None else f"{found.module}.{found.name}"
+        for dependency, doors in DOORS.items():
+            if is_under(whole, dependency) and not any(is_under(module.name, d) for d in doors):
+                found_wrong.append(f"{module.name}:{found.line} imports {dependency}")
+    return found_wrong
+
+
+def private_sklearn_violations(module: Module) -> list[str]:
+    """Rule 2: scikit-learn's private names are used in one module only."""
+    if module.name == PRIVATE_SKLEARN_DOOR:
+        return []
+    used = [(f"{found.module}.{found.name or ''}", found.line) for found in imports(module)]
+    used += [
+        (ast.unparse(node), node.lineno)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute)
+    ]
+    return [
+        f"{module.name}:{line} uses {name}"
+        for name, line in used
+        if name.startswith("sklearn.")
+        and any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+    ]
+
+
+def size_violations(module: Module) -> list[str]:
+    """Rule 3: files, functions and classes of a size that can be read."""
+    found_wrong = []
+    n_lines = len(module.source.splitlines())
+    if n_lines > MAX_FILE_LINES:
+        found_wrong.append(f"{module.name} has {n_lines} lines")
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__init__":
+            length = _length_without_docstring(node)
+            if length > MAX_FUNCTION_LINES:
+                found_wrong.append(f"{module.name}:{node.lineno} {node.name} has {length} lines")
+        elif isinstance(node, ast.ClassDef):
+            n_methods = sum(
+                isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) for n in node.body
+            )
+            if n_methods > MAX_METHODS:
+                found_wrong.append(
+                    f"{module.name}:{node.lineno} {node.name} has {n_methods} methods"
+                )
+    return found_wrong
+
+
+def _length_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    length = (function.end_lineno or 0) - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        length -= (docstring.end_lineno or 0) - docstring.lineno + 1
+    return length
+
+
+MODULES = read_modules()
+KNOWN = {module.name for module in MODULES}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda module: layer_violations(module, KNOWN),
+        door_violations,
+        private_sklearn_violations,
+        size_violations,
+    ],
+    ids=["layers", "doors", "private_sklearn", "sizes"],
+)
+def test_package__each_rule__kept_by_every_module(rule: Callable[[Module], list[str]]) -> None:
+    assert [sentence for module in MODULES for sentence in rule(module)] == []
+
+
+def test_package__all_imports__no_cycle() -> None:
+    assert import_cycles(MODULES) == []
+
+
+@pytest.mark.parametrize("folder", ["tests", "examples"])
+def test_other_python_files__each__short_enough(folder: str) -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines())
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {path: n for path, n in lengths.items() if n > MAX_FILE_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["skgpt", "skgpt.testing", *sorted(name for name in KNOWN if LAYERS.get(_unit(name), 9) < 2)],
+)
+def test_import__light_module__loads_neither_torch_nor_transformers(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+KNOWN_IN_EXAMPLES = {
+    "skgpt",
+    "skgpt.caches",
+    "skgpt.exceptions",
+    "skgpt.text",
+    "skgpt.text.check",
+    "skgpt.text.tokens",
+    "skgpt.model.network",
+    "skgpt.training.loop",
+    "skgpt.estimators.base",
+    "skgpt.tuning.search",
+    "skgpt.plots.curve",
+    "skgpt.persistence",
+    "skgpt.testing.tiny",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "imported"),
+    [
+        ("text.check", "import skgpt.model.network", "skgpt.model.network"),
+        ("text.check", "def f():\n    from skgpt.model import network", "skgpt.model.network"),
+        ("text.check", "from ..model.network import Network", "skgpt.model.network"),
+        ("text.check", "from .. import training", "skgpt"),
+        ("caches", "from skgpt.text.check import check_texts", "skgpt.text.check"),
+        ("model.network", "import importlib\nimportlib.import_module('skgpt.tuning')", "skgpt"),
+        ("model.network", "from skgpt import GPTTextClassifier", "skgpt"),
+        ("tuning.search", "from skgpt.plots.curve import Curve", "skgpt.plots.curve"),
+        ("persistence", "from skgpt.tuning import search", "skgpt.tuning.search"),
+        ("testing.tiny", "from skgpt.text.check import check_texts", "skgpt.text.check"),
+        ("helpers", "import numpy", "has no layer"),
+        (
+            "training.loop",
+            "if TYPE_CHECKING:\n    from skgpt.estimators.base import Base",
+            "skgpt.estimators.base",
+        ),
+    ],
+)
+def test_layer_violations__planted__found(name: str, source: str, imported: str) -> None:
+    (sentence,) = layer_violations(Module(f"skgpt.{name}", source), KNOWN_IN_EXAMPLES)
+    assert sentence.startswith(f"skgpt.{name}")
+    assert imported in sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("text.check", "from skgpt.exceptions import InvalidTextError"),
+        ("text.check", "from .tokens import tokenise\nfrom . import tokens"),
+        ("caches", "from skgpt.exceptions import CacheError"),
+        ("tuning.search", "from skgpt.estimators.base import Base\nfrom skgpt.text import check"),
+        ("testing.tiny", "from skgpt.exceptions import SkgptError"),
+        ("persistence", "from skgpt import __version__"),
+        ("model.network", "import torch\nimport skgptx"),
+    ],
+)
+def test_layer_violations__allowed__none(name: str, source: str) -> None:
+    assert layer_violations(Module(f"skgpt.{name}", source), KNOWN_IN_EXAMPLES) == []
+
+
+def test_import_cycles__import_in_a_function__found() -> None:
+    first = Module("skgpt.text.check", "from skgpt.text import tokens")
+    second = Module("skgpt.text.tokens", "def f():\n    import skgpt.text.check")
+    (cycle,) = import_cycles([first, second])
+    assert "skgpt.text.check -> skgpt.text.tokens" in cycle
+    assert import_cycles([first, Module("skgpt.text.tokens", "")]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "n_wrong"),
+    [
+        ("skgpt.text.check", "import torch.nn as nn", 1),
+        ("skgpt.estimators.base", "def f():\n    from torch import nn", 1),
+        ("skgpt.persistence", "from safetensors import torch", 1),
+        ("skgpt.persistence", "from safetensors.numpy import save", 0),
+        ("skgpt.training.loop", "from transformers import get_scheduler\nimport torch", 1),
+        ("skgpt.model.network", "import transformers, torch", 0),
+        ("skgpt.model.network", "import peft", 1),
+        ("skgpt.model.adapt", "import peft", 0),
+        ("skgpt.modelling", "import torch", 1),
+        ("skgpt.text.check", "import torchless", 0),
+        ("skgpt.estimators.base", "__import__('optuna')", 1),
+        ("skgpt.tuning.search", "import optuna\nimport matplotlib.pyplot", 1),
+    ],
+)
+def test_door_violations__planted__counted(name: str, source: str, n_wrong: int) -> None:
+    assert len(door_violations(Module(name, source))) == n_wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "n_wrong"),
+    [
+        ("skgpt.text.check", "from sklearn.utils._param_validation import Interval", 1),
+        ("skgpt.text.check", "from sklearn.utils.validation import _num_samples", 1),
+        ("skgpt.text.check", "import sklearn\nsklearn.utils._tags.get_tags", 2),
+        ("skgpt.text.check", "from sklearn import __version__", 0),
+        ("skgpt.sklearn_compat", "from sklearn.base import _fit_context", 0),
+    ],
+)
+def test_private_sklearn_violations__planted__counted(name: str, source: str, n_wrong: int) -> None:
+    assert len(private_sklearn_violations(Module(name, source))) == n_wrong
+
+
+def test_size_violations__at_and_over_each_limit__found() -> None:
+    def function(n_lines: int, name: str = "f") -> str:
+        return f"def {name}():\n    '''Two\n    lines.'''\n" + "    pass\n" * (n_lines - 1)
+
+    def violations(source: str) -> list[str]:
+        return size_violations(Module("m", source))
+
+    assert violations(function(MAX_FUNCTION_LINES)) == []
+    assert violations(function(MAX_FUNCTION_LINES + 1)) == ["m:1 f has 61 lines"]
+    assert violations(function(MAX_FUNCTION_LINES + 1, "__init__")) == []
+    assert violations("x = 1\n" * 400) == []
+    assert violations("x = 1\n" * 401) == ["m has 401 lines"]
+    methods = "class A:\n" + "".join(f"    def m{i}(self): ...\n" for i in range(MAX_METHODS))
+    assert violations(methods) == []
+    assert violations(methods + "    async def more(self): ...\n") == ["m:1 A has 26 methods"]

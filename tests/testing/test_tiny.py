@@ -1,0 +1,141 @@
+"""The tiny models: deterministic, loadable through transformers' own door, able to tell texts."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoModel, AutoTokenizer
+
+from skgpt.testing import tiny_gpt
+from tests.helpers import TextData, global_random_state_unchanged
+
+ARCHITECTURES = (
+    "bert",
+    "bloom",
+    "gemma3",
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "opt",
+    "qwen3",
+)
+TEXTS = ("", "plain", "Grüße, 世界 \U0001f600", "  two\tspaces \n", "<s></s><|endoftext|>[SEP]")
+
+
+def _digest(folder: str | Path) -> str:
+    return hashlib.sha256(Path(folder, "model.safetensors").read_bytes()).hexdigest()
+
+
+def _last_states(folder: str, texts: list[str]) -> np.ndarray:
+    """Return the mean and the last hidden state of each text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    trunk = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    rows = []
+    with torch.no_grad():
+        for text in texts:
+            ids_BT = torch.tensor([tokenizer(text)["input_ids"]])
+            hidden_TH = trunk(ids_BT).last_hidden_state[0]
+            rows.append(torch.cat([hidden_TH.mean(0), hidden_TH[-1]]).numpy())
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiny_gpt__each_architecture__tokenizer_gives_bytes(
+    architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(architecture), local_files_only=True)
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ids == list(text.encode())
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiny_gpt__each_architecture__states_tell_texts_apart(
+    architecture: str, tiny_model: Callable[[str], str], three_class_data: TextData
+) -> None:
+    states_NH = _last_states(tiny_model(architecture), list(three_class_data.X))
+    assert np.isfinite(states_NH).all()
+    assert np.abs(states_NH).max() < 100
+    distances = np.linalg.norm(states_NH[:, None] - states_NH[None], axis=-1)
+    assert distances[np.triu_indices(len(states_NH), 1)].min() > 0.05
+    half = len(states_NH) // 2
+    probe = LogisticRegression(max_iter=1000).fit(states_NH[:half], three_class_data.y[:half])
+    assert probe.score(states_NH[half:], three_class_data.y[half:]) > 0.5
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiny_gpt__each_architecture__loads_every_weight_in_fp32(
+    architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    trunk, info = AutoModel.from_pretrained(
+        tiny_model(architecture), local_files_only=True, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert {parameter.dtype for parameter in trunk.parameters()} == {torch.float32}
+    assert sum(parameter.numel() for parameter in trunk.parameters()) < 200_000
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_tiny_gpt__same_seed__same_bytes(architecture: str, tmp_path: Path) -> None:
+    first = tiny_gpt(tmp_path / "first", architecture, seed=3)
+    torch.manual_seed(1)
+    second = tiny_gpt(str(tmp_path / "second"), architecture, seed=3)
+    assert _digest(first) == _digest(second)
+
+
+def test_tiny_gpt__other_seed__other_weights(tmp_path: Path) -> None:
+    first = tiny_gpt(tmp_path / "first", seed=0)
+    second = tiny_gpt(tmp_path / "second", seed=1)
+    assert _digest(first) != _digest(second)
+
+
+def test_tiny_gpt__any__leaves_global_random_state(tmp_path: Path) -> None:
+    tiny_gpt(tmp_path / "warm")
+    with global_random_state_unchanged():
+        tiny_gpt(tmp_path / "again")
+
+
+def test_tiny_gpt__default_device_set__writes_the_same(tmp_path: Path) -> None:
+    expected = _digest(tiny_gpt(tmp_path / "cpu"))
+    with torch.device("meta"):
+        assert _digest(tiny_gpt(tmp_path / "meta")) == expected
+
+
+def test_tiny_gpt__folder_in_use__files_overwritten(tmp_path: Path) -> None:
+    expected = _digest(tiny_gpt(tmp_path / "a", "gpt2"))
+    tiny_gpt(tmp_path / "b", "llama")
+    (tmp_path / "b" / "notes.txt").write_text("kept")
+    folder = tiny_gpt(tmp_path / "b", "gpt2")
+    assert _digest(folder) == expected
+    assert AutoModel.from_pretrained(folder).config.model_type == "gpt2"
+    assert (tmp_path / "b" / "notes.txt").read_text() == "kept"
+
+
+def test_tiny_gpt__relative_folder__absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tiny_gpt("inner/model") == str(tmp_path / "inner" / "model")
+
+
+def test_tiny_gpt__unknown_architecture__error_lists_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one of bert, bloom, .*qwen3\. Got 'gpt5'"):
+        tiny_gpt(tmp_path, "gpt5")
+
+
+def test_tiny_gpt__any__silent(tmp_path: Path) -> None:
+    code = f"from skgpt.testing import tiny_gpt; tiny_gpt({str(tmp_path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout + done.stderr == ""
