@@ -1,6 +1,6 @@
 """Classify texts with a fitted classifier out of a file.
 
-    python examples/classify.py news_classifier.joblib "Oil prices rose sharply" "..."
+python examples/classify.py news_classifier.joblib "Oil prices rose sharply" "..."
 """
 
 import sys

@@ -46,9 +46,7 @@ class Store(Generic[T]):
         self._misses = 0
         _REGISTRY[name] = self
 
-    def get_or_make(
-        self, key: Hashable, make: Callable[[], T], size_of: Callable[[T], int]
-    ) -> T:
+    def get_or_make(self, key: Hashable, make: Callable[[], T], size_of: Callable[[T], int]) -> T:
         """Return the entry of `key`; make it if there is none, once, however many threads ask.
 
         Parameters

@@ -70,7 +70,8 @@ def main() -> None:
                     flush=True,
                 )
         for arm, values in scores.items():
-            mean, spread = np.mean(values, axis=0), np.std(values, axis=0, ddof=min(1, args.draws - 1))
+            mean = np.mean(values, axis=0)
+            spread = np.std(values, axis=0, ddof=min(1, args.draws - 1))
             print(
                 f"== n={n} {arm}: accuracy {mean[0]:.2f} +- {spread[0]:.2f} %, "
                 f"macro F1 {mean[1]:.2f} +- {spread[1]:.2f} %",

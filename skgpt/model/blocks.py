@@ -117,7 +117,7 @@ def _wrap(block: nn.Module, door: _Door, *, last: bool) -> None:
         hidden = door.put if last else (args[0] if args else kwargs["hidden_states"])
         return (hidden, *[None] * (extra - 1)) if extra else hidden
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
 
 
 def parameters_after(trunk: Any, cut: Cut) -> set[str]:

@@ -26,9 +26,7 @@ class TextTokenizer:
         self.hf = hf
         bare = self.encode([_PROBE])[0]
         framed = list(hf(_PROBE, add_special_tokens=True)["input_ids"])
-        start = next(
-            (i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None
-        )
+        start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
         if start is None or not bare:
             raise ModelNotSupportedError(
                 "The tokenizer must encode a text as the same ids with and without special tokens "

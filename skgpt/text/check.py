@@ -91,8 +91,7 @@ def _check_column(X: Any) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise InvalidTextError(
-                f"Every row of X must be a str. Row {row} is {_describe(value)}. "
-                f"{_cure(value)}"
+                f"Every row of X must be a str. Row {row} is {_describe(value)}. {_cure(value)}"
             )
     return [str(value) for value in values]
 

@@ -87,7 +87,7 @@ def test_check_texts__not_a_column_of_texts__says_what_to_do(X: object, message:
 
 
 def test_check_texts__sparse__is_refused() -> None:
-    with pytest.raises(TypeError, match="[Ss]parse"):
+    with pytest.raises(TypeError, match=r"[Ss]parse"):
         check_texts(sparse.csr_matrix(np.eye(3)))
 
 
