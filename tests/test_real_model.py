@@ -1,0 +1,122 @@
+"""The default model and the quickstart, for real: fetched, converted, fine-tuned, kept."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+
+import skgpt
+from skgpt import GPTTextClassifier
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [
+    "shares of the bank rose after a record quarterly profit",
+    "the striker scored twice in the second half of the final",
+    "the company raised its dividend and bought back stock",
+    "the goalkeeper saved a penalty in extra time",
+] * 3
+LABELS = ["money", "sport"] * 6
+
+_OFFLINE = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise OSError("no network here")
+socket.socket.connect = socket.create_connection = refuse
+import joblib, numpy as np
+classifier, texts, expected = (joblib.load(path) for path in sys.argv[1:])
+assert np.array_equal(classifier.predict_proba(texts), expected)
+print("same")
+"""
+
+
+@pytest.fixture(scope="module")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give the module a cache folder of its own and remove it afterwards: it is half a GB."""
+    folder = tmp_path_factory.mktemp("real_cache")
+    before = os.environ.get("SKGPT_CACHE")
+    os.environ["SKGPT_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["SKGPT_CACHE"]
+    else:
+        os.environ["SKGPT_CACHE"] = before
+    shutil.rmtree(folder)
+    skgpt.clear_cache()
+
+
+def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
+    real_cache: Path, tmp_path: Path
+) -> None:
+    clf = GPTTextClassifier(
+        n_layers=6,
+        trainable_layers=2,
+        max_epochs=5,
+        batch_size=4,
+        learning_rate=3e-4,
+        random_state=0,
+    )
+    clf.fit(TEXTS, LABELS)
+    unseen = ["a late goal decided the match", "the lender reported higher earnings"]
+    assert clf.predict(unseen).tolist() == ["sport", "money"]
+    assert clf.model_id_ == "smollm2-135m"
+
+    data = pickle.dumps(clf)
+    learned = sum(m.numel() for m in clf._network.masters.values())
+    assert len(data) < 4 * learned + 100_000  # what was learned, in fp32; not the base
+    paths = []
+    for name, value in {"clf": clf, "X": unseen, "p": clf.predict_proba(unseen)}.items():
+        paths.append(str(tmp_path / name))
+        joblib.dump(value, paths[-1])
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _OFFLINE, *paths], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "same\n"
+
+
+def test_default_model__bf16__predicts_close_to_fp32(real_cache: Path) -> None:
+    probabilities = []
+    for precision in ("fp32", "bf16"):
+        clf = GPTTextClassifier(
+            n_layers=6,
+            trainable_layers=0,
+            max_epochs=20,
+            head_learning_rate=1e-2,
+            precision=precision,  # type: ignore[arg-type]
+            random_state=0,
+        )
+        probabilities.append(clf.fit(TEXTS, LABELS).predict_proba(TEXTS))
+    np.testing.assert_allclose(*probabilities, atol=0.05)
+
+
+def test_quickstart__small__tells_the_whole_story(real_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "news.joblib"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "examples/quickstart.py", "--small", "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    for expected in (
+        "Training on 60 labelled articles of 8 topics.",
+        "GPTTextClassifier on 100 unseen articles",
+        "TF-IDF + linear SVM, trained on the same 60:",
+        "f1-score",
+        "The winner is",
+        "In a fresh process:",
+        "OPEC ministers",
+    ):
+        assert expected in run.stdout
+    assert "epoch 1/1: 100%" in run.stderr
+    assert "loss=" in run.stderr
+    assert out.exists()
