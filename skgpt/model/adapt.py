@@ -2,11 +2,10 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.model.blocks import Cut, find_blocks, parameters_after
+from skgpt.model.blocks import find_blocks, parameters_after_blocks
 from skgpt.model.sources import Source
 
 TrainableLayers = int | Literal["all"]
@@ -14,7 +13,7 @@ TrainableLayers = int | Literal["all"]
 
 def check_depth(
     source: Source, n_layers: int | None, trainable_layers: TrainableLayers
-) -> tuple[int, int]:
+) -> tuple[int, TrainableLayers]:
     """Check the depth parameters against the trunk.
 
     Parameters
@@ -26,28 +25,30 @@ def check_depth(
 
     Returns
     -------
-    n_layers, n_frozen : int
-        Blocks kept, and how many of them, from the first on, never learn.
+    n_layers : int
+        Blocks kept.
+    trainable_layers : int or "all"
 
     Raises
     ------
     ModelNotSupportedError
         If the trunk has fewer blocks than asked for.
     """
+    # Plain ints: a search hands in numpy's, which don't go into a JSON configuration.
+    n_layers = None if n_layers is None else int(n_layers)
+    trainable_layers = "all" if trainable_layers == "all" else int(trainable_layers)
     depth = source.depth
     if n_layers is not None and n_layers > depth:
         raise ModelNotSupportedError(
             f"`n_layers` must be at most the depth of {source.model!r}, {depth}. Got {n_layers}."
         )
     kept = depth if n_layers is None else n_layers
-    if trainable_layers == "all":
-        return kept, 0
-    if trainable_layers > kept:
+    if trainable_layers != "all" and trainable_layers > kept:
         raise ModelNotSupportedError(
             f"`trainable_layers` must be at most the {kept} layers that are kept of "
             f"{source.model!r}. Got {trainable_layers}: lower it, raise n_layers, or use 'all'."
         )
-    return kept, kept - trainable_layers
+    return kept, trainable_layers
 
 
 def trainable_names(trunk: Any, trainable_layers: TrainableLayers) -> list[str]:
@@ -63,22 +64,9 @@ def trainable_names(trunk: Any, trainable_layers: TrainableLayers) -> list[str]:
         return []
     blocks = find_blocks(trunk)
     chosen = {id(p) for block in list(blocks)[-trainable_layers:] for p in block.parameters()}
-    after = _names_after(trunk)
+    after = parameters_after_blocks(trunk)
     named = dict(trunk.named_parameters())
     return [name for name in names if id(named[name]) in chosen or name in after]
-
-
-def _names_after(trunk: Any) -> set[str]:
-    forwards = [(block, block.forward) for block in find_blocks(trunk)]
-    device = next(trunk.parameters()).device
-    cut = Cut(trunk, len(forwards))
-    try:
-        with torch.no_grad():
-            cut.take(input_ids=torch.tensor([[2, 3]], device=device))
-        return parameters_after(trunk, cut)
-    finally:
-        for block, forward in forwards:
-            block.forward = forward
 
 
 def own(trunk: Any, name: str, value: Tensor) -> nn.Parameter:

@@ -75,8 +75,16 @@ class Cut:
     def __init__(self, trunk: Any, k: int) -> None:
         self.trunk = trunk
         self._door = _Door()
-        for i, block in enumerate(list(find_blocks(trunk))[:k]):
-            _wrap(block, self._door, last=i == k - 1)
+        self._blocks = list(find_blocks(trunk))[:k]
+        # As wide as what goes into the trunk, which OPT's blocks are not always.
+        self._embedding_dim = trunk.get_input_embeddings().weight.shape[1]
+        for block in self._blocks:
+            _wrap(block, self._door, last=block is self._blocks[-1])
+
+    def close(self) -> None:
+        """Put the trunk back as it was; a wrapped block refers to itself and would linger."""
+        for block in self._blocks:
+            block.__dict__.pop("forward", None)
 
     def take(self, **inputs: Any) -> Tensor:
         """Run the trunk and return the hidden states after block k, shape (B, T, H)."""
@@ -92,9 +100,11 @@ class Cut:
 
     def put(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
         """Run what follows block k on these hidden states; return the last hidden states."""
+        # What goes in at the bottom is forgotten at the cut: it only has to have the right shape.
+        bottom_BTE = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self._embedding_dim)
         self._door.put = hidden_BTH
         try:
-            last: Tensor = self.trunk(inputs_embeds=hidden_BTH, **inputs).last_hidden_state
+            last: Tensor = self.trunk(inputs_embeds=bottom_BTE, **inputs).last_hidden_state
         finally:
             self._door.put = None
         return last
@@ -120,7 +130,7 @@ def _wrap(block: nn.Module, door: _Door, *, last: bool) -> None:
     block.forward = forward
 
 
-def parameters_after(trunk: Any, cut: Cut) -> set[str]:
+def parameters_after_blocks(trunk: Any) -> set[str]:
     """Return the names of the parameters that act after the trunk's last block.
 
     They are found by what has a gradient when hidden states are put in behind the last block,
@@ -129,22 +139,28 @@ def parameters_after(trunk: Any, cut: Cut) -> set[str]:
     Parameters
     ----------
     trunk : transformers.PreTrainedModel
-    cut : Cut
-        A cut after the last block of this trunk, through which it has run at least once.
+
+    Returns
+    -------
+    names : set of str
     """
     named = dict(trunk.named_parameters())
     before = {name: p.requires_grad for name, p in named.items()}
-    sample = next(iter(named.values()))
-    hidden = torch.ones(1, 2, trunk.config.hidden_size, dtype=sample.dtype, device=sample.device)
+    cut = Cut(trunk, len(find_blocks(trunk)))
     try:
+        with torch.no_grad():
+            ids = torch.tensor([[2, 3]], device=next(iter(named.values())).device)
+            hidden = cut.take(input_ids=ids)
         for p in named.values():
-            p.requires_grad_(True)
+            p.requires_grad_(p.is_floating_point())
         with torch.enable_grad():
             total = cut.put(hidden).float().sum()
         if not total.requires_grad:
             return set()
-        grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        learnable = {name: p for name, p in named.items() if p.requires_grad}
+        grads = torch.autograd.grad(total, list(learnable.values()), allow_unused=True)
+        return {name for name, grad in zip(learnable, grads, strict=True) if grad is not None}
     finally:
+        cut.close()
         for name, p in named.items():
             p.requires_grad_(before[name])
-    return {name for name, grad in zip(named, grads, strict=True) if grad is not None}

@@ -73,7 +73,7 @@ class TextNetwork(nn.Module):
         self.trunk: Any = source.copy_trunk(spec.n_layers, dtype, device)
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
-            nn.Linear, self.trunk.config.hidden_size, spec.n_outputs, bias=False, device=device
+            nn.Linear, source.width, spec.n_outputs, bias=False, device=device
         )
         nn.init.zeros_(self.head.weight)
         self.masters: dict[str, Tensor] = {}
@@ -208,6 +208,6 @@ def build_network(
     ModelNotSupportedError
         If the depths don't fit the trunk, or the pooling doesn't fit the model.
     """
-    kept, _ = check_depth(source, n_layers, trainable_layers)
-    spec = NetworkSpec(kept, trainable_layers, resolve_pooling(pooling, source), n_outputs)
+    kept, learning = check_depth(source, n_layers, trainable_layers)
+    spec = NetworkSpec(kept, learning, resolve_pooling(pooling, source), n_outputs)
     return TextNetwork(source, spec, dtype, device)

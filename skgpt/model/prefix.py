@@ -31,6 +31,10 @@ class Forward(Protocol):
         """Return the raw scores of these rows."""
         ...
 
+    def close(self) -> None:
+        """The fit is over: leave the network as it was found."""
+        ...
+
 
 class WholeTrunk:
     """Runs every layer on every call."""
@@ -46,6 +50,9 @@ class WholeTrunk:
         logits_BK: Tensor = self.network(ids_BT, lengths_B)
         return logits_BK
 
+    def close(self) -> None:
+        """Nothing was changed."""
+
 
 class CachedPooled:
     """Only the head learns: the pooled states are kept, and no layer runs again."""
@@ -54,8 +61,7 @@ class CachedPooled:
         self, network: TextNetwork, tokens: Tokens, token_budget: int, progress: Progress
     ) -> None:
         self.network = network
-        hidden_size = network.trunk.config.hidden_size
-        self.pooled_NH = torch.empty(len(tokens), hidden_size, device=network.device)
+        self.pooled_NH = torch.empty(len(tokens), network.source.width, device=network.device)
         pad_id = pad_id_of(network.source)
         with torch.no_grad():
             for part in _parts(tokens, token_budget, progress):
@@ -66,6 +72,9 @@ class CachedPooled:
     def __call__(self, rows: Rows) -> Tensor:
         """Return the raw scores of these rows."""
         return self.network.score(self.pooled_NH[torch.from_numpy(rows).to(self.network.device)])
+
+    def close(self) -> None:
+        """Nothing was changed."""
 
 
 class CachedPrefix:
@@ -84,7 +93,7 @@ class CachedPrefix:
         # In the dtype that the residual stream has there, whatever the weights' is.
         self.hidden_TH = torch.empty(
             len(tokens.ids),
-            network.trunk.config.hidden_size,
+            cut.hidden_size,
             dtype=cut.hidden_dtype,
             device=network.device,
         )
@@ -107,6 +116,10 @@ class CachedPrefix:
         lengths_B = torch.from_numpy(lengths).to(hidden_BTH.device)
         return self.cut.network.score(self.cut.after(hidden_BTH, lengths_B))
 
+    def close(self) -> None:
+        """Unwrap the network's blocks."""
+        self.cut.close()
+
 
 class PrefixCut:
     """A network cut behind its frozen layers: what runs once, and what runs in every epoch.
@@ -118,6 +131,7 @@ class PrefixCut:
     """
 
     hidden_dtype: torch.dtype
+    hidden_size: int
 
     def __init__(self, network: TextNetwork) -> None:
         self.network = network
@@ -125,6 +139,11 @@ class PrefixCut:
         self._after = Cut(network.trunk, n_frozen)
         trunk = network.source.copy_trunk(n_frozen, network.dtype, network.device)
         self._before = Cut(trunk, n_frozen)
+
+    def close(self) -> None:
+        """Unwrap the network's blocks."""
+        self._before.close()
+        self._after.close()
 
     def before(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """Return the hidden states behind the frozen layers, shape (B, T, H)."""
@@ -149,7 +168,7 @@ class PrefixCut:
         )
         whole = self.network.pool(self.network.hidden(ids_BT, lengths_B), lengths_B)
         hidden_BTH = self.before(ids_BT, lengths_B)
-        self.hidden_dtype = hidden_BTH.dtype
+        self.hidden_dtype, self.hidden_size = hidden_BTH.dtype, hidden_BTH.shape[-1]
         off = float((self.after(hidden_BTH, lengths_B) - whole).abs().max())
         tolerance = 1e-5 if self.network.dtype == torch.float32 else 1e-2
         return off <= tolerance * max(float(whole.abs().max()), 1e-6)
@@ -199,5 +218,6 @@ def forward_for_training(
         return WholeTrunk(network, tokens)
     cut = PrefixCut(network)
     if not cut.is_exact(tokens):
+        cut.close()
         return WholeTrunk(network, tokens)
     return CachedPrefix(cut, tokens, token_budget, progress)

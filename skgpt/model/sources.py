@@ -48,6 +48,8 @@ class Source:
         Whether a token sees only what stands before it.
     needs_mask : bool
         Whether right padding changes the result unless it is masked.
+    width : int
+        Of the trunk's last hidden states.
     resident : bool
         Whether its tensors are kept for others; those out of a pickle go with their estimator.
     """
@@ -60,6 +62,7 @@ class Source:
     fingerprint: str
     causal: bool
     needs_mask: bool
+    width: int
     resident: bool
 
     @property
@@ -234,7 +237,7 @@ def make_source(
     """Make a source of a trunk that was read: freeze it, prove what it does, take its print."""
     trunk.eval().requires_grad_(False)
     find_blocks(trunk)
-    causal, needs_mask = _prove(trunk)
+    causal, needs_mask, width = _prove(trunk)
     return Source(
         model=model,
         revision=revision,
@@ -244,6 +247,7 @@ def make_source(
         fingerprint=_fingerprint(trunk),
         causal=causal,
         needs_mask=needs_mask,
+        width=width,
         resident=resident,
     )
 
@@ -259,7 +263,7 @@ def _copy_around(trunk: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 @torch.no_grad()
-def _prove(trunk: Any) -> tuple[bool, bool]:
+def _prove(trunk: Any) -> tuple[bool, bool, int]:
     """Find out on two short texts whether the model is causal and what padding does to it."""
     # Blocks repeat, with a period of six at most in the families there are, so the first few
     # tell; running all of them would read every weight before the first fit needs it.
@@ -281,9 +285,9 @@ def _prove(trunk: Any) -> tuple[bool, bool]:
     alone, changed = run(torch.tensor([short, [*short[:-1], short[-1] + 1]]))
     causal = same(changed[:-1], alone[:-1])
     if causal and same(run(batch)[0, : len(short)], alone):
-        return True, False
+        return True, False, alone.shape[-1]
     if same(run(batch, attention_mask=mask.long())[0, : len(short)], alone):
-        return causal, True
+        return causal, True, alone.shape[-1]
     raise ModelNotSupportedError(
         f"A text's hidden states must not depend on the padding behind it. Those of "
         f"{type(trunk).__name__} do, masked or not: use another model."

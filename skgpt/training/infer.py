@@ -29,7 +29,7 @@ def raw_scores(network: TextNetwork, tokens: Tokens, token_budget: int) -> NDArr
     logits_NK = np.empty((len(tokens), network.spec.n_outputs), dtype=np.float32)
     pad_id = pad_id_of(network.source)
     rows = np.arange(len(tokens), dtype=np.int64)
-    with torch.inference_mode():
+    with torch.no_grad():
         for part in micro_batches(rows, tokens.lengths, token_budget):
             ids_BT, lengths_B = pad_rows(tokens, part, pad_id, network.device)
             logits_NK[part] = network(ids_BT, lengths_B).cpu().numpy()

@@ -68,6 +68,7 @@ def fit_network(
             return [run.epoch(i) for i in range(plan.n_epochs)]
         finally:
             run.optimiser.release()
+            forward.close()
     finally:
         for monitor in monitors:
             monitor.end()

@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import pickle
+import weakref
 from typing import Any
 
 import numpy as np
@@ -307,3 +309,23 @@ def test_constructor__parameters__all_have_a_constraint_and_a_description() -> N
     described = GPTTextClassifier.__doc__ or ""
     assert all(f"    {name} : " in described for name in parameters)
     assert "__init__" not in vars(BaseGPTText)
+
+
+def test_del__a_fitted_estimator__frees_its_share_at_once(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    modules = [weakref.ref(module) for module in clf._network.modules()]
+    parameters = [weakref.ref(master) for master in clf._network.masters.values()]
+    del clf
+    assert not [ref() for ref in modules + parameters if ref() is not None]
+
+
+@pytest.mark.parametrize("trainable", [np.int64(1), np.int32(0)])
+def test_fit__numpy_integers__are_as_good_as_plain_ones(
+    trainable: np.integer[Any], tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, n_layers=np.int64(2), trainable_layers=trainable, max_epochs=1)
+    clf.set_params(max_length=np.int64(32), batch_size=np.int64(4))
+    proba = clf.fit(*two_class_data).predict_proba(two_class_data.X)
+    assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(two_class_data.X), proba)

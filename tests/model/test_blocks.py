@@ -1,5 +1,6 @@
 """Cutting a trunk, proved on every architecture that the tiny models know."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -71,3 +72,14 @@ def test_truncated_trunk__n_layers__runs_the_first_blocks_and_the_final_norm(
     last = Cut(whole, 3)
     whole(input_ids=IDS, **inputs)
     torch.testing.assert_close(last.put(after_two, **inputs), short)
+
+
+def test_cut__closed__leaves_no_wrapper_and_no_cycle(source: Source) -> None:
+    trunk = source.copy_trunk(3, torch.float32, CPU)
+    cut = Cut(trunk, 2)
+    blocks = [weakref.ref(block) for block in find_blocks(trunk)]
+    assert "forward" in vars(blocks[0]())
+    cut.close()
+    assert all("forward" not in vars(block()) for block in blocks)
+    del trunk, cut
+    assert all(block() is None for block in blocks)  # freed at once, not when gc comes by
