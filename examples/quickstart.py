@@ -32,7 +32,7 @@ HEADLINES = [
 def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="a quick look: 60 texts, 1 epoch")
+    parser.add_argument("--small", action="store_true", help="a quick look: 100 texts, 1 epoch")
     parser.add_argument("--out", type=Path, default=Path("news_classifier.joblib"))
     args = parser.parse_args()
 
@@ -50,7 +50,7 @@ def main() -> None:
         verbose=1,
     )
     if args.small:
-        train, test = sample_r8(60, seed=0), type(test)(test.texts[:100], test.topics[:100])
+        train, test = sample_r8(100, seed=0), type(test)(test.texts[:100], test.topics[:100])
         classifier.set_params(max_epochs=1)
 
     print(f"Training on {len(train.texts)} labelled articles of {len(set(train.topics))} topics.")

@@ -72,13 +72,16 @@ class Store(Generic[T]):
                 if (found := self._find(key)) is not None:
                     return found[0]
                 self._misses += 1
-            entry = make()
-            size = size_of(entry)
-            with self._lock:
-                self._entries[key] = (entry, size)
-                self._making.pop(key, None)
-                self._shrink()
-            return entry
+            try:
+                entry = make()
+                size = size_of(entry)
+                with self._lock:
+                    self._entries[key] = (entry, size)
+                    self._shrink()
+                return entry
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
 
     def _find(self, key: Hashable) -> tuple[T, int] | None:
         found = self._entries.get(key)

@@ -25,6 +25,10 @@ class CacheError(SkgptError, OSError):
     """The cache folder can't be used: not writable, full, or held by another process."""
 
 
+class DivergedError(SkgptError, ArithmeticError):
+    """Training ran off to infinity; nothing of it was kept."""
+
+
 class StateFormatError(SkgptError, ValueError):
     """A saved model was written in a format that this version can't read."""
 

@@ -108,9 +108,9 @@ def test_quickstart__small__tells_the_whole_story(real_cache: Path, tmp_path: Pa
     )
     assert run.returncode == 0, run.stderr
     for expected in (
-        "Training on 60 labelled articles of 8 topics.",
+        "Training on 100 labelled articles of 8 topics.",
         "GPTTextClassifier on 100 unseen articles",
-        "TF-IDF + linear SVM, trained on the same 60:",
+        "TF-IDF + linear SVM, trained on the same 100:",
         "f1-score",
         "The winner is",
         "In a fresh process:",

@@ -124,7 +124,7 @@ class BaseGPTText(BaseEstimator, ABC):
         return {name: probe.__dict__[name] for name in _COLUMN_ATTRIBUTES if name in probe.__dict__}
 
     def _check_length(self, source: Source) -> None:
-        limit = getattr(source.trunk.config, "max_position_embeddings", None)
+        limit = source.max_positions
         if limit is not None and self.max_length > limit:
             raise ModelNotSupportedError(
                 f"`max_length` must be at most {limit}, the positions that {source.model!r} has. "
@@ -156,20 +156,23 @@ class BaseGPTText(BaseEstimator, ABC):
     def _advice(self, network: TextNetwork) -> str:
         """Say what would make this fit shorter, the most effective first."""
         spec = network.spec
+        learning = spec.n_layers - spec.n_frozen
         advice = []
-        if spec.n_frozen == 0 and spec.n_layers > 4:
+        if spec.n_frozen == 0 and spec.n_layers > 1:
+            n = max(1, spec.n_layers // 4)
             advice.append(
-                "train only the last layers (trainable_layers=4): the others are then computed "
+                f"train only the last layers (trainable_layers={n}), the others are then computed "
                 "once, not once per epoch"
             )
-        elif spec.n_frozen and spec.trainable_layers != 0:
-            advice.append(f"train fewer layers (trainable_layers={spec.trainable_layers})")
-        if spec.n_layers > 12:
+        elif learning > 1:
+            advice.append(f"train fewer layers (trainable_layers={learning // 2})")
+        if spec.n_layers > 12 and (spec.n_frozen == 0 or learning <= spec.n_layers // 2):
             advice.append(f"keep fewer layers (n_layers={spec.n_layers // 2})")
-        advice.append(f"cut texts shorter (max_length={self.max_length})")
-        advice.append(f"make fewer passes (max_epochs={self.max_epochs!r})")
+        if self.max_length > 64:
+            advice.append(f"cut texts shorter (max_length={self.max_length // 2})")
+        advice.append("make fewer passes (max_epochs)")
         if network.device.type == "cpu":
-            advice.append("use a GPU (device='cuda')")
+            advice.append("use a GPU")
         return "; ".join(advice)
 
     def _scores(self, X: Any) -> NDArray[np.float32]:

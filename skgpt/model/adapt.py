@@ -34,6 +34,9 @@ def check_depth(
     ModelNotSupportedError
         If the trunk has fewer blocks than asked for.
     """
+    for name, value in {"n_layers": n_layers, "trainable_layers": trainable_layers}.items():
+        if isinstance(value, bool):
+            raise ModelNotSupportedError(f"`{name}` must be an int. Got {value}.")
     # Plain ints: a search hands in numpy's, which don't go into a JSON configuration.
     n_layers = None if n_layers is None else int(n_layers)
     trainable_layers = "all" if trainable_layers == "all" else int(trainable_layers)

@@ -5,7 +5,9 @@ Everything that the model does around its blocks (positions, scaling, masks, rot
 norm) stays its own code, so nothing here knows an architecture.
 """
 
+import logging
 import threading
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -48,7 +50,38 @@ def truncate(trunk: Any, n_layers: int) -> None:
     trunk.config.num_hidden_layers = n_layers
     layer_types = getattr(trunk.config, "layer_types", None)
     if layer_types:  # one setting per block, read by position in the forward pass
-        trunk.config.layer_types = list(layer_types[:n_layers])
+        with suppress(AttributeError):  # some configurations derive it and take no other
+            trunk.config.layer_types = list(layer_types[:n_layers])
+
+
+def agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Say whether hidden states are the same, dimension by dimension.
+
+    A few dimensions of a trunk are a hundred times larger than the rest; measured against those,
+    the rest could be anything.
+
+    Parameters
+    ----------
+    a, b : Tensor of shape (..., H)
+    tolerance : float
+        Relative to each dimension's largest value and to the middle one of all.
+    """
+    size = b.abs().reshape(-1, b.shape[-1])
+    scale = torch.maximum(size.amax(0), size.median())
+    return bool(((a - b).abs() <= tolerance * scale).all())
+
+
+# What a forward pass of a stranger's can raise when it is entered in the middle.
+PROBE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_LOG = logging.getLogger("skgpt")
 
 
 class _Door(threading.local):
@@ -143,6 +176,7 @@ def parameters_after_blocks(trunk: Any) -> set[str]:
     Returns
     -------
     names : set of str
+        Empty if the trunk can't be entered behind its blocks, which is logged.
     """
     named = dict(trunk.named_parameters())
     before = {name: p.requires_grad for name, p in named.items()}
@@ -160,6 +194,9 @@ def parameters_after_blocks(trunk: Any) -> set[str]:
         learnable = {name: p for name, p in named.items() if p.requires_grad}
         grads = torch.autograd.grad(total, list(learnable.values()), allow_unused=True)
         return {name for name, grad in zip(learnable, grads, strict=True) if grad is not None}
+    except PROBE_ERRORS as error:
+        _LOG.info("%s can't be entered behind its blocks: %r", type(trunk).__name__, error)
+        return set()
     finally:
         cut.close()
         for name, p in named.items():

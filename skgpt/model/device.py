@@ -1,5 +1,6 @@
 """Where and how to compute: device, arithmetic, and how much of it at once."""
 
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -12,6 +13,8 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 # Padded tokens per micro-batch. More fills a GPU better; on a CPU it only spills the caches.
 _CPU_TOKENS = 2048
 _GPU_TOKENS_PER_GIB = 1024
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -98,7 +101,11 @@ def total_memory(device: torch.device) -> int:
     """Return the device's memory in bytes: all of it, not what happens to be free."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total)
+    total = int(psutil.virtual_memory().total)
+    try:  # a container's limit, where there is one
+        return min(total, int(_CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total
 
 
 def token_budget(device: torch.device) -> int:

@@ -73,7 +73,7 @@ class TextNetwork(nn.Module):
         self.trunk: Any = source.copy_trunk(spec.n_layers, dtype, device)
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
-            nn.Linear, source.width, spec.n_outputs, bias=False, device=device
+            nn.Linear, source.width, spec.n_outputs, bias=False, dtype=torch.float32, device=device
         )
         nn.init.zeros_(self.head.weight)
         self.masters: dict[str, Tensor] = {}
@@ -174,6 +174,7 @@ def resolve_pooling(pooling: str, source: Source) -> Pooling:
     return "last" if pooling == "last" else "mean"
 
 
+@torch.inference_mode(False)  # its weights are to be trained, whatever the caller is in
 def build_network(
     source: Source,
     *,

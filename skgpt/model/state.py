@@ -5,6 +5,7 @@ had again by name; otherwise its name, revision and fingerprint are.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
+from skgpt.model.blocks import truncate
 from skgpt.model.conversion import quiet_transformers
 from skgpt.model.network import NetworkSpec, TextNetwork
-from skgpt.model.sources import Source, load_source, make_source
+from skgpt.model.sources import Source, copy_around, load_source, make_source
 from skgpt.model.tokenizer import TextTokenizer
 
 FORMAT = 1
@@ -54,19 +56,20 @@ def pack(network: TextNetwork) -> dict[str, Any]:
         "learned": _to_bytes(learned),
     }
     if not source.refetchable:
-        shared = {
-            name: p for name, p in network.trunk.state_dict().items() if name not in network.masters
-        }
-        state["config"] = json.dumps(_config_of(network), sort_keys=True)
+        # Buffers too: the rotary frequencies and their like are in no state dict.
+        trunk = dict(network.trunk.named_parameters()) | dict(network.trunk.named_buffers())
+        shared = {name: t for name, t in trunk.items() if name not in network.masters}
+        # The uncut configuration: cutting one is up to the class that it belongs to.
+        state["config"] = json.dumps(_config_of(source), sort_keys=True)
         state["tokenizer"] = source.tokenizer.files()
         state["base"] = _to_bytes(shared)
     return state
 
 
-def _config_of(network: TextNetwork) -> dict[str, Any]:
-    config = dict(network.trunk.config.to_dict())
-    config.pop("_name_or_path", None)
-    config["dtype"] = str(network.dtype).removeprefix("torch.")
+def _config_of(source: Source) -> dict[str, Any]:
+    config = dict(source.trunk.config.to_dict())
+    for key in ("_name_or_path", "name_or_path", "transformers_version"):
+        config.pop(key, None)
     return config
 
 
@@ -97,9 +100,17 @@ def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -
             f"A saved model must be of format {FORMAT}. Got {state.get('format')!r}: open it with "
             "the version of skgpt that wrote it."
         )
+    with torch.inference_mode(False):
+        return _unpack(state, dtype, device)
+
+
+def _unpack(state: dict[str, Any], dtype: torch.dtype, device: torch.device) -> TextNetwork:
     learned = _from_bytes(state["learned"])
     spec = NetworkSpec(**state["spec"])
-    source = _source_inside(state, learned) if "base" in state else _source_by_name(state["source"])
+    if "base" in state:
+        source = _source_inside(state, spec, learned)
+    else:
+        source = _source_by_name(state["source"])
     network = TextNetwork(source, spec, dtype, device)
     with torch.no_grad():
         network.head.weight.copy_(learned["head.weight"])
@@ -126,23 +137,19 @@ def _source_by_name(named: dict[str, Any]) -> Source:
     return source
 
 
-def _source_inside(state: dict[str, Any], learned: dict[str, Tensor]) -> Source:
+def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, Tensor]) -> Source:
     from transformers import AutoConfig, AutoModel
 
-    config = json.loads(state["config"])
-    base = _from_bytes(state["base"])
-    dtype = getattr(torch, config["dtype"])
+    tensors = _from_bytes(state["base"])
     for name, tensor in learned.items():
         if name.startswith("trunk."):
-            base[name.removeprefix("trunk.")] = tensor.to(dtype)
-    with torch.device("meta"):  # only to learn the class that belongs to this configuration
-        architecture = type(AutoModel.from_config(AutoConfig.for_model(**config)))
-    # This fills in what no checkpoint holds (rotary frequencies) and draws no random number.
-    with quiet_transformers():
-        trunk = architecture.from_pretrained(
-            None, config=AutoConfig.for_model(**config), state_dict=base, dtype=dtype
-        )
-    return make_source(
+            tensors[name.removeprefix("trunk.")] = tensor
+    # A skeleton without weights, so that nothing is drawn and nothing is written twice.
+    with torch.device("meta"), quiet_transformers():
+        skeleton = AutoModel.from_config(AutoConfig.for_model(**json.loads(state["config"])))
+    truncate(skeleton, spec.n_layers)
+    trunk = copy_around(skeleton, tensors)
+    source = make_source(
         trunk,
         TextTokenizer.from_files(state["tokenizer"]),
         model=state["source"]["model"],
@@ -150,6 +157,8 @@ def _source_inside(state: dict[str, Any], learned: dict[str, Tensor]) -> Source:
         refetchable=False,
         resident=False,
     )
+    # The print of the base it was fitted on, not of what it has learned since.
+    return replace(source, fingerprint=state["source"]["fingerprint"])
 
 
 def _to_bytes(tensors: dict[str, Tensor]) -> NDArray[np.uint8]:

@@ -77,4 +77,8 @@ class TextTokenizer:
                     )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.encode("latin-1"))
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            return cls(
+                AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False
+                )
+            )

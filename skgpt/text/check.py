@@ -62,13 +62,14 @@ def check_texts(X: Any, *, estimator: Any = None) -> list[str]:
 
 
 def _sequence_to_array(X: Sequence[Any]) -> NDArray[Any]:
-    nested = any(isinstance(row, list | tuple | np.ndarray) for row in X)
-    if nested:
-        lengths = {len(row) if hasattr(row, "__len__") else -1 for row in X}
-        if len(lengths) > 1 or any(isinstance(row, str) for row in X):
-            raise InvalidTextError(
-                f"X must be {_SHAPES}. Got rows of different lengths: {sorted(lengths)}."
-            )
+    first = next((row for row in X if isinstance(row, list | tuple | np.ndarray)), None)
+    if first is not None:
+        for i, row in enumerate(X):
+            if not isinstance(row, list | tuple | np.ndarray) or len(row) != len(first):
+                raise InvalidTextError(
+                    f"X must be {_SHAPES}. Its rows must be of one kind and length: row {i} is "
+                    f"{_describe(row)}, another {_describe(first)}. {_cure(row)}"
+                )
         table = np.asarray(X)
         return np.asarray(X, dtype=object) if table.dtype.kind in "US" else table
     column = np.empty(len(X), dtype=object)
@@ -117,7 +118,8 @@ def _cell(value: Any, row: int, column: int) -> str:
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
     if _is_number(value) and math.isfinite(value):
-        return f"{value:.6g}" if not isinstance(value, numbers.Integral) else str(int(value))
+        # The shortest digits that say which number it is; 20240131.0 is as good as 20240131.
+        return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
     raise InvalidTextError(
         f"Every cell of X must be a str or a finite number. Row {row}, column {column} is "
         f"{_describe(value)}. {_cure(value)}"

@@ -1,5 +1,6 @@
 """Labels to the array that the loss wants, and back; class weights to weights of rows."""
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import column_or_1d
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from skgpt.exceptions import InvalidTextError
@@ -58,21 +58,16 @@ def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
     """
     if y is None:
         raise InvalidTextError(f"{name} requires y to be passed, but the target y is None.")
-    labels = column_or_1d(_plain(y), warn=True)
+    labels = _narrow(column_or_1d(_elements(y), warn=True))
     if len(labels) != n:
         raise InvalidTextError(
             "X and y must have one label per text. Found input variables with inconsistent "
             f"numbers of samples: [{n}, {len(labels)}]."
         )
-    _refuse_missing(labels)
     try:
         classes, codes = np.unique(labels, return_inverse=True)
     except TypeError as error:
-        kinds = sorted({type(label).__name__ for label in labels})
-        raise InvalidTextError(
-            f"The labels in y must be of one type, so that they can be sorted. Got {kinds}: "
-            "convert them, for example with [str(label) for label in y]."
-        ) from error
+        raise InvalidTextError(_of_one_type(labels)) from error
     if type_of_target(labels, input_name="y").startswith("continuous"):
         raise InvalidTextError(
             f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
@@ -87,29 +82,69 @@ def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
     return ClassTarget(classes, codes.astype(np.int64).reshape(-1))
 
 
-def _plain(y: Any) -> Any:
-    # pandas' own string and category types become plain objects, missing ones included.
-    if hasattr(y, "to_numpy") and not isinstance(y, np.ndarray):
-        return y.to_numpy()
-    return y
+def _elements(y: Any) -> Any:
+    """Return y as an array that holds its elements as they are.
+
+    numpy would turn a NaN among strings into the label "nan", and a number into its digits.
+    """
+    if isinstance(y, list | tuple):
+        if any(isinstance(label, list | tuple | np.ndarray) for label in y):
+            return y
+        labels = np.empty(len(y), dtype=object)
+        labels[:] = y
+        return labels
+    # pandas' own string, integer and category types become plain objects, missing ones included.
+    return y.to_numpy() if hasattr(y, "to_numpy") else y
 
 
-def _refuse_missing(labels: NDArray[Any]) -> None:
-    if labels.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(labels))
-        if len(bad):
-            raise InvalidTextError(
-                f"Input y contains NaN or infinity: row {bad[0]} is {labels[bad[0]]}. Every row "
-                "needs a label: drop the rows without one."
-            )
+def _narrow(labels: NDArray[Any]) -> NDArray[Any]:
+    """Refuse missing labels and give objects of one plain type that type."""
+    for row in _missing(labels):
+        raise InvalidTextError(
+            f"Input y contains NaN, infinity or a missing label: row {row} is {labels[row]!r}. "
+            "Every row needs a label: drop the rows without one."
+        )
     if labels.dtype != object:
-        return
-    for row, label in enumerate(labels):
-        if label is None or type(label).__name__ == "NAType" or label != label:
-            raise InvalidTextError(
-                f"Input y contains NaN or a missing label: row {row} is {label!r}. Every row "
-                "needs a label: drop the rows without one."
-            )
+        return labels
+    kinds = {_kind(label) for label in labels}
+    if len(kinds) > 1 and str in kinds:
+        raise InvalidTextError(_of_one_type(labels))
+    if kinds <= {bool} or kinds <= {int} or kinds <= {int, float}:
+        return np.array(labels.tolist())
+    return labels
+
+
+def _missing(labels: NDArray[Any]) -> NDArray[np.int64]:
+    if labels.dtype.kind == "f":
+        return np.flatnonzero(~np.isfinite(labels))
+    if labels.dtype.kind != "O":
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(
+        [
+            label is None
+            or type(label).__name__ == "NAType"
+            or (isinstance(label, numbers.Real) and not np.isfinite(float(label)))
+            for label in labels
+        ]
+    )
+
+
+def _kind(label: Any) -> type:
+    if isinstance(label, str):
+        return str
+    if isinstance(label, bool | np.bool_):
+        return bool
+    if isinstance(label, numbers.Integral):
+        return int
+    return float if isinstance(label, numbers.Real) else type(label)
+
+
+def _of_one_type(labels: NDArray[Any]) -> str:
+    kinds = sorted({type(label).__name__ for label in labels})
+    return (
+        f"The labels in y must be of one type, so that they can be sorted. Got {kinds}: convert "
+        "them, for example with [str(label) for label in y]."
+    )
 
 
 def row_weights(
@@ -135,8 +170,8 @@ def row_weights(
     Raises
     ------
     InvalidTextError
-        If `class_weight` names a label that y doesn't hold, or if every row's weight comes to
-        zero.
+        If `class_weight` names labels that y doesn't hold while others have no weight, or if every
+        row's weight comes to zero.
     """
     if class_weight is None:
         return sample_weight
@@ -157,15 +192,20 @@ def row_weights(
 
 
 def _dict_weights(target: ClassTarget, class_weight: Mapping[Any, float]) -> NDArray[np.float64]:
-    unknown = [label for label in class_weight if label not in set(target.classes.tolist())]
-    if unknown:
+    classes = target.classes.tolist()
+    # A label that y lacks is no mistake by itself: a fold may be without a rare class.
+    unknown = [label for label in class_weight if label not in classes]
+    without = [label for label in classes if label not in class_weight]
+    if unknown and without:
         raise InvalidTextError(
-            f"class_weight must name labels of y. {unknown} are not among "
-            f"{target.classes.tolist()}."
+            f"class_weight must name labels of y. {unknown} are not among {classes}, and {without} "
+            "have no weight: check the spelling and the type."
         )
-    bad = {k: v for k, v in class_weight.items() if not np.isfinite(v) or v < 0}
+    bad = {k: v for k, v in class_weight.items() if not _is_weight(v)}
     if bad:
         raise InvalidTextError(f"class_weight must hold finite weights >= 0. Got {bad}.")
-    codes = target.classes[target.codes]
-    weights = compute_class_weight(dict(class_weight), classes=target.classes, y=codes)
-    return np.asarray(weights, dtype=np.float64)
+    return np.array([float(class_weight.get(label, 1.0)) for label in classes])
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and 0 <= float(value) < float("inf")

@@ -4,14 +4,16 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork
 from skgpt.model.prefix import Forward, Rows, forward_for_training
 from skgpt.text.batches import micro_batches, optimiser_batches
 from skgpt.text.tokens import Tokens
-from skgpt.training.loss import Loss, as_tensors
+from skgpt.training.loss import Loss
 from skgpt.training.optimise import Optimiser
 from skgpt.training.plan import TrainingPlan
 from skgpt.training.watch import EpochRecord, Monitor, StepDone
@@ -47,8 +49,25 @@ def fit_network(
     Returns
     -------
     history : list of EpochRecord
-    """
 
+    Raises
+    ------
+    DivergedError
+        If the loss does not stay finite.
+    """
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+        return _fit(network, tokens, target, weight, loss, plan, monitors)
+
+
+def _fit(
+    network: TextNetwork,
+    tokens: Tokens,
+    target: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    loss: Loss,
+    plan: TrainingPlan,
+    monitors: Sequence[Monitor],
+) -> list[EpochRecord]:
     def told(done: int, total: int) -> None:
         for monitor in monitors:
             monitor.prefix(done, total)
@@ -91,7 +110,8 @@ class _Run:
         self.forward = forward
         self.lengths = tokens.lengths
         self.weight = weight
-        self.target_N, self.weight_N = as_tensors(target, weight, network.device)
+        self.target_N = torch.from_numpy(np.ascontiguousarray(target)).to(network.device)
+        self.device = network.device
         self.loss = loss
         self.plan = plan
         self.monitors = monitors
@@ -114,6 +134,12 @@ class _Run:
             event = StepDone(self.n_steps, epoch + 1, mean, step_tokens)
             for monitor in self.monitors:
                 monitor.step(event)
+        if not np.isfinite(total):
+            raise DivergedError(
+                f"The training loss must stay finite. In epoch {epoch + 1} it came to {total}: "
+                "lower `learning_rate` or `head_learning_rate`, set `max_grad_norm=1.0`, or use "
+                "precision='fp32'. The estimator is as it was before this fit."
+            )
         seconds = time.perf_counter() - began
         record: EpochRecord = {
             "epoch": epoch + 1,
@@ -134,12 +160,13 @@ class _Run:
             return 0.0
         # Rows that weigh nothing add nothing to the sum, so they need not be run.
         rows = rows[self.weight[rows] > 0]
-        sums: list[Tensor] = []
+        means: list[Tensor] = []
         for part in micro_batches(rows, self.lengths, self.plan.token_budget):
-            part_loss = self.loss.total(
-                self.forward(part), self.target_N[part], self.weight_N[part]
-            )
-            self.optimiser.backward(part_loss / batch_weight)
-            sums.append(part_loss.detach())
+            # Divided in fp64: weights may be so small or so large that fp32 has no word for them.
+            share = (self.weight[part] / batch_weight).astype(np.float32)
+            share_B = torch.from_numpy(share).to(self.device)
+            part_loss = self.loss.total(self.forward(part), self.target_N[part], share_B)
+            self.optimiser.backward(part_loss)
+            means.append(part_loss.detach())
         self.optimiser.step()
-        return float(sum(float(s) for s in sums))
+        return sum(float(mean) for mean in means) * batch_weight

@@ -3,7 +3,6 @@
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from torch import Tensor
@@ -14,7 +13,7 @@ class Loss(Protocol):
     """A loss over raw scores and its inverse link."""
 
     def total(self, logits_BK: Tensor, target_B: Tensor, weight_B: Tensor) -> Tensor:
-        """Return the weighted sum of the losses of the rows; the caller divides, once."""
+        """Return the weighted sum of the losses of the rows."""
         ...
 
     def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -48,13 +47,3 @@ class CrossEntropy:
     def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logarithms of class probabilities, finite however sure the model is."""
         return np.asarray(log_softmax(logits_NK, axis=1), dtype=np.float32)
-
-
-def as_tensors(
-    target: NDArray[np.int64], weight: NDArray[np.float64], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return targets and weights on the device, weights in fp32."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(target)).to(device),
-        torch.from_numpy(weight.astype(np.float32)).to(device),
-    )

@@ -8,10 +8,12 @@ as torch implements it.
 import torch
 from torch import Tensor
 
+from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork
 from skgpt.training.plan import TrainingPlan
 
 _FIRST_SCALE = 2.0**14
+_LAST_SCALE = 2.0**-10
 _GROW_AFTER = 1000
 
 
@@ -70,7 +72,7 @@ class Optimiser:
     def step(self) -> None:
         """Clip, update, refresh the working copies and forget the gradients."""
         learned = [*self._masters, self._head]
-        if self._scale == 1.0 or self._unscale(learned):
+        if self.network.dtype != torch.float16 or self._unscale(learned):
             if self.plan.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(learned, self.plan.max_grad_norm)
             for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
@@ -91,7 +93,12 @@ class Optimiser:
         finite = bool(torch.isfinite(torch.stack([g.sum() for g in grads])).all())
         self._good_steps = self._good_steps + 1 if finite else 0
         if not finite:
-            self._scale = max(self._scale / 2, 2.0)
+            self._scale /= 2
+            if self._scale < _LAST_SCALE:
+                raise DivergedError(
+                    "The gradients must be finite in fp16. They overflow at any loss scale: lower "
+                    "`learning_rate`, or use precision='bf16' or 'fp32'."
+                )
         elif self._good_steps % _GROW_AFTER == 0:
             self._scale *= 2
         return finite

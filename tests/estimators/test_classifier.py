@@ -219,6 +219,7 @@ BAD_INPUT = [
     ({"max_length": 1}, ["a", "b"], ["x", "y"], None, "max_length.*Got 1"),
     ({"max_length": 5000}, ["a", "b"], ["x", "y"], None, "`max_length` must be at most"),
     ({"n_layers": 9}, ["a", "b"], ["x", "y"], None, "`n_layers` must be at most"),
+    ({"n_layers": True}, ["a", "b"], ["x", "y"], None, "`n_layers` must be an int"),
     ({"n_layers": 0}, ["a", "b"], ["x", "y"], None, "n_layers"),
     ({"trainable_layers": 4}, ["a", "b"], ["x", "y"], None, "`trainable_layers`"),
     ({"trainable_layers": "some"}, ["a", "b"], ["x", "y"], None, "trainable_layers"),
@@ -329,3 +330,13 @@ def test_fit__numpy_integers__are_as_good_as_plain_ones(
     clf.set_params(max_length=np.int64(32), batch_size=np.int64(4))
     proba = clf.fit(*two_class_data).predict_proba(two_class_data.X)
     assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(two_class_data.X), proba)
+
+
+def test_advice__for_a_slow_fit__names_values_that_are_legal_and_smaller(tiny_llama: str) -> None:
+    shown = []
+    for options in ({"trainable_layers": "all"}, {"trainable_layers": 2}, {"trainable_layers": 1}):
+        clf = make(tiny_llama, max_length=128, max_epochs=1, **options).fit(["a", "b"], [0, 1])
+        shown.append(clf._advice(clf._network))
+    assert "trainable_layers=1" in shown[0] and "trainable_layers=1" in shown[1]
+    assert "trainable_layers" not in shown[2]
+    assert all("max_length=64" in advice for advice in shown)

@@ -49,9 +49,11 @@ def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
         assert report.n_sklearn_checks == EXPECTED_CHECKS[version]
     else:  # a later scikit-learn may have more
         assert report.n_sklearn_checks >= 63
-    assert report.n_text_checks >= 8
-    assert set(report.expected_failures) <= set(EXPECTED_FAILURES)
+    assert report.n_text_checks >= 14
     assert report.skipped == {}
+    # Any other failure would have raised; this one may also pass, where batches fall luckily.
+    named = {*report.expected_failures, *report.unexpected_passes}
+    assert named == set(EXPECTED_FAILURES)
 
 
 def test_clone__parameters__survive(tiny_llama: str) -> None:

@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from sklearn.base import clone
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
 from skgpt.testing import tiny_gpt
+from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, global_random_state_unchanged
 
 _OPEN = """
 import sys, joblib, numpy as np
@@ -56,6 +58,17 @@ def test_pickle__round_trip__predicts_identically(
     assert again.history_ == clf.history_
     twice = pickle.loads(pickle.dumps(again))
     assert np.array_equal(twice.predict_proba(X), clf.predict_proba(X))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pickle__every_architecture_cut_short__predicts_identically(
+    architecture: str, tiny_model: Callable[[str], str], two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_model(architecture), n_layers=2, max_epochs=1).fit(X, y)
+    with global_random_state_unchanged():
+        again = pickle.loads(pickle.dumps(clf))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
 
 
 def test_pickle__its_content__names_no_torch_object(
@@ -114,7 +127,9 @@ def test_pickle__of_the_same_fit__has_the_same_hash(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    assert joblib.hash(clf) == joblib.hash(clf)
+    assert joblib.hash(pickle.loads(pickle.dumps(clf))) == joblib.hash(clf)
+    other = make(tiny_llama, max_epochs=1, random_state=1).fit(*two_class_data)
+    assert joblib.hash(other) != joblib.hash(clf)
 
 
 def test_deepcopy__a_fitted_model__is_independent(

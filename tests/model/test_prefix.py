@@ -100,6 +100,19 @@ def test_forward__a_trunk_that_cannot_be_cut__runs_whole_and_right(
     torch.testing.assert_close(forward(np.array([0, 1])), expected)
 
 
+@pytest.mark.parametrize("error", [IndexError, AttributeError, AssertionError, RuntimeError])
+def test_forward__a_trunk_that_fails_when_it_is_cut__runs_whole(
+    error: type[Exception], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build(tiny_llama, 1, torch.float32)
+
+    def fail(*args: object) -> None:
+        raise error("not made for this")
+
+    monkeypatch.setattr(PrefixCut, "after", fail)
+    assert isinstance(forward_of(network), WholeTrunk)
+
+
 def test_forward__progress__ends_with_every_token(tiny_llama: str) -> None:
     network = build(tiny_llama, 1, torch.float32)
     tokens = tokens_of(network)

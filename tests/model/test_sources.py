@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import skgpt
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
-from skgpt.model.sources import load_source
+from skgpt.model.sources import _SOURCES, load_source
 from skgpt.testing import tiny_gpt
 from tests.helpers import global_random_state_unchanged
 
@@ -100,3 +101,80 @@ def test_load_source__a_copied_folder__has_the_same_fingerprint(
 ) -> None:
     copied = shutil.copytree(tiny_llama, tmp_path / "copy")
     assert load_source(str(copied)).fingerprint == load_source(tiny_llama).fingerprint
+
+
+def test_fingerprint__a_configuration_that_says_more__is_the_same_base(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    before = load_source(folder).fingerprint
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "a_setting_of_a_later_release": 1}))
+    assert load_source(folder).fingerprint == before
+
+
+def test_load_source__truncated_weights__says_so(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    for content in (weights.read_bytes()[:-100], b"version https://git-lfs", b""):
+        weights.write_bytes(content)
+        with pytest.raises(ModelNotFoundError, match="can't be read"):
+            load_source(folder)
+    assert not _SOURCES._making  # a failed read leaves no lock behind
+
+
+def test_load_source__under_inference_mode__serves_later_fits(tiny_llama: str) -> None:
+    skgpt.clear_cache()
+    with torch.inference_mode():
+        load_source(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
+    trunk = load_source(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
+    assert not any(p.is_inference() for p in trunk.parameters())
+
+
+def test_load_source__a_file_written_over_in_place__changes_no_loaded_model(
+    tmp_path: Path,
+) -> None:
+    source = load_source(tiny_gpt(tmp_path / "m", seed=0))
+    before = {name: p.clone() for name, p in source.trunk.named_parameters()}
+    other = Path(tiny_gpt(tmp_path / "other", seed=1), "model.safetensors").read_bytes()
+    with (tmp_path / "m" / "model.safetensors").open("r+b") as file:
+        file.write(other)
+    assert all(torch.equal(p, before[name]) for name, p in source.trunk.named_parameters())
+
+
+def test_max_positions__roberta__leaves_out_those_it_never_uses(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "roberta")
+    bert = json.loads((folder / "config.json").read_text())
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = RobertaConfig(
+        **{key: bert[key] for key in keys},
+        vocab_size=bert["vocab_size"],
+        max_position_embeddings=66,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng():
+        RobertaModel(config).save_pretrained(folder)
+    source = load_source(str(folder))
+    assert source.max_positions == 64
+    ids = torch.full((1, 64), 5)
+    source.trunk(input_ids=ids)
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
+        source.trunk(input_ids=torch.full((1, 65), 5))
+
+
+def test_prove__outliers_in_one_dimension__do_not_hide_what_padding_does(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    name = next(n for n in sorted(weights) if n.endswith("2.output.LayerNorm.bias"))
+    weights[name][0] = 500.0
+    halved = {n: w.to(torch.bfloat16) for n, w in weights.items()}
+    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+    source = load_source(str(folder))
+    assert (source.causal, source.needs_mask) == (False, True)

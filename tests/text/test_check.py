@@ -44,7 +44,7 @@ def test_check_texts__columns__are_joined_with_a_blank_line() -> None:
 
 
 def test_check_texts__a_table_of_numbers__is_formatted() -> None:
-    assert check_texts(np.array([[1.0, 0.125], [2.0, 1e9]])) == ["1\n\n0.125", "2\n\n1e+09"]
+    assert check_texts(np.array([[1.0, 0.125], [2.0, 1e9]])) == ["1\n\n0.125", "2\n\n1000000000"]
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), pd.NA, 3, 2.5, True, b"bytes", ["list"]])
@@ -72,7 +72,10 @@ def test_check_texts__a_bad_cell__is_named_with_its_column(bad: object) -> None:
         ([1, 2, 3], "Reshape your data"),
         (np.array([1.0, 2.0]), "Reshape your data"),
         (np.zeros((2, 2, 2)), "Reshape your data"),
-        ([["a", "b"], ["c"]], "different lengths"),
+        ([["a", "b"], ["c"]], "row 1 is"),
+        ([["a", "b"], None], "row 1 is None"),
+        (["abc", ["x"]], "row 0 is 'abc'"),
+        ([["a", "b"], "ab"], "row 1 is 'ab'"),
         (np.array([[1.0, np.nan]]), "NaN"),
         (np.array([[1.0, np.inf]]), "infinity"),
         (np.zeros((0, 3)), "0 sample"),
@@ -110,3 +113,8 @@ def test_check_weight__none__is_ones() -> None:
 def test_check_weight__unusable__is_refused(weight: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_weight(weight, 3)
+
+
+def test_check_texts__floats_that_differ_late__stay_apart() -> None:
+    texts = check_texts([[20240131.0, 1234567.89], [20240132.0, 1234568.11]])
+    assert texts == ["20240131\n\n1234567.89", "20240132\n\n1234568.11"]

@@ -15,10 +15,23 @@ from skgpt.text.targets import encode_classes, row_weights
         [3, 1, 7, 1],
         [True, False, True, False],
         np.array(["b", "a", "c", "a"], dtype=object),
+        np.array([3, 1, 7, 1], dtype=object),
+        np.array([True, False, True, False], dtype=object),
+        pd.Series([3, 1, 7, 1], dtype="Int64"),
         pd.Series(["b", "a", "c", "a"], dtype="category"),
         pd.Series(["b", "a", "c", "a"], dtype="string"),
     ],
-    ids=["str", "int", "bool", "object", "category", "string"],
+    ids=[
+        "str",
+        "int",
+        "bool",
+        "object",
+        "int object",
+        "bool object",
+        "Int64",
+        "category",
+        "string",
+    ],
 )
 def test_encode_classes__any_labels__are_sorted_and_come_back(y: list[object]) -> None:
     target = encode_classes(y, 4, name="It")
@@ -32,6 +45,8 @@ def test_encode_classes__any_labels__are_sorted_and_come_back(y: list[object]) -
         (None, "requires y to be passed, but the target y is None"),
         (["a", "b"], r"\[3, 2\]"),
         (["a", None, "b"], "row 1 is None"),
+        (["a", float("nan"), "b"], "row 1 is nan"),
+        (["a", 1, "b"], "of one type"),
         (["a", pd.NA, "b"], "row 1 is <NA>"),
         ([1.0, float("nan"), 2.0], "row 1 is nan"),
         ([0.5, 1.25, 3.1], "Unknown label type: continuous.*regressor"),
@@ -76,6 +91,7 @@ def test_row_weights__dict__multiplies_and_leaves_others_alone() -> None:
     ("class_weight", "message"),
     [
         ({"z": 1.0}, "not among"),
+        ({"a": "1", "b": 1.0}, "finite weights >= 0"),
         ({"a": -1.0}, "finite weights >= 0"),
         ({"a": 0.0, "b": 0.0}, "zero for all"),
     ],
@@ -86,3 +102,9 @@ def test_row_weights__unusable_dict__is_refused(
     target = encode_classes(["a", "b"], 2, name="It")
     with pytest.raises(InvalidTextError, match=message):
         row_weights(target, np.ones(2), class_weight)
+
+
+def test_row_weights__dict_with_a_label_that_this_fold_lacks__is_taken() -> None:
+    target = encode_classes(["a", "b"], 2, name="It")
+    weight = row_weights(target, np.ones(2), {"a": 2.0, "b": 3.0, "rare": 9.0})
+    assert weight.tolist() == [2.0, 3.0]

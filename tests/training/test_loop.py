@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
 from skgpt.text.tokens import tokenise
@@ -164,3 +165,43 @@ def test_fit_network__another_seed__differs(tiny_llama: str) -> None:
     one, _ = trained(tiny_llama, TEXTS, CODES, seed=0)
     two, _ = trained(tiny_llama, TEXTS, CODES, seed=1)
     assert not np.array_equal(scores_of(one), scores_of(two))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e39])
+def test_fit_network__weights_beyond_fp32__are_what_their_ratios_say(
+    scale: float, tiny_llama: str
+) -> None:
+    weight = np.linspace(1, 2, len(TEXTS))
+    plain, _ = trained(tiny_llama, TEXTS, CODES, weight)
+    scaled, history = trained(tiny_llama, TEXTS, CODES, weight * scale)
+    np.testing.assert_allclose(scores_of(scaled), scores_of(plain), rtol=1e-4, atol=1e-5)
+    assert all(np.isfinite(record["loss"]) for record in history)
+
+
+def test_fit_network__weights_that_fall_off_steeply__give_finite_scores(tiny_llama: str) -> None:
+    weight = 0.5 ** (np.arange(len(TEXTS)) * 20.0)
+    network, _ = trained(tiny_llama, TEXTS, CODES, weight, batch_size=4)
+    assert np.isfinite(scores_of(network)).all()
+
+
+def test_fit_network__a_loss_that_runs_off__is_an_error(tiny_llama: str) -> None:
+    with pytest.raises(DivergedError, match="lower `learning_rate`"):
+        trained(tiny_llama, TEXTS, CODES, head_learning_rate=1e38, max_grad_norm=None, n_epochs=30)
+
+
+def test_fit_network__where_gradients_are_off__trains_all_the_same(tiny_llama: str) -> None:
+    expected, _ = trained(tiny_llama, TEXTS, CODES)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            network, _ = trained(tiny_llama, TEXTS, CODES)
+        assert np.array_equal(scores_of(network), scores_of(expected))
+
+
+def test_fit_network__another_default_dtype__changes_nothing(tiny_llama: str) -> None:
+    expected, _ = trained(tiny_llama, TEXTS, CODES, trainable=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        network, _ = trained(tiny_llama, TEXTS, CODES, trainable=0)
+        assert np.array_equal(scores_of(network), scores_of(expected))
+    finally:
+        torch.set_default_dtype(torch.float32)
