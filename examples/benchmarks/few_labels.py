@@ -5,7 +5,8 @@ split and judged on the whole official test split. Prints one line per draw, the
 and standard deviations.
 
     python examples/benchmarks/few_labels.py                     # 5 draws at 100, 300 and 1,000
-    python examples/benchmarks/few_labels.py --sizes 300 --draws 2
+    python examples/benchmarks/few_labels.py --sizes 300 --draws 2 --recipe '{"pooling": "last"}'
+    python examples/benchmarks/few_labels.py --sizes 1500 5485 --arms T
 """
 
 import argparse
@@ -41,13 +42,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=["S", "T"], default=["S", "T"])
     parser.add_argument("--recipe", type=json.loads, default={}, help="JSON, over the default")
     args = parser.parse_args()
     recipe = {**RECIPE, **args.recipe}
     print("recipe:", recipe, flush=True)
     test = load_r8("test")
     for n in args.sizes:
-        scores: dict[str, list[tuple[float, float]]] = {"S": [], "T": []}
+        scores: dict[str, list[tuple[float, float]]] = {arm: [] for arm in args.arms}
         for seed in range(args.draws):
             train = sample_r8(n, seed)
             arms = {
@@ -56,7 +58,8 @@ def main() -> None:
                     TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC()
                 ),
             }
-            for arm, model in arms.items():
+            for arm in args.arms:
+                model = arms[arm]
                 began = time.perf_counter()
                 model.fit(train.texts, train.topics)
                 fitted = time.perf_counter()
