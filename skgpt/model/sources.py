@@ -38,6 +38,8 @@ class Source:
     trunk : transformers.PreTrainedModel
         Read-only; `copy_trunk` gives a network its own.
     tokenizer : TextTokenizer
+    config : dict
+        The configuration, uncut: what a pickle makes the skeleton of the trunk from.
     refetchable : bool
         Whether another machine can get the same weights by name (an alias or a hub id).
     fingerprint : str
@@ -56,6 +58,7 @@ class Source:
     revision: str | None
     trunk: Any
     tokenizer: TextTokenizer
+    config: dict[str, Any]
     refetchable: bool
     fingerprint: str
     causal: bool
@@ -245,6 +248,7 @@ def make_source(
     revision: str | None,
     refetchable: bool,
     resident: bool,
+    config: dict[str, Any] | None = None,
 ) -> Source:
     """Make a source of a trunk that was read: freeze it, prove what it does, take its print."""
     trunk.eval().requires_grad_(False)
@@ -267,6 +271,7 @@ def make_source(
         revision=revision,
         trunk=trunk,
         tokenizer=tokenizer,
+        config=_plain(trunk.config) if config is None else config,
         refetchable=refetchable,
         fingerprint=_fingerprint(trunk),
         causal=causal,
@@ -274,6 +279,11 @@ def make_source(
         width=width,
         resident=resident,
     )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    own = ("_name_or_path", "name_or_path", "transformers_version")  # of a machine, not a model
+    return {key: value for key, value in config.to_dict().items() if key not in own}
 
 
 def copy_around(trunk: Any, tensors: Mapping[str, Tensor]) -> Any:

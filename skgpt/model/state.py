@@ -60,19 +60,13 @@ def pack(network: TextNetwork) -> dict[str, Any]:
         trunk = dict(network.trunk.named_parameters()) | dict(network.trunk.named_buffers())
         shared = {name: t for name, t in trunk.items() if name not in network.masters}
         # The uncut configuration: cutting one is up to the class that it belongs to.
-        state["config"] = json.dumps(_config_of(source), sort_keys=True)
+        state["config"] = json.dumps(source.config, sort_keys=True)
         state["tokenizer"] = source.tokenizer.files()
         state["base"] = _to_bytes(shared)
     return state
 
 
-def _config_of(source: Source) -> dict[str, Any]:
-    config = dict(source.trunk.config.to_dict())
-    for key in ("_name_or_path", "name_or_path", "transformers_version"):
-        config.pop(key, None)
-    return config
-
-
+@torch.inference_mode(False)  # an opened model may be fitted on, whatever the caller is in
 def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -> TextNetwork:
     """Make the network again.
 
@@ -100,11 +94,6 @@ def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -
             f"A saved model must be of format {FORMAT}. Got {state.get('format')!r}: open it with "
             "the version of skgpt that wrote it."
         )
-    with torch.inference_mode(False):
-        return _unpack(state, dtype, device)
-
-
-def _unpack(state: dict[str, Any], dtype: torch.dtype, device: torch.device) -> TextNetwork:
     learned = _from_bytes(state["learned"])
     spec = NetworkSpec(**state["spec"])
     if "base" in state:
@@ -145,8 +134,9 @@ def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, 
         if name.startswith("trunk."):
             tensors[name.removeprefix("trunk.")] = tensor
     # A skeleton without weights, so that nothing is drawn and nothing is written twice.
+    config = json.loads(state["config"])
     with torch.device("meta"), quiet_transformers():
-        skeleton = AutoModel.from_config(AutoConfig.for_model(**json.loads(state["config"])))
+        skeleton = AutoModel.from_config(AutoConfig.for_model(**config))
     truncate(skeleton, spec.n_layers)
     trunk = copy_around(skeleton, tensors)
     source = make_source(
@@ -156,6 +146,7 @@ def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, 
         revision=state["source"]["revision"],
         refetchable=False,
         resident=False,
+        config=config,
     )
     # The print of the base it was fitted on, not of what it has learned since.
     return replace(source, fingerprint=state["source"]["fingerprint"])

@@ -19,6 +19,8 @@ from skgpt.training.plan import TrainingPlan
 from skgpt.training.watch import EpochRecord, Monitor, StepDone
 
 
+@torch.inference_mode(False)  # whatever the caller is in
+@torch.enable_grad()
 def fit_network(
     network: TextNetwork,
     tokens: Tokens,
@@ -55,19 +57,7 @@ def fit_network(
     DivergedError
         If the loss does not stay finite.
     """
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
-        return _fit(network, tokens, target, weight, loss, plan, monitors)
 
-
-def _fit(
-    network: TextNetwork,
-    tokens: Tokens,
-    target: NDArray[np.int64],
-    weight: NDArray[np.float64],
-    loss: Loss,
-    plan: TrainingPlan,
-    monitors: Sequence[Monitor],
-) -> list[EpochRecord]:
     def told(done: int, total: int) -> None:
         for monitor in monitors:
             monitor.prefix(done, total)

@@ -68,7 +68,9 @@ def test_pickle__every_architecture_cut_short__predicts_identically(
     clf = make(tiny_model(architecture), n_layers=2, max_epochs=1).fit(X, y)
     with global_random_state_unchanged():
         again = pickle.loads(pickle.dumps(clf))
+        twice = pickle.loads(pickle.dumps(again))
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert np.array_equal(twice.predict_proba(X), clf.predict_proba(X))
 
 
 def test_pickle__its_content__names_no_torch_object(
