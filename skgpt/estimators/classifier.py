@@ -36,8 +36,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     max_length : int, default=256
         Tokens per text; a longer text's end is cut.
     max_epochs : int or "auto", default="auto"
-        Passes over the data. "auto": 3, and on small data more, until there are 160 optimiser
-        steps, up to 12 passes.
+        Passes over the data. "auto" makes more on small data: 60 over the cube root of the number
+        of texts, or as many as make 160 optimiser steps if that is more; 3 at least, 12 at most.
     batch_size : int, default=32
         Texts per optimiser step, whatever fits in memory at once.
     learning_rate : float, default=1e-4

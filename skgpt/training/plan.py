@@ -6,11 +6,13 @@ from typing import Literal
 
 Schedule = Literal["linear", "cosine", "constant"]
 
-# "auto" epochs: at least this many passes, and on small data as many as it takes to make the
-# steps, within a limit. A few hundred texts need more passes, not a higher learning rate.
+# "auto" epochs: small data needs more passes, not a higher learning rate. On Reuters R8, 300 texts
+# want 9 and 1,000 want 6, which is 60 over the cube root of their number; and in any case enough
+# passes for this many optimiser steps. docs/benchmarks.md has the figures.
 _MIN_EPOCHS = 3
-_MIN_STEPS = 160
 _MAX_EPOCHS = 12
+_MIN_STEPS = 160
+_PASSES = 60
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
     Parameters
     ----------
     max_epochs : int or "auto"
-        "auto": 3, and on small data more, until there are 160 optimiser steps, up to 12 passes.
+        "auto": 60 over the cube root of `n_rows`, or as many as make 160 optimiser steps if that is
+        more; at least 3 and at most 12.
     n_rows, batch_size : int
 
     Returns
@@ -100,4 +103,5 @@ def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
     if max_epochs != "auto":
         return int(max_epochs)
     steps_per_epoch = math.ceil(n_rows / batch_size)
-    return min(_MAX_EPOCHS, max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps_per_epoch)))
+    wanted = max(round(_PASSES / n_rows ** (1 / 3)), math.ceil(_MIN_STEPS / steps_per_epoch))
+    return min(_MAX_EPOCHS, max(_MIN_EPOCHS, wanted))
