@@ -10,12 +10,12 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
-from skgpt.exceptions import ModelNotSupportedError
+from skgpt.exceptions import InvalidTextError, ModelNotSupportedError
 from skgpt.model.device import prefix_budget, resolve_device, resolve_precision, token_budget
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import Source, load_source
 from skgpt.model.state import pack, unpack
-from skgpt.text.check import check_texts, check_weight
+from skgpt.text.check import check_texts, check_weight, n_columns
 from skgpt.text.targets import ClassTarget
 from skgpt.text.tokens import tokenise
 from skgpt.training.infer import raw_scores
@@ -179,10 +179,21 @@ class BaseGPTText(BaseEstimator, ABC):
         """Return the raw scores of texts, shape (n, n_outputs)."""
         check_is_fitted(self)
         texts = check_texts(X, estimator=self)
-        validate_data(self, X, reset=False, skip_check_array=True)
+        self._check_columns(X)
         network = self._network
         tokens = tokenise(texts, network.source.tokenizer, self._fitted_with["max_length"])
         return raw_scores(network, tokens, token_budget(network.device))
+
+    def _check_columns(self, X: Any) -> None:
+        """Check that X has the columns of the fit; one column and a plain list are the same."""
+        fitted, found = getattr(self, "n_features_in_", None), n_columns(X)
+        if found is not None and fitted is not None:
+            validate_data(self, X, reset=False, skip_check_array=True)
+        elif (found or 1) != (fitted or 1):
+            raise InvalidTextError(
+                f"X must have as many columns as at fit: {fitted or 'one text per row'}. Got "
+                f"{found or 'one text per row'}."
+            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_network")

@@ -170,6 +170,9 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 
 @torch.inference_mode(False)
 def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
+    if local and path.is_dir() and not (path / "config.json").is_file():
+        reason = FileNotFoundError("it has no config.json")
+        raise ModelNotFoundError(_not_found(model, revision, local, reason))
     with quiet_transformers():
         try:
             if local and path.is_file():

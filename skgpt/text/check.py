@@ -61,6 +61,15 @@ def check_texts(X: Any, *, estimator: Any = None) -> list[str]:
     )
 
 
+def n_columns(X: Any) -> int | None:
+    """Return the number of columns of texts that `check_texts` took; None for a plain column."""
+    if isinstance(X, Sequence):
+        X = _sequence_to_array(X)
+    if getattr(X, "ndim", None) is None:
+        X = np.asarray(X)
+    return int(X.shape[1]) if X.ndim == 2 else None
+
+
 def _sequence_to_array(X: Sequence[Any]) -> NDArray[Any]:
     first = next((row for row in X if isinstance(row, list | tuple | np.ndarray)), None)
     if first is not None:

@@ -58,7 +58,7 @@ def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
     """
     if y is None:
         raise InvalidTextError(f"{name} requires y to be passed, but the target y is None.")
-    labels = _narrow(column_or_1d(_elements(y), warn=True))
+    labels = _narrow(column_or_1d(_elements(y), warn=True), of_list=isinstance(y, list | tuple))
     if len(labels) != n:
         raise InvalidTextError(
             "X and y must have one label per text. Found input variables with inconsistent "
@@ -89,7 +89,12 @@ def _elements(y: Any) -> Any:
     """
     if isinstance(y, list | tuple):
         if any(isinstance(label, list | tuple | np.ndarray) for label in y):
-            return y
+            if all(isinstance(label, list | tuple | np.ndarray) and len(label) == 1 for label in y):
+                return np.asarray(y)  # a column
+            raise InvalidTextError(
+                f"y must be a 1d array or list: one label per text. Its first entry is {y[0]!r} "
+                f"({type(y[0]).__name__}); several labels per text are not supported."
+            )
         labels = np.empty(len(y), dtype=object)
         labels[:] = y
         return labels
@@ -97,8 +102,11 @@ def _elements(y: Any) -> Any:
     return y.to_numpy() if hasattr(y, "to_numpy") else y
 
 
-def _narrow(labels: NDArray[Any]) -> NDArray[Any]:
-    """Refuse missing labels and give objects of one plain type that type."""
+def _narrow(labels: NDArray[Any], *, of_list: bool) -> NDArray[Any]:
+    """Refuse missing labels and give objects of one plain type that type.
+
+    Strings in an object array stay objects, those of a list don't, as in the rest of scikit-learn.
+    """
     for row in _missing(labels):
         raise InvalidTextError(
             f"Input y contains NaN, infinity or a missing label: row {row} is {labels[row]!r}. "
@@ -109,7 +117,7 @@ def _narrow(labels: NDArray[Any]) -> NDArray[Any]:
     kinds = {_kind(label) for label in labels}
     if len(kinds) > 1 and str in kinds:
         raise InvalidTextError(_of_one_type(labels))
-    if kinds <= {bool} or kinds <= {int} or kinds <= {int, float}:
+    if kinds <= {bool} or kinds <= {int, float} or (of_list and kinds <= {str}):
         return np.array(labels.tolist())
     return labels
 

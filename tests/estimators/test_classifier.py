@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.preprocessing import LabelEncoder
 
 from skgpt import GPTTextClassifier
 from skgpt.estimators.base import BaseGPTText
@@ -197,8 +198,40 @@ def test_fit__a_data_frame__checks_its_columns_at_predict(tiny_llama: str) -> No
         pytest.raises(ValueError, match="X has 1 features"),
     ):
         clf.predict(frame[["title"]].to_numpy())
+    with pytest.raises(ValueError, match=r"columns as at fit: 2\. Got one text per row"):
+        clf.predict(["a", "b"])
     clf.fit(["a", "b"], [0, 1])
     assert not hasattr(clf, "n_features_in_")
+    with pytest.raises(ValueError, match=r"one text per row\. Got 2"):
+        clf.predict(frame)
+
+
+def test_predict__one_column_or_a_plain_list__is_the_same(tiny_llama: str) -> None:
+    texts, labels = ["a", "b", "c", "d"], [0, 1, 0, 1]
+    frame = pd.DataFrame({"text": texts})
+    by_list = make(tiny_llama, max_epochs=1).fit(texts, labels)
+    by_frame = make(tiny_llama, max_epochs=1).fit(frame, labels)
+    expected = by_list.predict_proba(texts)
+    for proba in (
+        by_list.predict_proba(frame),
+        by_frame.predict_proba(texts),
+        by_frame.predict_proba(frame),
+    ):
+        assert np.array_equal(proba, expected)
+
+
+def test_classes__their_dtype__is_what_scikit_learn_would_have(tiny_llama: str) -> None:
+    X, labels = ["a", "b", "c", "d"], ["x", "y", "x", "y"]
+    for y in (
+        labels,
+        np.array(labels),
+        np.array(labels, dtype=object),
+        [1, 2, 1, 2],
+        [True, False],
+    ):
+        clf = make(tiny_llama, max_epochs=1).fit(X[: len(y)], y)
+        assert clf.classes_.dtype == LabelEncoder().fit(y).classes_.dtype
+        assert clf.predict(X).dtype == clf.classes_.dtype
 
 
 BAD_INPUT = [

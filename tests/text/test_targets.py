@@ -47,6 +47,8 @@ def test_encode_classes__any_labels__are_sorted_and_come_back(y: list[object]) -
         (["a", None, "b"], "row 1 is None"),
         (["a", float("nan"), "b"], "row 1 is nan"),
         (["a", 1, "b"], "of one type"),
+        ([["a"], ["b", "c"], ["a"]], "one label per text"),
+        ([["a", "b"], ["b", "c"], ["a", "c"]], "one label per text"),
         (["a", pd.NA, "b"], "row 1 is <NA>"),
         ([1.0, float("nan"), 2.0], "row 1 is nan"),
         ([0.5, 1.25, 3.1], "Unknown label type: continuous.*regressor"),
