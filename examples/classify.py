@@ -4,12 +4,15 @@ python examples/classify.py news_classifier.joblib "Oil prices rose sharply" "..
 """
 
 import sys
+from pathlib import Path
 
 import joblib
 
 
 def main(path: str, texts: list[str]) -> None:
     """Print each text with its two most likely classes."""
+    if not Path(path).is_file():
+        sys.exit(f"There is no file {path!r}: run examples/quickstart.py first, it writes one.")
     classifier = joblib.load(path)
     for text, row in zip(texts, classifier.predict_proba(texts), strict=True):
         best = row.argsort()[::-1][:2]

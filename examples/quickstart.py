@@ -33,7 +33,9 @@ def main() -> None:
     """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a quick look: 100 texts, 1 epoch")
-    parser.add_argument("--out", type=Path, default=Path("news_classifier.joblib"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("news_classifier.joblib"), help="the file to keep"
+    )
     args = parser.parse_args()
 
     train = sample_r8(300, seed=0)

@@ -64,7 +64,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         Decides the order of the rows, the only randomness there is. Pass an int for the same
         result each time.
     verbose : int, default=0
-        0 is silent, 1 shows a progress bar, 2 a line per epoch as well.
+        0 is silent, 1 shows a progress bar while it fits, 2 a line per epoch as well.
 
     Attributes
     ----------
@@ -90,9 +90,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     Notes
     -----
-    The trunk's dropout is off, in training too: small data is better served by early stopping, and
-    frozen layers can be computed once. A fitted estimator pickles to numpy arrays and text; the
-    base model is inside only if it was a local folder or file, otherwise by name.
+    The trunk's dropout is off, in training too, so that frozen layers can be computed once. A fitted
+    estimator pickles to numpy arrays and text; the base model is inside only if it was a local
+    folder or file, otherwise by name.
 
     Examples
     --------

@@ -5,6 +5,7 @@ gets a copy of the module tree whose parameters are views of the same, read-only
 """
 
 import copy
+import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,9 +157,27 @@ def load_source(model: str, revision: str | None = None) -> Source:
         If what is there can't be used: weights missing, no stack of blocks, ...
     """
     path = Path(model).expanduser()
-    local = path.exists() and model not in ALIASES
+    local = bool(model) and path.exists() and model not in ALIASES
+    if not local and model not in ALIASES:
+        _refuse_misnomers(model)
     key = (model, revision, _stamp(path) if local else None)
     return _SOURCES.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_source)
+
+
+def _refuse_misnomers(model: str) -> None:
+    """Refuse what can't be a hub id before the hub is asked, over and over, for it."""
+    aliases = {alias.casefold(): alias for alias in ALIASES}
+    like = difflib.get_close_matches(model.casefold().replace("_", "-"), aliases, n=1, cutoff=0.8)
+    if not model or model.startswith(("/", ".", "~", "\\")) or model.endswith(".gguf"):
+        reason = "there is no such file or folder"
+    elif like and "/" not in model:
+        reason = f"did you mean {aliases[like[0]]!r}?"
+    else:
+        return
+    raise ModelNotFoundError(
+        f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
+        f"or a .gguf file. Got {model!r}: {reason}"
+    )
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:

@@ -88,7 +88,7 @@ def _sequence_to_array(X: Sequence[Any]) -> NDArray[Any]:
 
 def _check_column(X: Any) -> list[str]:
     dtype = getattr(X, "dtype", None)
-    if isinstance(X, np.ndarray) and X.dtype.kind in "biufcmM":
+    if isinstance(X, np.ndarray) and X.dtype.kind in "biufcmM" and len(X):
         raise InvalidTextError(_not_texts(f"a 1-D array of {dtype}"))
     values = np.asarray(X, dtype=object)
     if len(values) == 0:

@@ -58,6 +58,12 @@ def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
     """
     if y is None:
         raise InvalidTextError(f"{name} requires y to be passed, but the target y is None.")
+    is_array = hasattr(y, "__len__") or hasattr(y, "__array__")
+    if isinstance(y, str | bytes | set | dict) or not is_array:
+        raise InvalidTextError(
+            f"y must be a list, an array or a Series of labels, one per text. Got a "
+            f"{type(y).__name__}."
+        )
     labels = _narrow(column_or_1d(_elements(y), warn=True), of_list=isinstance(y, list | tuple))
     if len(labels) != n:
         raise InvalidTextError(

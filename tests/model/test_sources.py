@@ -41,14 +41,25 @@ def test_load_source__global_random_state__is_untouched(tmp_path: Path) -> None:
         load_source(folder)
 
 
-@pytest.mark.parametrize("name", ["no-such-model-anywhere", "./no/such/folder"])
+@pytest.mark.parametrize(
+    "name", ["no-such-model-anywhere", "./no/such/folder", "~/none", "/none", "", "none.gguf"]
+)
 def test_load_source__an_unknown_name__lists_what_there_is(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="smollm2-135m"):
         load_source(name)
 
 
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "smollm2_135m"])
+def test_load_source__a_misspelt_alias__is_told_the_right_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.model.sources._read", lambda *a: pytest.fail("asked the hub"))
+    with pytest.raises(ModelNotFoundError, match=r"did you mean 'smollm2-135m'\?"):
+        load_source(name)
+
+
 def test_load_source__a_folder_without_a_model__says_so(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="transformers folder"):
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         load_source(str(tmp_path))
 
 

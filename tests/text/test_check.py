@@ -69,6 +69,7 @@ def test_check_texts__a_bad_cell__is_named_with_its_column(bad: object) -> None:
         (b"bytes", "wrap it in a list"),
         ([], "at least one text"),
         (np.array([], dtype=object), "at least one text"),
+        (np.array([]), "at least one text"),
         ([1, 2, 3], "Reshape your data"),
         (np.array([1.0, 2.0]), "Reshape your data"),
         (np.zeros((2, 2, 2)), "Reshape your data"),
