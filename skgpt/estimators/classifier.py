@@ -90,9 +90,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     Notes
     -----
-    The trunk's dropout is off, in training too, so that frozen layers can be computed once. A fitted
-    estimator pickles to numpy arrays and text; the base model is inside only if it was a local
-    folder or file, otherwise by name.
+    The trunk's dropout is off, in training too, so that frozen layers can be computed once. A
+    fitted estimator pickles to numpy arrays and text; the base model is inside only if it was a
+    local folder or file, otherwise by name.
 
     Examples
     --------
