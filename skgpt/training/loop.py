@@ -55,7 +55,7 @@ def fit_network(
     Raises
     ------
     DivergedError
-        If the loss does not stay finite.
+        If the loss, or a weight that learns, does not stay finite.
     """
 
     def told(done: int, total: int) -> None:
@@ -74,7 +74,9 @@ def fit_network(
             monitor.start(plan)
         run = _Run(network, forward, tokens, target, weight, loss, plan, monitors)
         try:
-            return [run.epoch(i) for i in range(plan.n_epochs)]
+            history = [run.epoch(i) for i in range(plan.n_epochs)]
+            run.check_weights()  # the last step's harm shows in no loss any more
+            return history
         finally:
             run.optimiser.release()
             forward.close()
@@ -141,6 +143,15 @@ class _Run:
         for monitor in self.monitors:
             monitor.epoch(record)
         return record
+
+    def check_weights(self) -> None:
+        """Raise if a weight ran off to infinity."""
+        if not self.optimiser.is_finite():
+            raise DivergedError(
+                "What was learned must stay finite. It didn't in the last steps: lower "
+                "`learning_rate` or `head_learning_rate`, or set `max_grad_norm=1.0`. The "
+                "estimator is as it was before this fit."
+            )
 
     def _step(self, rows: Rows) -> float:
         """Make one optimiser step; return the weighted sum of the rows' losses."""

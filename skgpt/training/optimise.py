@@ -103,6 +103,11 @@ class Optimiser:
             self._scale *= 2
         return finite
 
+    def is_finite(self) -> bool:
+        """Say whether everything that was learned is a number."""
+        learned = [*self._masters, self._head]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in learned)
+
     def release(self) -> None:
         """Forget gradients for good and freeze what was learned: the run is over."""
         self._adam.zero_grad(set_to_none=True)

@@ -189,6 +189,12 @@ def test_fit_network__a_loss_that_runs_off__is_an_error(tiny_llama: str) -> None
         trained(tiny_llama, TEXTS, CODES, head_learning_rate=1e38, max_grad_norm=None, n_epochs=30)
 
 
+def test_fit_network__a_last_step_that_runs_off__is_an_error(tiny_llama: str) -> None:
+    # One step: its loss is still finite, only the weights after it are not.
+    with pytest.raises(DivergedError, match="What was learned must stay finite"):
+        trained(tiny_llama, TEXTS, CODES, head_learning_rate=1e39, n_epochs=1, batch_size=64)
+
+
 def test_fit_network__where_gradients_are_off__trains_all_the_same(tiny_llama: str) -> None:
     expected, _ = trained(tiny_llama, TEXTS, CODES)
     for mode in (torch.no_grad, torch.inference_mode):
