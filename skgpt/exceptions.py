@@ -17,6 +17,10 @@ class ModelNotSupportedError(SkgptError, ValueError):
     """The model was read, but can't do what was asked of it."""
 
 
+class ContinuationError(SkgptError, ValueError):
+    """A fit can't go on from the fitted model; the message names the parameter or label."""
+
+
 class DownloadError(SkgptError, OSError):
     """A file could not be fetched, or what came was not what was expected."""
 
@@ -35,3 +39,7 @@ class StateFormatError(SkgptError, ValueError):
 
 class SlowFitWarning(UserWarning):
     """A fit is going to take more than ten minutes; the message says what would shorten it."""
+
+
+class InterruptedFitWarning(UserWarning):
+    """Ctrl-C ended a fit; the estimator is fitted, as the last optimiser step left it."""

@@ -1,13 +1,14 @@
 """A transformers tokenizer as the plain encoder that `skgpt.text.tokens` asks for."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from skgpt.exceptions import ModelNotSupportedError
 
 _PROBE = "a"
+_CHUNK = 256  # texts; the pairs that say where a long text's tokens lie take 20 times its space
 
 
 class TextTokenizer:
@@ -39,7 +40,63 @@ class TextTokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text; strings that look like special tokens are plain text."""
-        encoded = self.hf(
+        ids: list[list[int]] = self._encode(texts)["input_ids"]
+        return ids
+
+    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        """Return of each text a beginning that is at most so many tokens by itself.
+
+        It ends where its last token ends, or before the character that this token shares with the
+        next one, or earlier if a text that ends there is made of other and more tokens. Tokenizers
+        that don't say where their tokens lie are asked by bisection. A text that fits is returned
+        as it is.
+        """
+        if not texts:
+            return []
+        if not getattr(self.hf, "is_fast", False):
+            return self._heads_by_bisection(texts, n_tokens)
+        heads = list(texts)
+        kept = list(n_tokens)
+        spans = self._spans(texts, n_tokens)
+        todo = [i for i, n in enumerate(n_tokens) if len(spans[i]) > n]
+        while todo:
+            for i in todo:
+                heads[i] = texts[i][: _end(spans[i], kept[i])]
+            ids = self.encode([heads[i] for i in todo])
+            over = {i: len(row) - n_tokens[i] for i, row in zip(todo, ids, strict=True)}
+            todo = [i for i in todo if over[i] > 0 and kept[i] > 0]
+            for i in todo:
+                kept[i] = max(0, kept[i] - over[i])
+        return heads
+
+    def _spans(self, texts: list[str], n_tokens: list[int]) -> list[list[tuple[int, int]]]:
+        """Return where each text's first tokens lie, one more than asked for where there is one."""
+        spans = []
+        for start in range(0, len(texts), _CHUNK):
+            found = self._encode(texts[start : start + _CHUNK], return_offsets_mapping=True)
+            for row, n in zip(found["offset_mapping"], n_tokens[start:], strict=False):
+                spans.append(row[: n + 1])
+        return spans
+
+    def _heads_by_bisection(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        ids = self.encode(texts)
+        low = [0] * len(texts)
+        high = [len(text) for text in texts]
+        for i, n in enumerate(n_tokens):
+            if len(ids[i]) <= n:
+                low[i] = high[i]
+        while todo := [i for i in range(len(texts)) if low[i] < high[i]]:
+            middle = {i: (low[i] + high[i] + 1) // 2 for i in todo}
+            ids = self.encode([texts[i][: middle[i]] for i in todo])
+            for i, row in zip(todo, ids, strict=True):
+                if len(row) <= n_tokens[i]:
+                    low[i] = middle[i]
+                else:
+                    high[i] = middle[i] - 1
+        return [text[:end] for text, end in zip(texts, low, strict=True)]
+
+    def _encode(self, texts: list[str], **options: Any) -> Any:
+        return self.hf(
             texts,
             add_special_tokens=False,
             padding=False,
@@ -48,9 +105,8 @@ class TextTokenizer:
             return_token_type_ids=False,
             split_special_tokens=True,
             verbose=False,  # no warning about texts beyond the model's length: ids are cut later
+            **options,
         )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
 
     def files(self) -> dict[str, str]:
         """Return the tokenizer as the text of the files that transformers would save."""
@@ -82,3 +138,12 @@ class TextTokenizer:
                     folder, local_files_only=True, trust_remote_code=False
                 )
             )
+
+
+def _end(spans: Sequence[tuple[int, int]], n_tokens: int) -> int:
+    """Return where the first tokens of a text end, given where each begins and ends.
+
+    Not where the next one begins: there may be a space between them that only the next one's
+    text would swallow. But no later than that: bytes of one character are tokens that each span it.
+    """
+    return min(spans[n_tokens - 1][1], spans[n_tokens][0]) if n_tokens else 0

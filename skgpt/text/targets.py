@@ -1,21 +1,23 @@
-"""Labels to the array that the loss wants, and back; class weights to weights of rows."""
+"""Labels to the array that the loss wants: classes to codes, label sets to an indicator matrix."""
 
 import numbers
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 
 from skgpt.exceptions import InvalidTextError
 
+_AT_MOST = 10  # labels spelt out in a message
+
 
 @dataclass(frozen=True)
 class ClassTarget:
-    """Class labels as codes.
+    """Class labels as codes: one class per text.
 
     Parameters
     ----------
@@ -28,119 +30,346 @@ class ClassTarget:
     classes: NDArray[Any]
     codes: NDArray[np.int64]
 
+    is_multilabel = False
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
     @property
     def width(self) -> int:
         """Number of raw scores per text."""
         return len(self.classes)
 
+    @property
+    def strata(self) -> NDArray[np.int64]:
+        """What `hold_out` keeps the proportions of."""
+        return self.codes
 
-def encode_classes(y: Any, n: int, *, name: str) -> ClassTarget:
-    """Check class labels and turn them into codes.
+
+@dataclass(frozen=True)
+class LabelSets:
+    """Label sets as an indicator: any number of labels per text, none included.
 
     Parameters
     ----------
-    y : array-like of shape (n,)
-        Labels: str, int, bool or object.
+    classes : ndarray of shape (n_labels,)
+        The numbers of the columns.
+    codes : ndarray of shape (n, n_labels), float32
+        One where a row has a label, zero where not.
+    """
+
+    classes: NDArray[Any]
+    codes: NDArray[np.float32]
+
+    is_multilabel = True
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def width(self) -> int:
+        """Number of raw scores per text."""
+        return len(self.classes)
+
+    @property
+    def strata(self) -> NDArray[np.float32]:
+        """What `hold_out` keeps the proportions of."""
+        return self.codes
+
+
+Target = ClassTarget | LabelSets
+T = TypeVar("T", bound=Target)
+
+
+def encode_target(
+    y: Any, n: int, *, name: str, classes: NDArray[Any] | None = None, what: str = "y"
+) -> Target:
+    """Check class labels or a multilabel indicator and turn them into numbers.
+
+    Parameters
+    ----------
+    y : array-like of shape (n,) or (n, 1), or {array-like, sparse} of shape (n, n_labels)
+        Labels (str, int, bool or object), or a binary indicator of two or more columns. A label
+        that never occurs and a row without labels are fine.
     n : int
         Number of rows of X.
+    name : str
+        The estimator's name, for error messages.
+    classes : ndarray of shape (n_classes,), default=None
+        Classes that are known already, sorted. Codes are positions in it, and y may hold any of
+        them, a single one included. None takes them from y. Whether they are classes or the
+        columns of an indicator is for the caller to compare.
+    what : str, default="y"
+        What messages call y.
+
+    Returns
+    -------
+    target : ClassTarget or LabelSets
+
+    Raises
+    ------
+    InvalidTextError
+        If y is missing, has another length than X, holds a missing label, is continuous, holds
+        only one class, is 2-D without being a binary indicator, or does not fit `classes`.
+    """
+    _check_is_array(y, name, what)
+    table = _table(y, what)
+    if table is None:
+        return _encode_classes(y, n, name, classes, what)
+    codes = _indicator(table, what)
+    _check_length(len(codes), n, what)
+    known = np.arange(codes.shape[1])
+    if classes is not None and not np.array_equal(known, classes):
+        raise InvalidTextError(
+            f"{what} must fit what {name} was fitted on: the classes {_some(classes.tolist())}. "
+            f"Got a multilabel indicator of {len(known)} columns: pass labels of the same kind, "
+            "or fit anew."
+        )
+    return LabelSets(known, codes)
+
+
+def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
+    """Check what a user names as all the classes there are.
+
+    Parameters
+    ----------
+    classes : array-like of shape (n_classes,)
+        Labels in any order; one that is there twice counts once, as in scikit-learn.
     name : str
         The estimator's name, for error messages.
 
     Returns
     -------
-    target : ClassTarget
+    classes : ndarray of shape (n_classes,)
+        Sorted, of the dtype that `encode_target` gives such labels.
 
     Raises
     ------
     InvalidTextError
-        If y is missing, has another length than X, holds a missing label, is continuous, or
-        holds only one class.
+        If it is not 1-D, holds a missing label, labels of several types or continuous numbers, or
+        fewer than two classes.
     """
-    if y is None:
-        raise InvalidTextError(f"{name} requires y to be passed, but the target y is None.")
-    is_array = hasattr(y, "__len__") or hasattr(y, "__array__")
-    if isinstance(y, str | bytes | set | dict) or not is_array:
+    what = "`classes`"
+    _check_is_array(classes, name, what)
+    labels = np.asarray(_elements(classes, what))
+    if labels.ndim != 1:
+        raise InvalidTextError(f"{what} must be 1-D: a label each. Got shape {labels.shape}.")
+    labels = _narrow(labels, of_list=isinstance(classes, list | tuple), what=what)
+    found, _ = _unique(labels, what)
+    if len(found) < 2:
         raise InvalidTextError(
-            f"y must be a list, an array or a Series of labels, one per text. Got a "
-            f"{type(y).__name__}."
+            f"{what} must name at least 2 classes, all that {name} will ever see. Got "
+            f"{found.tolist()}."
         )
-    labels = _narrow(column_or_1d(_elements(y), warn=True), of_list=isinstance(y, list | tuple))
-    if len(labels) != n:
+    kind = type_of_target(found)
+    if kind not in ("binary", "multiclass"):
         raise InvalidTextError(
-            "X and y must have one label per text. Found input variables with inconsistent "
-            f"numbers of samples: [{n}, {len(labels)}]."
+            f"Unknown label type: {kind}. {what} must be labels: str, int or bool. Got "
+            f"{_some(found.tolist())}."
         )
-    try:
-        classes, codes = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise InvalidTextError(_of_one_type(labels)) from error
-    if type_of_target(labels, input_name="y").startswith("continuous"):
+    return found
+
+
+def join(first: T, second: T) -> T:
+    """Put the rows of one target behind those of another with the same classes."""
+    same_kind = first.is_multilabel == second.is_multilabel
+    if not (same_kind and np.array_equal(first.classes, second.classes)):
         raise InvalidTextError(
-            f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
-            "y and got continuous numbers: bin them into classes, or use a regressor."
+            "Targets that are joined must be of one kind and have the same classes. Got "
+            f"{type(first).__name__} with {_some(first.classes.tolist())} and "
+            f"{type(second).__name__} with {_some(second.classes.tolist())}."
         )
-    check_classification_targets(labels)
-    if len(classes) < 2:
-        raise InvalidTextError(
-            f"{name} needs samples of at least 2 classes in y, but the data contains only one "
-            f"class: {classes.tolist()[0]!r}."
-        )
-    return ClassTarget(classes, codes.astype(np.int64).reshape(-1))
+    codes: Any = np.concatenate([first.codes, second.codes])
+    return replace(first, codes=codes)
 
 
-def _elements(y: Any) -> Any:
-    """Return y as an array that holds its elements as they are.
-
-    numpy would turn a NaN among strings into the label "nan", and a number into its digits.
-    """
-    if isinstance(y, list | tuple):
-        if any(isinstance(label, list | tuple | np.ndarray) for label in y):
-            if all(isinstance(label, list | tuple | np.ndarray) and len(label) == 1 for label in y):
-                return np.asarray(y)  # a column
-            raise InvalidTextError(
-                f"y must be a 1d array or list: one label per text. Its first entry is {y[0]!r} "
-                f"({type(y[0]).__name__}); several labels per text are not supported."
-            )
-        labels = np.empty(len(y), dtype=object)
-        labels[:] = y
-        return labels
-    # pandas' own string, integer and category types become plain objects, missing ones included.
-    return y.to_numpy() if hasattr(y, "to_numpy") else y
-
-
-def _narrow(labels: NDArray[Any], *, of_list: bool) -> NDArray[Any]:
-    """Refuse missing labels and give objects of one plain type that type.
-
-    Strings in an object array stay objects, those of a list don't, as in the rest of scikit-learn.
-    """
-    for row in _missing(labels):
-        raise InvalidTextError(
-            f"Input y contains NaN, infinity or a missing label: row {row} is {labels[row]!r}. "
-            "Every row needs a label: drop the rows without one."
-        )
-    if labels.dtype != object:
-        return labels
-    kinds = {_kind(label) for label in labels}
-    if len(kinds) > 1 and str in kinds:
-        raise InvalidTextError(_of_one_type(labels))
-    if kinds <= {bool} or kinds <= {int, float} or (of_list and kinds <= {str}):
-        return np.array(labels.tolist())
-    return labels
-
-
-def _missing(labels: NDArray[Any]) -> NDArray[np.int64]:
-    if labels.dtype.kind == "f":
+def missing_rows(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Return where a 1-D array holds None, NaN, NaT, NA or an infinity."""
+    if labels.dtype.kind in "fmM":
         return np.flatnonzero(~np.isfinite(labels))
     if labels.dtype.kind != "O":
         return np.empty(0, dtype=np.int64)
     return np.flatnonzero(
         [
             label is None
-            or type(label).__name__ == "NAType"
+            or type(label).__name__ in ("NAType", "NaTType")
             or (isinstance(label, numbers.Real) and not np.isfinite(float(label)))
             for label in labels
         ]
     )
+
+
+def _check_is_array(y: Any, name: str, what: str) -> None:
+    if y is None:
+        raise InvalidTextError(
+            f"{name} requires {what} to be passed, but the target {what} is None."
+        )
+    if sparse.issparse(y):  # first: some formats are a dict
+        return
+    is_array = hasattr(y, "__len__") or hasattr(y, "__array__")
+    if isinstance(y, str | bytes | set | dict) or not is_array:
+        raise InvalidTextError(
+            f"{what} must be a list, an array or a Series of labels, one per text. Got a "
+            f"{type(y).__name__}."
+        )
+
+
+def _check_length(n_labels: int, n: int, what: str) -> None:
+    if n_labels != n:
+        raise InvalidTextError(
+            f"X{what.removeprefix('y')} and {what} must have one label per text. Found input "
+            f"variables with inconsistent numbers of samples: [{n}, {n_labels}]."
+        )
+
+
+def _is_row(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) or (isinstance(entry, np.ndarray) and entry.ndim > 0)
+
+
+def _table(y: Any, what: str) -> Any:
+    """Return y as an array or sparse matrix if it is 2-D with several columns, else None."""
+    if isinstance(y, list | tuple):
+        widths = {len(row) if _is_row(row) else -1 for row in y}
+        if len(widths) != 1 or widths <= {-1, 1}:
+            return None
+        try:
+            y = np.asarray(y)
+        except ValueError as error:
+            raise InvalidTextError(_not_binary(what, "multiclass", y[0], 0)) from error
+    elif not sparse.issparse(y):
+        y = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
+    return y if y.ndim == 2 and y.shape[1] != 1 else None
+
+
+def _indicator(table: Any, what: str) -> NDArray[np.float32]:
+    """Return a 2-D y as zeros and ones; refuse anything else, with the place of it."""
+    if sparse.issparse(table):
+        table = table.tocsr(copy=True)
+        table.sum_duplicates()
+        row_of, values = table.tocoo().coords[0], table.data
+    else:
+        row_of, values = np.repeat(np.arange(len(table)), table.shape[1]), table.ravel()
+    if table.shape[1] == 0:
+        raise InvalidTextError(f"{what} must hold labels. Got an array of shape {table.shape}.")
+    for at in missing_rows(values):
+        raise InvalidTextError(
+            f"Input {what} contains NaN, infinity or a missing label: row {row_of[at]} holds "
+            f"{values[at]!r}. Put 0 there if the text does not have the label, or drop the row."
+        )
+    if values.dtype == object and {_kind(value) for value in values} <= {bool, int, float}:
+        values = values.astype(np.float64)
+    is_number = values.dtype.kind in "biuf"
+    wrong = (values != 0) & (values != 1) if is_number else np.ones(values.shape, dtype=bool)
+    for at in np.flatnonzero(wrong):
+        whole = values.dtype.kind != "f" or np.all(values == np.floor(values))
+        kind = "multiclass" if whole else "continuous"
+        raise InvalidTextError(_not_binary(what, kind, values[at], row_of[at]))
+    if sparse.issparse(table):
+        return np.asarray(table.astype(np.float32).toarray())
+    return values.astype(np.float32).reshape(table.shape)
+
+
+def _not_binary(what: str, kind: str, value: Any, row: int) -> str:
+    cure = {
+        "multiclass": "For several targets per text use sklearn.multioutput.MultiOutputClassifier.",
+        "continuous": "For numbers use GPTTextRegressor.",
+    }
+    return (
+        f"Unknown label type: {kind}-multioutput. {what} must hold one label per text, or be a "
+        "binary indicator of 0 and 1 with a column per label, as scikit-learn's "
+        f"MultiLabelBinarizer makes it. Row {row} holds {value!r}. {cure[kind]}"
+    )
+
+
+def _elements(y: Any, what: str) -> Any:
+    """Return y as an array that holds its elements as they are.
+
+    numpy would turn a NaN among strings into the label "nan", and a number into its digits.
+    """
+    if isinstance(y, list | tuple):
+        if any(_is_row(label) for label in y):
+            if all(_is_row(label) and len(label) == 1 for label in y):
+                return np.asarray(y)  # a column
+            raise InvalidTextError(
+                f"{what} must be a 1d array or list: one label per text. Its first entry is "
+                f"{y[0]!r} ({type(y[0]).__name__}); several labels per text are a binary "
+                "indicator, as scikit-learn's MultiLabelBinarizer makes it."
+            )
+        labels = np.empty(len(y), dtype=object)
+        labels[:] = y
+        return labels
+    if sparse.issparse(y):
+        return y.toarray()
+    # pandas' own string, integer and category types become plain objects, missing ones included.
+    return y.to_numpy() if hasattr(y, "to_numpy") else y
+
+
+def _narrow(labels: NDArray[Any], *, of_list: bool, what: str) -> NDArray[Any]:
+    """Refuse missing labels and give objects of one plain type that type.
+
+    Strings in an object array stay objects, those of a list don't, as in the rest of scikit-learn.
+    """
+    for row in missing_rows(labels):
+        raise InvalidTextError(
+            f"Input {what} contains NaN, infinity or a missing label: row {row} is "
+            f"{labels[row]!r}. Every row needs a label: drop the rows without one."
+        )
+    if labels.dtype != object:
+        return labels
+    kinds = {_kind(label) for label in labels}
+    if len(kinds) > 1 and str in kinds:
+        raise InvalidTextError(_of_one_type(labels, what))
+    if kinds <= {bool} or kinds <= {int, float} or (of_list and kinds <= {str}):
+        return np.array(labels.tolist())
+    return labels
+
+
+def _encode_classes(
+    y: Any, n: int, name: str, classes: NDArray[Any] | None, what: str
+) -> ClassTarget:
+    labels = column_or_1d(_elements(y, what), warn=True)
+    labels = _narrow(labels, of_list=isinstance(y, list | tuple), what=what)
+    _check_length(len(labels), n, what)
+    found, codes = _unique(labels, what)
+    if type_of_target(labels, input_name="y").startswith("continuous"):
+        raise InvalidTextError(
+            f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
+            f"{what} and got continuous numbers: bin them into classes, or use the regressor, "
+            "GPTTextRegressor."
+        )
+    if classes is not None:
+        return ClassTarget(classes, _positions(found, classes, codes, name, what)[codes])
+    check_classification_targets(labels)
+    if len(found) < 2:
+        raise InvalidTextError(
+            f"{name} needs samples of at least 2 classes in y, but the data contains only one "
+            f"class: {found.tolist()[0]!r}."
+        )
+    return ClassTarget(found, codes)
+
+
+def _unique(labels: NDArray[Any], what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    try:
+        found, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise InvalidTextError(_of_one_type(labels, what)) from error
+    return found, codes.astype(np.int64).reshape(-1)
+
+
+def _positions(
+    found: NDArray[Any], classes: NDArray[Any], codes: NDArray[np.int64], name: str, what: str
+) -> NDArray[np.int64]:
+    """Return where in `classes` each label that was found is."""
+    known = {label: position for position, label in enumerate(classes.tolist())}
+    positions = np.array([known.get(label, -1) for label in found.tolist()], dtype=np.int64)
+    for row in np.flatnonzero(positions[codes] < 0):
+        unknown = [label for label in found.tolist() if label not in known]
+        raise InvalidTextError(
+            f"{what} must hold classes that {name} knows: {_some(list(known))}. Got "
+            f"{_some(unknown)}, first in row {row}: correct or drop such rows, or fit anew "
+            "(partial_fit learns new classes where `classes` names them beside the known ones)."
+        )
+    return positions
 
 
 def _kind(label: Any) -> type:
@@ -153,73 +382,14 @@ def _kind(label: Any) -> type:
     return float if isinstance(label, numbers.Real) else type(label)
 
 
-def _of_one_type(labels: NDArray[Any]) -> str:
+def _some(labels: list[Any]) -> str:
+    more = f" and {len(labels) - _AT_MOST} more" if len(labels) > _AT_MOST else ""
+    return f"{labels[:_AT_MOST]}{more}"
+
+
+def _of_one_type(labels: NDArray[Any], what: str) -> str:
     kinds = sorted({type(label).__name__ for label in labels})
     return (
-        f"The labels in y must be of one type, so that they can be sorted. Got {kinds}: convert "
-        "them, for example with [str(label) for label in y]."
+        f"The labels in {what} must be of one type, so that they can be sorted. Got {kinds}: "
+        "convert them, for example with [str(label) for label in y]."
     )
-
-
-def row_weights(
-    target: ClassTarget,
-    sample_weight: NDArray[np.float64],
-    class_weight: Mapping[Any, float] | str | None,
-) -> NDArray[np.float64]:
-    """Multiply the weights of rows by the weights of their classes.
-
-    "balanced" is computed on these rows with their sample weights, so that a row of weight 2
-    counts as that row twice: ``sum(w) / (n_classes * sum(w of the class))``.
-
-    Parameters
-    ----------
-    target : ClassTarget
-    sample_weight : ndarray of shape (n,)
-    class_weight : dict, "balanced" or None
-
-    Returns
-    -------
-    weight : ndarray of shape (n,)
-
-    Raises
-    ------
-    InvalidTextError
-        If `class_weight` names labels that y doesn't hold while others have no weight, or if every
-        row's weight comes to zero.
-    """
-    if class_weight is None:
-        return sample_weight
-    if isinstance(class_weight, Mapping):
-        per_class = _dict_weights(target, class_weight)
-    else:
-        totals = np.bincount(target.codes, weights=sample_weight, minlength=target.width)
-        per_class = np.zeros(target.width)
-        present = totals > 0  # a class whose rows all weigh nothing has nothing to balance
-        per_class[present] = sample_weight.sum() / (present.sum() * totals[present])
-    weight = sample_weight * per_class[target.codes]
-    if not np.any(weight > 0):
-        raise InvalidTextError(
-            "sample_weight times class_weight must be above zero for at least one row. It is "
-            "zero for all of them."
-        )
-    return np.asarray(weight, dtype=np.float64)
-
-
-def _dict_weights(target: ClassTarget, class_weight: Mapping[Any, float]) -> NDArray[np.float64]:
-    classes = target.classes.tolist()
-    # A label that y lacks is no mistake by itself: a fold may be without a rare class.
-    unknown = [label for label in class_weight if label not in classes]
-    without = [label for label in classes if label not in class_weight]
-    if unknown and without:
-        raise InvalidTextError(
-            f"class_weight must name labels of y. {unknown} are not among {classes}, and {without} "
-            "have no weight: check the spelling and the type."
-        )
-    bad = {k: v for k, v in class_weight.items() if not _is_weight(v)}
-    if bad:
-        raise InvalidTextError(f"class_weight must hold finite weights >= 0. Got {bad}.")
-    return np.array([float(class_weight.get(label, 1.0)) for label in classes])
-
-
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and 0 <= float(value) < float("inf")

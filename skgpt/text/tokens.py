@@ -1,10 +1,14 @@
 """Texts to ragged token ids: one flat array and the offsets of the texts in it."""
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from skgpt.exceptions import InvalidTextError
+from skgpt.text.template import Template
 
 
 class TextEncoder(Protocol):
@@ -16,6 +20,14 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, special tokens neither added nor recognised."""
+        ...
+
+    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        """Return of each text a longest beginning that is at most so many tokens by itself.
+
+        It ends between two characters, and where it can between two tokens of the whole text; a
+        text that fits is returned as it is.
+        """
         ...
 
 
@@ -70,11 +82,164 @@ def tokenise(texts: list[str], encoder: TextEncoder, max_length: int) -> Tokens:
     tokens : Tokens
     """
     distinct = list(dict.fromkeys(texts))
-    room = max(1, max_length - len(encoder.prefix_ids) - len(encoder.suffix_ids))
-    rows: dict[str, NDArray[np.int64]] = {}
-    for text, ids in zip(distinct, encoder.encode([clean(t) for t in distinct]), strict=True):
-        framed = [*encoder.prefix_ids, *ids[:room], *encoder.suffix_ids]
-        rows[text] = np.asarray(framed[:max_length] or [encoder.empty_id], dtype=np.int64)
-    lengths = [len(rows[text]) for text in texts]
+    room = max(1, _room(encoder, max_length))
+    ids = encoder.encode([clean(text) for text in distinct])
+    return _lay_out(texts, distinct, (row[:room] for row in ids), encoder, max_length)
+
+
+def tokenise_columns(
+    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
+) -> Tokens:
+    """Turn columns of texts into token ids under a template, each distinct row once.
+
+    A row's text is encoded whole, so that the tokens where words and values meet are those the
+    model knows. In a row that is too long the values are cut at their ends, a token of the longest
+    at a time, and the text is encoded again; the template's own words are never cut.
+
+    Parameters
+    ----------
+    columns : list of list of str, n_columns times n
+    template : Template
+    encoder : TextEncoder
+    max_length : int
+        Tokens per text, the template's words and the special tokens that the tokenizer adds
+        included. A text that is empty becomes the tokenizer's bos or eos token.
+
+    Returns
+    -------
+    tokens : Tokens
+
+    Raises
+    ------
+    InvalidTextError
+        If the template's words leave less than one token for each of its fields.
+    """
+    if template.is_plain:
+        return tokenise(columns[template.fields[0]], encoder, max_length)
+    _check_words(template, encoder, max_length)
+    room = _room(encoder, max_length)
+    used = sorted(set(template.fields))
+    template = Template(template.words, tuple(used.index(field) for field in template.fields))
+    rows = list(zip(*(columns[field] for field in used), strict=True))
+    distinct = list(dict.fromkeys(rows))
+    # Each value by itself, or two halves of a character would find each other across a seam.
+    cleaned = [tuple(map(clean, row)) for row in distinct]
+    ids = _encode_rows(cleaned, template, encoder)
+    too_long = [i for i, row in enumerate(ids) if len(row) > room]
+    if too_long:
+        lengths = np.array([len(ids[i]) for i in too_long])
+        cut = _cut_rows([cleaned[i] for i in too_long], lengths, template, encoder, room)
+        for i, row in zip(too_long, cut, strict=True):
+            ids[i] = row
+    return _lay_out(rows, distinct, ids, encoder, max_length)
+
+
+def _room(encoder: TextEncoder, max_length: int) -> int:
+    return max_length - len(encoder.prefix_ids) - len(encoder.suffix_ids)
+
+
+def _lay_out(
+    rows: Sequence[Hashable],
+    distinct: Sequence[Hashable],
+    ids: Iterable[list[int]],
+    encoder: TextEncoder,
+    max_length: int,
+) -> Tokens:
+    """Put special tokens around the ids of the distinct rows, and all rows end to end."""
+    framed: dict[Hashable, NDArray[np.int64]] = {}
+    for row, bare in zip(distinct, ids, strict=True):
+        whole = [*encoder.prefix_ids, *bare, *encoder.suffix_ids]
+        framed[row] = np.asarray(whole[:max_length] or [encoder.empty_id], dtype=np.int64)
+    lengths = [len(framed[row]) for row in rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Tokens(np.concatenate([rows[text] for text in texts]), offsets)
+    return Tokens(np.concatenate([framed[row] for row in rows]), offsets)
+
+
+def _encode_rows(
+    rows: Sequence[Sequence[str]], template: Template, encoder: TextEncoder
+) -> list[list[int]]:
+    # Cleaned once more, because the template's words may hold a lone surrogate as well.
+    return encoder.encode([clean(template.render(row)) for row in rows])
+
+
+def _check_words(template: Template, encoder: TextEncoder, max_length: int) -> None:
+    n_words = len(encoder.encode([clean("".join(template.words))])[0])
+    n_fields = len(template.fields)
+    needed = n_words + n_fields + max_length - _room(encoder, max_length)
+    if needed > max_length:
+        raise InvalidTextError(
+            f"`max_length` must leave room for the template. Its own words take {n_words} tokens, "
+            f"so with one for each of its {n_fields} field{'s' * (n_fields > 1)} and the special "
+            f"tokens it needs at least {needed}. Got max_length={max_length}: raise it, or use a "
+            "template of fewer words or fields."
+        )
+
+
+def _cut_rows(
+    rows: list[tuple[str, ...]],
+    lengths: NDArray[np.int64],
+    template: Template,
+    encoder: TextEncoder,
+    room: int,
+) -> list[list[int]]:
+    """Return the ids of rows that are too long, their values cut until each row fits.
+
+    `lengths` are the tokens of the whole rows.
+    """
+    n_uses = np.bincount(template.fields)
+    values = [value for row in rows for value in row]
+    sizes = np.array([len(ids) for ids in encoder.encode(values)]).reshape(len(rows), -1)
+    # What all values of a row may take together; the rest is words and what the seams cost.
+    budgets = np.maximum(n_uses.sum(), room - (lengths - sizes @ n_uses))
+    done: list[list[int]] = [[] for _ in rows]
+    left = np.arange(len(rows))
+    while len(left):
+        caps = _caps(sizes[left], n_uses, budgets[left])
+        cut = _cut_values([rows[i] for i in left], sizes[left], caps, encoder)
+        for spent in np.flatnonzero(budgets[left] == 0):
+            # The words alone, which were checked to fit, so the loop ends; a value that is no
+            # token by itself may be one between two words.
+            cut[spent] = [""] * len(n_uses)
+        over = np.empty(len(left), dtype=np.int64)
+        for k, ids in enumerate(_encode_rows(cut, template, encoder)):
+            done[left[k]] = ids
+            over[k] = len(ids) - room
+        budgets[left] = np.maximum(0, budgets[left] - np.maximum(0, over))
+        left = left[over > 0]
+    return done
+
+
+def _caps(
+    sizes: NDArray[np.int64], n_uses: NDArray[np.int64], budgets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many tokens each value of a row may keep, shape (n_rows, n_values).
+
+    As if a token were taken from the longest value, the last of equals, until the budget is met:
+    all that are cut end at the same height, some one token above it where the budget allows.
+    """
+    low, high = np.zeros_like(budgets), sizes.max(axis=1)
+    while np.any(low < high):
+        middle = (low + high + 1) // 2
+        fits = np.minimum(sizes, middle[:, None]) @ n_uses <= budgets
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
+    caps = np.minimum(sizes, low[:, None])
+    rest = budgets - caps @ n_uses
+    for value, cost in enumerate(n_uses):
+        more = (sizes[:, value] > low) & (rest >= cost)
+        caps[:, value] += more
+        rest -= cost * more
+    return caps
+
+
+def _cut_values(
+    rows: list[tuple[str, ...]],
+    sizes: NDArray[np.int64],
+    caps: NDArray[np.int64],
+    encoder: TextEncoder,
+) -> list[list[str]]:
+    cut = [list(row) for row in rows]
+    where = [(int(i), int(j)) for i, j in zip(*np.nonzero(caps < sizes), strict=True)]
+    heads = encoder.heads([rows[i][j] for i, j in where], [int(caps[i, j]) for i, j in where])
+    for (i, j), head in zip(where, heads, strict=True):
+        cut[i][j] = head
+    return cut

@@ -1,19 +1,23 @@
 """Loss and inverse link as one value: what is trained and what is promised belong together."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional as F
+
+_SMALLEST = np.finfo(np.float32).tiny
+_LARGEST = np.nextafter(np.float32(1), np.float32(0))
 
 
 class Loss(Protocol):
     """A loss over raw scores and its inverse link."""
 
-    def total(self, logits_BK: Tensor, target_B: Tensor, weight_B: Tensor) -> Tensor:
-        """Return the weighted sum of the losses of the rows."""
+    def total(self, logits_BK: Tensor, target: Tensor, weight: Tensor, /) -> Tensor:
+        """Return the weighted sum of the losses of the rows, or of their elements."""
         ...
 
     def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -21,8 +25,17 @@ class Loss(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class CrossEntropy:
-    """Softmax cross-entropy over class codes."""
+    """Softmax cross-entropy over class codes.
+
+    Parameters
+    ----------
+    label_smoothing : float, default=0.0
+        Share of the target that is spread evenly over all classes, in [0, 1], as in torch.
+    """
+
+    label_smoothing: float = 0.0
 
     def total(self, logits_BK: Tensor, target_B: Tensor, weight_B: Tensor) -> Tensor:
         """Return the weighted sum of the rows' cross-entropies.
@@ -38,7 +51,10 @@ class CrossEntropy:
         -------
         total : Tensor, scalar
         """
-        return (F.cross_entropy(logits_BK, target_B, reduction="none") * weight_B).sum()
+        losses_B = F.cross_entropy(
+            logits_BK, target_B, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return (losses_B * weight_B).sum()
 
     def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return class probabilities, shape (N, K)."""
@@ -47,3 +63,44 @@ class CrossEntropy:
     def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logarithms of class probabilities, finite however sure the model is."""
         return np.asarray(log_softmax(logits_NK, axis=1), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Sigmoid cross-entropy over the labels of a multilabel target, each by itself.
+
+    Parameters
+    ----------
+    label_smoothing : float, default=0.0
+        Share of each label's target that is spread evenly over its two values, in [0, 1].
+    """
+
+    label_smoothing: float = 0.0
+
+    def total(self, logits_BK: Tensor, target_BK: Tensor, weight_BK: Tensor) -> Tensor:
+        """Return the weighted sum of the elements' cross-entropies.
+
+        Parameters
+        ----------
+        logits_BK : Tensor of shape (B, K)
+        target_BK : Tensor of shape (B, K)
+            Zeros and ones.
+        weight_BK : Tensor of shape (B, K)
+
+        Returns
+        -------
+        total : Tensor, scalar
+        """
+        smooth_BK = target_BK * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses_BK = F.binary_cross_entropy_with_logits(logits_BK, smooth_BK, reduction="none")
+        return (losses_BK * weight_BK).sum()
+
+    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probability of each label, shape (N, K), above 0 and below 1 always."""
+        # In fp64 first: rounding a rising function keeps its order, fp32 arithmetic need not.
+        rounded_NK = expit(logits_NK.astype(np.float64)).astype(np.float32)
+        return np.asarray(np.clip(rounded_NK, _SMALLEST, _LARGEST), dtype=np.float32)
+
+    def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logarithms of the labels' probabilities, finite however sure the model is."""
+        return np.asarray(log_expit(logits_NK.astype(np.float64)), dtype=np.float32)

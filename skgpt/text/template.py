@@ -1,0 +1,141 @@
+"""How the columns of a row become one text: the user's template, parsed once."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skgpt.exceptions import InvalidTextError
+
+# In this order: a doubled brace is a literal one, and a brace that closes nothing stands alone.
+_PIECES = re.compile(r"(?P<literal>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<lone>[{}])")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Words and fields by turns: a word, a field, a word, ..., a field, a word.
+
+    Parameters
+    ----------
+    words : tuple of str, length len(fields) + 1
+        The template's own text around the fields; any of them may be empty.
+    fields : tuple of int
+        Positions of columns, in the order they are used.
+    """
+
+    words: tuple[str, ...]
+    fields: tuple[int, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the text is one column as it is."""
+        return len(self.fields) == 1 and self.words == ("", "")
+
+    def render(self, row: Sequence[str]) -> str:
+        """Return the text of a row, its values put in as they are, braces and all.
+
+        Parameters
+        ----------
+        row : sequence of str
+            One value per column.
+
+        Returns
+        -------
+        text : str
+        """
+        pieces = [self.words[0]]
+        for field, word in zip(self.fields, self.words[1:], strict=True):
+            pieces += (row[field], word)
+        return "".join(pieces)
+
+
+def parse_template(template: str | None, n_columns: int, names: Sequence[str] | None) -> Template:
+    """Parse a template for rows of so many columns.
+
+    Parameters
+    ----------
+    template : str or None
+        Text with fields in braces: ``{name}`` of a column, its position ``{0}``, or ``{text}`` if
+        there is one column only; ``{{`` and ``}}`` are literal braces. A field may be used more
+        than once, and columns may be left out. None joins all columns with a blank line.
+    n_columns : int
+        Number of columns of X; 1 for 1-D input.
+    names : sequence of str, or None
+        Names of the columns, if they have any. A name goes before a position.
+
+    Returns
+    -------
+    parsed : Template
+
+    Raises
+    ------
+    InvalidTextError
+        If the template is no str or has no field, a brace is without its other half, or a field
+        is not the bare name or position of a column.
+    """
+    if template is None:
+        joints = ("\n\n",) * (n_columns - 1)
+        return Template(("", *joints, ""), tuple(range(n_columns)))
+    available = _available(n_columns, names)
+    if not isinstance(template, str):
+        raise InvalidTextError(
+            f"`template` must be a str or None. Got {template!r} ({type(template).__name__}): "
+            f"write text with fields in braces; {available}."
+        )
+    words, fields = [""], []
+    end = 0
+    for piece in _PIECES.finditer(template):
+        words[-1] += template[end : piece.start()]
+        end = piece.end()
+        if piece["lone"]:
+            raise InvalidTextError(
+                f"Every brace of `template` must have its other half. Got a single "
+                f"{piece['lone']!r} at position {piece.start()} of {template!r}: write "
+                f"{piece['lone'] * 2!r} for a literal brace; {available}."
+            )
+        if piece["literal"]:
+            words[-1] += piece["literal"][0]
+        else:
+            fields.append(_position(piece["field"], template, n_columns, names))
+            words.append("")
+    words[-1] += template[end:]
+    if not fields:
+        raise InvalidTextError(
+            f"`template` must hold at least one field. Got {template!r}: put a field where the "
+            f"text belongs; {available}."
+        )
+    return Template(tuple(words), tuple(fields))
+
+
+def _position(field: str, template: str, n_columns: int, names: Sequence[str] | None) -> int:
+    """Return the position of the column that a field names."""
+    known = [] if names is None else list(names)
+    if known.count(field) == 1:
+        return known.index(field)
+    if field not in known and field in map(str, range(n_columns)):
+        return int(field)
+    if field == "text" and n_columns == 1:
+        return 0
+    if field in known:
+        wrong = f"{known.count(field)} columns have that name: use a position"
+    elif not field:
+        wrong = "it is empty"
+    elif re.search(r"[!:]", field):
+        wrong = "conversions and format specifications are not supported"
+    elif re.search(r"[.\[]", field):
+        wrong = "attributes and indices are not supported"
+    else:
+        wrong = f"X has {n_columns} column{'s' * (n_columns > 1)} and none of that name or position"
+    raise InvalidTextError(
+        f"Every field of `template` must be the bare name or position of a column. Got "
+        f"{'{' + field + '}'!r} in {template!r}: {wrong}; {_available(n_columns, names)}. Write "
+        "'{{' and '}}' for literal braces."
+    )
+
+
+def _available(n_columns: int, names: Sequence[str] | None) -> str:
+    """Name the fields that there are, or the first of them."""
+    fields = [str(i) for i in range(n_columns)] if names is None else list(names)
+    if n_columns == 1:
+        fields = list(dict.fromkeys(["text", *fields]))
+    shown = ", ".join("{" + field + "}" for field in fields[:20])
+    return f"available are {shown}{', ...' if len(fields) > 20 else ''}"
