@@ -89,6 +89,27 @@ class TextNetwork(nn.Module):
             working = [self.trunk.get_parameter(name) for name in self.masters]
             torch._foreach_copy_(working, list(self.masters.values()))
 
+    @torch.no_grad()
+    def take_over(self, other: "TextNetwork", rows: NDArray[np.int64] | None = None) -> None:
+        """Start from what another network has learned.
+
+        Parameters
+        ----------
+        other : TextNetwork
+            On the same source and depth; it learns nothing that this one does not learn too.
+        rows : ndarray of int64, default=None
+            Where each row of its head goes, if this network has more outputs; what is new starts
+            at zero. None for the same outputs.
+        """
+        weight = other.head.weight.to(self.device)
+        if rows is None:
+            self.head.weight.copy_(weight)
+        else:
+            self.head.weight[torch.from_numpy(rows).to(self.device)] = weight
+        for name, master in other.masters.items():
+            self.masters[name].copy_(master)
+        self.refresh()
+
     def trunk_inputs(self, lengths_B: Tensor, width: int) -> dict[str, Any]:
         """Return what the trunk needs beside the ids: nothing, or a mask where padding shows."""
         if not self.source.needs_mask:

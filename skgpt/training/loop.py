@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,50 +13,101 @@ from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork
 from skgpt.model.prefix import Forward, Rows, forward_for_training
 from skgpt.text.batches import micro_batches, optimiser_batches
+from skgpt.text.split import Split
 from skgpt.text.tokens import Tokens
 from skgpt.training.loss import Loss
+from skgpt.training.moments import Moments
 from skgpt.training.optimise import Optimiser
 from skgpt.training.plan import TrainingPlan
+from skgpt.training.stopping import Best, Watched
 from skgpt.training.watch import EpochRecord, Monitor, StepDone
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a training run, beside the network.
+
+    Parameters
+    ----------
+    history : list of EpochRecord
+        One entry per finished epoch.
+    validation_scores : list of float
+        Of each finished epoch; empty where nothing is held out.
+    best_iteration : int
+        The epoch of the highest of them, from 1; 0 where there is none.
+    moments : Moments or None
+        The optimiser's memory, to go on from; None before the first update.
+    interrupt : KeyboardInterrupt or None
+        What ended the run early; the network is as the last optimiser step left it.
+    """
+
+    history: list[EpochRecord]
+    validation_scores: list[float]
+    best_iteration: int
+    moments: Moments | None
+    interrupt: KeyboardInterrupt | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows ready to train on: token ids, targets, weights, and which of them are held out.
+
+    Parameters
+    ----------
+    tokens : Tokens
+        Of all rows, held-out ones included, so that frozen layers run over all of them once.
+    target : ndarray of shape (N,) or (N, K)
+    weight : ndarray of shape (N,) or (N, K)
+        Of the rows, or of their single outputs, in the loss.
+    split : Split
+    """
+
+    tokens: Tokens
+    target: NDArray[np.int64] | NDArray[np.float32]
+    weight: NDArray[np.float64]
+    split: Split
 
 
 @torch.inference_mode(False)  # whatever the caller is in
 @torch.enable_grad()
 def fit_network(
     network: TextNetwork,
-    tokens: Tokens,
-    target: NDArray[np.int64],
-    weight: NDArray[np.float64],
+    rows: TrainingRows,
     *,
     loss: Loss,
     plan: TrainingPlan,
+    watched: Watched | None = None,
+    moments: Moments | None = None,
     monitors: Sequence[Monitor] = (),
-) -> list[EpochRecord]:
+) -> FitResult:
     """Train a network in place.
 
     The loss of a batch is the weighted sum over its rows divided by the sum of their weights,
     however it is cut into micro-batches. A batch whose rows all weigh nothing counts as a step
-    and changes nothing.
+    and changes nothing. Held-out rows are only ever scored.
 
     Parameters
     ----------
     network : TextNetwork
-    tokens : Tokens
-        Of the rows to train on.
-    target : ndarray of shape (N,)
-    weight : ndarray of shape (N,)
+    rows : TrainingRows
     loss : Loss
     plan : TrainingPlan
+    watched : Watched, default=None
+        What the held-out rows are for; None watches their loss and stops nothing.
+    moments : Moments, default=None
+        Of an earlier run, to go on from.
     monitors : sequence of Monitor
 
     Returns
     -------
-    history : list of EpochRecord
+    result : FitResult
 
     Raises
     ------
     DivergedError
         If the loss, or a weight that learns, does not stay finite.
+    KeyboardInterrupt
+        Before the first optimiser step; later it is part of the result.
     """
 
     def told(done: int, total: int) -> None:
@@ -65,18 +117,17 @@ def fit_network(
     try:
         forward = forward_for_training(
             network,
-            tokens,
+            rows.tokens,
             token_budget=plan.token_budget,
             memory_budget=plan.memory_budget,
             progress=told,
         )
         for monitor in monitors:
             monitor.start(plan)
-        run = _Run(network, forward, tokens, target, weight, loss, plan, monitors)
+        watched = watched or Watched()
+        run = _Run(network, forward, rows, loss, plan, watched, moments, monitors)
         try:
-            history = [run.epoch(i) for i in range(plan.n_epochs)]
-            run.check_weights()  # the last step's harm shows in no loss any more
-            return history
+            return run.whole()
         finally:
             run.optimiser.release()
             forward.close()
@@ -92,33 +143,70 @@ class _Run:
         self,
         network: TextNetwork,
         forward: Forward,
-        tokens: Tokens,
-        target: NDArray[np.int64],
-        weight: NDArray[np.float64],
+        rows: TrainingRows,
         loss: Loss,
         plan: TrainingPlan,
+        watched: Watched,
+        moments: Moments | None,
         monitors: Sequence[Monitor],
     ) -> None:
         self.forward = forward
-        self.lengths = tokens.lengths
-        self.weight = weight
-        self.target_N = torch.from_numpy(np.ascontiguousarray(target)).to(network.device)
+        self.split = rows.split
+        self.lengths = rows.tokens.lengths
+        self.weight = rows.weight
+        self.row_weight = rows.weight if rows.weight.ndim == 1 else rows.weight.sum(axis=1)
+        self.target_N = torch.from_numpy(np.ascontiguousarray(rows.target)).to(network.device)
         self.device = network.device
         self.loss = loss
         self.plan = plan
+        self.watched = watched
         self.monitors = monitors
-        self.optimiser = Optimiser(network, plan)
+        self.optimiser = Optimiser(network, plan, moments)
+        self.best = Best(network, watched.rule)
+        self.history: list[EpochRecord] = []
         self.n_steps = 0
 
-    def epoch(self, epoch: int) -> EpochRecord:
+    def whole(self) -> FitResult:
+        """Run every epoch, or as many as the rule, a monitor or Ctrl-C allows."""
+        interrupt = None
+        try:
+            for epoch in range(self.plan.n_epochs):
+                if self._epoch_is_last(epoch):
+                    break
+            self.best.put_back()
+        except KeyboardInterrupt as error:
+            if self.n_steps == 0 or not self.optimiser.is_finite():
+                raise
+            interrupt = error
+        self._check_weights()  # the last step's harm shows in no loss any more
+        return FitResult(
+            self.history,
+            self.best.scores,
+            self.best.iteration,
+            self.optimiser.moments(),
+            interrupt,
+        )
+
+    def _epoch_is_last(self, epoch: int) -> bool:
+        for monitor in self.monitors:
+            monitor.epoch_begin(epoch + 1)
+        record = self._pass(epoch)
+        self.history.append(record)
+        over = len(self.split.held_out) > 0 and self._validate(record)
+        asked = [monitor.epoch(record) for monitor in self.monitors]  # every one is to be told
+        return over or any(asked)
+
+    def _pass(self, epoch: int) -> EpochRecord:
         """Make one pass over the rows."""
         began = time.perf_counter()
         n_tokens, total, total_weight = 0, 0.0, 0.0
         rate = self.plan.learning_rate * self.optimiser.lr_factor
-        plan = self.plan
-        for rows in optimiser_batches(plan.n_rows, plan.batch_size, plan.seed, epoch):
+        plan, train = self.plan, self.split.train
+        order = optimiser_batches(plan.n_rows, plan.batch_size, plan.seed, plan.first_epoch + epoch)
+        for places in order:
+            rows = train[places]
             total += self._step(rows)
-            total_weight += float(self.weight[rows].sum())
+            total_weight += float(self.row_weight[rows].sum())
             self.n_steps += 1
             step_tokens = int(self.lengths[rows].sum())
             n_tokens += step_tokens
@@ -133,18 +221,15 @@ class _Run:
                 "precision='fp32'. The estimator is as it was before this fit."
             )
         seconds = time.perf_counter() - began
-        record: EpochRecord = {
+        return {
             "epoch": epoch + 1,
             "loss": total / total_weight,
             "learning_rate": rate,
             "seconds": seconds,
             "tokens_per_second": n_tokens / seconds,
         }
-        for monitor in self.monitors:
-            monitor.epoch(record)
-        return record
 
-    def check_weights(self) -> None:
+    def _check_weights(self) -> None:
         """Raise if a weight ran off to infinity."""
         if not self.optimiser.is_finite():
             raise DivergedError(
@@ -155,19 +240,42 @@ class _Run:
 
     def _step(self, rows: Rows) -> float:
         """Make one optimiser step; return the weighted sum of the rows' losses."""
-        batch_weight = float(self.weight[rows].sum())
+        batch_weight = float(self.row_weight[rows].sum())
         if batch_weight == 0:
             self.optimiser.skip()
             return 0.0
         # Rows that weigh nothing add nothing to the sum, so they need not be run.
-        rows = rows[self.weight[rows] > 0]
+        rows = rows[self.row_weight[rows] > 0]
         means: list[Tensor] = []
         for part in micro_batches(rows, self.lengths, self.plan.token_budget):
-            # Divided in fp64: weights may be so small or so large that fp32 has no word for them.
-            share = (self.weight[part] / batch_weight).astype(np.float32)
-            share_B = torch.from_numpy(share).to(self.device)
-            part_loss = self.loss.total(self.forward(part), self.target_N[part], share_B)
+            part_loss = self._share_of_loss(self.forward(part), part, batch_weight)
             self.optimiser.backward(part_loss)
             means.append(part_loss.detach())
         self.optimiser.step()
         return sum(float(mean) for mean in means) * batch_weight
+
+    def _share_of_loss(self, logits_BK: Tensor, part: Rows, weight: float) -> Tensor:
+        """Return what some rows add to a mean over rows of this weight in all."""
+        # Divided in fp64: weights may be so small or so large that fp32 has no word for them.
+        share = torch.from_numpy((self.weight[part] / weight).astype(np.float32))
+        return self.loss.total(logits_BK, self.target_N[part], share.to(self.device))
+
+    @torch.no_grad()
+    def _validate(self, record: EpochRecord) -> bool:
+        """Score the held-out rows as they stand; say whether to stop for it."""
+        rows = self.split.held_out
+        weight = float(self.row_weight[rows].sum())
+        place_of = np.empty(len(self.lengths), dtype=np.int64)
+        place_of[rows] = np.arange(len(rows))
+        logits_NK, loss = None, 0.0
+        for part in micro_batches(rows, self.lengths, self.plan.token_budget):
+            logits_BK = self.forward(part)
+            loss += float(self._share_of_loss(logits_BK, part, weight))
+            if logits_NK is None:
+                logits_NK = np.empty((len(rows), logits_BK.shape[1]), dtype=np.float32)
+            logits_NK[place_of[part]] = logits_BK.cpu().numpy()
+        assert logits_NK is not None
+        judge = self.watched.judge
+        score = -loss if judge is None else float(judge(logits_NK))
+        record["validation_loss"], record["validation_score"] = loss, score
+        return self.best.is_over(score)

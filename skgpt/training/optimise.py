@@ -5,11 +5,18 @@ the working copies. AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regula
 as torch implements it.
 """
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
 import torch
 from torch import Tensor
 
 from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork
+from skgpt.training.moments import HEAD, Moments
 from skgpt.training.plan import TrainingPlan
 
 _FIRST_SCALE = 2.0**14
@@ -24,9 +31,13 @@ class Optimiser:
     ----------
     network : TextNetwork
     plan : TrainingPlan
+    moments : Moments, default=None
+        Of an earlier run over the same parameters, to go on from.
     """
 
-    def __init__(self, network: TextNetwork, plan: TrainingPlan) -> None:
+    def __init__(
+        self, network: TextNetwork, plan: TrainingPlan, moments: Moments | None = None
+    ) -> None:
         self.network = network
         self.plan = plan
         self._step = 0
@@ -46,6 +57,33 @@ class Optimiser:
         ]
         self._adam = torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
         self._peaks = [group["lr"] for group in self._adam.param_groups]
+        if moments is not None:
+            self._go_on_from(moments)
+
+    def _named(self) -> dict[str, Tensor]:
+        return {**dict(zip(self._names, self._masters, strict=True)), HEAD: self._head}
+
+    def _go_on_from(self, moments: Moments) -> None:
+        self._scale = moments.scale
+        for name, parameter in self._named().items():
+            self._adam.state[parameter] = {
+                "step": torch.tensor(float(moments.step), device=parameter.device),
+                "exp_avg": moments.means[name].clone(),
+                "exp_avg_sq": moments.squares[name].clone(),
+            }
+
+    def moments(self) -> Moments | None:
+        """Return what AdamW remembers; None before the first update."""
+        state = {name: self._adam.state.get(p) for name, p in self._named().items()}
+        known = {name: kept for name, kept in state.items() if kept}
+        if not known:
+            return None
+        return Moments(
+            int(known[HEAD]["step"]),
+            self._scale,
+            {name: kept["exp_avg"] for name, kept in known.items()},
+            {name: kept["exp_avg_sq"] for name, kept in known.items()},
+        )
 
     @property
     def lr_factor(self) -> float:
@@ -77,8 +115,9 @@ class Optimiser:
                 torch.nn.utils.clip_grad_norm_(learned, self.plan.max_grad_norm)
             for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self.lr_factor
-            self._adam.step()
-            self.network.refresh()
+            with _uninterrupted():
+                self._adam.step()
+                self.network.refresh()
         self.skip()
 
     def skip(self) -> None:
@@ -113,6 +152,26 @@ class Optimiser:
         self._adam.zero_grad(set_to_none=True)
         for parameter in [*self._working, *self._masters, self._head]:
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C waiting until the body is done: half an update must not be what is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # the interrupt goes to the main thread
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # ignored, or not Python's to handle
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if waiting:
+        handler(*waiting[-1])
 
 
 def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict[str, object]:

@@ -42,6 +42,9 @@ class TrainingPlan:
         Bytes for what frozen layers returned.
     seed : int
         The only randomness.
+    first_epoch : int, default=0
+        The number of the first pass, which its order is drawn from: a fit that goes on where
+        others stopped doesn't repeat their orders.
     """
 
     n_rows: int
@@ -56,6 +59,7 @@ class TrainingPlan:
     token_budget: int
     memory_budget: int
     seed: int
+    first_epoch: int = 0
 
     @property
     def steps_per_epoch(self) -> int:

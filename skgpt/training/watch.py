@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from tqdm.auto import tqdm
 
@@ -19,13 +19,15 @@ _MEASURE_SECONDS = 10.0
 
 
 class EpochRecord(TypedDict):
-    """One entry of ``history_``."""
+    """One entry of ``history_``; the last two where rows are held out."""
 
     epoch: int
     loss: float
     learning_rate: float
     seconds: float
     tokens_per_second: float
+    validation_loss: NotRequired[float]
+    validation_score: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,15 @@ class Monitor:
     def start(self, plan: TrainingPlan) -> None:
         """The first step is about to begin."""
 
+    def epoch_begin(self, epoch: int) -> None:
+        """An epoch is about to begin; 1 is the first."""
+
     def step(self, event: StepDone) -> None:
         """A step is done."""
 
-    def epoch(self, record: EpochRecord) -> None:
-        """An epoch is done."""
+    def epoch(self, record: EpochRecord) -> bool:
+        """An epoch is done; return True to end the fit here."""
+        return False
 
     def end(self) -> None:
         """The fit is over, well or not."""
@@ -110,13 +116,20 @@ class ProgressBar(Monitor):
         self._bar.set_postfix(loss=f"{event.loss:.3f}", refresh=False)
         self._bar.update()
 
-    def epoch(self, record: EpochRecord) -> None:
+    def epoch(self, record: EpochRecord) -> bool:
         """Write a line, if asked to."""
         if self.verbose > 1:
+            held_out = ""
+            if "validation_score" in record:
+                held_out = (
+                    f", validation loss {record['validation_loss']:.4f}, "
+                    f"score {record['validation_score']:.4f}"
+                )
             self._bar.write(
-                f"epoch {record['epoch']}: loss {record['loss']:.4f}, "
+                f"epoch {record['epoch']}: loss {record['loss']:.4f}{held_out}, "
                 f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s"
             )
+        return False
 
     def end(self) -> None:
         """Close the bar."""

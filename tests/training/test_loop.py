@@ -9,10 +9,13 @@ import torch
 from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
+from skgpt.text.split import Split, all_rows
 from skgpt.text.tokens import tokenise
 from skgpt.training.infer import raw_scores
-from skgpt.training.loop import fit_network
-from skgpt.training.loss import CrossEntropy
+from skgpt.training.loop import FitResult, TrainingRows, fit_network
+from skgpt.training.loss import CrossEntropy, Loss
+from skgpt.training.moments import Moments
+from skgpt.training.stopping import Watched
 from skgpt.training.watch import Monitor, StepDone
 from tests.helpers import make_text_data
 from tests.training.test_plan import make_plan
@@ -22,7 +25,7 @@ TEXTS = list(DATA.X)
 CODES = np.unique(DATA.y.astype(str), return_inverse=True)[1].astype(np.int64)
 
 
-def trained(
+def run(
     folder: str,
     texts: list[str],
     codes: np.ndarray,
@@ -31,28 +34,47 @@ def trained(
     trainable: Any = 1,
     dtype: torch.dtype = torch.float32,
     monitors: tuple[Monitor, ...] = (),
+    split: Split | None = None,
+    watched: Watched | None = None,
+    moments: Moments | None = None,
+    start: TextNetwork | None = None,
+    loss: Loss | None = None,
+    n_outputs: int = 3,
     **options: Any,
-) -> tuple[TextNetwork, list[Any]]:
+) -> tuple[TextNetwork, FitResult]:
     source = load_source(folder)
     network = build_network(
         source,
         n_layers=None,
         trainable_layers=trainable,
         pooling="mean",
-        n_outputs=3,
+        n_outputs=n_outputs,
         dtype=dtype,
         device=torch.device("cpu"),
     )
-    history = fit_network(
+    if start is not None:
+        network.take_over(start)
+    split = split or all_rows(len(texts))
+    result = fit_network(
         network,
-        tokenise(texts, source.tokenizer, 64),
-        codes,
-        np.ones(len(texts)) if weight is None else weight,
-        loss=CrossEntropy(),
-        plan=make_plan(n_rows=len(texts), **options),
+        TrainingRows(
+            tokenise(texts, source.tokenizer, 64),
+            codes,
+            np.ones(len(texts)) if weight is None else weight,
+            split,
+        ),
+        loss=loss or CrossEntropy(),
+        plan=make_plan(n_rows=len(split.train), **options),
+        watched=watched,
+        moments=moments,
         monitors=monitors,
     )
-    return network, history
+    return network, result
+
+
+def trained(*args: Any, **options: Any) -> tuple[TextNetwork, list[Any]]:
+    network, result = run(*args, **options)
+    return network, result.history
 
 
 def scores_of(network: TextNetwork, token_budget: int = 512) -> np.ndarray:
