@@ -1,33 +1,47 @@
 """The template of a fine-tuning fit, and what a fitted estimator is as a pickle."""
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
+from skgpt.estimators.advice import advice
+from skgpt.estimators.continuing import check_same_model, check_same_shape
+from skgpt.estimators.data import (
+    COLUMN_ATTRIBUTES,
+    FitData,
+    Given,
+    check_columns_match,
+    check_fit_data,
+)
+from skgpt.estimators.judge import make_judge
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
-from skgpt.exceptions import InvalidTextError, ModelNotSupportedError
+from skgpt.estimators.pickling import PicklableNetwork
+from skgpt.exceptions import ContinuationError, InterruptedFitWarning, ModelNotSupportedError
 from skgpt.model.device import prefix_budget, resolve_device, resolve_precision, token_budget
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import Source, load_source
-from skgpt.model.state import pack, unpack
-from skgpt.text.check import check_texts, check_weight, n_columns
-from skgpt.text.targets import ClassTarget
-from skgpt.text.tokens import tokenise
+from skgpt.text.check import check_columns
+from skgpt.text.targets import Target
+from skgpt.text.template import Template
+from skgpt.text.tokens import tokenise_columns
 from skgpt.training.infer import raw_scores
-from skgpt.training.loop import fit_network
+from skgpt.training.loop import FitResult, TrainingRows, fit_network
 from skgpt.training.loss import Loss
+from skgpt.training.moments import Moments
 from skgpt.training.plan import TrainingPlan, resolve_epochs
-from skgpt.training.watch import Monitor, ProgressBar, SlowFitNotice
+from skgpt.training.stopping import StoppingRule, Watched
+from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotice
 
-_COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
+# What a fit may or may not set: an earlier fit's must not stay behind.
+_OPTIONAL_ATTRIBUTES = (*COLUMN_ATTRIBUTES, "validation_scores_", "best_iter_", "_moments")
 
 
-class BaseGPTText(BaseEstimator, ABC):
+class BaseGPTText(PicklableNetwork, ABC):
     """What the estimators share: everything but the target, the loss and its inverse link.
 
     A subclass has the constructor and says what its targets are.
@@ -39,6 +53,7 @@ class BaseGPTText(BaseEstimator, ABC):
         n_layers: int | None
         trainable_layers: Any
         pooling: str
+        template: str | None
         max_length: int
         max_epochs: Any
         batch_size: int
@@ -48,38 +63,115 @@ class BaseGPTText(BaseEstimator, ABC):
         warmup_ratio: float
         lr_schedule: Any
         max_grad_norm: float | None
+        early_stopping: bool
+        validation_fraction: float
+        n_iter_no_change: int
+        tol: float
+        scoring: Any
+        warm_start: bool
         device: str
         precision: Any
         random_state: Any
         verbose: int
 
     _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
-    _network: TextNetwork
 
     @abstractmethod
-    def _encode_target(self, y: Any, n: int) -> ClassTarget:
+    def _encode_target(self, y: Any, n: int, classes: Any) -> Target:
         """Check y; return it as the loss wants it. Nothing is set on the estimator yet."""
 
     @abstractmethod
-    def _row_weights(self, target: ClassTarget, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what each row weighs in the loss."""
+    def _loss_weights(self, data: FitData) -> NDArray[np.float64]:
+        """Return what each row, or each output of each row, weighs in the loss."""
 
     @abstractmethod
-    def _loss(self) -> Loss:
+    def _loss(self, target: Target) -> Loss:
         """Return the loss."""
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> ClassTarget:
+    @abstractmethod
+    def _target_attributes(self, target: Target) -> dict[str, Any]:
+        """Return the fitted attributes that follow from the target."""
+
+    def _fit(self, given: Given) -> None:
         """Fit; every attribute is set at the end, so a fit that fails leaves all as it was."""
-        texts = check_texts(X, estimator=self)
-        columns = self._columns_of(X)
-        target = self._encode_target(y, len(texts))
-        weight = self._row_weights(target, check_weight(sample_weight, len(texts)))
+        goes_on = self.warm_start and hasattr(self, "_network")
+        seed = draw_seed(self.random_state)
+        classes = getattr(self, "classes_", None) if goes_on else None
+        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=seed)
+        weight = self._loss_weights(data)
+        network = self._build(data.target, self._network.source if goes_on else None)
+        if goes_on:
+            check_same_shape(
+                network.spec, self._network.spec, may_learn_more=True, may_have_more=False
+            )
+            network.take_over(self._network)
+        n_rows = len(data.split.train)
+        plan = self._plan(
+            network,
+            n_rows=n_rows,
+            n_epochs=resolve_epochs(self.max_epochs, n_rows, self.batch_size),
+            warmup_ratio=self.warmup_ratio,
+            schedule=self.lr_schedule,
+            seed=seed,
+        )
+        result = self._train(network, data, weight, plan)
+        self._keep(self._attributes(network, data, result), result)
+
+    def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:
+        """Make one pass from where the last call stopped; `places` says where old outputs go."""
+        goes_on = hasattr(self, "_network")
+        if goes_on:
+            check_columns_match(self._column_attributes(), given.X, estimator=self)
+        seed = draw_seed(self.random_state)
+        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=seed)
+        weight = self._loss_weights(data)
+        network = self._build(data.target, self._network.source if goes_on else None)
+        history: list[EpochRecord] = []
+        moments = getattr(self, "_moments", None)
+        if goes_on:
+            history = self.history_
+            self._check_goes_on(network, data, more_classes=places is not None)
+            network.take_over(self._network, places)
+            if moments is not None and places is not None:
+                moments = moments.grown(places, network.spec.n_outputs)
+        plan = self._plan(
+            network,
+            n_rows=len(data.split.train),
+            n_epochs=1,
+            warmup_ratio=0.0,
+            schedule="constant",
+            seed=seed,
+            first_epoch=len(history),
+        )
+        result = self._train(network, data, weight, plan, moments)
+        attributes = self._attributes(network, data, result, history)
+        self._keep({**attributes, "_moments": result.moments}, result)
+
+    def _check_goes_on(self, network: TextNetwork, data: FitData, *, more_classes: bool) -> None:
+        check_same_shape(
+            network.spec, self._network.spec, may_learn_more=False, may_have_more=more_classes
+        )
+        if _layout(data.template) != self._fitted_with["template"]:
+            raise ContinuationError(
+                "To go on from a fitted model, `template` must lay texts out as it did. Got "
+                f"{self.template!r}: set it back, or call fit to start anew."
+            )
+
+    def _build(self, target: Target, source: Source | None) -> TextNetwork:
+        """Build a network, on the source of the fitted one where a fit goes on from it."""
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
-        source = load_source(self.model, self.revision)
+        if source is None:
+            source = load_source(self.model, self.revision)
+        else:
+            check_same_model(self, self._network)
+            if target.is_multilabel != self._fitted_with["multilabel"]:
+                raise ContinuationError(
+                    "To go on from a fitted model, y must be of the same kind: one label per text "
+                    "or an indicator of several. Set warm_start=False to start anew."
+                )
         self._check_length(source)
-        seed = draw_seed(self.random_state)
-        network = build_network(
+        return build_network(
             source,
             n_layers=self.n_layers,
             trainable_layers=self.trainable_layers,
@@ -88,40 +180,103 @@ class BaseGPTText(BaseEstimator, ABC):
             dtype=dtype,
             device=device,
         )
-        plan = self._plan(network, len(texts), seed)
-        history = fit_network(
+
+    def _train(
+        self,
+        network: TextNetwork,
+        data: FitData,
+        weight: NDArray[np.float64],
+        plan: TrainingPlan,
+        moments: Moments | None = None,
+    ) -> FitResult:
+        tokens = tokenise_columns(
+            data.columns, data.template, network.source.tokenizer, self.max_length
+        )
+        rows = TrainingRows(tokens, data.target.codes, weight, data.split)
+        return fit_network(
             network,
-            tokenise(texts, source.tokenizer, self.max_length),
-            target.codes,
-            weight,
-            loss=self._loss(),
+            rows,
+            loss=self._loss(data.target),
             plan=plan,
+            watched=self._watched(network, data),
+            moments=moments,
             monitors=self._monitors(network),
         )
-        for name in _COLUMN_ATTRIBUTES:  # of an earlier fit, on other input
-            self.__dict__.pop(name, None)
-        self.__dict__.update(columns)
-        self._network = network
-        self._fitted_with = {
-            "max_length": self.max_length,
-            "device": self.device,
-            "precision": self.precision,
-        }
-        self.history_ = history
-        self.loss_curve_ = [record["loss"] for record in history]
-        self.n_iter_ = len(history)
-        self.pooling_ = network.spec.pooling
-        self.model_id_ = source.model
-        self.device_ = str(network.device)
-        return target
 
-    def _columns_of(self, X: Any) -> dict[str, Any]:
-        """Return what scikit-learn would set for these columns, on a copy that is thrown away."""
-        probe = copy.copy(self)
-        for name in _COLUMN_ATTRIBUTES:
-            probe.__dict__.pop(name, None)
-        validate_data(probe, X, skip_check_array=True)
-        return {name: probe.__dict__[name] for name in _COLUMN_ATTRIBUTES if name in probe.__dict__}
+    def _watched(self, network: TextNetwork, data: FitData) -> Watched:
+        if data.held_out is None:
+            return Watched()
+        judge = make_judge(
+            self.scoring,
+            data.held_out,
+            (len(data.split.held_out), data.target.width),
+            lambda: self._as_fitted(network, data),
+        )
+        rule = StoppingRule(self.n_iter_no_change, self.tol) if self.early_stopping else None
+        return Watched(judge, rule)
+
+    def _as_fitted(self, network: TextNetwork, data: FitData) -> Self:
+        """Return a copy of the estimator, fitted with a network that is still in training."""
+        view = copy.copy(self)
+        view._set(self._attributes(network, data, FitResult([], [], 0, None)))
+        return view
+
+    def _attributes(
+        self,
+        network: TextNetwork,
+        data: FitData,
+        result: FitResult,
+        earlier: list[EpochRecord] | None = None,
+    ) -> dict[str, Any]:
+        """Return everything that a fit sets."""
+        first = len(earlier or [])
+        history: list[Any] = [
+            *(earlier or []),
+            *({**record, "epoch": first + record["epoch"]} for record in result.history),
+        ]
+        watched = {"validation_scores_": result.validation_scores}
+        return {
+            **data.attributes,
+            **self._target_attributes(data.target),
+            **({**watched, "best_iter_": result.best_iteration} if data.held_out else {}),
+            "_network": network,
+            "_fitted_with": {
+                "max_length": self.max_length,
+                "device": self.device,
+                "precision": self.precision,
+                "template": _layout(data.template),
+                "multilabel": data.target.is_multilabel,
+            },
+            "history_": history,
+            "loss_curve_": [record["loss"] for record in history],
+            "n_iter_": len(history),
+            "pooling_": network.spec.pooling,
+            "model_id_": network.source.model,
+            "device_": str(network.device),
+        }
+
+    def _set(self, attributes: dict[str, Any]) -> None:
+        for name in _OPTIONAL_ATTRIBUTES:  # of an earlier fit
+            self.__dict__.pop(name, None)
+        self.__dict__.update(attributes)
+
+    def _keep(self, attributes: dict[str, Any], result: FitResult) -> None:
+        """Become fitted; after Ctrl-C say so, and let it go on up."""
+        self._set(attributes)
+        if result.interrupt is None:
+            return
+        try:
+            warnings.warn(
+                f"This fit was interrupted after {len(result.history)} epochs. The estimator is "
+                "fitted, as the last optimiser step left it.",
+                InterruptedFitWarning,
+                stacklevel=4,
+            )
+        finally:  # also where warnings are errors
+            raise result.interrupt
+
+    def _column_attributes(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COLUMN_ATTRIBUTES if hasattr(self, name)}
 
     def _check_length(self, source: Source) -> None:
         limit = source.max_positions
@@ -131,69 +286,52 @@ class BaseGPTText(BaseEstimator, ABC):
                 f"Got {self.max_length}."
             )
 
-    def _plan(self, network: TextNetwork, n_rows: int, seed: int) -> TrainingPlan:
+    def _plan(
+        self,
+        network: TextNetwork,
+        *,
+        n_rows: int,
+        n_epochs: int,
+        warmup_ratio: float,
+        schedule: Any,
+        seed: int,
+        first_epoch: int = 0,
+    ) -> TrainingPlan:
         return TrainingPlan(
             n_rows=n_rows,
-            n_epochs=resolve_epochs(self.max_epochs, n_rows, self.batch_size),
+            n_epochs=n_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             head_learning_rate=self.head_learning_rate,
             weight_decay=self.weight_decay,
-            warmup_ratio=self.warmup_ratio,
-            schedule=self.lr_schedule,
+            warmup_ratio=warmup_ratio,
+            schedule=schedule,
             max_grad_norm=self.max_grad_norm,
             token_budget=token_budget(network.device),
             memory_budget=prefix_budget(network.device),
             seed=seed,
+            first_epoch=first_epoch,
         )
 
     def _monitors(self, network: TextNetwork) -> list[Monitor]:
-        monitors: list[Monitor] = [SlowFitNotice(self._advice(network))]
+        monitors: list[Monitor] = [SlowFitNotice(advice(network, self.max_length))]
         if self.verbose:
             monitors.append(ProgressBar(int(self.verbose)))
         return monitors
 
-    def _advice(self, network: TextNetwork) -> str:
-        """Say what would make this fit shorter, the most effective first."""
-        spec = network.spec
-        learning = spec.n_layers - spec.n_frozen
-        advice = []
-        if spec.n_frozen == 0 and spec.n_layers > 1:
-            n = max(1, spec.n_layers // 4)
-            advice.append(
-                f"train only the last layers (trainable_layers={n}), the others are then computed "
-                "once, not once per epoch"
-            )
-        elif learning > 1:
-            advice.append(f"train fewer layers (trainable_layers={learning // 2})")
-        if spec.n_layers > 12 and (spec.n_frozen == 0 or learning <= spec.n_layers // 2):
-            advice.append(f"keep fewer layers (n_layers={spec.n_layers // 2})")
-        if self.max_length > 64:
-            advice.append(f"cut texts shorter (max_length={self.max_length // 2})")
-        advice.append("make fewer passes (max_epochs)")
-        if network.device.type == "cpu":
-            advice.append("use a GPU")
-        return "; ".join(advice)
-
     def _scores(self, X: Any) -> NDArray[np.float32]:
         """Return the raw scores of texts, shape (n, n_outputs)."""
         check_is_fitted(self)
-        texts = check_texts(X, estimator=self)
-        self._check_columns(X)
+        columns = check_columns(X, estimator=self)
+        check_columns_match(self._column_attributes(), X, estimator=self)
         network = self._network
-        tokens = tokenise(texts, network.source.tokenizer, self._fitted_with["max_length"])
+        tokens = tokenise_columns(
+            columns,
+            Template(*self._fitted_with["template"]),
+            network.source.tokenizer,
+            self._fitted_with["max_length"],
+        )
         return raw_scores(network, tokens, token_budget(network.device))
-
-    def _check_columns(self, X: Any) -> None:
-        """Check that X has the columns of the fit; one column and a plain list are the same."""
-        fitted, found = getattr(self, "n_features_in_", None), n_columns(X)
-        if found is not None and fitted is not None:
-            validate_data(self, X, reset=False, skip_check_array=True)
-        elif (found or 1) != (fitted or 1):
-            raise InvalidTextError(
-                f"X must have as many columns as at fit: {fitted or 'one text per row'}. Got "
-                f"{found or 'one text per row'}."
-            )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_network")
@@ -204,31 +342,7 @@ class BaseGPTText(BaseEstimator, ABC):
         tags.input_tags.string = True
         return tags
 
-    def __copy__(self) -> Self:
-        # copy.copy would go through __getstate__ and serialise the weights.
-        shallow = self.__class__.__new__(self.__class__)
-        shallow.__dict__.update(self.__dict__)
-        return shallow
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return numbers, text and numpy arrays only: no torch object, no module, no device."""
-        state = self.__dict__.copy()
-        if "_network" in state:
-            state["_network"] = pack(state["_network"])
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if "_network" in state:
-            device, dtype = self._where_to_open()
-            self._network = unpack(state["_network"], dtype=dtype, device=device)
-            self.device_ = str(device)
-
-    def _where_to_open(self) -> tuple[Any, Any]:
-        """Return device and dtype as asked for at fit, or what this machine has instead."""
-        try:
-            device = resolve_device(self._fitted_with["device"])
-            return device, resolve_precision(self._fitted_with["precision"], device)
-        except ModelNotSupportedError:
-            device = resolve_device("auto")
-            return device, resolve_precision("auto", device)
+def _layout(template: Template) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return a template as plain values, for a pickle."""
+    return template.words, template.fields

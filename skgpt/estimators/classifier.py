@@ -1,21 +1,39 @@
 """GPTTextClassifier: a pretrained GPT, fine-tuned to tell classes of texts apart."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import ClassifierMixin
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import type_of_target
 
 from skgpt.estimators.base import BaseGPTText
+from skgpt.estimators.class_predictions import ClassPredictions
+from skgpt.estimators.continuing import places_of
+from skgpt.estimators.data import FitData, Given
 from skgpt.estimators.params import SHARED_CONSTRAINTS
-from skgpt.sklearn_compat import StrOptions, fit_context
-from skgpt.text.targets import ClassTarget, encode_classes, row_weights
-from skgpt.training.loss import CrossEntropy
+from skgpt.exceptions import ContinuationError
+from skgpt.sklearn_compat import Interval, StrOptions, fit_context
+from skgpt.text.targets import Target, check_classes, encode_target
+from skgpt.text.weights import loss_weights
+from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
+
+ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | Literal["balanced"] | None
 
 
-class GPTTextClassifier(ClassifierMixin, BaseGPTText):
-    """Fine-tune a pretrained GPT to classify texts.
+def _can_fit_in_parts(estimator: "GPTTextClassifier") -> bool:
+    if estimator.early_stopping:
+        raise AttributeError(
+            "partial_fit makes one pass over all of its rows and can't stop early: set "
+            "early_stopping=False."
+        )
+    return True
+
+
+class GPTTextClassifier(ClassPredictions, BaseGPTText):
+    r"""Fine-tune a pretrained GPT to classify texts.
 
     Parameters
     ----------
@@ -33,8 +51,13 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
         the mean, which is far better on topics and little worse on sentiment.
+    template : str, default=None
+        How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
+        DataFrame's columns, positions of an array's, ``{text}`` for a single column. None joins
+        the columns with a blank line.
     max_length : int, default=256
-        Tokens per text; a longer text's end is cut.
+        Tokens per text, template included. The longest field of a longer text is cut at its end,
+        never the template's own words.
     max_epochs : int or "auto", default="auto"
         Passes over the data. "auto" makes more on small data: 60 over the cube root of the number
         of texts, or as many as make 160 optimiser steps if that is more; 3 at least, 12 at most.
@@ -52,9 +75,29 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         How the learning rates fall after the warm-up.
     max_grad_norm : float or None, default=1.0
         The norm that the whole gradient is clipped to; None doesn't clip.
-    class_weight : dict, "balanced" or None, default=None
+    label_smoothing : float, default=0.0
+        Share, in [0, 1), of each target that is spread over all classes (of a multilabel target:
+        over present and absent).
+    class_weight : dict, list of dict, "balanced" or None, default=None
         Weights of the classes, multiplied with `sample_weight`. "balanced" is computed on the
-        training rows with their sample weights.
+        training rows with their sample weights. For multilabel y a list of one dict per label,
+        as in ``{0: 1.0, 1: 5.0}``.
+    early_stopping : bool, default=False
+        Hold out rows, or take `X_val`, score them after every epoch, stop when the score rises no
+        more, and keep the weights of the best epoch.
+    validation_fraction : float, default=0.1
+        Share of the rows, in (0, 1), to hold out. They are never trained on; they are stratified,
+        and never split a group where `groups` are given.
+    n_iter_no_change : int, default=2
+        Epochs in a row without an improvement that end the fit.
+    tol : float, default=1e-4
+        What the score must rise by to be an improvement.
+    scoring : str, callable or None, default=None
+        What is watched on the held-out rows: a scikit-learn scorer's name, a
+        ``callable(estimator, X, y)``, or, for None, minus the loss.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the fitted weights, with a fresh schedule, not from the
+        pretrained model.
     device : str, default="auto"
         "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
     precision : {"auto", "bf16", "fp16", "fp32"}, default="auto"
@@ -69,14 +112,20 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The labels, sorted.
+        The labels, sorted; for multilabel y the numbers of its columns.
     n_iter_ : int
-        Epochs run.
+        Epochs run; after `partial_fit` those of all calls.
     history_ : list of dict
         One entry per epoch: ``epoch``, ``loss``, ``learning_rate`` (at its first step),
-        ``seconds`` and ``tokens_per_second``.
+        ``seconds``, ``tokens_per_second`` and, where rows are held out, ``validation_loss`` and
+        ``validation_score``.
     loss_curve_ : list of float
         The training loss of each epoch.
+    validation_scores_ : list of float
+        The held-out rows' score after each epoch, higher is better; only if some were held out.
+    best_iter_ : int
+        The epoch of the highest of them, 1 for the first. With `early_stopping` the weights are
+        those of this epoch, otherwise of the last.
     pooling_ : {"mean", "last"}
         The pooling that was used.
     model_id_ : str
@@ -104,8 +153,12 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     _parameter_constraints: dict[str, list[Any]] = {
         **SHARED_CONSTRAINTS,
-        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
     }
+
+    # GroupKFold and its kin hand groups to whoever asks; by default only they themselves do.
+    __metadata_request__fit = {"groups": False}
 
     def __init__(
         self,
@@ -115,6 +168,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         n_layers: int | None = None,
         trainable_layers: int | Literal["all"] = "all",
         pooling: Literal["auto", "mean", "last"] = "auto",
+        template: str | None = None,
         max_length: int = 256,
         max_epochs: int | Literal["auto"] = "auto",
         batch_size: int = 32,
@@ -124,7 +178,14 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         warmup_ratio: float = 0.1,
         lr_schedule: Literal["linear", "cosine", "constant"] = "linear",
         max_grad_norm: float | None = 1.0,
-        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        label_smoothing: float = 0.0,
+        class_weight: ClassWeight = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 2,
+        tol: float = 1e-4,
+        scoring: str | Callable[..., float] | None = None,
+        warm_start: bool = False,
         device: str = "auto",
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -135,6 +196,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.n_layers = n_layers
         self.trainable_layers = trainable_layers
         self.pooling = pooling
+        self.template = template
         self.max_length = max_length
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -144,25 +206,52 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.warmup_ratio = warmup_ratio
         self.lr_schedule = lr_schedule
         self.max_grad_norm = max_grad_norm
+        self.label_smoothing = label_smoothing
         self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.scoring = scoring
+        self.warm_start = warm_start
         self.device = device
         self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        groups: Any = None,
+    ) -> Self:
         """Fine-tune the model.
 
         Parameters
         ----------
         X : array-like of shape (n,) or (n, n_columns)
-            Texts: a list, array or Series of str. The columns of 2-D input are joined with a
-            blank line, numbers formatted as text.
-        y : array-like of shape (n,)
-            Labels: str, int, bool or object.
+            Texts: a list, array or Series of str. The columns of 2-D input are laid out by
+            `template`, numbers formatted as text.
+        y : array-like of shape (n,), or array-like or sparse matrix of shape (n, n_labels)
+            Labels: str, int, bool or object; or an indicator matrix of zeros and ones, for texts
+            of any number of labels.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows in the loss, >= 0. None is one for every row.
+        X_val : array-like, default=None
+            Texts to score after every epoch, like X; never trained on.
+        y_val : array-like, default=None
+            Their labels, all of which must be in y.
+        sample_weight_val : array-like, default=None
+            Their weights.
+        groups : array-like of shape (n,), default=None
+            Rows of one group are held out together or not at all; only looked at with
+            `early_stopping` and without `X_val`.
 
         Returns
         -------
@@ -175,85 +264,85 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
             If X, y, a weight or a parameter is not as described here; before any training.
         OSError
             If the model can't be found, fetched or read.
+        ArithmeticError
+            If the training does not stay finite. The estimator is as it was before.
+        KeyboardInterrupt
+            After Ctrl-C. From the first optimiser step on, the estimator is fitted as that step
+            left it, and a warning says so.
         """
-        target = self._fit(X, y, sample_weight)
-        self.classes_ = target.classes
+        self._fit(Given(X, y, sample_weight, X_val, y_val, sample_weight_val, groups))
         return self
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Predict the class of each text.
+    @available_if(_can_fit_in_parts)
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Make one pass over some more rows, from where the last call stopped.
+
+        The learning rate is constant, without warm-up; the optimiser's moments are kept from call
+        to call (and in pickles). Calls over the same rows equal one `fit` with
+        ``lr_schedule="constant"`` and ``warmup_ratio=0``, as many epochs long.
 
         Parameters
         ----------
         X : array-like of shape (n,) or (n, n_columns)
             Texts, as in `fit`.
+        y : array-like
+            Labels, as in `fit`; one class is enough.
+        classes : array-like of shape (n_classes,), default=None
+            Every class there is; needed on the first call. Later on, classes that are new: they
+            join `classes_` in sorted order. Not looked at for multilabel y.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the rows, as in `fit`.
 
         Returns
         -------
-        labels : ndarray of shape (n,)
-            Labels out of ``classes_``.
+        self : GPTTextClassifier
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If something is not as described here, if a label is not among the classes, or if
+            the parameters don't fit the fitted model any more.
         """
-        scores = self._scores(X)
-        labels: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
-        return labels
+        if self.class_weight == "balanced":
+            raise ContinuationError(
+                "class_weight='balanced' needs all rows at once, and partial_fit sees some. Pass a "
+                "dict, from sklearn.utils.compute_class_weight on all labels."
+            )
+        known = getattr(self, "classes_", None)
+        places = None
+        if y is not None and type_of_target(y) == "multilabel-indicator":
+            classes = known
+        elif classes is None:
+            if known is None:
+                raise ContinuationError(
+                    "classes must be passed on the first call to partial_fit: all the labels "
+                    "that there are, in this call's y or in later ones."
+                )
+            classes = known
+        else:
+            classes = check_classes(classes, name=type(self).__name__)
+            places = None if known is None else places_of(known, classes)
+        self._partial_fit(Given(X, y, sample_weight), classes, places)
+        return self
 
-    def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Predict the probability of each class.
+    def _encode_target(self, y: Any, n: int, classes: Any) -> Target:
+        return encode_target(y, n, name=type(self).__name__, classes=classes)
 
-        Parameters
-        ----------
-        X : array-like of shape (n,) or (n, n_columns)
-            Texts, as in `fit`.
+    def _loss_weights(self, data: FitData) -> NDArray[np.float64]:
+        return loss_weights(data.target, data.sample_weight, self.class_weight, data.split.train)
 
-        Returns
-        -------
-        probabilities : ndarray of shape (n, n_classes), float32
-            In the order of ``classes_``.
-        """
-        return self._loss().probabilities(self._scores(X))
+    def _loss(self, target: Target) -> CrossEntropy | BinaryCrossEntropy:
+        kind = BinaryCrossEntropy if target.is_multilabel else CrossEntropy
+        return kind(self.label_smoothing)
 
-    def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
-        """Predict the logarithm of the probability of each class.
-
-        Parameters
-        ----------
-        X : array-like of shape (n,) or (n, n_columns)
-            Texts, as in `fit`.
-
-        Returns
-        -------
-        log_probabilities : ndarray of shape (n, n_classes), float32
-            Computed from the raw scores, so finite even where a probability rounds to zero.
-        """
-        return self._loss().log_probabilities(self._scores(X))
-
-    def decision_function(self, X: Any) -> NDArray[np.float32]:
-        """Return the raw scores (logits).
-
-        Parameters
-        ----------
-        X : array-like of shape (n,) or (n, n_columns)
-            Texts, as in `fit`.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) or (n, n_classes), float32
-            With two classes the second's score less the first's.
-        """
-        scores = self._scores(X)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
-
-    def _encode_target(self, y: Any, n: int) -> ClassTarget:
-        return encode_classes(y, n, name=type(self).__name__)
-
-    def _row_weights(self, target: ClassTarget, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        return row_weights(target, weight, self.class_weight)
-
-    def _loss(self) -> CrossEntropy:
-        return CrossEntropy()
+    def _target_attributes(self, target: Target) -> dict[str, Any]:
+        return {"classes_": target.classes}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         # The checks' tables of numbers, read as text, are no ground to judge a language model on.
         tags.classifier_tags.poor_score = True
+        tags.classifier_tags.multi_label = True
         return tags

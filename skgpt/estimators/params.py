@@ -4,6 +4,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import get_scorer_names
 
 from skgpt.sklearn_compat import Interval, StrOptions
 
@@ -13,6 +14,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "n_layers": [Interval(Integral, 1, None, closed="left"), None],
     "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
     "pooling": [StrOptions({"last", "mean", "auto"})],
+    "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],
     "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -22,6 +24,12 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
     "lr_schedule": [StrOptions({"linear", "cosine", "constant"})],
     "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+    "tol": [Interval(Real, 0, None, closed="left")],
+    "scoring": [StrOptions(set(get_scorer_names())), callable, None],
+    "warm_start": ["boolean"],
     "device": [str],
     "precision": [StrOptions({"auto", "bf16", "fp16", "fp32"})],
     "random_state": ["random_state"],

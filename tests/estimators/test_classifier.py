@@ -13,6 +13,7 @@ from sklearn.base import clone
 from sklearn.preprocessing import LabelEncoder
 
 from skgpt import GPTTextClassifier
+from skgpt.estimators.advice import advice
 from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
 from tests.helpers import TextData, global_random_state_unchanged
@@ -333,7 +334,7 @@ def test_copy__shallow__shares_the_network_and_serialises_nothing(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    monkeypatch.setattr("skgpt.estimators.base.pack", lambda n: pytest.fail("serialised"))
+    monkeypatch.setattr("skgpt.estimators.pickling.pack", lambda n: pytest.fail("serialised"))
     assert copy.copy(clf)._network is clf._network
 
 
@@ -369,7 +370,7 @@ def test_advice__for_a_slow_fit__names_values_that_are_legal_and_smaller(tiny_ll
     shown = []
     for options in ({"trainable_layers": "all"}, {"trainable_layers": 2}, {"trainable_layers": 1}):
         clf = make(tiny_llama, max_length=128, max_epochs=1, **options).fit(["a", "b"], [0, 1])
-        shown.append(clf._advice(clf._network))
+        shown.append(advice(clf._network, 128))
     assert "trainable_layers=1" in shown[0] and "trainable_layers=1" in shown[1]
     assert "trainable_layers" not in shown[2]
-    assert all("max_length=64" in advice for advice in shown)
+    assert all("max_length=64" in line for line in shown)

@@ -18,7 +18,7 @@ from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
 
 # How many of scikit-learn's checks must run, by version: a wrong tag runs one and reports success.
-EXPECTED_CHECKS = {(1, 7): 62, (1, 8): 62, (1, 9): 63}
+EXPECTED_CHECKS = {(1, 7): 66, (1, 8): 66, (1, 9): 67}
 
 EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": (
@@ -33,22 +33,28 @@ def checked_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_gpt(tmp_path_factory.mktemp("checked") / "model")
 
 
-def for_checks(folder: str) -> GPTTextClassifier:
+def for_checks(folder: str, **options: Any) -> GPTTextClassifier:
     # fp32: in bf16 a row alone and the same row in a batch agree to three digits only.
-    return make(folder, max_epochs=2, max_length=64, random_state=None, precision="fp32")
+    return make(folder, max_epochs=2, max_length=64, random_state=None, precision="fp32", **options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"trainable_layers": 0}, {"early_stopping": True}, {"trainable_layers": "all"}],
+    ids=["last layer", "head only", "early stopping", "all layers"],
+)
 def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
-    checked_model: str,
+    options: dict[str, Any], checked_model: str
 ) -> None:
     report = check_text_estimator(
-        for_checks(checked_model), expected_failed_checks=EXPECTED_FAILURES
+        for_checks(checked_model, **options), expected_failed_checks=EXPECTED_FAILURES
     )
     version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
     if version in EXPECTED_CHECKS:
         assert report.n_sklearn_checks == EXPECTED_CHECKS[version]
     else:  # a later scikit-learn may have more
-        assert report.n_sklearn_checks >= 63
+        assert report.n_sklearn_checks >= 67
     assert report.n_text_checks >= 14
     assert report.skipped == {}
     # Any other failure would have raised; this one may also pass, where batches fall luckily.

@@ -1,0 +1,86 @@
+"""Going on from a fitted network: what must be as it was, and where old classes go."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skgpt.exceptions import ContinuationError
+from skgpt.model.network import NetworkSpec, TextNetwork
+
+
+def check_same_model(estimator: Any, network: TextNetwork) -> None:
+    """Check that the parameters still name the model that was fitted.
+
+    Raises
+    ------
+    ContinuationError
+        If `model` or `revision` has another value.
+    """
+    source = network.source
+    for name, then in {"model": source.model, "revision": source.revision}.items():
+        now = getattr(estimator, name)
+        if now != then:
+            raise _other(name, then, now)
+
+
+def check_same_shape(
+    now: NetworkSpec, then: NetworkSpec, *, may_learn_more: bool, may_have_more: bool
+) -> None:
+    """Check that a network of one spec can take over what one of another has learned.
+
+    Parameters
+    ----------
+    now, then : NetworkSpec
+    may_learn_more : bool
+        Whether layers that were frozen may learn now (their optimiser has no moments).
+    may_have_more : bool
+        Whether there may be more outputs.
+
+    Raises
+    ------
+    ContinuationError
+        If they differ otherwise; the message names the parameter.
+    """
+    for name in ("n_layers", "pooling"):
+        if getattr(now, name) != getattr(then, name):
+            raise _other(name, getattr(then, name), getattr(now, name))
+    if now.trainable_layers != then.trainable_layers and not (
+        may_learn_more and _learns(now) > _learns(then)
+    ):
+        raise _other("trainable_layers", then.trainable_layers, now.trainable_layers)
+    if now.n_outputs != then.n_outputs and not may_have_more:
+        raise ContinuationError(
+            f"The fitted model tells {then.n_outputs} labels apart. Got {now.n_outputs}: set "
+            "warm_start=False to start anew."
+        )
+
+
+def _learns(spec: NetworkSpec) -> float:
+    return np.inf if spec.trainable_layers == "all" else spec.trainable_layers
+
+
+def _other(name: str, then: Any, now: Any) -> ContinuationError:
+    return ContinuationError(
+        f"To go on from a fitted model, `{name}` must be as it was, {then!r}. Got {now!r}: set it "
+        "back, or call fit with warm_start=False to start anew."
+        + (" More layers may learn than before, not fewer." if name == "trainable_layers" else "")
+    )
+
+
+def places_of(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.int64]:
+    """Return where each old class stands among the new ones.
+
+    Raises
+    ------
+    ContinuationError
+        If one is missing.
+    """
+    place = {label: i for i, label in enumerate(new.tolist())}
+    missing = [label for label in old.tolist() if label not in place]
+    if missing:
+        raise ContinuationError(
+            f"`classes` must hold every class that was fitted: {old.tolist()}. {missing} are "
+            f"missing from {new.tolist()}."
+        )
+    return np.array([place[label] for label in old.tolist()], dtype=np.int64)

@@ -1,0 +1,206 @@
+"""What a fit is given, checked whole before anything is trained."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import check_consistent_length
+from sklearn.utils.validation import validate_data
+
+from skgpt.exceptions import InvalidTextError
+from skgpt.sklearn_compat import take_rows
+from skgpt.text.check import check_columns, check_weight, n_columns
+from skgpt.text.split import Split, all_rows, given_rows, hold_out
+from skgpt.text.targets import Target, join
+from skgpt.text.template import Template, parse_template
+
+COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
+
+Encode = Callable[[Any, int, Any], Target]  # y, number of rows, known classes or None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller of `fit` passed, as it came.
+
+    Parameters
+    ----------
+    X, y, sample_weight : array-like
+    X_val, y_val, sample_weight_val : array-like or None
+    groups : array-like or None
+    """
+
+    X: Any
+    y: Any
+    sample_weight: Any = None
+    X_val: Any = None
+    y_val: Any = None
+    sample_weight_val: Any = None
+    groups: Any = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows as a scorer is to be given them."""
+
+    X: Any
+    y: Any
+    sample_weight: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class FitData:
+    """Checked data of one fit: the rows to train on, and behind them those passed as `X_val`.
+
+    Parameters
+    ----------
+    columns : list of list of str
+        The texts, column by column.
+    template : Template
+    target : Target
+    sample_weight : ndarray of shape (n,)
+    split : Split
+    held_out : HeldOut or None
+    attributes : dict
+        ``n_features_in_`` and ``feature_names_in_``, as far as X says them.
+    """
+
+    columns: list[list[str]]
+    template: Template
+    target: Target
+    sample_weight: NDArray[np.float64]
+    split: Split
+    held_out: HeldOut | None
+    attributes: dict[str, Any]
+
+
+def check_fit_data(
+    estimator: Any, given: Given, encode: Encode, *, classes: Any = None, seed: int
+) -> FitData:
+    """Check everything that a fit is given, and draw what it holds out.
+
+    Parameters
+    ----------
+    estimator : BaseGPTText
+        For its parameters; nothing is set on it.
+    given : Given
+    encode : callable
+        Checks y.
+    classes : ndarray, default=None
+        The classes, where they are known already.
+    seed : int
+
+    Returns
+    -------
+    data : FitData
+
+    Raises
+    ------
+    ValueError
+        If something is not as `fit` describes it.
+    """
+    columns = check_columns(given.X, estimator=estimator)
+    attributes = column_attributes(estimator, given.X)
+    n = len(columns[0])
+    names = attributes.get("feature_names_in_")
+    template = parse_template(
+        estimator.template, len(columns), None if names is None else [str(x) for x in names]
+    )
+    target = encode(given.y, n, classes)
+    weight = check_weight(given.sample_weight, n)
+    data = FitData(columns, template, target, weight, all_rows(n), None, attributes)
+    if given.X_val is not None:
+        return _with_validation_data(data, estimator, given, encode)
+    for name in ("y_val", "sample_weight_val"):
+        if getattr(given, name) is not None:
+            raise InvalidTextError(f"`{name}` belongs to `X_val`, which is None: pass both.")
+    return _with_held_out_rows(data, estimator, given, seed) if estimator.early_stopping else data
+
+
+def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: Encode) -> FitData:
+    if given.y_val is None:
+        raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
+    columns = check_columns(given.X_val, estimator=estimator)
+    check_columns_match(data.attributes, given.X_val, of="X_val", estimator=estimator)
+    n, n_val = len(data.columns[0]), len(columns[0])
+    target = encode(given.y_val, n_val, getattr(data.target, "classes", None))
+    weight = check_weight(given.sample_weight_val, n_val)
+    given_weight = None if given.sample_weight_val is None else weight
+    return replace(
+        data,
+        columns=[a + b for a, b in zip(data.columns, columns, strict=True)],
+        target=join(data.target, target),
+        sample_weight=np.concatenate([data.sample_weight, weight]),
+        split=given_rows(n, n_val),
+        held_out=HeldOut(given.X_val, given.y_val, given_weight),
+    )
+
+
+def _with_held_out_rows(data: FitData, estimator: Any, given: Given, seed: int) -> FitData:
+    # A row that weighs nothing is as good as left out, and no use among the held-out rows.
+    weighty = np.flatnonzero(data.sample_weight > 0)
+    groups = given.groups
+    if groups is not None:
+        check_consistent_length(data.sample_weight, groups)
+        groups = _rows_of(groups, weighty)
+    strata = data.target.strata[weighty]
+    held = weighty[hold_out(strata, estimator.validation_fraction, seed, groups).held_out]
+    return replace(
+        data,
+        split=Split(np.setdiff1d(np.arange(len(data.sample_weight)), held), held),
+        held_out=HeldOut(
+            _rows_of(given.X, held),
+            _rows_of(given.y, held),
+            None if given.sample_weight is None else data.sample_weight[held],
+        ),
+    )
+
+
+def _rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
+    # What only knows how to become an array has no rows to take before it is one.
+    return take_rows(values if hasattr(values, "__getitem__") else np.asarray(values), rows)
+
+
+def column_attributes(estimator: Any, X: Any) -> dict[str, Any]:
+    """Return what scikit-learn would set for the columns of X, on a copy that is thrown away."""
+    probe = copy.copy(estimator)
+    for name in COLUMN_ATTRIBUTES:
+        probe.__dict__.pop(name, None)
+    validate_data(probe, X, skip_check_array=True)
+    return {name: probe.__dict__[name] for name in COLUMN_ATTRIBUTES if name in probe.__dict__}
+
+
+def check_columns_match(
+    fitted: Mapping[str, Any], X: Any, *, of: str = "X", estimator: Any
+) -> None:
+    """Check that X has the columns of the fit; one column and a plain list are the same.
+
+    Parameters
+    ----------
+    fitted : mapping
+        Holds `COLUMN_ATTRIBUTES`, as far as the fitted X said them.
+    X : array-like
+        Checked texts.
+    of : str
+        Its name, for error messages.
+    estimator : estimator
+        Named in scikit-learn's error messages.
+
+    Raises
+    ------
+    ValueError
+        If the number of columns or their names differ.
+    """
+    expected, found = fitted.get("n_features_in_"), n_columns(X)
+    if found is not None and expected is not None:
+        probe = copy.copy(estimator)
+        probe.__dict__.update(fitted)
+        validate_data(probe, X, reset=False, skip_check_array=True)
+    elif (found or 1) != (expected or 1):
+        raise InvalidTextError(
+            f"{of} must have as many columns as at fit: {expected or 'one text per row'}. Got "
+            f"{found or 'one text per row'}."
+        )

@@ -1,0 +1,333 @@
+"""warm_start, partial_fit, growing classes and Ctrl-C."""
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+
+from skgpt import GPTTextClassifier
+from skgpt.exceptions import ContinuationError, InterruptedFitWarning
+from skgpt.testing import tiny_gpt
+from skgpt.training.watch import Monitor, StepDone
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData, make_text_data
+
+FLAT: dict[str, Any] = {"lr_schedule": "constant", "warmup_ratio": 0.0}
+CLASSES = ["money", "space", "sport"]
+
+
+def proba(clf: GPTTextClassifier, data: TextData) -> np.ndarray:
+    return clf.predict_proba(data.X)
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("how", [None, pickle.dumps, copy.deepcopy])
+def test_partial_fit__three_calls__equal_one_fit_of_three_epochs(
+    trainable: Any, precision: str, how: Any, tiny_llama: str, three_class_data: TextData
+) -> None:
+    X, y = three_class_data
+    clf = make(tiny_llama, trainable_layers=trainable, precision=precision, **FLAT)
+    whole = clone(clf).set_params(max_epochs=3).fit(X, y)
+    for _ in range(3):
+        assert clf.partial_fit(X, y, classes=CLASSES) is clf
+        if how is pickle.dumps:
+            clf = pickle.loads(pickle.dumps(clf))
+        elif how is copy.deepcopy:
+            clf = copy.deepcopy(clf)
+    assert np.array_equal(proba(clf, three_class_data), proba(whole, three_class_data))
+    assert clf.n_iter_ == 3 == len(clf.history_)
+    assert [record["epoch"] for record in clf.history_] == [1, 2, 3]
+    assert clf.loss_curve_ == whole.loss_curve_
+
+
+def test_partial_fit__chunks_of_few_classes__learn_all(tiny_llama: str) -> None:
+    X, y = make_text_data(n_classes=3)
+    clf = make(tiny_llama, trainable_layers="all", batch_size=4)
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        clf.partial_fit(X[:4], y[:4])
+    assert not hasattr(clf, "classes_")
+    for _ in range(6):
+        for start in range(0, len(X), 6):
+            clf.partial_fit(X[start : start + 6], y[start : start + 6], classes=CLASSES)
+    assert clf.classes_.tolist() == CLASSES
+    assert clf.score(X, y) > 0.9
+    assert clf.partial_fit(X[:1], y[:1]).n_iter_ == 61  # one row of one class, classes known
+
+
+def test_partial_fit__new_classes__old_columns_move_and_probabilities_stay_in_proportion(
+    tiny_llama: str,
+) -> None:
+    two = make_text_data(n_classes=2)
+    clf = make(tiny_llama, **FLAT)
+    for _ in range(4):
+        clf.partial_fit(two.X, two.y, classes=["money", "sport"])
+    before = clf.decision_function(two.X)
+    weights = clf._network.head.weight.detach().clone()
+    moments = clf._moments.means["head.weight"].clone()
+    # A row that weighs next to nothing in a batch of its own changes little; look at the head.
+    grown = clone(clf)
+    grown.__dict__.update(copy.copy(clf).__dict__)
+    grown.set_params(head_learning_rate=1e-12, learning_rate=1e-12)
+    grown.partial_fit(two.X[:1], two.y[:1], classes=CLASSES)
+    assert grown.classes_.tolist() == CLASSES
+    head = grown._network.head.weight.detach().numpy()
+    np.testing.assert_allclose(head[[0, 2]], weights.numpy(), atol=1e-6)
+    np.testing.assert_allclose(head[1], 0, atol=1e-6)
+    scores = grown.decision_function(two.X)
+    np.testing.assert_allclose(scores[:, 2] - scores[:, 0], before, atol=1e-2)
+    assert grown._moments.means["head.weight"].shape == (3, moments.shape[1])
+    # And it learns the new class from there, without forgetting the old ones.
+    three = make_text_data(n_classes=3)
+    grown = clf
+    for _ in range(12):
+        grown.partial_fit(three.X, three.y, classes=CLASSES)
+    assert grown.score(three.X, three.y) > 0.9
+
+
+def test_partial_fit__growing_before_any_data_of_it__equals_having_known_it(
+    tiny_llama: str,
+) -> None:
+    # Two classes only ever seen: a third that was declared later starts where one that was
+    # declared at once, and lowered in every step, does not; but its row is where it belongs.
+    two = make_text_data(n_classes=2)
+    clf = make(tiny_llama, **FLAT).partial_fit(two.X, two.y, classes=["sport", "money"])
+    assert clf.classes_.tolist() == ["money", "sport"]
+    clf.partial_fit(two.X, two.y, classes=["sport", "zoo", "art", "money"])
+    assert clf.classes_.tolist() == ["art", "money", "sport", "zoo"]
+    assert clf.predict_proba(two.X).shape == (40, 4)
+    assert set(clf.predict(two.X)) <= {"money", "sport"}
+
+
+BAD_PARTIAL = [
+    ({}, ["a"], ["tennis"], None, "tennis"),
+    ({}, ["a"], ["sport"], ["sport", "space"], "money.*missing"),
+    ({}, ["a"], ["sport"], ["sport"], "at least 2|missing"),
+    ({"trainable_layers": 2}, ["a"], ["sport"], None, "`trainable_layers` must be as it was, 1"),
+    ({"n_layers": 2}, ["a"], ["sport"], None, "`n_layers` must be as it was"),
+    ({"pooling": "last"}, ["a"], ["sport"], None, "`pooling` must be as it was"),
+    ({"template": "x {text}"}, ["a"], ["sport"], None, "`template`"),
+    ({"model": "smollm2-135m"}, ["a"], ["sport"], None, "`model` must be as it was"),
+    ({"class_weight": "balanced"}, ["a"], ["sport"], None, "compute_class_weight"),
+    ({}, [["a", "b"]], ["sport"], None, "columns as at fit"),
+    ({}, ["a"], [[0, 1]], None, "of the same kind"),
+    ({}, ["a"], None, None, "target y is None"),
+]
+
+
+@pytest.mark.parametrize(("options", "X", "y", "classes", "message"), BAD_PARTIAL)
+def test_partial_fit__what_does_not_fit_the_fitted_model__is_refused_and_loses_nothing(
+    options: dict[str, Any],
+    X: Any,
+    y: Any,
+    classes: Any,
+    message: str,
+    tiny_llama: str,
+    two_class_data: TextData,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clf = make(tiny_llama).partial_fit(*two_class_data, classes=["money", "sport"])
+    before, state = proba(clf, two_class_data), {k: id(v) for k, v in vars(clf).items()}
+    monkeypatch.setattr(
+        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
+    )
+    clf.set_params(**options)
+    with pytest.raises(ValueError, match=message):
+        clf.partial_fit(X, y, classes=classes)
+    assert {k: v for k, v in state.items() if k.endswith("_")} == {
+        k: id(v) for k, v in vars(clf).items() if k.endswith("_")
+    }
+    assert np.array_equal(proba(clf, two_class_data), before)
+
+
+def test_partial_fit__with_early_stopping__is_not_there(tiny_llama: str) -> None:
+    clf = make(tiny_llama, early_stopping=True)
+    assert not hasattr(clf, "partial_fit")
+    with pytest.raises(AttributeError) as caught:
+        clf.partial_fit(["a", "b"], [0, 1], classes=[0, 1])
+    assert "set early_stopping=False" in str(caught.value.__cause__)
+    assert hasattr(clf.set_params(early_stopping=False), "partial_fit")
+
+
+def test_partial_fit__after_fit__goes_on_from_it(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=2).fit(X, y)
+    before, loss = clf.predict_proba(X), clf.loss_curve_[-1]
+    clf.partial_fit(X, y)
+    assert clf.n_iter_ == 3
+    assert clf.loss_curve_[-1] < loss
+    assert not np.array_equal(clf.predict_proba(X), before)
+
+
+def test_partial_fit__a_data_frame__checks_its_columns(tiny_llama: str) -> None:
+    frame = pd.DataFrame({"title": ["a", "b"], "body": ["c", "d"]})
+    clf = make(tiny_llama).partial_fit(frame, [0, 1], classes=[0, 1])
+    clf.partial_fit(frame, [1, 1])
+    with pytest.raises(ValueError, match="feature names"):
+        clf.partial_fit(frame.rename(columns={"body": "text"}), [0, 1])
+
+
+def test_partial_fit__weights__are_those_of_fit(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    weight = np.linspace(0, 2, len(X))
+    options: dict[str, Any] = {**FLAT, "max_epochs": 1, "class_weight": {"money": 3.0}}
+    clf = make(tiny_llama, **options)
+    one = clone(clf).fit(X, y, sample_weight=weight)
+    two = clone(clf).partial_fit(X, y, ["money", "sport"], weight)
+    assert np.array_equal(one.predict_proba(X), two.predict_proba(X))
+
+
+def test_warm_start__fit_again__goes_on_from_the_fitted_weights(
+    tiny_llama: str, three_class_data: TextData
+) -> None:
+    X, y = three_class_data
+    clf = make(tiny_llama, max_epochs=2, warm_start=True).fit(X, y)
+    first = clf.predict_proba(X)
+    cold = make(tiny_llama, max_epochs=2).fit(X, y)
+    assert np.array_equal(first, cold.predict_proba(X))  # nothing to go on from yet
+    clf.fit(X, y)
+    assert clf.n_iter_ == 2  # of this fit
+    assert clf.loss_curve_[0] < cold.loss_curve_[0]
+    # A rate of almost nothing leaves the fitted weights as they are.
+    again = clf.predict_proba(X)
+    clf.set_params(learning_rate=1e-12, head_learning_rate=1e-12).fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), again, atol=1e-2)
+
+
+def test_warm_start__fewer_classes_in_y__keeps_the_others(tiny_llama: str) -> None:
+    X, y = make_text_data(n_classes=3)
+    clf = make(tiny_llama, warm_start=True).fit(X, y)
+    keep = y != "space"
+    clf.fit(X[keep], y[keep])
+    assert clf.classes_.tolist() == CLASSES
+    assert clf.predict_proba(X).shape == (60, 3)
+    with pytest.raises(ValueError, match="tennis"):
+        clf.fit(["a", "b"], ["sport", "tennis"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_warm_start__more_layers__is_linear_probing_then_fine_tuning(
+    precision: str, tiny_llama: str, three_class_data: TextData
+) -> None:
+    X, y = three_class_data
+    clf = make(tiny_llama, trainable_layers=0, warm_start=True, precision=precision).fit(X, y)
+    probed = clf.predict_proba(X)
+    clf.set_params(trainable_layers=2, learning_rate=1e-12, head_learning_rate=1e-12, max_epochs=1)
+    clf.fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), probed, atol=2e-2)
+    again = pickle.loads(pickle.dumps(clf))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    clf.set_params(trainable_layers="all").fit(X, y)
+    with pytest.raises(ContinuationError, match="`trainable_layers` must be as it was, 'all'"):
+        clf.set_params(trainable_layers=2).fit(X, y)
+
+
+def test_warm_start__a_pickle_whose_folder_is_gone__goes_on_all_the_same(
+    tmp_path: Any, two_class_data: TextData
+) -> None:
+    import shutil
+
+    import skgpt
+
+    X, y = two_class_data
+    folder = tiny_gpt(tmp_path / "model")
+    clf = make(folder, n_layers=2, warm_start=True, **FLAT).fit(X, y)
+    data = pickle.dumps(clf)
+    shutil.rmtree(folder)
+    skgpt.clear_cache()
+    opened = pickle.loads(data)
+    assert np.array_equal(opened.fit(X, y).predict_proba(X), clf.fit(X, y).predict_proba(X))
+    opened.partial_fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("n_layers", 1), ("pooling", "last"), ("model", "other")]
+)
+def test_warm_start__another_model__is_refused(
+    option: str, value: Any, tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, warm_start=True, max_epochs=1).fit(*two_class_data)
+    before = proba(clf, two_class_data)
+    with pytest.raises(ContinuationError, match=f"`{option}` must be as it was"):
+        clf.set_params(**{option: value}).fit(*two_class_data)
+    assert np.array_equal(proba(clf, two_class_data), before)
+
+
+class _Interrupt(Monitor):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, event: StepDone) -> None:
+        if event.step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install(step: int) -> None:
+        monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *a, **k: [_Interrupt(step)])
+
+    return install
+
+
+@pytest.mark.parametrize("fitted_before", [False, True])
+def test_fit__ctrl_c__keeps_the_last_step_warns_and_goes_on_up(
+    fitted_before: bool, tiny_llama: str, three_class_data: TextData, interrupt_at: Any
+) -> None:
+    X, y = three_class_data
+    clf = make(tiny_llama, max_epochs=5, batch_size=10)
+    if fitted_before:
+        clf.fit(["a", "b"], [1, 2])
+    interrupt_at(8)  # six steps an epoch
+    with (
+        pytest.warns(InterruptedFitWarning, match="interrupted after 1 epoch"),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        clf.fit(X, y)
+    assert clf.classes_.tolist() == CLASSES
+    assert clf.n_iter_ == 1 == len(clf.history_)
+    assert clf.predict_proba(X).shape == (60, 3)
+    assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(X), clf.predict_proba(X))
+    steps = make(tiny_llama, max_epochs=5, batch_size=10, early_stopping=True)
+    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
+        steps.fit(X, y)
+    assert len(steps.validation_scores_) == 1
+
+
+def test_fit__ctrl_c_where_warnings_are_errors__is_still_an_interrupt(
+    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
+) -> None:
+    interrupt_at(2)
+    clf = make(tiny_llama)
+    with pytest.raises(KeyboardInterrupt):  # this suite turns warnings into errors
+        clf.fit(*two_class_data)
+    assert clf.predict(two_class_data.X).shape == (40,)
+
+
+def test_grid_search__ctrl_c__stops_the_search(
+    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
+) -> None:
+    from sklearn.model_selection import GridSearchCV
+
+    interrupt_at(2)
+    search = GridSearchCV(make(tiny_llama), {"batch_size": [4, 8]}, cv=2)
+    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
+        search.fit(*two_class_data)
+    assert not hasattr(search, "best_score_")
+
+
+def test_partial_fit__ctrl_c__keeps_the_last_step(
+    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama).partial_fit(X, y, classes=["money", "sport"])
+    before = clf.predict_proba(X)
+    interrupt_at(3)
+    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
+        clf.partial_fit(X, y)
+    assert not np.array_equal(clf.predict_proba(X), before)
+    assert clf._moments is not None and clf._moments.step == 8

@@ -1,0 +1,176 @@
+"""Several labels per text: what it learns, what it promises, what it refuses."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.model_selection import cross_val_predict, cross_validate
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.utils import get_tags
+
+from skgpt import GPTTextClassifier
+from skgpt.exceptions import InvalidTextError
+from tests.estimators.test_classifier import make
+from tests.helpers import make_text_data
+
+LABELS = ["money", "space", "sport"]
+
+
+def multilabel_data() -> tuple[np.ndarray, np.ndarray]:
+    """Return texts made of one, two or no texts of a class each, and their indicator."""
+    X, y = make_text_data(n_classes=3)
+    rng = np.random.default_rng(0)
+    texts, indicator = [], np.zeros((60, 3), dtype=int)
+    for i in range(60):
+        rows = rng.choice(60, size=i % 3, replace=False)
+        texts.append(" ".join([*X[rows], "the report"]))
+        for row in rows:
+            indicator[i, LABELS.index(y[row])] = 1
+    return np.array(texts, dtype=object), indicator
+
+
+X, Y = multilabel_data()
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_model: Any) -> GPTTextClassifier:
+    return make(tiny_model("llama"), trainable_layers="all", max_epochs=40).fit(X, Y)
+
+
+def test_fit__an_indicator__learns_and_predictions_agree_with_each_other(
+    fitted: GPTTextClassifier,
+) -> None:
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    proba, scores, predicted = (
+        getattr(fitted, name)(X) for name in ("predict_proba", "decision_function", "predict")
+    )
+    assert proba.shape == scores.shape == predicted.shape == (60, 3)
+    assert ((proba > 0) & (proba < 1)).all()
+    assert np.array_equal(predicted, (proba > 0.5).astype(int))
+    assert np.array_equal(predicted, (scores > 0).astype(int))
+    assert predicted.dtype.kind == "i"
+    np.testing.assert_allclose(fitted.predict_log_proba(X), np.log(proba), rtol=1e-4, atol=1e-6)
+    assert fitted.score(X, Y) == accuracy_score(Y, predicted) > 0.7  # every label right
+    assert roc_auc_score(Y, proba) > 0.9
+    weight = np.arange(60.0)
+    expected = accuracy_score(Y, predicted, sample_weight=weight)
+    assert fitted.score(X, Y, sample_weight=weight) == expected
+    assert get_tags(fitted).classifier_tags.multi_label
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        lambda Y: Y.tolist(),
+        lambda Y: Y.astype(bool),
+        lambda Y: Y.astype(float),
+        lambda Y: pd.DataFrame(Y, columns=LABELS),
+        lambda Y: pl.DataFrame(Y, schema=LABELS),
+        sparse.csr_array,
+        sparse.csc_matrix,
+        sparse.coo_array,
+    ],
+)
+def test_fit__any_indicator__is_the_same(container: Any, tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_epochs=2)
+    expected = clone(clf).fit(X, Y).predict_proba(X)
+    assert np.array_equal(clf.fit(X, container(Y)).predict_proba(X), expected)
+    assert clf.score(X, Y) == clf.score(X, sparse.csr_array(Y))
+
+
+def test_fit__two_labels__is_not_taken_for_two_classes(tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(X, Y[:, :2])
+    assert clf.decision_function(X).shape == clf.predict(X).shape == (60, 2)
+    again = pickle.loads(pickle.dumps(clf))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert clf.fit(X, Y[:, 0]).decision_function(X).shape == (60,)
+
+
+def test_fit__labels_on_no_or_every_row__is_fine(tiny_llama: str) -> None:
+    odd = np.column_stack([Y, np.zeros(60, int), np.ones(60, int)])
+    clf = make(tiny_llama, max_epochs=8, trainable_layers="all").fit(X, odd)
+    proba = clf.predict_proba(X)
+    assert (proba[:, 3] < 0.5).all() and (proba[:, 4] > 0.5).all()
+
+
+def test_fit__weight_two__equals_the_row_twice(tiny_llama: str) -> None:
+    options: dict[str, Any] = {"batch_size": 99, "max_epochs": 4, "precision": "fp32"}
+    twice = np.concatenate([np.arange(60), np.arange(10)])
+    weight = np.where(np.arange(60) < 10, 2.0, 1.0)
+    for class_weight in (None, "balanced", [{1: 5.0}, {}, {0: 0.5, 1: 2.0}]):
+        clf = make(tiny_llama, class_weight=class_weight, **options)
+        one = clone(clf).fit(X, Y, sample_weight=weight)
+        two = clone(clf).fit(X[twice], Y[twice])
+        np.testing.assert_allclose(one.predict_proba(X), two.predict_proba(X), rtol=1e-3, atol=1e-5)
+
+
+def test_fit__class_weight_of_a_label__raises_that_label_only(tiny_llama: str) -> None:
+    plain = make(tiny_llama, max_epochs=3).fit(X, Y).predict_proba(X)
+    heavy = make(tiny_llama, max_epochs=3, class_weight=[{1: 20.0}, {}, {}]).fit(X, Y)
+    raised = (heavy.predict_proba(X) - plain).mean(axis=0)
+    assert raised[0] > 0.1 > abs(raised[1:]).max()
+
+
+def test_label_smoothing__draws_probabilities_to_the_middle(tiny_llama: str) -> None:
+    spread = []
+    for smoothing in (0.0, 0.5):
+        clf = make(tiny_llama, label_smoothing=smoothing, trainable_layers="all", max_epochs=20)
+        spread.append(np.abs(clf.fit(X, Y).predict_proba(X) - 0.5).mean())
+    assert spread[1] < spread[0] - 0.05
+
+
+def test_early_stopping__an_indicator__is_watched(tiny_llama: str) -> None:
+    clf = make(tiny_llama, early_stopping=True, validation_fraction=0.2, max_epochs=3)
+    assert len(clone(clf).fit(X, Y).validation_scores_) >= 1
+    by_score = clone(clf).set_params(scoring="accuracy", n_iter_no_change=9).fit(X, Y)
+    assert all(0 <= score <= 1 for score in by_score.validation_scores_)
+    held = clone(clf).fit(X[:40], Y[:40], X_val=X[40:], y_val=Y[40:])
+    assert len(held.validation_scores_) >= 1
+
+
+def test_partial_fit__an_indicator__needs_no_classes(tiny_llama: str) -> None:
+    options: dict[str, Any] = {"lr_schedule": "constant", "warmup_ratio": 0.0}
+    clf = make(tiny_llama, **options).partial_fit(X, Y)
+    assert np.array_equal(
+        clf.partial_fit(X, Y).predict_proba(X),
+        make(tiny_llama, max_epochs=2, **options).fit(X, Y).predict_proba(X),
+    )
+    with pytest.raises(ValueError, match=r"the classes \[0, 1, 2\]. Got a .* of 2 columns"):
+        clf.partial_fit(X, Y[:, :2])
+    with pytest.raises(ValueError, match=r"of the same kind|indicator"):
+        clf.partial_fit(X, Y[:, 0])
+    assert clf.n_iter_ == 2
+
+
+def test_tools__an_indicator__works_in_them(tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_epochs=1)
+    scoring = ["accuracy", "f1_macro", "roc_auc", "neg_log_loss"][:3]
+    scores = cross_validate(clf, X, Y, cv=2, scoring=scoring, error_score="raise")
+    assert all(np.isfinite(scores[f"test_{name}"]).all() for name in scoring)
+    assert cross_val_predict(clf, X, Y, cv=2, method="predict_proba").shape == (60, 3)
+    apart = MultiOutputClassifier(clf).fit(X, Y)
+    assert apart.predict(X).shape == (60, 3)
+
+
+@pytest.mark.parametrize(
+    ("y", "class_weight", "message"),
+    [
+        (np.array([[0, 1], [2, 0]]), None, "multiclass-multioutput|zeros and ones|0 and 1"),
+        (np.array([[0.5, 1], [0.1, 0]]), None, "continuous"),
+        (np.array([[0, 1], [1, 0], [1, 1]]), None, r"\[2, 3\]"),
+        (np.array([[0, 1], [1, 0]]), {0: 2.0}, "list"),
+        (np.array([[0, 1], [1, 0]]), [{1: 2.0}], "one dict per label|2"),
+        (np.array([0, 1]), [{1: 2.0}], "class_weight"),
+    ],
+)
+def test_fit__a_bad_indicator__is_refused(
+    y: Any, class_weight: Any, message: str, tiny_llama: str
+) -> None:
+    with pytest.raises(InvalidTextError, match=message):
+        make(tiny_llama, class_weight=class_weight).fit(["a", "b"], y)

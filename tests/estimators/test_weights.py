@@ -1,0 +1,113 @@
+"""Weights through the estimator: what is promised exactly, and what about batches."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_validate
+from sklearn.utils.class_weight import compute_sample_weight
+
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData, make_text_data
+
+# All rows in one batch, so that which batch a row falls into plays no part.
+ONE_BATCH: dict[str, Any] = {"batch_size": 128, "max_epochs": 4, "precision": "fp32"}
+X, Y = make_text_data(n_classes=3)
+X, Y = X[7:], Y[7:]  # classes of unequal size
+CLOSE: dict[str, float] = {"rtol": 1e-3, "atol": 1e-5}
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced", {"money": 3.0, "sport": 0.5}])
+def test_fit__weight_two__equals_the_row_twice(class_weight: Any, tiny_llama: str) -> None:
+    clf = make(tiny_llama, class_weight=class_weight, **ONE_BATCH)
+    weight = np.where(np.arange(len(X)) < 12, 2.0, 1.0)
+    twice = np.concatenate([np.arange(len(X)), np.arange(12)])
+    one = clone(clf).fit(X, Y, sample_weight=weight)
+    two = clone(clf).fit(X[twice], Y[twice])
+    np.testing.assert_allclose(one.predict_proba(X), two.predict_proba(X), **CLOSE)
+    np.testing.assert_allclose(one.loss_curve_, two.loss_curve_, rtol=1e-4)
+    plain = clone(clf).fit(X, Y)
+    assert np.abs(plain.predict_proba(X) - one.predict_proba(X)).max() > 1e-3
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced", {"money": 3.0, "sport": 0.5}])
+def test_fit__weight_zero__equals_the_row_left_out(class_weight: Any, tiny_llama: str) -> None:
+    clf = make(tiny_llama, class_weight=class_weight, **ONE_BATCH)
+    weight = np.where(np.arange(len(X)) < 12, 0.0, 1.0)
+    one = clone(clf).fit(X, Y, sample_weight=weight)
+    two = clone(clf).fit(X[12:], Y[12:])
+    np.testing.assert_allclose(one.predict_proba(X), two.predict_proba(X), **CLOSE)
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", {"money": 3.0, "sport": 0.5}])
+def test_fit__both_kinds_of_weight__multiply(class_weight: Any, tiny_llama: str) -> None:
+    weight = np.linspace(0.2, 3, len(X))
+    per_class = compute_sample_weight(class_weight, Y) if class_weight != "balanced" else None
+    if per_class is None:  # of the weighted rows, which scikit-learn's has no word for
+        total = {label: weight[label == Y].sum() for label in set(Y)}
+        per_class = np.array([weight.sum() / (3 * total[label]) for label in Y])
+    both = make(tiny_llama, class_weight=class_weight, max_epochs=2).fit(X, Y, weight)
+    product = make(tiny_llama, max_epochs=2).fit(X, Y, weight * per_class)
+    np.testing.assert_allclose(both.predict_proba(X), product.predict_proba(X), **CLOSE)
+
+
+def test_fit__balanced_with_early_stopping__counts_the_training_rows_only(
+    tiny_llama: str,
+) -> None:
+    # The rows to watch are all of one class: the balance of the others must not hear of them.
+    keep = Y != "money"
+    watched = {"X_val": X[~keep][:-1], "y_val": Y[~keep][:-1]}
+    rest = np.append(np.flatnonzero(keep), np.flatnonzero(~keep)[-1])
+    clf = make(tiny_llama, class_weight="balanced", **ONE_BATCH)
+    one = clone(clf).fit(X[rest], Y[rest], **watched)
+    two = clone(clf).fit(X[rest], Y[rest])
+    np.testing.assert_allclose(one.predict_proba(X), two.predict_proba(X), **CLOSE)
+
+
+def test_fit__micro_batches__do_not_change_what_weights_mean(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = np.linspace(0, 3, len(X)) ** 4
+    clf = make(tiny_llama, class_weight="balanced", **ONE_BATCH)
+    whole = clone(clf).fit(X, Y, weight).predict_proba(X)
+    monkeypatch.setattr("skgpt.estimators.base.token_budget", lambda device: 40)
+    parts = clone(clf).fit(X, Y, weight).predict_proba(X)
+    np.testing.assert_allclose(whole, parts, **CLOSE)
+
+
+def test_label_smoothing__none_and_some__differ_as_they_should(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    texts, labels = two_class_data
+    sure = []
+    for smoothing in (0.0, 0.4):
+        clf = make(tiny_llama, label_smoothing=smoothing, trainable_layers="all", max_epochs=25)
+        sure.append(clf.fit(texts, labels).predict_proba(texts).max(axis=1).mean())
+    assert sure[0] > 0.9
+    assert abs(sure[1] - 0.8) < 0.08  # the smoothed target itself is 0.8
+
+
+def test_routing__sample_weight__reaches_fit_and_score_through_every_meta_estimator(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    texts, labels = two_class_data
+    weight = np.linspace(0, 2, len(texts))
+    folds = [(np.arange(20), np.arange(20, 40))]
+    clf = make(tiny_llama, max_epochs=2)
+    by_hand = clone(clf).fit(texts[:20], labels[:20], weight[:20])
+    expected = by_hand.score(texts[20:], labels[20:], weight[20:])
+    with sklearn.config_context(enable_metadata_routing=True):
+        asked = clf.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        params = {"sample_weight": weight}
+        found = cross_validate(asked, texts, labels, cv=folds, params=params, error_score="raise")
+        assert found["test_score"].tolist() == [expected]
+        search = GridSearchCV(asked, {"max_epochs": [2]}, cv=folds, error_score="raise")
+        search.fit(texts, labels, sample_weight=weight)
+        assert search.best_score_ == expected
+        unasked = clone(clf).set_fit_request(sample_weight=False)
+        plain = cross_validate(
+            unasked.set_score_request(sample_weight=False), texts, labels, cv=folds
+        )
+        assert "test_score" in plain
