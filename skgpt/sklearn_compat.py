@@ -5,7 +5,16 @@ from sklearn.utils import _safe_indexing as take_rows
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
+try:
+    from sklearn.callback import CallbackSupportMixin  # from 1.9 on; its fit_context tears down
+except ImportError:
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Has no `set_callbacks`, so that asking for one says that there is none."""
+
+
 __all__ = [
+    "CallbackSupportMixin",
     "Interval",
     "StrOptions",
     "check_sample_weight",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt.estimators.advice import advice
+from skgpt.estimators.callbacks import CallbackEstimator, SklearnCallbacks
 from skgpt.estimators.continuing import check_same_model, check_same_shape
 from skgpt.estimators.data import (
     COLUMN_ATTRIBUTES,
@@ -20,7 +21,6 @@ from skgpt.estimators.data import (
 )
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
-from skgpt.estimators.pickling import PicklableNetwork
 from skgpt.exceptions import ContinuationError, InterruptedFitWarning, ModelNotSupportedError
 from skgpt.model.device import prefix_budget, resolve_device, resolve_precision, token_budget
 from skgpt.model.network import TextNetwork, build_network
@@ -41,7 +41,7 @@ from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotic
 _OPTIONAL_ATTRIBUTES = (*COLUMN_ATTRIBUTES, "validation_scores_", "best_iter_", "_moments")
 
 
-class BaseGPTText(PicklableNetwork, ABC):
+class BaseGPTText(CallbackEstimator, ABC):
     """What the estimators share: everything but the target, the loss and its inverse link.
 
     A subclass has the constructor and says what its targets are.
@@ -76,8 +76,14 @@ class BaseGPTText(PicklableNetwork, ABC):
 
     _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
 
+    # Where scikit-learn's HTML representation links to.
+    _doc_link_module = "skgpt"
+    _doc_link_template = (
+        "https://skgpt.readthedocs.io/en/stable/generated/skgpt.{estimator_name}.html"
+    )
+
     @abstractmethod
-    def _encode_target(self, y: Any, n: int, classes: Any) -> Target:
+    def _encode_target(self, y: Any, n: int, classes: Any, what: str) -> Target:
         """Check y; return it as the loss wants it. Nothing is set on the estimator yet."""
 
     @abstractmethod
@@ -114,8 +120,10 @@ class BaseGPTText(PicklableNetwork, ABC):
             schedule=self.lr_schedule,
             seed=seed,
         )
-        result = self._train(network, data, weight, plan)
+        callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs)
+        result = self._train(network, data, weight, plan, callbacks)
         self._keep(self._attributes(network, data, result), result)
+        callbacks.fitted()
 
     def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:
         """Make one pass from where the last call stopped; `places` says where old outputs go."""
@@ -143,9 +151,11 @@ class BaseGPTText(PicklableNetwork, ABC):
             seed=seed,
             first_epoch=len(history),
         )
-        result = self._train(network, data, weight, plan, moments)
+        callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs, history)
+        result = self._train(network, data, weight, plan, callbacks, moments)
         attributes = self._attributes(network, data, result, history)
         self._keep({**attributes, "_moments": result.moments}, result)
+        callbacks.fitted()
 
     def _check_goes_on(self, network: TextNetwork, data: FitData, *, more_classes: bool) -> None:
         check_same_shape(
@@ -187,6 +197,7 @@ class BaseGPTText(PicklableNetwork, ABC):
         data: FitData,
         weight: NDArray[np.float64],
         plan: TrainingPlan,
+        callbacks: SklearnCallbacks,
         moments: Moments | None = None,
     ) -> FitResult:
         tokens = tokenise_columns(
@@ -200,7 +211,7 @@ class BaseGPTText(PicklableNetwork, ABC):
             plan=plan,
             watched=self._watched(network, data),
             moments=moments,
-            monitors=self._monitors(network),
+            monitors=[*self._monitors(network), callbacks],
         )
 
     def _watched(self, network: TextNetwork, data: FitData) -> Watched:
@@ -215,10 +226,16 @@ class BaseGPTText(PicklableNetwork, ABC):
         rule = StoppingRule(self.n_iter_no_change, self.tol) if self.early_stopping else None
         return Watched(judge, rule)
 
-    def _as_fitted(self, network: TextNetwork, data: FitData) -> Self:
-        """Return a copy of the estimator, fitted with a network that is still in training."""
+    def _as_fitted(
+        self,
+        network: TextNetwork,
+        data: FitData,
+        result: FitResult | None = None,
+        earlier: list[EpochRecord] | None = None,
+    ) -> Self:
+        """Return a copy of the estimator, fitted with a network that may still be in training."""
         view = copy.copy(self)
-        view._set(self._attributes(network, data, FitResult([], [], 0, None)))
+        view._set(self._attributes(network, data, result or FitResult([], [], 0, None), earlier))
         return view
 
     def _attributes(

@@ -7,16 +7,15 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target
 
 from skgpt.estimators.base import BaseGPTText
 from skgpt.estimators.class_predictions import ClassPredictions
 from skgpt.estimators.continuing import places_of
 from skgpt.estimators.data import FitData, Given
 from skgpt.estimators.params import SHARED_CONSTRAINTS
-from skgpt.exceptions import ContinuationError
+from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.sklearn_compat import Interval, StrOptions, fit_context
-from skgpt.text.targets import Target, check_classes, encode_target
+from skgpt.text.targets import Target, check_classes, encode_target, is_indicator
 from skgpt.text.weights import loss_weights
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
@@ -312,7 +311,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
             )
         known = getattr(self, "classes_", None)
         places = None
-        if y is not None and type_of_target(y) == "multilabel-indicator":
+        if y is not None and is_indicator(y):
             classes = known
         elif classes is None:
             if known is None:
@@ -327,11 +326,17 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         self._partial_fit(Given(X, y, sample_weight), classes, places)
         return self
 
-    def _encode_target(self, y: Any, n: int, classes: Any) -> Target:
-        return encode_target(y, n, name=type(self).__name__, classes=classes)
+    def _encode_target(self, y: Any, n: int, classes: Any, what: str) -> Target:
+        return encode_target(y, n, name=type(self).__name__, classes=classes, what=what)
 
     def _loss_weights(self, data: FitData) -> NDArray[np.float64]:
-        return loss_weights(data.target, data.sample_weight, self.class_weight, data.split.train)
+        weight = loss_weights(data.target, data.sample_weight, self.class_weight, data.split.train)
+        if len(data.split.held_out) and not weight[data.split.held_out].any():
+            raise InvalidTextError(
+                "The held-out rows must weigh something. class_weight gives all of them zero: name "
+                "weights above zero for their classes, or pass other rows as X_val."
+            )
+        return weight
 
     def _loss(self, target: Target) -> CrossEntropy | BinaryCrossEntropy:
         kind = BinaryCrossEntropy if target.is_multilabel else CrossEntropy

@@ -19,7 +19,7 @@ from skgpt.text.template import Template, parse_template
 
 COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 
-Encode = Callable[[Any, int, Any], Target]  # y, number of rows, known classes or None
+Encode = Callable[[Any, int, Any, str], Target]  # y, rows, known classes or None, y's name
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def check_fit_data(
     template = parse_template(
         estimator.template, len(columns), None if names is None else [str(x) for x in names]
     )
-    target = encode(given.y, n, classes)
+    target = encode(given.y, n, classes, "y")
     weight = check_weight(given.sample_weight, n)
     data = FitData(columns, template, target, weight, all_rows(n), None, attributes)
     if given.X_val is not None:
@@ -126,7 +126,7 @@ def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: E
     columns = check_columns(given.X_val, estimator=estimator)
     check_columns_match(data.attributes, given.X_val, of="X_val", estimator=estimator)
     n, n_val = len(data.columns[0]), len(columns[0])
-    target = encode(given.y_val, n_val, getattr(data.target, "classes", None))
+    target = encode(given.y_val, n_val, data.target.classes, "y_val")
     weight = check_weight(given.sample_weight_val, n_val)
     given_weight = None if given.sample_weight_val is None else weight
     return replace(
@@ -146,7 +146,7 @@ def _with_held_out_rows(data: FitData, estimator: Any, given: Given, seed: int) 
     if groups is not None:
         check_consistent_length(data.sample_weight, groups)
         groups = _rows_of(groups, weighty)
-    strata = data.target.strata[weighty]
+    strata = data.target.codes[weighty]
     held = weighty[hold_out(strata, estimator.validation_fraction, seed, groups).held_out]
     return replace(
         data,

@@ -67,22 +67,6 @@ def check_columns(X: Any, *, estimator: Any = None) -> list[list[str]]:
     )
 
 
-def check_texts(X: Any, *, estimator: Any = None) -> list[str]:
-    """Check X as `check_columns` does and return one text per row, columns joined by a blank line.
-
-    Parameters
-    ----------
-    X : array-like of shape (n,) or (n, n_columns)
-    estimator : object, default=None
-
-    Returns
-    -------
-    texts : list of str, length n
-    """
-    columns = check_columns(X, estimator=estimator)
-    return ["\n\n".join(row) for row in zip(*columns, strict=True)]
-
-
 def n_columns(X: Any) -> int | None:
     """Return the number of columns of an X that `check_columns` took; None for 1-D input."""
     if isinstance(X, Sequence):

@@ -58,7 +58,7 @@ def hold_out(strata: NDArray[Any], fraction: float, seed: int, groups: Any = Non
     Parameters
     ----------
     strata : ndarray of shape (n,) or (n, n_labels)
-        ``target.strata``: class codes, or zeros and ones that say which labels a row has. All
+        ``target.codes``: class codes, or zeros and ones that say which labels a row has. All
         zeros, shape (n,), where there are no classes.
     fraction : float
         Share of the rows to hold out, above 0 and below 1; at least one row is.

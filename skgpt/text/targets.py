@@ -24,7 +24,7 @@ class ClassTarget:
     classes : ndarray of shape (n_classes,)
         The labels, sorted.
     codes : ndarray of shape (n,), int64
-        For every row the position of its label in `classes`.
+        Each row's label as its position in `classes`.
     """
 
     classes: NDArray[Any]
@@ -39,11 +39,6 @@ class ClassTarget:
     def width(self) -> int:
         """Number of raw scores per text."""
         return len(self.classes)
-
-    @property
-    def strata(self) -> NDArray[np.int64]:
-        """What `hold_out` keeps the proportions of."""
-        return self.codes
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,6 @@ class LabelSets:
         """Number of raw scores per text."""
         return len(self.classes)
 
-    @property
-    def strata(self) -> NDArray[np.float32]:
-        """What `hold_out` keeps the proportions of."""
-        return self.codes
-
 
 Target = ClassTarget | LabelSets
 T = TypeVar("T", bound=Target)
@@ -96,9 +86,8 @@ def encode_target(
     name : str
         The estimator's name, for error messages.
     classes : ndarray of shape (n_classes,), default=None
-        Classes that are known already, sorted. Codes are positions in it, and y may hold any of
-        them, a single one included. None takes them from y. Whether they are classes or the
-        columns of an indicator is for the caller to compare.
+        Classes that are known already, sorted; y may hold any of them, a single one included.
+        Whether they are classes or the columns of an indicator is for the caller to compare.
     what : str, default="y"
         What messages call y.
 
@@ -128,6 +117,11 @@ def encode_target(
     return LabelSets(known, codes)
 
 
+def is_indicator(y: Any) -> bool:
+    """Say whether y has several columns."""
+    return _table(y, "y") is not None
+
+
 def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
     """Check what a user names as all the classes there are.
 
@@ -141,7 +135,7 @@ def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
     Returns
     -------
     classes : ndarray of shape (n_classes,)
-        Sorted, of the dtype that `encode_target` gives such labels.
+        Sorted.
 
     Raises
     ------
@@ -300,8 +294,10 @@ def _elements(y: Any, what: str) -> Any:
         return labels
     if sparse.issparse(y):
         return y.toarray()
-    # pandas' own string, integer and category types become plain objects, missing ones included.
-    return y.to_numpy() if hasattr(y, "to_numpy") else y
+    # pandas' own string, integer and category types become plain objects, missing ones included;
+    # so do numpy's own strings of any length, which scikit-learn has no word for.
+    y = y.to_numpy() if hasattr(y, "to_numpy") else y
+    return y.astype(object) if isinstance(y, np.ndarray) and y.dtype.kind == "T" else y
 
 
 def _narrow(labels: NDArray[Any], *, of_list: bool, what: str) -> NDArray[Any]:

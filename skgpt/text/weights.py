@@ -12,6 +12,8 @@ from skgpt.text.targets import ClassTarget, LabelSets, Target
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | str | None
 
+_HUGE = 1e100  # sums of weights below it stay finite
+
 
 def loss_weights(
     target: Target,
@@ -50,18 +52,33 @@ def loss_weights(
         weights, or names labels that y doesn't hold while others have no weight; or if the weights
         of the training rows all come to zero.
     """
-    if isinstance(target, LabelSets):
-        weight = sample_weight[:, np.newaxis] * _of_elements(
-            target.codes, sample_weight, class_weight, train
-        )
-    else:
-        weight = sample_weight * _of_classes(target, sample_weight, class_weight, train)
+    sample_weight = _with_finite_sums(sample_weight)
+    with np.errstate(over="ignore"):  # found out below
+        if isinstance(target, LabelSets):
+            weight = sample_weight[:, np.newaxis] * _of_elements(
+                target.codes, sample_weight, class_weight, train
+            )
+        else:
+            weight = sample_weight * _of_classes(target, sample_weight, class_weight, train)
     if not np.any(weight[train] > 0):
         raise InvalidTextError(
             "sample_weight times class_weight must be above zero for at least one training row. "
             "It is zero for all of them."
         )
-    return np.asarray(weight, dtype=np.float64)
+    if not np.isfinite(weight).all():
+        raise InvalidTextError(
+            "sample_weight times class_weight must be finite. It overflows: divide either by a "
+            "constant, only their ratios count."
+        )
+    return _with_finite_sums(weight)
+
+
+def _with_finite_sums(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Make huge weights smaller, by a power of two, which changes no digit: only ratios count."""
+    largest = float(weight.max())
+    if largest < _HUGE:
+        return weight
+    return np.ldexp(weight, -np.frexp(largest)[1])
 
 
 def _of_classes(

@@ -111,3 +111,21 @@ def test_routing__sample_weight__reaches_fit_and_score_through_every_meta_estima
             unasked.set_score_request(sample_weight=False), texts, labels, cv=folds
         )
         assert "test_score" in plain
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("scale", [2.0**1020, 2.0**-900])
+def test_fit__huge_or_tiny_weights__are_what_their_ratios_say(
+    scale: float, class_weight: Any, tiny_llama: str
+) -> None:
+    weight = np.linspace(1, 2, len(X))
+    clf = make(tiny_llama, class_weight=class_weight, max_epochs=2)
+    plain = clone(clf).fit(X, Y, sample_weight=weight).predict_proba(X)
+    scaled = clone(clf).fit(X, Y, sample_weight=weight * scale).predict_proba(X)
+    np.testing.assert_allclose(plain, scaled, rtol=1e-5, atol=1e-6)
+
+
+def test_fit__weights_whose_product_overflows__are_refused(tiny_llama: str) -> None:
+    clf = make(tiny_llama, class_weight={"money": 1e300, "sport": 1.0, "space": 1.0})
+    with pytest.raises(ValueError, match="must be finite"):
+        clf.fit(X, Y, sample_weight=np.full(len(X), 1e99))

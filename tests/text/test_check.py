@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from skgpt.exceptions import InvalidTextError
-from skgpt.text.check import check_columns, check_texts, check_weight, column_names, n_columns
+from skgpt.text.check import check_columns, check_weight, column_names, n_columns
 
 TEXTS = ["one", "", "dr\u00e4i \U0001f600"]
 SURROGATES = ["one", "", "three \ud800"]
@@ -259,12 +259,6 @@ def test_column_names__a_frame__are_what_scikit_learn_finds(library: Callable[..
 )
 def test_column_names__not_all_str__are_none(X: object) -> None:
     assert column_names(X) is None
-
-
-def test_check_texts__columns__are_joined_with_a_blank_line() -> None:
-    frame = pd.DataFrame({"title": ["a", "b"], "n": [1, 2.5]})
-    assert check_texts(frame) == ["a\n\n1", "b\n\n2.5"]
-    assert check_texts(["a", "b"]) == ["a", "b"]
 
 
 def test_check_columns__a_table_of_numbers__is_formatted() -> None:

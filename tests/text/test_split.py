@@ -88,6 +88,15 @@ def test_hold_out__classes__each_gives_its_share_within_a_row(
         assert len(split.held_out) == max(1, round(fraction * n))
 
 
+def test_hold_out__shares_that_are_no_whole_rows__largest_remainders_round_up() -> None:
+    codes = np.repeat([0, 1, 2], [19, 11, 15])  # shares of 1.9, 1.1 and 1.5; 4.5 of 45 round to 4
+    for seed in range(20):
+        assert np.bincount(codes[hold_out(codes, 0.1, seed).held_out]).tolist() == [2, 1, 1]
+    codes = np.repeat([0, 1, 2], [19, 11, 16])
+    for seed in range(20):
+        assert np.bincount(codes[hold_out(codes, 0.1, seed).held_out]).tolist() == [2, 1, 2]
+
+
 def test_hold_out__no_classes__gives_exactly_the_share() -> None:
     for n, fraction, n_held in ((100, 0.1, 10), (4, 0.1, 1), (2, 0.9, 1), (1001, 0.25, 250)):
         assert len(hold_out(np.zeros(n, dtype=np.int64), fraction, 0).held_out) == n_held
@@ -168,6 +177,14 @@ def test_hold_out__class_of_one_row__stays_in_training() -> None:
     for seed in range(50):
         assert hold_out(codes, 0.5, seed).held_out.max() < 40
         assert 5 in hold_out(sets, 0.5, seed).train
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_hold_out__almost_all__each_class_keeps_a_row(kind: int, grouped: bool) -> None:
+    strata = random_strata(0, 60)[kind]
+    groups = np.arange(60) if grouped else None
+    check_split(hold_out(strata, 1 - 1e-12, 0, groups), strata)
 
 
 def test_hold_out__class_in_one_group_only__the_group_stays_in_training() -> None:
@@ -259,7 +276,7 @@ def test_hold_out__unusable_groups__are_refused(groups: Any, message: str) -> No
 @pytest.mark.parametrize("y", [["a", "b"] * 10, np.tile([[0, 1], [1, 1]], (10, 1))])
 def test_hold_out__strata_of_a_target__are_taken(y: Any) -> None:
     target = encode_target(y, 20, name="It")
-    check_split(hold_out(target.strata, 0.2, 0), target.codes)
+    check_split(hold_out(target.codes, 0.2, 0), target.codes)
 
 
 def test_all_rows_and_given_rows__any__are_row_numbers() -> None:

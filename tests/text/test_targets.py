@@ -142,14 +142,19 @@ def test_encode_target__an_indicator_in_any_shape__is_label_sets(
 
 
 def test_encode_target__an_indicator__is_not_touched() -> None:
-    given_y = sparse.coo_array(([1, 0, 1], ([0, 1, 1], [0, 1, 1])), shape=(3, 2))
     dense = INDICATOR.astype(np.float32)
     dense.flags.writeable = False
-    target = encode_target(dense, 4, name="It")
-    assert not np.shares_memory(target.codes, dense)
-    # A stored zero, and an element in two parts, as coo matrices may have them.
-    assert encode_target(given_y, 3, name="It").codes.tolist() == [[1, 0], [0, 1], [0, 0]]
-    assert given_y.nnz == 3
+    assert not np.shares_memory(encode_target(dense, 4, name="It").codes, dense)
+
+
+def test_encode_target__sparse_with_an_element_in_two_parts__counts_their_sum() -> None:
+    places = np.array([0, 1, 1]), np.array([0, 1, 3])  # row 1 has its second element twice
+    y = sparse.csr_array((np.array([1, 0, 1]), *places), shape=(2, 2))
+    assert encode_target(y, 2, name="It").codes.tolist() == [[1, 0], [0, 1]]
+    twice = sparse.csr_array((np.array([1, 1, 1]), *places), shape=(2, 2))
+    with pytest.raises(InvalidTextError, match=r"Row 1 holds.*2"):
+        encode_target(twice, 2, name="It")
+    assert (y.nnz, twice.nnz) == (3, 3)
 
 
 @pytest.mark.parametrize("value", [0, 1])

@@ -137,4 +137,6 @@ def test_parse_template__unnamed_columns__are_available_by_position() -> None:
 def test_parse_template__a_name_of_two_columns__asks_for_a_position() -> None:
     with pytest.raises(InvalidTextError, match="2 columns have that name: use a position"):
         parse_template("{a}", 3, ["a", "b", "a"])
+    with pytest.raises(InvalidTextError, match="2 columns have that name"):
+        parse_template("{1}", 3, ["1", "b", "1"])
     assert rendered("{2}", ROW, ["a", "b", "a"]) == "C"

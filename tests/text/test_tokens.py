@@ -67,10 +67,10 @@ class Pairs(Letters):
 
 
 class CostlySpaces(Letters):
-    """Nothing but spaces is no token, a space among letters is five."""
+    """A space before a letter is five tokens, one at the end is none."""
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        return [[ord(c) for c in t.replace(" ", "_____")] if t.strip() else [] for t in texts]
+        return [[ord(c) for c in text.rstrip().replace(" ", "_____")] for text in texts]
 
     def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
         return [
@@ -253,7 +253,7 @@ def _rows(tokens: Tokens, rows: list[int]) -> Tokens:
 def test_tokenise_columns__rows_that_fit__are_encoded_once_beside_one_that_does_not() -> None:
     encoder = Letters()
     columns = [["short", "l" * 30], ["also", "s"]]
-    tokenise_columns(columns, parse_template("{0}|{1}", 2, None), encoder, 20)
+    tokenise_columns(columns, parse_template("{0}|{1}", 2, None), encoder, len("short|also"))
     assert sum("short" in text or "also" in text for text in encoder.asked) == 1
 
 
@@ -332,6 +332,12 @@ def test_tokenise_columns__a_value_that_is_a_token_among_words_only__is_given_up
     template = parse_template("x{0}y{1}", 2, None)
     tokens = tokenise_columns([[" "], ["abc"]], template, CostlySpaces(), 4)
     assert tokens.ids.tolist() == [ord("x"), ord("y")]
+
+
+def test_tokenise_columns__what_costs_most_is_cut_off__leaves_a_token_of_each_value() -> None:
+    template = parse_template("x{0}y", 1, None)
+    tokens = tokenise_columns([["ab   "]], template, CostlySpaces(), 6)
+    assert tokens.ids.tolist() == [ord("x"), ord("a"), ord("y")]
 
 
 @pytest.mark.parametrize("template", ["0123456789{0}", "01234{0}56789", "0123{1}45678{1}"])

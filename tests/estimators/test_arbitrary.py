@@ -1,0 +1,197 @@
+"""Arbitrary texts, labels, weights and containers: a fit, or an error that is ours to give."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from sklearn.exceptions import DataConversionWarning
+
+from tests.estimators.test_classifier import make
+
+RELAXED = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,  # the same examples in every run: a failure is nobody's bad luck
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+# Surrogates, control characters, private planes: everything that a str can hold.
+ANY_TEXT = st.text(st.characters(codec=None), max_size=40)
+NOT_TEXT = st.one_of(st.none(), st.integers(), st.floats(), st.binary(max_size=3), st.just(pd.NA))
+
+
+def contained(texts: list[Any], how: str) -> Any:
+    if how == "polars":
+        assume(all(isinstance(t, str) and t.isprintable() for t in texts))
+        return pl.Series(texts)
+    if how == "StringDType":
+        assume(all(isinstance(t, str) and max(t, default="") < "\ud800" for t in texts))
+        return np.array(texts, dtype=np.dtypes.StringDType())
+    if how == "lists":
+        return [[text] for text in texts]
+    column = np.empty(len(texts), dtype=object)
+    column[:] = texts
+    makers: dict[str, Any] = {
+        "list": list,
+        "tuple": tuple,
+        "object": lambda texts: column,
+        "series": lambda texts: pd.Series(texts, dtype=object, index=range(7, 7 + len(texts))),
+        "frame": lambda texts: pd.DataFrame({"a": column, "b": column}),
+        "column": lambda texts: column[:, None],
+    }
+    return makers[how](texts)
+
+
+CONTAINERS = ["list", "tuple", "object", "series", "frame", "column", "lists", "polars"]
+CONTAINERS += ["StringDType"]
+
+LABELS = st.one_of(
+    st.lists(st.integers(-3, 3), min_size=4, max_size=4),
+    st.lists(st.booleans(), min_size=4, max_size=4),
+    st.lists(st.sampled_from(["a", "b", "", "ü"]), min_size=4, max_size=4),
+    st.lists(st.floats(), min_size=4, max_size=4),
+    st.lists(st.one_of(st.none(), st.integers(0, 1), st.text(max_size=2)), min_size=1, max_size=5),
+    st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=3), min_size=4, max_size=4),
+)
+Y_KINDS = ["list", "array", "object", "series", "sparse"]
+
+
+def labelled(labels: list[Any], how: str) -> Any:
+    if how == "array":
+        assume(len({len(row) if isinstance(row, list) else 0 for row in labels}) == 1)
+        return np.array(labels)
+    if how == "object":
+        column = np.empty(len(labels), dtype=object)
+        column[:] = labels
+        return column
+    if how == "sparse":
+        assume(all(isinstance(row, list) and len(row) == len(labels[0]) for row in labels))
+        return sparse.csr_array(np.array(labels))
+    return pd.Series(labels) if how == "series" else labels
+
+
+WEIGHTS = st.one_of(
+    st.none(),
+    st.lists(st.floats(), min_size=4, max_size=4),
+    st.lists(st.floats(min_value=0, allow_infinity=False, allow_nan=False), min_size=3, max_size=5),
+    st.lists(st.integers(-1, 3), min_size=4, max_size=4),
+    st.floats(),
+)
+
+
+def check_fitted(clf: Any, X: Any, n: int) -> None:
+    proba = clf.predict_proba(X)
+    assert proba.shape == (n, len(clf.classes_))
+    assert np.isfinite(proba).all() and (proba >= 0).all() and (proba <= 1).all()
+    predicted = clf.predict(X)
+    if predicted.ndim == 1:
+        np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+        assert set(predicted.tolist()) <= set(clf.classes_.tolist())
+    else:
+        assert np.array_equal(predicted, clf.decision_function(X) > 0)
+    assert np.isfinite(clf.predict_log_proba(X)).all()
+
+
+@RELAXED
+@given(texts=st.lists(ANY_TEXT, min_size=4, max_size=4), how=st.sampled_from(CONTAINERS))
+def test_fit__arbitrary_texts__are_texts(texts: list[str], how: str, tiny_llama: str) -> None:
+    X = contained(texts, how)
+    clf = make(tiny_llama, max_epochs=1, trainable_layers=1, max_length=24).fit(X, [0, 1, 0, 1])
+    check_fitted(clf, X, 4)
+
+
+@RELAXED
+@given(
+    texts=st.lists(st.one_of(ANY_TEXT, NOT_TEXT), min_size=4, max_size=4),
+    how=st.sampled_from(CONTAINERS),
+)
+def test_fit__whatever_is_in_x__fits_or_names_the_row(
+    texts: list[Any], how: str, tiny_llama: str
+) -> None:
+    X = contained(texts, how)
+    clf = make(tiny_llama, max_epochs=1, trainable_layers=0, max_length=24)
+    try:
+        clf.fit(X, [0, 1, 0, 1])
+    except ValueError:
+        assert not all(isinstance(text, str) for text in texts)
+        assert not hasattr(clf, "classes_")
+    else:
+        check_fitted(clf, X, 4)
+
+
+@RELAXED
+@given(labels=LABELS, how=st.sampled_from(Y_KINDS), early=st.booleans())
+def test_fit__whatever_is_in_y__fits_or_says_what_is_wrong(
+    labels: list[Any], how: str, early: bool, tiny_llama: str
+) -> None:
+    y = labelled(labels, how)
+    clf = make(tiny_llama, max_epochs=1, trainable_layers=0, early_stopping=early)
+    X = ["one", "two", "three", "four"]
+    try:
+        clf.fit(X, y)
+    except ValueError:
+        assert not hasattr(clf, "classes_")
+    else:
+        check_fitted(clf, X, 4)
+
+
+@RELAXED
+@given(
+    weight=WEIGHTS,
+    class_weight=st.sampled_from([None, "balanced", {0: 1e-300, 1: 2.0}, {0: 0.0}]),
+    trainable=st.sampled_from([0, 1]),
+)
+def test_fit__whatever_the_weights__fits_or_says_what_is_wrong(
+    weight: Any, class_weight: Any, trainable: int, tiny_llama: str
+) -> None:
+    clf = make(tiny_llama, max_epochs=2, trainable_layers=trainable, class_weight=class_weight)
+    X, y = ["one", "two", "three", "four"], [0, 1, 1, 0]
+    try:
+        clf.fit(X, y, sample_weight=weight)
+    except ValueError:
+        assert not hasattr(clf, "classes_")
+    else:
+        check_fitted(clf, X, 4)
+
+
+@RELAXED
+@given(
+    chunks=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from([None, "abc", "abcd", "ab", "cbad"])),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_partial_fit__any_course_of_classes__keeps_the_columns_in_order(
+    chunks: list[tuple[int, str | None]], tiny_llama: str
+) -> None:
+    clf = make(tiny_llama, trainable_layers=0)
+    known: list[str] = []
+    for label, classes in chunks:
+        given_classes = None if classes is None else list(classes)
+        allowed = sorted(set(given_classes)) if given_classes else known
+        legal = bool(allowed) and set(known) <= set(allowed) and "abcd"[label] in allowed
+        try:
+            clf.partial_fit(["a text"], ["abcd"[label]], classes=given_classes)
+        except ValueError:
+            assert not legal
+        else:
+            assert legal
+            known = allowed
+        assert getattr(clf, "classes_", np.array([])).tolist() == known
+    if known:
+        check_fitted(clf, ["a text", "another"], 2)
+
+
+@pytest.fixture(autouse=True)
+def _columns_are_fine() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataConversionWarning)  # y as a column: scikit-learn's own
+        warnings.filterwarnings("ignore", "invalid value encountered in cast", RuntimeWarning)
+        yield
