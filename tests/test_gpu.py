@@ -48,6 +48,53 @@ def test_pickle__fitted_on_cuda__opens_on_the_cpu(
     )  # the precision is the CPU's own choice
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_partial_fit_on_cuda__three_calls__equal_one_fit(
+    precision: str, tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    options = {"device": "cuda", "precision": precision, "lr_schedule": "constant"}
+    clf = make(tiny_llama, warmup_ratio=0.0, **options)
+    whole = make(tiny_llama, warmup_ratio=0.0, max_epochs=3, **options).fit(X, y)
+    for _ in range(3):
+        clf = pickle.loads(pickle.dumps(clf.partial_fit(X, y, classes=["money", "sport"])))
+    np.testing.assert_allclose(clf.predict_proba(X), whole.predict_proba(X), atol=1e-2)
+    clf.partial_fit(X, y, classes=["art", "money", "sport"])
+    assert clf.predict_proba(X).shape == (len(X), 3)
+
+
+def test_early_stopping_on_cuda__best_weights__come_back(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    scores = iter([0.0, 0.1, 0.8, 0.2, 0.2])
+    flat = {"lr_schedule": "constant", "warmup_ratio": 0.0, "device": "cuda", "precision": "fp32"}
+    clf = make(tiny_llama, early_stopping=True, scoring=lambda *_: next(scores), **flat)
+    clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
+    two = make(tiny_llama, max_epochs=2, **flat).fit(X[:30], y[:30])
+    np.testing.assert_allclose(clf.predict_proba(X), two.predict_proba(X), atol=1e-3)
+
+
+def test_multilabel_on_cuda__agrees_with_the_cpu(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    indicator = np.column_stack([y == "money", y == "sport", np.arange(len(y)) % 2 == 0])
+    both = [
+        make(tiny_llama, device=device, precision="fp32").fit(X, indicator.astype(int))
+        for device in ("cuda", "cpu")
+    ]
+    np.testing.assert_allclose(*(clf.predict_proba(X) for clf in both), atol=1e-3)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 0.02), ("fp16", 0.005)])
+def test_predict_on_cuda__neighbours__do_not_matter(
+    precision: str, bound: float, tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, device="cuda", precision=precision).fit(X, y)
+    alone = np.concatenate([clf.predict_proba([text]) for text in X])
+    assert np.abs(clf.predict_proba(["a long one " * 30, *X])[1:] - alone).max() < bound
+
+
 def test_memory__after_many_fits__is_what_it_was_after_two(
     tiny_llama: str, two_class_data: TextData
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from skgpt.estimators.data import FitData, Given, _rows_of
+from skgpt.estimators.data import FitData, Given, rows_of
 from skgpt.estimators.pickling import PicklableNetwork
 from skgpt.model.network import TextNetwork
 from skgpt.sklearn_compat import CallbackSupportMixin
@@ -113,7 +113,7 @@ class SklearnCallbacks(Monitor):
 
         def rows(values: Any) -> Any:
             own = given.X_val is None and len(data.split.held_out) > 0
-            return _rows_of(values, data.split.train) if own else values
+            return rows_of(values, data.split.train) if own else values
 
         def metadata() -> dict[str, Any] | None:
             # Weights only, like scikit-learn's own: a ScoringMonitor passes all on to its metrics.

@@ -39,9 +39,9 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     model : str, default="smollm2-135m"
         An alias, a Hugging Face hub id, a local transformers folder or a .gguf file. The alias
         names SmolLM2-135M-Instruct, fetched once from the package index.
-    revision : str, default=None
+    revision : str or None, default=None
         Hub revision: a branch, tag or commit.
-    n_layers : int, default=None
+    n_layers : int or None, default=None
         Keep only the first `n_layers` blocks of the trunk; its final norm stays. None keeps all.
     trainable_layers : int or "all", default="all"
         Which weights learn beside the head: the last n of the kept blocks with the final norm, all
@@ -50,7 +50,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
         the mean, which is far better on topics and little worse on sentiment.
-    template : str, default=None
+    template : str or None, default=None
         How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
         DataFrame's columns, positions of an array's, ``{text}`` for a single column. None joins
         the columns with a blank line.
@@ -141,6 +141,10 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     The trunk's dropout is off, in training too, so that frozen layers can be computed once. A
     fitted estimator pickles to numpy arrays and text; the base model is inside only if it was a
     local folder or file, otherwise by name.
+
+    With scikit-learn 1.9 or newer, `set_callbacks` takes its callbacks: an epoch is a task, and a
+    true return from ``on_fit_task_end`` ends the fit after it. An epoch's ``fitted_estimator`` has
+    the weights of that epoch.
 
     Examples
     --------

@@ -145,21 +145,22 @@ def _with_held_out_rows(data: FitData, estimator: Any, given: Given, seed: int) 
     groups = given.groups
     if groups is not None:
         check_consistent_length(data.sample_weight, groups)
-        groups = _rows_of(groups, weighty)
+        groups = rows_of(groups, weighty)
     strata = data.target.codes[weighty]
     held = weighty[hold_out(strata, estimator.validation_fraction, seed, groups).held_out]
     return replace(
         data,
         split=Split(np.setdiff1d(np.arange(len(data.sample_weight)), held), held),
         held_out=HeldOut(
-            _rows_of(given.X, held),
-            _rows_of(given.y, held),
+            rows_of(given.X, held),
+            rows_of(given.y, held),
             None if given.sample_weight is None else data.sample_weight[held],
         ),
     )
 
 
-def _rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
+def rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
+    """Take rows of whatever a user may pass as X or y."""
     # What only knows how to become an array has no rows to take before it is one.
     return take_rows(values if hasattr(values, "__getitem__") else np.asarray(values), rows)
 

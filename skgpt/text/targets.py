@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import check_classification_targets
 
 from skgpt.exceptions import InvalidTextError
 
@@ -155,10 +155,9 @@ def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
             f"{what} must name at least 2 classes, all that {name} will ever see. Got "
             f"{found.tolist()}."
         )
-    kind = type_of_target(found)
-    if kind not in ("binary", "multiclass"):
+    if _is_continuous(found):
         raise InvalidTextError(
-            f"Unknown label type: {kind}. {what} must be labels: str, int or bool. Got "
+            f"Unknown label type: continuous. {what} must be labels: str, int or bool. Got "
             f"{_some(found.tolist())}."
         )
     return found
@@ -327,7 +326,7 @@ def _encode_classes(
     labels = _narrow(labels, of_list=isinstance(y, list | tuple), what=what)
     _check_length(len(labels), n, what)
     found, codes = _unique(labels, what)
-    if type_of_target(labels, input_name="y").startswith("continuous"):
+    if _is_continuous(labels):
         raise InvalidTextError(
             f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
             f"{what} and got continuous numbers: bin them into classes, or use the regressor, "
@@ -366,6 +365,10 @@ def _positions(
             "(partial_fit learns new classes where `classes` names them beside the known ones)."
         )
     return positions
+
+
+def _is_continuous(labels: NDArray[Any]) -> bool:
+    return labels.dtype.kind == "f" and bool(np.any(labels != np.trunc(labels)))
 
 
 def _kind(label: Any) -> type:

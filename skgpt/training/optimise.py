@@ -68,8 +68,8 @@ class Optimiser:
         for name, parameter in self._named().items():
             self._adam.state[parameter] = {
                 "step": torch.tensor(float(moments.step), device=parameter.device),
-                "exp_avg": moments.means[name].clone(),
-                "exp_avg_sq": moments.squares[name].clone(),
+                "exp_avg": moments.means[name].to(parameter.device, copy=True),
+                "exp_avg_sq": moments.squares[name].to(parameter.device, copy=True),
             }
 
     def moments(self) -> Moments | None:

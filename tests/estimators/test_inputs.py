@@ -252,5 +252,5 @@ def test_fit__continuous_y__names_the_regressor(tiny_llama: str) -> None:
 def test_rfe_and_its_kin__texts_are_no_table_of_numbers__is_said_clearly(tiny_llama: str) -> None:
     from sklearn.feature_selection import RFE
 
-    with pytest.raises(ValueError, match="coef_|feature_importances_|could not convert|numeric"):
+    with pytest.raises(ValueError, match=r"coef_|feature_importances_|could not convert|numeric"):
         RFE(make(tiny_llama, max_epochs=1)).fit(two_columns("object"), LABELS)

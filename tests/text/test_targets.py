@@ -292,6 +292,7 @@ def test_encode_target__an_indicator_with_known_columns__must_have_as_many() -> 
 # check_classes and join
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")  # of older scikit-learns
 @pytest.mark.parametrize(
     "classes",
     [
