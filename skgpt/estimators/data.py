@@ -12,7 +12,7 @@ from sklearn.utils.validation import validate_data
 
 from skgpt.exceptions import InvalidTextError
 from skgpt.sklearn_compat import take_rows
-from skgpt.text.check import check_columns, check_weight, n_columns
+from skgpt.text.check import check_columns, check_weight, column_names, n_columns
 from skgpt.text.split import Split, all_rows, given_rows, hold_out
 from skgpt.text.targets import Target, join
 from skgpt.text.template import Template, parse_template
@@ -105,10 +105,7 @@ def check_fit_data(
     columns = check_columns(given.X, estimator=estimator)
     attributes = column_attributes(estimator, given.X)
     n = len(columns[0])
-    names = attributes.get("feature_names_in_")
-    template = parse_template(
-        estimator.template, len(columns), None if names is None else [str(x) for x in names]
-    )
+    template = parse_template(estimator.template, len(columns), column_names(given.X))
     target = encode(given.y, n, classes, "y")
     weight = check_weight(given.sample_weight, n)
     data = FitData(columns, template, target, weight, all_rows(n), None, attributes)
