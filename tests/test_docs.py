@@ -1,5 +1,6 @@
 """The user guide's snippets run, section by section, and give what they say."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "user_guide.md").read_text("utf-8")
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_CHECKED = re.compile(r"^(?P<code>\S.*?)  # -> (?P<value>.+)$", re.MULTILINE)
+_EXPECTED = re.compile(r"  # -> (?P<value>.+)$", re.MULTILINE)
 
 
 def sections() -> dict[str, list[str]]:
@@ -20,12 +21,23 @@ def sections() -> dict[str, list[str]]:
 
 
 def with_checks(snippet: str) -> str:
-    """Turn ``expression  # -> value`` into an assertion on what the expression shows."""
+    """Turn ``expression  # -> value`` into an assertion on what the expression shows.
 
-    def check(found: re.Match[str]) -> str:
-        return f"assert repr({found['code']}) == {found['value']!r}, {found['code']}"
-
-    return _CHECKED.sub(check, snippet)
+    The expression may go over several lines; the comment stands behind its last.
+    """
+    expected = {
+        snippet.count("\n", 0, found.start()) + 1: found["value"]
+        for found in _EXPECTED.finditer(snippet)
+    }
+    lines = []
+    for statement in ast.parse(snippet).body:
+        code = ast.unparse(statement)
+        if isinstance(statement, ast.Expr) and statement.end_lineno in expected:
+            value = expected.pop(statement.end_lineno)
+            code = f"shown = repr({code})\nassert shown == {value!r}, shown"
+        lines.append(code)
+    assert not expected, f"no expression ends where {expected} are expected"
+    return "\n".join(lines)
 
 
 def run(snippets: list[str], names: dict[str, object]) -> None:
@@ -35,8 +47,13 @@ def run(snippets: list[str], names: dict[str, object]) -> None:
 
 def test_with_checks__a_value_that_is_not_so__is_found() -> None:
     run(["a = 3\na + 1  # -> 4\n"], {})
-    with pytest.raises(AssertionError):
+    run(["a = [\n    3,\n]\nsum(\n    a\n)  # -> 3\n"], {})
+    with pytest.raises(AssertionError, match="4"):
         run(["a = 3\na + 1  # -> 5\n"], {})
+    with pytest.raises(AssertionError, match="6"):
+        run(["a = 3\nsum(\n    [a, a]\n)  # -> 5\n"], {})
+    with pytest.raises(AssertionError, match="no expression ends"):
+        run(["a = 3  # -> 3\n"], {})
 
 
 @pytest.mark.parametrize("title", [title for title in sections() if title])

@@ -39,7 +39,7 @@ class ClassPredictions(ClassifierMixin):
         labels: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
         return labels
 
-    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Predict the probability of each class.
 
         Parameters
@@ -49,14 +49,14 @@ class ClassPredictions(ClassifierMixin):
 
         Returns
         -------
-        probabilities : ndarray of shape (n, n_classes), float32
+        probabilities : ndarray of shape (n, n_classes), float64
             In the order of ``classes_``. Each row adds up to one; for multilabel y each label
             has a probability of its own, strictly between 0 and 1.
         """
         scores = self._scores(X)
         return self._link().probabilities(scores)
 
-    def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Predict the logarithm of the probability of each class.
 
         Parameters
@@ -66,7 +66,7 @@ class ClassPredictions(ClassifierMixin):
 
         Returns
         -------
-        log_probabilities : ndarray of shape (n, n_classes), float32
+        log_probabilities : ndarray of shape (n, n_classes), float64
             Computed from the raw scores, so finite even where a probability rounds to zero.
         """
         scores = self._scores(X)

@@ -21,7 +21,7 @@ from skgpt.model.network import NetworkSpec, TextNetwork
 from skgpt.model.sources import Source, copy_around, load_source, make_source
 from skgpt.model.tokenizer import TextTokenizer
 
-FORMAT = 1
+FORMAT = 2  # 1: estimators that knew neither templates nor several labels
 
 
 def pack(network: TextNetwork) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def tokenise_columns(
 
     A row's text is encoded whole, so that the tokens where words and values meet are those the
     model knows. In a row that is too long the values are cut at their ends, a token of the longest
-    at a time, and the text is encoded again; the template's own words are never cut.
+    at a time, and the text is encoded again; the template's own words are never cut. Where they
+    are white space alone (no template) and there is no room for them, the text's end is cut.
 
     Parameters
     ----------
@@ -112,11 +113,15 @@ def tokenise_columns(
     Raises
     ------
     InvalidTextError
-        If the template's words leave less than one token for each of its fields.
+        If the template's words leave less than one token for each of its fields, and are more
+        than white space.
     """
     if template.is_plain:
         return tokenise(columns[template.fields[0]], encoder, max_length)
-    _check_words(template, encoder, max_length)
+    if not _words_fit(template, encoder, max_length):
+        # Blank lines between very many columns: nothing that anybody wrote is lost by a cut.
+        texts = [template.render(row) for row in zip(*columns, strict=True)]
+        return tokenise(texts, encoder, max_length)
     room = _room(encoder, max_length)
     used = sorted(set(template.fields))
     template = Template(template.words, tuple(used.index(field) for field in template.fields))
@@ -162,17 +167,19 @@ def _encode_rows(
     return encoder.encode([clean(template.render(row)) for row in rows])
 
 
-def _check_words(template: Template, encoder: TextEncoder, max_length: int) -> None:
+def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> bool:
+    """Say whether there is room for the template's words; raise if they are more than space."""
     n_words = len(encoder.encode([clean("".join(template.words))])[0])
     n_fields = len(template.fields)
     needed = n_words + n_fields + max_length - _room(encoder, max_length)
-    if needed > max_length:
+    if needed > max_length and "".join(template.words).strip():
         raise InvalidTextError(
             f"`max_length` must leave room for the template. Its own words take {n_words} tokens, "
             f"so with one for each of its {n_fields} field{'s' * (n_fields > 1)} and the special "
             f"tokens it needs at least {needed}. Got max_length={max_length}: raise it, or use a "
             "template of fewer words or fields."
         )
+    return needed <= max_length
 
 
 def _cut_rows(

@@ -1,4 +1,8 @@
-"""Loss and inverse link as one value: what is trained and what is promised belong together."""
+"""Loss and inverse link as one value: what is trained and what is promised belong together.
+
+Raw scores come in fp32; probabilities are fp64, as those of scikit-learn's own classifiers. What
+averages or compares them takes them to add up to one to more digits than fp32 has.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,8 +13,8 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional as F
 
-_SMALLEST = np.finfo(np.float32).tiny
-_LARGEST = np.nextafter(np.float32(1), np.float32(0))
+_SMALLEST = np.finfo(np.float64).tiny
+_LARGEST = np.nextafter(1.0, 0.0)
 
 
 class Loss(Protocol):
@@ -20,7 +24,7 @@ class Loss(Protocol):
         """Return the weighted sum of the losses of the rows, or of their elements."""
         ...
 
-    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return what the raw scores mean."""
         ...
 
@@ -56,13 +60,13 @@ class CrossEntropy:
         )
         return (losses_B * weight_B).sum()
 
-    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return class probabilities, shape (N, K)."""
-        return np.asarray(softmax(logits_NK, axis=1), dtype=np.float32)
+        return np.asarray(softmax(logits_NK.astype(np.float64), axis=1))
 
-    def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return logarithms of class probabilities, finite however sure the model is."""
-        return np.asarray(log_softmax(logits_NK, axis=1), dtype=np.float32)
+        return np.asarray(log_softmax(logits_NK.astype(np.float64), axis=1))
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,10 @@ class BinaryCrossEntropy:
         losses_BK = F.binary_cross_entropy_with_logits(logits_BK, smooth_BK, reduction="none")
         return (losses_BK * weight_BK).sum()
 
-    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the probability of each label, shape (N, K), above 0 and below 1 always."""
-        # In fp64 first: rounding a rising function keeps its order, fp32 arithmetic need not.
-        rounded_NK = expit(logits_NK.astype(np.float64)).astype(np.float32)
-        return np.asarray(np.clip(rounded_NK, _SMALLEST, _LARGEST), dtype=np.float32)
+        return np.asarray(np.clip(expit(logits_NK.astype(np.float64)), _SMALLEST, _LARGEST))
 
-    def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+    def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return logarithms of the labels' probabilities, finite however sure the model is."""
-        return np.asarray(log_expit(logits_NK.astype(np.float64)), dtype=np.float32)
+        return np.asarray(log_expit(logits_NK.astype(np.float64)))

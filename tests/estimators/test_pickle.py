@@ -183,13 +183,14 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
         pickle.loads(data)
 
 
-def test_pickle__a_later_format__is_refused_by_name(
-    tiny_llama: str, two_class_data: TextData
+@pytest.mark.parametrize("other", [1, 999])
+def test_pickle__an_earlier_or_later_format__is_refused_by_name(
+    other: int, tiny_llama: str, two_class_data: TextData
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     state = clf.__getstate__()
-    state["_network"]["format"] = 999
-    with pytest.raises(StateFormatError, match="Got 999"):
+    state["_network"]["format"] = other
+    with pytest.raises(StateFormatError, match=f"Got {other}"):
         GPTTextClassifier.__new__(GPTTextClassifier).__setstate__(state)
 
 

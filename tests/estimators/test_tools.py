@@ -26,18 +26,8 @@ from tests.helpers import global_random_state_unchanged
 
 mpl.use("Agg")
 
-# False: the sums are 1 to seven digits. scikit-learn averages our float32 with float64, then asks
-# for eight; see test_an_ensembles_probabilities__log_loss__are_taken_as_such.
-NOT_ONE = "ignore:The y_prob values do not sum to one"
 
-
-def known_warnings(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.filterwarnings(NOT_ONE)] if "temperature" in name else []
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=known_warnings(name), id=name) for name in tools.TOOLS]
-)
+@pytest.mark.parametrize("name", list(tools.TOOLS))
 def test_tool__real_english__does_what_it_says(tiny_llama: str, name: str) -> None:
     tool = tools.TOOLS[name]
     if missing := tool.missing():
@@ -134,10 +124,6 @@ def test_main__one_tool__prints_a_table(
         every_tool.main()
 
 
-@pytest.mark.xfail(
-    reason="predict_proba is float32: averaged with float64 its sums are not 1 to eight digits",
-    raises=UserWarning,
-)
 def test_an_ensembles_probabilities__log_loss__are_taken_as_such(tiny_llama: str) -> None:
     X, y = real_text(12)
     vote = VotingClassifier(

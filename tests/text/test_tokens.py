@@ -354,3 +354,10 @@ def test_tokenise_columns__no_room_beside_the_words__says_how_much_they_take(tem
     ):
         tokenise_columns([["a"], ["b"]], parsed, encoder, needed - 1)
     assert encoder.asked == ["".join(parsed.words)]  # before anything else
+
+
+def test_tokenise_columns__blank_lines_leave_no_room__the_text_is_cut_at_its_end() -> None:
+    columns = [[f"{i}a"] for i in range(20)]
+    joined = "\n\n".join(column[0] for column in columns)
+    tokens = tokenise_columns(columns, parse_template(None, 20, None), Letters((1,), (2,)), 12)
+    assert tokens.row(0).tolist() == [1, *(ord(c) % 50 for c in joined[:10]), 2]

@@ -101,8 +101,8 @@ def test_total__of_the_truth__is_minus_its_log_probability(which: int) -> None:
 
 def test_cross_entropy__probabilities__sum_to_one() -> None:
     p = CrossEntropy().probabilities(LOGITS.numpy())
-    assert p.dtype == np.float32
-    assert p.sum(axis=1) == pytest.approx(np.ones(6), rel=1e-6)
+    assert p.dtype == np.float64
+    assert p.sum(axis=1) == pytest.approx(np.ones(6), rel=1e-14)
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,14 +112,14 @@ def test_binary_cross_entropy__any_score__probability_inside_0_and_1_and_rising(
 ) -> None:
     logits.flags.writeable = False
     p = BinaryCrossEntropy().probabilities(logits)
-    assert p.dtype == np.float32
+    assert p.dtype == np.float64
     assert p.shape == logits.shape
-    assert (p >= FLOAT32.tiny).all() and (p < 1).all()
+    assert (p > 0).all() and (p < 1).all()
     order = np.argsort(logits, axis=None)
     assert (np.diff(p.ravel()[order]) >= 0).all()
 
 
-@pytest.mark.parametrize("centre", [-90, -87, -17, -1, 0, 1, 16.6, 17])
+@pytest.mark.parametrize("centre", [-745, -708, -90, -17, -1, 0, 1, 17, 37])
 def test_binary_cross_entropy__neighbouring_scores__probability_never_falls(centre: float) -> None:
     bits = np.float32(centre).view(np.int32) + np.arange(50_000, dtype=np.int32)
     p = BinaryCrossEntropy().probabilities(np.sort(bits.view(np.float32)))
@@ -139,7 +139,7 @@ def test_binary_cross_entropy__log_probabilities__are_the_logs_and_finite() -> N
     loss = BinaryCrossEntropy()
     logits = np.linspace(-80, 15, 1001, dtype=np.float32)
     log_p = loss.log_probabilities(logits)
-    assert log_p.dtype == np.float32
+    assert log_p.dtype == np.float64
     assert log_p == pytest.approx(np.log(loss.probabilities(logits)), rel=1e-5, abs=1e-7)
     extreme = loss.log_probabilities(np.array([-FLOAT32.max, -1e4, 1e4, FLOAT32.max], np.float32))
     assert np.isfinite(extreme).all()
