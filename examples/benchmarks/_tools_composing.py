@@ -292,16 +292,15 @@ def columns_for_a_template(classifier: GPTTextClassifier, X: Texts, y: Labels) -
     kept = _kept(["title", "body"]).set_params(verbose_feature_names_out=False)
     laid_out = clone(classifier).set_params(template="{title}\n{body}")
     pipeline = make_pipeline(kept.set_output(transform="pandas"), laid_out)
-    return judged(
-        pipeline, title_and_body(X), y, ", set_output(transform='pandas') keeps the names"
-    )
+    names = "verbose_feature_names_out=False and set_output(transform='pandas') keep the names"
+    return judged(pipeline, title_and_body(X), y, f", {names}")
 
 
 @tool("FeatureUnion, make_union")
 def union(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     words = "All estimators should implement fit and transform"
     refused(TypeError, words, lambda: FeatureUnion([("gpt", classifier)]).fit(X, y))
-    return no("a classifier is not a transformer", "put a GPTTextEmbedder there")
+    return no("a classifier is not a transformer", "a GPTTextEmbedder that goes there is planned")
 
 
 def clean(texts: Texts) -> Texts:

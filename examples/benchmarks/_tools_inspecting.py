@@ -132,7 +132,7 @@ def boundary(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     )
     return no(
         "it lays a grid between the least and greatest number of two columns",
-        "reduce a GPTTextEmbedder's output to two columns and fit a linear model on those",
+        "draw a linear model of two columns of numbers instead",
     )
 
 

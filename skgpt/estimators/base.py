@@ -3,6 +3,7 @@
 import copy
 import warnings
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -102,8 +103,10 @@ class BaseGPTText(CallbackEstimator, ABC):
         """Fit; every attribute is set at the end, so a fit that fails leaves all as it was."""
         goes_on = self.warm_start and hasattr(self, "_network")
         seed = draw_seed(self.random_state)
+        # The same rows as before: others of them would have been trained on already.
+        split_seed = self._fitted_with["split_seed"] if goes_on else seed
         classes = getattr(self, "classes_", None) if goes_on else None
-        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=seed)
+        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
         weight = self._loss_weights(data)
         network = self._build(data.target, self._network.source if goes_on else None)
         if goes_on:
@@ -128,10 +131,11 @@ class BaseGPTText(CallbackEstimator, ABC):
     def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:
         """Make one pass from where the last call stopped; `places` says where old outputs go."""
         goes_on = hasattr(self, "_network")
-        if goes_on:
-            check_columns_match(self._column_attributes(), given.X, estimator=self)
         seed = draw_seed(self.random_state)
         data = check_fit_data(self, given, self._encode_target, classes=classes, seed=seed)
+        if goes_on:
+            check_columns_match(self._column_attributes(), given.X, estimator=self)
+            data = replace(data, attributes=self._column_attributes())  # as at the first call
         weight = self._loss_weights(data)
         network = self._build(data.target, self._network.source if goes_on else None)
         history: list[EpochRecord] = []
@@ -220,7 +224,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         judge = make_judge(
             self.scoring,
             data.held_out,
-            (len(data.split.held_out), data.target.width),
+            data.target.truth(data.split.held_out),
             lambda: self._as_fitted(network, data),
         )
         rule = StoppingRule(self.n_iter_no_change, self.tol) if self.early_stopping else None
@@ -251,11 +255,16 @@ class BaseGPTText(CallbackEstimator, ABC):
             *(earlier or []),
             *({**record, "epoch": first + record["epoch"]} for record in result.history),
         ]
-        watched = {"validation_scores_": result.validation_scores}
+        watched: dict[str, Any] = {}
+        if result.validation_scores:
+            watched = {
+                "validation_scores_": result.validation_scores,
+                "best_iter_": result.best_iteration,
+            }
         return {
             **data.attributes,
             **self._target_attributes(data.target),
-            **({**watched, "best_iter_": result.best_iteration} if data.held_out else {}),
+            **watched,
             "_network": network,
             "_fitted_with": {
                 "max_length": self.max_length,
@@ -263,6 +272,7 @@ class BaseGPTText(CallbackEstimator, ABC):
                 "precision": self.precision,
                 "template": _layout(data.template),
                 "multilabel": data.target.is_multilabel,
+                "split_seed": data.split_seed,
             },
             "history_": history,
             "loss_curve_": [record["loss"] for record in history],
@@ -273,9 +283,9 @@ class BaseGPTText(CallbackEstimator, ABC):
         }
 
     def _set(self, attributes: dict[str, Any]) -> None:
-        for name in _OPTIONAL_ATTRIBUTES:  # of an earlier fit
-            self.__dict__.pop(name, None)
-        self.__dict__.update(attributes)
+        kept = {k: v for k, v in self.__dict__.items() if k not in _OPTIONAL_ATTRIBUTES}
+        # All at once: another thread's predict sees the old fit or the new one.
+        self.__dict__ = {**kept, **attributes}
 
     def _keep(self, attributes: dict[str, Any], result: FitResult) -> None:
         """Become fitted; after Ctrl-C say so, and let it go on up."""

@@ -1,5 +1,10 @@
-"""What a classifier says of texts: labels, probabilities and raw scores, from the raw scores."""
+"""What a classifier says of texts: labels, probabilities and raw scores, from the raw scores.
 
+Each method works on a shallow copy of the estimator: another thread's fit may put other classes in
+their place while the texts are run.
+"""
+
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +38,11 @@ class ClassPredictions(ClassifierMixin):
         labels : ndarray of shape (n,) or (n, n_labels)
             Labels out of ``classes_``; for multilabel y an indicator matrix of int.
         """
-        scores = self._scores(X)
-        if self._fitted_with["multilabel"]:
+        fitted = copy.copy(self)
+        scores = fitted._scores(X)
+        if fitted._fitted_with["multilabel"]:
             return (scores > 0).astype(np.int64)
-        labels: NDArray[Any] = self.classes_[scores.argmax(axis=1)]
+        labels: NDArray[Any] = fitted.classes_[scores.argmax(axis=1)]
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -53,8 +59,9 @@ class ClassPredictions(ClassifierMixin):
             In the order of ``classes_``. Each row adds up to one; for multilabel y each label
             has a probability of its own, strictly between 0 and 1.
         """
-        scores = self._scores(X)
-        return self._link().probabilities(scores)
+        fitted = copy.copy(self)
+        scores = fitted._scores(X)
+        return fitted._link().probabilities(scores)
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Predict the logarithm of the probability of each class.
@@ -69,10 +76,11 @@ class ClassPredictions(ClassifierMixin):
         log_probabilities : ndarray of shape (n, n_classes), float64
             Computed from the raw scores, so finite even where a probability rounds to zero.
         """
-        scores = self._scores(X)
-        return self._link().log_probabilities(scores)
+        fitted = copy.copy(self)
+        scores = fitted._scores(X)
+        return fitted._link().log_probabilities(scores)
 
-    def decision_function(self, X: Any) -> NDArray[np.float32]:
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return the raw scores (logits).
 
         Parameters
@@ -82,12 +90,13 @@ class ClassPredictions(ClassifierMixin):
 
         Returns
         -------
-        scores : ndarray of shape (n,) or (n, n_classes), float32
+        scores : ndarray of shape (n,) or (n, n_classes), float64
             With two classes the second's score less the first's; for multilabel y one score per
             label, above zero where the label is predicted.
         """
-        scores = self._scores(X)
-        if scores.shape[1] == 2 and not self._fitted_with["multilabel"]:
+        fitted = copy.copy(self)
+        scores = fitted._scores(X).astype(np.float64)  # a calibrator's sums need the digits
+        if scores.shape[1] == 2 and not fitted._fitted_with["multilabel"]:
             return scores[:, 1] - scores[:, 0]
         return scores
 

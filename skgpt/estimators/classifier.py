@@ -308,6 +308,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
             If something is not as described here, if a label is not among the classes, or if
             the parameters don't fit the fitted model any more.
         """
+        self._validate_params()  # which scikit-learn does at the first call only
         if self.class_weight == "balanced":
             raise ContinuationError(
                 "class_weight='balanced' needs all rows at once, and partial_fit sees some. Pass a "

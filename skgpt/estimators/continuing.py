@@ -48,7 +48,12 @@ def check_same_shape(
     if now.trainable_layers != then.trainable_layers and not (
         may_learn_more and _learns(now) > _learns(then)
     ):
-        raise _other("trainable_layers", then.trainable_layers, now.trainable_layers)
+        more = (
+            "More layers may learn than before, not fewer."
+            if may_learn_more
+            else "With warm_start=True, fit may go on with more layers than before."
+        )
+        raise _other("trainable_layers", then.trainable_layers, now.trainable_layers, more)
     if now.n_outputs != then.n_outputs and not may_have_more:
         raise ContinuationError(
             f"The fitted model tells {then.n_outputs} labels apart. Got {now.n_outputs}: set "
@@ -60,11 +65,10 @@ def _learns(spec: NetworkSpec) -> float:
     return np.inf if spec.trainable_layers == "all" else spec.trainable_layers
 
 
-def _other(name: str, then: Any, now: Any) -> ContinuationError:
+def _other(name: str, then: Any, now: Any, more: str = "") -> ContinuationError:
     return ContinuationError(
         f"To go on from a fitted model, `{name}` must be as it was, {then!r}. Got {now!r}: set it "
-        "back, or call fit with warm_start=False to start anew."
-        + (" More layers may learn than before, not fewer." if name == "trainable_layers" else "")
+        f"back, or call fit with warm_start=False to start anew. {more}".rstrip()
     )
 
 

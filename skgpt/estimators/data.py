@@ -1,19 +1,20 @@
 """What a fit is given, checked whole before anything is trained."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import check_consistent_length
+from scipy import sparse
 from sklearn.utils.validation import validate_data
 
 from skgpt.exceptions import InvalidTextError
 from skgpt.sklearn_compat import take_rows
 from skgpt.text.check import check_columns, check_weight, column_names, n_columns
-from skgpt.text.split import Split, all_rows, given_rows, hold_out
+from skgpt.text.split import Split, all_rows, given_rows, group_codes, hold_out
 from skgpt.text.targets import Target, join
 from skgpt.text.template import Template, parse_template
 
@@ -44,7 +45,7 @@ class Given:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out rows as a scorer is to be given them."""
+    """The held-out rows as a scorer is to be given them: X of the user's kind, y an array."""
 
     X: Any
     y: Any
@@ -66,6 +67,8 @@ class FitData:
     held_out : HeldOut or None
     attributes : dict
         ``n_features_in_`` and ``feature_names_in_``, as far as X says them.
+    split_seed : int
+        What the held-out rows were, or would be, drawn from.
     """
 
     columns: list[list[str]]
@@ -75,6 +78,7 @@ class FitData:
     split: Split
     held_out: HeldOut | None
     attributes: dict[str, Any]
+    split_seed: int
 
 
 def check_fit_data(
@@ -92,6 +96,7 @@ def check_fit_data(
     classes : ndarray, default=None
         The classes, where they are known already.
     seed : int
+        Of the rows to hold out.
 
     Returns
     -------
@@ -108,23 +113,25 @@ def check_fit_data(
     template = parse_template(estimator.template, len(columns), column_names(given.X))
     target = encode(given.y, n, classes, "y")
     weight = check_weight(given.sample_weight, n)
-    data = FitData(columns, template, target, weight, all_rows(n), None, attributes)
+    data = FitData(columns, template, target, weight, all_rows(n), None, attributes, seed)
     if given.X_val is not None:
         return _with_validation_data(data, estimator, given, encode)
     for name in ("y_val", "sample_weight_val"):
         if getattr(given, name) is not None:
             raise InvalidTextError(f"`{name}` belongs to `X_val`, which is None: pass both.")
-    return _with_held_out_rows(data, estimator, given, seed) if estimator.early_stopping else data
+    return _with_held_out_rows(data, estimator, given) if estimator.early_stopping else data
 
 
 def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: Encode) -> FitData:
     if given.y_val is None:
         raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
-    columns = check_columns(given.X_val, estimator=estimator)
+    with _about("X_val"):
+        columns = check_columns(given.X_val, estimator=estimator)
     check_columns_match(data.attributes, given.X_val, of="X_val", estimator=estimator)
     n, n_val = len(data.columns[0]), len(columns[0])
     target = encode(given.y_val, n_val, data.target.classes, "y_val")
-    weight = check_weight(given.sample_weight_val, n_val)
+    with _about("sample_weight_val"):
+        weight = check_weight(given.sample_weight_val, n_val)
     given_weight = None if given.sample_weight_val is None else weight
     return replace(
         data,
@@ -132,38 +139,58 @@ def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: E
         target=join(data.target, target),
         sample_weight=np.concatenate([data.sample_weight, weight]),
         split=given_rows(n, n_val),
-        held_out=HeldOut(given.X_val, given.y_val, given_weight),
+        held_out=HeldOut(given.X_val, target.labels, given_weight),
     )
 
 
-def _with_held_out_rows(data: FitData, estimator: Any, given: Given, seed: int) -> FitData:
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Say in an error of a check that it speaks of another argument than usual."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidTextError(f"In `{name}`: {error}") from error
+
+
+def _with_held_out_rows(data: FitData, estimator: Any, given: Given) -> FitData:
     # A row that weighs nothing is as good as left out, and no use among the held-out rows.
     weighty = np.flatnonzero(data.sample_weight > 0)
-    groups = given.groups
-    if groups is not None:
-        check_consistent_length(data.sample_weight, groups)
-        groups = rows_of(groups, weighty)
+    groups = None
+    if given.groups is not None:
+        groups = group_codes(given.groups, len(data.target))[weighty]
     strata = data.target.codes[weighty]
-    held = weighty[hold_out(strata, estimator.validation_fraction, seed, groups).held_out]
+    fraction, seed = estimator.validation_fraction, data.split_seed
+    held = weighty[hold_out(strata, fraction, seed, groups).held_out]
     return replace(
         data,
         split=Split(np.setdiff1d(np.arange(len(data.sample_weight)), held), held),
         held_out=HeldOut(
             rows_of(given.X, held),
-            rows_of(given.y, held),
+            data.target.labels[held],
             None if given.sample_weight is None else data.sample_weight[held],
         ),
     )
 
 
 def rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
-    """Take rows of whatever a user may pass as X or y."""
-    # What only knows how to become an array has no rows to take before it is one.
-    return take_rows(values if hasattr(values, "__getitem__") else np.asarray(values), rows)
+    """Take rows of whatever a user may pass as X or y, as the kind of thing it is."""
+    if sparse.issparse(values):
+        values = values.tocsr()  # not every format has rows to take
+    elif hasattr(values, "take") and not hasattr(values, "iloc"):  # pandas' Index and arrays, ...
+        return values.take(rows)
+    elif not hasattr(values, "__getitem__"):  # what only knows how to become an array
+        values = np.asarray(values)
+    return take_rows(values, rows)
 
 
 def column_attributes(estimator: Any, X: Any) -> dict[str, Any]:
     """Return what scikit-learn would set for the columns of X, on a copy that is thrown away."""
+    names = column_names(X) or []
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidTextError(
+            f"The columns of X must have different names. Several are called {twice[0]!r}: rename "
+            "them, or pass X.to_numpy()."
+        )
     probe = copy.copy(estimator)
     for name in COLUMN_ATTRIBUTES:
         probe.__dict__.pop(name, None)

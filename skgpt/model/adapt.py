@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from skgpt.exceptions import ModelNotSupportedError
+from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.model.blocks import find_blocks, parameters_after_blocks
 from skgpt.model.sources import Source
 
@@ -32,7 +32,9 @@ def check_depth(
     Raises
     ------
     ModelNotSupportedError
-        If the trunk has fewer blocks than asked for.
+        If the model has fewer blocks than asked for.
+    ContinuationError
+        If it has as many, but they are not here: the source is out of a pickle.
     """
     for name, value in {"n_layers": n_layers, "trainable_layers": trainable_layers}.items():
         if isinstance(value, bool):
@@ -40,12 +42,18 @@ def check_depth(
     # Plain ints: a search hands in numpy's, which don't go into a JSON configuration.
     n_layers = None if n_layers is None else int(n_layers)
     trainable_layers = "all" if trainable_layers == "all" else int(trainable_layers)
-    depth = source.depth
+    depth = source.full_depth
     if n_layers is not None and n_layers > depth:
         raise ModelNotSupportedError(
             f"`n_layers` must be at most the depth of {source.model!r}, {depth}. Got {n_layers}."
         )
     kept = depth if n_layers is None else n_layers
+    if kept > source.depth:
+        raise ContinuationError(
+            f"To go on from a fitted model, `n_layers` must be as it was, {source.depth}. Got "
+            f"{n_layers}: the others of the {depth} layers were left out when the model was "
+            "pickled. Set it back, or call fit with warm_start=False to start anew."
+        )
     if trainable_layers != "all" and trainable_layers > kept:
         raise ModelNotSupportedError(
             f"`trainable_layers` must be at most the {kept} layers that are kept of "

@@ -135,21 +135,27 @@ def read_gguf(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     if not path.is_file():
         raise ModelNotFoundError(f"A GGUF model must be an existing file. Got {str(path)!r}.")
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    with quiet_transformers():
+    # Weights that are not found are drawn, from the generator that is the user's.
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-        loaded, report = AutoModel.from_pretrained(
-            path.parent, dtype=torch.float32, output_loading_info=True, **where
-        )
-        if missing := sorted(report["missing_keys"]):  # else they'd be random numbers
+        # transformers 5.17 finds a file's weights only for the model that the file is of.
+        for kind in (AutoModel, AutoModelForCausalLM):
+            loaded, report = kind.from_pretrained(
+                path.parent, dtype=torch.float32, output_loading_info=True, **where
+            )
+            if not (missing := sorted(report["missing_keys"])):
+                break
+        loaded = loaded.base_model  # of a trunk, itself
+        if missing:  # else they'd be random numbers
             raise ModelNotSupportedError(
                 f"A GGUF file must hold every weight of its model. In {str(path)!r} "
                 f"{len(missing)} are missing, {missing[0]!r} the first. Get the file again."
             )
         # What was read counts as quantised and refuses to be saved. From a state dict nothing is
-        # copied, and no weight is drawn first from the generator that is the user's.
+        # copied.
         config = loaded.config.to_dict()
         for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
             config.pop(key, None)

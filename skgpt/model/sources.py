@@ -53,6 +53,8 @@ class Source:
         Of the trunk's last hidden states.
     resident : bool
         Whether its tensors are kept for others; those out of a pickle go with their estimator.
+    full_depth : int
+        Blocks of the model of that name; a trunk out of a pickle may have fewer.
     """
 
     model: str
@@ -66,10 +68,11 @@ class Source:
     needs_mask: bool
     width: int
     resident: bool
+    full_depth: int
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
+        """Number of blocks that are here."""
         return len(find_blocks(self.trunk))
 
     @property
@@ -167,7 +170,9 @@ def load_source(model: str, revision: str | None = None) -> Source:
 def _refuse_misnomers(model: str) -> None:
     """Refuse what can't be a hub id before the hub is asked, over and over, for it."""
     aliases = {alias.casefold(): alias for alias in ALIASES}
-    like = difflib.get_close_matches(model.casefold().replace("_", "-"), aliases, n=1, cutoff=0.8)
+    asked = model.casefold().replace("_", "-")
+    like = [alias for alias in aliases if asked and alias.startswith(asked)]
+    like = like or difflib.get_close_matches(asked, aliases, n=1, cutoff=0.8)
     if not model or model.startswith(("/", ".", "~", "\\")) or model.endswith(".gguf"):
         reason = "there is no such file or folder"
     elif like and "/" not in model:
@@ -271,10 +276,11 @@ def make_source(
     refetchable: bool,
     resident: bool,
     config: dict[str, Any] | None = None,
+    full_depth: int | None = None,
 ) -> Source:
     """Make a source of a trunk that was read: freeze it, prove what it does, take its print."""
     trunk.eval().requires_grad_(False)
-    find_blocks(trunk)
+    depth = len(find_blocks(trunk))
     if resident and not refetchable:
         # The file of a folder of the user's may be written over while its weights are mapped.
         for parameter in trunk.parameters():
@@ -300,6 +306,7 @@ def make_source(
         needs_mask=needs_mask,
         width=width,
         resident=resident,
+        full_depth=full_depth or depth,
     )
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
-from skgpt.model.blocks import truncate
+from skgpt.model.blocks import find_blocks, truncate
 from skgpt.model.conversion import quiet_transformers
 from skgpt.model.network import NetworkSpec, TextNetwork
 from skgpt.model.sources import Source, copy_around, load_source, make_source
@@ -137,6 +137,7 @@ def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, 
     config = json.loads(state["config"])
     with torch.device("meta"), quiet_transformers():
         skeleton = AutoModel.from_config(AutoConfig.for_model(**config))
+    full_depth = len(find_blocks(skeleton))
     truncate(skeleton, spec.n_layers)
     trunk = copy_around(skeleton, tensors)
     source = make_source(
@@ -147,6 +148,7 @@ def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, 
         refetchable=False,
         resident=False,
         config=config,
+        full_depth=full_depth,
     )
     # The print of the base it was fitted on, not of what it has learned since.
     return replace(source, fingerprint=state["source"]["fingerprint"])

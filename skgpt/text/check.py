@@ -19,6 +19,7 @@ from skgpt.exceptions import InvalidTextError
 from skgpt.sklearn_compat import check_sample_weight
 
 _SHAPES = "a list, a 1-D array or a Series of str, or a 2-D array or DataFrame of columns"
+_SHORT_FLOATS = ("float16", "float32", "float", "halffloat")  # numpy's, pandas', polars', pyarrow's
 _MISSING = ("NAType", "NaTType")  # the classes of pandas.NA and pandas.NaT
 
 
@@ -113,8 +114,19 @@ def _values(column: Any) -> list[Any]:
     The dtype is asked for because numpy would else make one fixed width of all texts, or digits
     of what is missing.
     """
-    values: list[Any] = np.asarray(column, dtype=object).tolist()
+    values: list[Any] = np.asarray(_short(column), dtype=object).tolist()
     return values
+
+
+def _short(values: Any) -> Any:
+    """Return fp32 and fp16 as the fp64 of the digits they are written with: 0.1, not 0.1000000015.
+
+    Anything else comes back as it is.
+    """
+    if str(getattr(values, "dtype", getattr(values, "type", ""))).lower() not in _SHORT_FLOATS:
+        return values
+    array = np.asarray(values)
+    return array.astype(str).astype(np.float64) if array.dtype.kind == "f" else values
 
 
 def _is_row(value: Any) -> bool:
@@ -162,7 +174,7 @@ def _check_array(X: Any, estimator: Any) -> list[list[str]]:
         X = np.asarray(X)
     kind = getattr(X.dtype, "kind", "O")
     if kind in "biufc" or not isinstance(X, np.ndarray):
-        X = _check_numbers(X, estimator)
+        X = _short(_check_numbers(X, estimator))
     return _check_cells(np.asarray(X, dtype=object).T.tolist(), X.shape, estimator)
 
 
@@ -261,6 +273,11 @@ def check_weight(sample_weight: Any, n: int) -> NDArray[np.float64]:
     """
     if sample_weight is None:
         return np.ones(n)
+    if not isinstance(sample_weight, numbers.Number):
+        try:
+            sample_weight = np.asarray(sample_weight, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidTextError(f"sample_weight must hold numbers alone: {error}") from error
     rows = np.empty((n, 1))  # scikit-learn reads only the number of rows off it
     weight = check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
     if not np.any(weight > 0):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from skgpt.exceptions import InvalidTextError
-from skgpt.text.targets import missing_rows
+from skgpt.text.labels import missing_rows
 
 Rows = NDArray[np.int64]
 
@@ -81,12 +81,12 @@ def hold_out(strata: NDArray[Any], fraction: float, seed: int, groups: Any = Non
         held = _by_class(strata, fraction, rng)
     else:
         n = len(strata)
-        unit_of = np.arange(n) if groups is None else _group_codes(groups, n)
+        unit_of = np.arange(n) if groups is None else group_codes(groups, n)
         held = _by_unit(_make_up(strata, unit_of), fraction, rng)[unit_of]
     if not held.any():
         raise InvalidTextError(
-            "Early stopping and calibration hold out rows, and every class must keep at least one "
-            f"row in training. Here no row can be held out: {_why_not(strata, groups)}. Pass "
+            "Early stopping holds out rows, and every class must keep at least one row in "
+            f"training. Here no row can be held out: {_why_not(strata, groups)}. Pass "
             "X_val and y_val, merge or drop rare classes, or set early_stopping=False."
         )
     return Split(np.flatnonzero(~held), np.flatnonzero(held))
@@ -216,8 +216,25 @@ def _ranks(kinds: Rows, rng: np.random.Generator) -> Rows:
     return ranks
 
 
-def _group_codes(groups: Any, n: int) -> Rows:
-    """Number the groups."""
+def group_codes(groups: Any, n: int) -> Rows:
+    """Number the groups.
+
+    Parameters
+    ----------
+    groups : array-like of shape (n,)
+        Labels of any kind.
+    n : int
+        Number of rows of X.
+
+    Returns
+    -------
+    codes : ndarray of shape (n,), int64
+
+    Raises
+    ------
+    InvalidTextError
+        If `groups` is no array of n labels, or one is missing.
+    """
     if isinstance(groups, str | bytes | set | dict) or not hasattr(groups, "__len__"):
         raise InvalidTextError(
             "`groups` must be a list, an array or a Series with a label per text. Got a "
@@ -248,7 +265,7 @@ def _why_not(strata: NDArray[Any], groups: Any) -> str:
     if len(strata) == 1:
         return "there is one row only"
     if groups is not None:
-        if len(np.unique(_group_codes(groups, len(strata)))) == 1:
+        if len(np.unique(group_codes(groups, len(strata)))) == 1:
             return "all rows are of one group"
         return "each group holds all the rows of some class"
     if strata.ndim == 1:

@@ -1,6 +1,5 @@
 """Labels to the array that the loss wants: classes to codes, label sets to an indicator matrix."""
 
-import numbers
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
 from skgpt.exceptions import InvalidTextError
+from skgpt.text.labels import as_numpy, elements, is_row, missing_rows, narrow, plain_type, unique
 
 _AT_MOST = 10  # labels spelt out in a message
 
@@ -40,6 +40,15 @@ class ClassTarget:
         """Number of raw scores per text."""
         return len(self.classes)
 
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The label of each row, shape (n,)."""
+        return np.asarray(self.classes[self.codes])
+
+    def truth(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return raw scores, shape (len(rows), n_classes), that say what is true of these rows."""
+        return np.eye(self.width, dtype=np.float32)[self.codes[rows]]
+
 
 @dataclass(frozen=True)
 class LabelSets:
@@ -65,6 +74,15 @@ class LabelSets:
     def width(self) -> int:
         """Number of raw scores per text."""
         return len(self.classes)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The indicator of each row's labels, shape (n, n_labels)."""
+        return self.codes.astype(np.int64)
+
+    def truth(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return raw scores, shape (len(rows), n_labels), that say what is true of these rows."""
+        return 2 * self.codes[rows] - 1
 
 
 Target = ClassTarget | LabelSets
@@ -145,11 +163,11 @@ def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
     """
     what = "`classes`"
     _check_is_array(classes, name, what)
-    labels = np.asarray(_elements(classes, what))
+    labels = np.asarray(elements(classes, what))
     if labels.ndim != 1:
         raise InvalidTextError(f"{what} must be 1-D: a label each. Got shape {labels.shape}.")
-    labels = _narrow(labels, of_list=isinstance(classes, list | tuple), what=what)
-    found, _ = _unique(labels, what)
+    labels = narrow(labels, of_list=isinstance(classes, list | tuple), what=what)
+    found, _ = unique(labels, what)
     if len(found) < 2:
         raise InvalidTextError(
             f"{what} must name at least 2 classes, all that {name} will ever see. Got "
@@ -176,22 +194,6 @@ def join(first: T, second: T) -> T:
     return replace(first, codes=codes)
 
 
-def missing_rows(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Return where a 1-D array holds None, NaN, NaT, NA or an infinity."""
-    if labels.dtype.kind in "fmM":
-        return np.flatnonzero(~np.isfinite(labels))
-    if labels.dtype.kind != "O":
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(
-        [
-            label is None
-            or type(label).__name__ in ("NAType", "NaTType")
-            or (isinstance(label, numbers.Real) and not np.isfinite(float(label)))
-            for label in labels
-        ]
-    )
-
-
 def _check_is_array(y: Any, name: str, what: str) -> None:
     if y is None:
         raise InvalidTextError(
@@ -215,14 +217,10 @@ def _check_length(n_labels: int, n: int, what: str) -> None:
         )
 
 
-def _is_row(entry: Any) -> bool:
-    return isinstance(entry, list | tuple) or (isinstance(entry, np.ndarray) and entry.ndim > 0)
-
-
 def _table(y: Any, what: str) -> Any:
     """Return y as an array or sparse matrix if it is 2-D with several columns, else None."""
     if isinstance(y, list | tuple):
-        widths = {len(row) if _is_row(row) else -1 for row in y}
+        widths = {len(row) if is_row(row) else -1 for row in y}
         if len(widths) != 1 or widths <= {-1, 1}:
             return None
         try:
@@ -230,7 +228,7 @@ def _table(y: Any, what: str) -> Any:
         except ValueError as error:
             raise InvalidTextError(_not_binary(what, "multiclass", y[0], 0)) from error
     elif not sparse.issparse(y):
-        y = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
+        y = as_numpy(y)
     return y if y.ndim == 2 and y.shape[1] != 1 else None
 
 
@@ -249,7 +247,7 @@ def _indicator(table: Any, what: str) -> NDArray[np.float32]:
             f"Input {what} contains NaN, infinity or a missing label: row {row_of[at]} holds "
             f"{values[at]!r}. Put 0 there if the text does not have the label, or drop the row."
         )
-    if values.dtype == object and {_kind(value) for value in values} <= {bool, int, float}:
+    if values.dtype == object and {plain_type(value) for value in values} <= {bool, int, float}:
         values = values.astype(np.float64)
     is_number = values.dtype.kind in "biuf"
     wrong = (values != 0) & (values != 1) if is_number else np.ones(values.shape, dtype=bool)
@@ -265,7 +263,7 @@ def _indicator(table: Any, what: str) -> NDArray[np.float32]:
 def _not_binary(what: str, kind: str, value: Any, row: int) -> str:
     cure = {
         "multiclass": "For several targets per text use sklearn.multioutput.MultiOutputClassifier.",
-        "continuous": "For numbers use GPTTextRegressor.",
+        "continuous": "Numbers are for a regressor; GPTTextRegressor is planned.",
     }
     return (
         f"Unknown label type: {kind}-multioutput. {what} must hold one label per text, or be a "
@@ -274,63 +272,18 @@ def _not_binary(what: str, kind: str, value: Any, row: int) -> str:
     )
 
 
-def _elements(y: Any, what: str) -> Any:
-    """Return y as an array that holds its elements as they are.
-
-    numpy would turn a NaN among strings into the label "nan", and a number into its digits.
-    """
-    if isinstance(y, list | tuple):
-        if any(_is_row(label) for label in y):
-            if all(_is_row(label) and len(label) == 1 for label in y):
-                return np.asarray(y)  # a column
-            raise InvalidTextError(
-                f"{what} must be a 1d array or list: one label per text. Its first entry is "
-                f"{y[0]!r} ({type(y[0]).__name__}); several labels per text are a binary "
-                "indicator, as scikit-learn's MultiLabelBinarizer makes it."
-            )
-        labels = np.empty(len(y), dtype=object)
-        labels[:] = y
-        return labels
-    if sparse.issparse(y):
-        return y.toarray()
-    # pandas' own string, integer and category types become plain objects, missing ones included;
-    # so do numpy's own strings of any length, which scikit-learn has no word for.
-    y = y.to_numpy() if hasattr(y, "to_numpy") else y
-    return y.astype(object) if isinstance(y, np.ndarray) and y.dtype.kind == "T" else y
-
-
-def _narrow(labels: NDArray[Any], *, of_list: bool, what: str) -> NDArray[Any]:
-    """Refuse missing labels and give objects of one plain type that type.
-
-    Strings in an object array stay objects, those of a list don't, as in the rest of scikit-learn.
-    """
-    for row in missing_rows(labels):
-        raise InvalidTextError(
-            f"Input {what} contains NaN, infinity or a missing label: row {row} is "
-            f"{labels[row]!r}. Every row needs a label: drop the rows without one."
-        )
-    if labels.dtype != object:
-        return labels
-    kinds = {_kind(label) for label in labels}
-    if len(kinds) > 1 and str in kinds:
-        raise InvalidTextError(_of_one_type(labels, what))
-    if kinds <= {bool} or kinds <= {int, float} or (of_list and kinds <= {str}):
-        return np.array(labels.tolist())
-    return labels
-
-
 def _encode_classes(
     y: Any, n: int, name: str, classes: NDArray[Any] | None, what: str
 ) -> ClassTarget:
-    labels = column_or_1d(_elements(y, what), warn=True)
-    labels = _narrow(labels, of_list=isinstance(y, list | tuple), what=what)
+    labels = column_or_1d(elements(y, what), warn=True)
+    labels = narrow(labels, of_list=isinstance(y, list | tuple), what=what)
     _check_length(len(labels), n, what)
-    found, codes = _unique(labels, what)
+    found, codes = unique(labels, what)
     if _is_continuous(labels):
         raise InvalidTextError(
             f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
-            f"{what} and got continuous numbers: bin them into classes, or use the regressor, "
-            "GPTTextRegressor."
+            f"{what} and got continuous numbers: bin them into classes. A regressor, "
+            "GPTTextRegressor, is planned."
         )
     if classes is not None:
         return ClassTarget(classes, _positions(found, classes, codes, name, what)[codes])
@@ -341,14 +294,6 @@ def _encode_classes(
             f"class: {found.tolist()[0]!r}."
         )
     return ClassTarget(found, codes)
-
-
-def _unique(labels: NDArray[Any], what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    try:
-        found, codes = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise InvalidTextError(_of_one_type(labels, what)) from error
-    return found, codes.astype(np.int64).reshape(-1)
 
 
 def _positions(
@@ -371,24 +316,6 @@ def _is_continuous(labels: NDArray[Any]) -> bool:
     return labels.dtype.kind == "f" and bool(np.any(labels != np.trunc(labels)))
 
 
-def _kind(label: Any) -> type:
-    if isinstance(label, str):
-        return str
-    if isinstance(label, bool | np.bool_):
-        return bool
-    if isinstance(label, numbers.Integral):
-        return int
-    return float if isinstance(label, numbers.Real) else type(label)
-
-
 def _some(labels: list[Any]) -> str:
     more = f" and {len(labels) - _AT_MOST} more" if len(labels) > _AT_MOST else ""
     return f"{labels[:_AT_MOST]}{more}"
-
-
-def _of_one_type(labels: NDArray[Any], what: str) -> str:
-    kinds = sorted({type(label).__name__ for label in labels})
-    return (
-        f"The labels in {what} must be of one type, so that they can be sorted. Got {kinds}: "
-        "convert them, for example with [str(label) for label in y]."
-    )

@@ -22,6 +22,11 @@ from skgpt.training.plan import TrainingPlan
 from skgpt.training.stopping import Best, Watched
 from skgpt.training.watch import EpochRecord, Monitor, StepDone
 
+_CURE = (
+    "lower `learning_rate` or `head_learning_rate`, set `max_grad_norm=1.0`, or use "
+    "precision='fp32'. The estimator is as it was before this fit."
+)
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -175,7 +180,7 @@ class _Run:
                     break
             self.best.put_back()
         except KeyboardInterrupt as error:
-            if self.n_steps == 0 or not self.optimiser.is_finite():
+            if self.optimiser.n_updates == 0 or not self.optimiser.is_finite():
                 raise
             interrupt = error
         self._check_weights()  # the last step's harm shows in no loss any more
@@ -191,8 +196,8 @@ class _Run:
         for monitor in self.monitors:
             monitor.epoch_begin(epoch + 1)
         record = self._pass(epoch)
-        self.history.append(record)
         over = len(self.split.held_out) > 0 and self._validate(record)
+        self.history.append(record)  # whole: an interrupt between leaves no half of it
         asked = [monitor.epoch(record) for monitor in self.monitors]  # every one is to be told
         return over or any(asked)
 
@@ -217,8 +222,7 @@ class _Run:
         if not np.isfinite(total):
             raise DivergedError(
                 f"The training loss must stay finite. In epoch {epoch + 1} it came to {total}: "
-                "lower `learning_rate` or `head_learning_rate`, set `max_grad_norm=1.0`, or use "
-                "precision='fp32'. The estimator is as it was before this fit."
+                f"{_CURE}"
             )
         seconds = time.perf_counter() - began
         return {
@@ -233,9 +237,7 @@ class _Run:
         """Raise if a weight ran off to infinity."""
         if not self.optimiser.is_finite():
             raise DivergedError(
-                "What was learned must stay finite. It didn't in the last steps: lower "
-                "`learning_rate` or `head_learning_rate`, or set `max_grad_norm=1.0`. The "
-                "estimator is as it was before this fit."
+                f"What was learned must stay finite. It didn't in the last steps: {_CURE}"
             )
 
     def _step(self, rows: Rows) -> float:
@@ -275,6 +277,11 @@ class _Run:
                 logits_NK = np.empty((len(rows), logits_BK.shape[1]), dtype=np.float32)
             logits_NK[place_of[part]] = logits_BK.cpu().numpy()
         assert logits_NK is not None
+        if not (np.isfinite(loss) and np.isfinite(logits_NK).all()):
+            raise DivergedError(
+                f"The raw scores must stay finite. Those of the held-out rows didn't in epoch "
+                f"{record['epoch']}: {_CURE}"
+            )
         judge = self.watched.judge
         score = -loss if judge is None else float(judge(logits_NK))
         record["validation_loss"], record["validation_score"] = loss, score

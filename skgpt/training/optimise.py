@@ -5,17 +5,12 @@ the working copies. AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regula
 as torch implements it.
 """
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-
 import torch
 from torch import Tensor
 
 from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork
+from skgpt.training.interrupts import uninterrupted
 from skgpt.training.moments import HEAD, Moments
 from skgpt.training.plan import TrainingPlan
 
@@ -33,6 +28,11 @@ class Optimiser:
     plan : TrainingPlan
     moments : Moments, default=None
         Of an earlier run over the same parameters, to go on from.
+
+    Attributes
+    ----------
+    n_updates : int
+        Steps of this run that changed something, all of them whole.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Optimiser:
     ) -> None:
         self.network = network
         self.plan = plan
+        self.n_updates = 0
         self._step = 0
         self._names = list(network.masters)
         self._masters = list(network.masters.values())
@@ -66,6 +67,8 @@ class Optimiser:
     def _go_on_from(self, moments: Moments) -> None:
         self._scale = moments.scale
         for name, parameter in self._named().items():
+            if name not in moments.means:  # it acts on nothing, as an encoder's own pooler
+                continue
             self._adam.state[parameter] = {
                 "step": torch.tensor(float(moments.step), device=parameter.device),
                 "exp_avg": moments.means[name].to(parameter.device, copy=True),
@@ -115,9 +118,10 @@ class Optimiser:
                 torch.nn.utils.clip_grad_norm_(learned, self.plan.max_grad_norm)
             for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self.lr_factor
-            with _uninterrupted():
+            with uninterrupted():
                 self._adam.step()
                 self.network.refresh()
+                self.n_updates += 1
         self.skip()
 
     def skip(self) -> None:
@@ -152,26 +156,6 @@ class Optimiser:
         self._adam.zero_grad(set_to_none=True)
         for parameter in [*self._working, *self._masters, self._head]:
             parameter.requires_grad_(False)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Keep Ctrl-C waiting until the body is done: half an update must not be what is kept."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # the interrupt goes to the main thread
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # ignored, or not Python's to handle
-        yield
-        return
-    waiting: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if waiting:
-        handler(*waiting[-1])
 
 
 def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict[str, object]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skgpt.exceptions import InvalidTextError
 from skgpt.model.network import TextNetwork
+from skgpt.training.interrupts import uninterrupted
 
 # Raw scores of the held-out rows, shape (n_held_out, n_outputs), to a score; higher is better.
 Judge = Callable[[NDArray[np.float32]], float]
@@ -100,6 +101,7 @@ class Best:
         """Give the network the weights of the best epoch, if they were kept."""
         if not self._weights:
             return
-        for name, tensor in {**self.network.masters, "": self.network.head.weight}.items():
-            tensor.copy_(self._weights[name])
-        self.network.refresh()
+        with uninterrupted():
+            for name, tensor in {**self.network.masters, "": self.network.head.weight}.items():
+                tensor.copy_(self._weights[name])
+            self.network.refresh()

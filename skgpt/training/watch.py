@@ -16,6 +16,7 @@ _SLOW_SECONDS = 600.0
 # short one at the end of an epoch can't raise a false alarm.
 _MEASURE_STEPS = 5
 _MEASURE_SECONDS = 10.0
+_LONG_SECONDS = 30.0
 
 
 class EpochRecord(TypedDict):
@@ -177,7 +178,9 @@ class SlowFitNotice(Monitor):
             return
         now = self.clock()
         n_timed = event.step - 1
-        if n_timed < _MEASURE_STEPS or now - self._first < _MEASURE_SECONDS:
+        timed = now - self._first
+        # Long steps are much of a kind: two of them tell, and nobody waits for five in silence.
+        if timed < _MEASURE_SECONDS or (n_timed < _MEASURE_STEPS and timed < _LONG_SECONDS):
             return
         per_step = (now - self._first) / n_timed
         left = per_step * (self._plan.n_steps - event.step)

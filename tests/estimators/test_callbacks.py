@@ -286,7 +286,7 @@ def test_scoring_monitor__metric_on_rows_of_its_own__scores_those(
         return log_loss(y_test, fitted.predict_proba(X_test))
 
     monitor = callback.ScoringMonitor(scoring={"held_out": held_out})
-    clf = make(tiny_llama).set_callbacks(monitor)
+    clf = make(tiny_llama, precision="fp32").set_callbacks(monitor)
     clf.fit(X, y, X_val=X_test, y_val=y_test)
     logged = [row["held_out"] for row in monitor.get_logs().data if row["task_name"] == "epoch"]
     np.testing.assert_allclose(logged, [r["validation_loss"] for r in clf.history_], rtol=1e-5)

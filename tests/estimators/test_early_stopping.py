@@ -129,7 +129,7 @@ def test_scoring__make_scorer__works(tiny_llama: str) -> None:
     assert all(0 <= score <= 1 for score in clf.validation_scores_)
 
 
-def test_scoring__a_scorer_that_fails__does_so_before_training(
+def test_scoring__a_scorer_that_fails__is_named_before_training(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y = make_text_data(n_classes=3)
@@ -137,10 +137,14 @@ def test_scoring__a_scorer_that_fails__does_so_before_training(
         "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
     )
     clf = make(tiny_llama, early_stopping=True)
-    with pytest.raises(ValueError, match="multi_class"):
-        clf.set_params(scoring="roc_auc").fit(X, y)
-    with pytest.raises(TypeError, match="positional argument"):
-        clf.set_params(scoring=lambda estimator: 0.0).fit(X, y)
+    for scoring, reason in [
+        ("roc_auc", "multi_class"),
+        ("r2", "could not convert"),
+        (lambda estimator: 0.0, "positional argument"),
+        (lambda *_: "high", "could not convert"),
+    ]:
+        with pytest.raises(ValueError, match=f"`scoring` must be able to score.*{reason}"):
+            clf.set_params(scoring=scoring).fit(X, y)
     with pytest.raises(ValueError, match="scoring"):
         clf.set_params(scoring="acuracy").fit(X, y)
 
@@ -196,8 +200,15 @@ BAD = [
     ({"X_val": [None], "y_val": ["money"]}, "Row 0 is None"),
     ({"X_val": [["a", "b"]], "y_val": ["money"]}, "columns as at fit"),
     ({"X_val": ["a"], "y_val": ["money"], "sample_weight_val": [0.0]}, "zero"),
-    ({"groups": [1, 2]}, "inconsistent numbers of samples"),
+    ({"groups": [1, 2]}, r"one label per text. Got shape \(2,\) for 40"),
     ({"groups": np.zeros(40)}, "group"),
+    ({"groups": set(range(40))}, "Got a set"),
+    ({"groups": "a" * 40}, "Got a str"),
+    ({"X_val": ["a", None], "y_val": ["money"]}, "In `X_val`: .*Row 1 is None"),
+    (
+        {"X_val": ["a"], "y_val": ["money"], "sample_weight_val": [-1.0]},
+        "In `sample_weight_val`: Negative",
+    ),
 ]
 
 

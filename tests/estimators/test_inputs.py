@@ -254,3 +254,10 @@ def test_rfe_and_its_kin__texts_are_no_table_of_numbers__is_said_clearly(tiny_ll
 
     with pytest.raises(ValueError, match=r"coef_|feature_importances_|could not convert|numeric"):
         RFE(make(tiny_llama, max_epochs=1)).fit(two_columns("object"), LABELS)
+
+
+@pytest.mark.parametrize("template", [None, "{0} {1}"])
+def test_fit__two_columns_of_one_name__are_refused(template: Any, tiny_llama: str) -> None:
+    frame = pd.DataFrame([["a", "b"], ["c", "d"]], columns=["same", "same"])
+    with pytest.raises(ValueError, match="Several are called 'same': rename them"):
+        make(tiny_llama, template=template).fit(frame, [0, 1])

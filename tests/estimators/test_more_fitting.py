@@ -10,9 +10,8 @@ import pytest
 from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
-from skgpt.exceptions import ContinuationError, InterruptedFitWarning
+from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.testing import tiny_gpt
-from skgpt.training.watch import Monitor, StepDone
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
 
@@ -257,77 +256,86 @@ def test_warm_start__another_model__is_refused(
     assert np.array_equal(proba(clf, two_class_data), before)
 
 
-class _Interrupt(Monitor):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def step(self, event: StepDone) -> None:
-        if event.step == self.at:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture
-def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def install(step: int) -> None:
-        monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *a, **k: [_Interrupt(step)])
-
-    return install
-
-
-@pytest.mark.parametrize("fitted_before", [False, True])
-def test_fit__ctrl_c__keeps_the_last_step_warns_and_goes_on_up(
-    fitted_before: bool, tiny_llama: str, three_class_data: TextData, interrupt_at: Any
-) -> None:
-    X, y = three_class_data
-    clf = make(tiny_llama, max_epochs=5, batch_size=10)
-    if fitted_before:
-        clf.fit(["a", "b"], [1, 2])
-    interrupt_at(8)  # six steps an epoch
-    with (
-        pytest.warns(InterruptedFitWarning, match="interrupted after 1 epoch"),
-        pytest.raises(KeyboardInterrupt),
-    ):
-        clf.fit(X, y)
-    assert clf.classes_.tolist() == CLASSES
-    assert clf.n_iter_ == 1 == len(clf.history_)
-    assert clf.predict_proba(X).shape == (60, 3)
-    assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(X), clf.predict_proba(X))
-    steps = make(tiny_llama, max_epochs=5, batch_size=10, early_stopping=True)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-        steps.fit(X, y)
-    assert len(steps.validation_scores_) == 1
-
-
-def test_fit__ctrl_c_where_warnings_are_errors__is_still_an_interrupt(
-    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
-) -> None:
-    interrupt_at(2)
-    clf = make(tiny_llama)
-    with pytest.raises(KeyboardInterrupt):  # this suite turns warnings into errors
-        clf.fit(*two_class_data)
-    assert clf.predict(two_class_data.X).shape == (40,)
-
-
-def test_grid_search__ctrl_c__stops_the_search(
-    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
-) -> None:
-    from sklearn.model_selection import GridSearchCV
-
-    interrupt_at(2)
-    search = GridSearchCV(make(tiny_llama), {"batch_size": [4, 8]}, cv=2)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-        search.fit(*two_class_data)
-    assert not hasattr(search, "best_score_")
-
-
-def test_partial_fit__ctrl_c__keeps_the_last_step(
-    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
+def test_partial_fit__an_encoder_whose_pooler_never_learns__goes_on(
+    tiny_model: Any, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
-    clf = make(tiny_llama).partial_fit(X, y, classes=["money", "sport"])
-    before = clf.predict_proba(X)
-    interrupt_at(3)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-        clf.partial_fit(X, y)
-    assert not np.array_equal(clf.predict_proba(X), before)
-    assert clf._moments is not None and clf._moments.step == 8
+    clf = make(tiny_model("bert"), trainable_layers="all", **FLAT)
+    whole = clone(clf).set_params(max_epochs=2).fit(X, y)
+    clf.partial_fit(X, y, classes=["money", "sport"]).partial_fit(X, y)
+    assert np.array_equal(clf.predict_proba(X), whole.predict_proba(X))
+
+
+def test_partial_fit__an_x_without_names__keeps_those_of_the_first_call(tiny_llama: str) -> None:
+    X, y = make_text_data(n_classes=2)
+    frame = pd.DataFrame({"title": X, "body": X[::-1]})
+    clf = make(tiny_llama, max_epochs=1).fit(frame, y)
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        clf.partial_fit(frame.to_numpy(), y)
+    assert clf.feature_names_in_.tolist() == ["title", "body"]
+    assert clf.n_features_in_ == 2
+    with pytest.raises(ValueError, match="feature names"):
+        clf.partial_fit(frame[["body", "title"]], y)
+    with pytest.raises(ValueError, match="feature names"):
+        clf.predict(frame[["body", "title"]])
+    single = make(tiny_llama, max_epochs=1).fit(frame[["body"]], y).partial_fit(list(X), y)
+    assert single.feature_names_in_.tolist() == ["body"]
+
+
+@pytest.mark.parametrize("X", [[], None, "abc", 5])
+def test_partial_fit__no_texts_on_a_fitted_model__is_refused_as_in_fit(
+    X: Any, tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    with pytest.raises(InvalidTextError) as in_fit:
+        clone(clf).fit(X, [])
+    with pytest.raises(InvalidTextError) as later:
+        clf.partial_fit(X, [])
+    assert str(later.value) == str(in_fit.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 0), ("batch_size", "x"), ("label_smoothing", 2.0), ("learning_rate", -1)],
+)
+def test_partial_fit__a_parameter_set_wrong_later__is_refused(
+    name: str, value: Any, tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    before = proba(clf, two_class_data)
+    with pytest.raises(ValueError, match=f"'{name}' parameter"):
+        clf.set_params(**{name: value}).partial_fit(*two_class_data)
+    assert np.array_equal(proba(clf, two_class_data), before)
+
+
+def test_warm_start__an_opened_model_that_is_to_have_more_layers_than_are_here__is_refused(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, n_layers=1, warm_start=True, max_epochs=1).fit(*two_class_data)
+    opened = pickle.loads(pickle.dumps(clf))
+    for n_layers in (None, 2):
+        with pytest.raises(ContinuationError, match="`n_layers` must be as it was, 1"):
+            opened.set_params(n_layers=n_layers).fit(*two_class_data)
+    opened.set_params(n_layers=1).fit(*two_class_data)
+    with pytest.raises(ValueError, match="at most the depth"):
+        opened.set_params(n_layers=99).fit(*two_class_data)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "decision_function"])
+def test_predict__while_classes_are_added__is_of_one_model_or_the_other(
+    method: str, tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=2).fit(X, y)
+    expected = getattr(clf, method)(X)
+    scores = GPTTextClassifier._scores
+
+    def handed_over(self: Any, X: Any) -> Any:
+        found = scores(self, X)
+        monkeypatch.undo()  # another thread's call, at the worst of moments
+        clf.partial_fit(X, y, classes=["aaa", "money", "sport"])
+        return found
+
+    monkeypatch.setattr(GPTTextClassifier, "_scores", handed_over)
+    assert np.array_equal(getattr(clf, method)(X), expected)
+    assert clf.classes_.tolist() == ["aaa", "money", "sport"]

@@ -49,7 +49,7 @@ def test_load_source__an_unknown_name__lists_what_there_is(name: str) -> None:
         load_source(name)
 
 
-@pytest.mark.parametrize("name", ["SmolLM2-135M", "smollm2_135m"])
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "smollm2_135m", "smollm2"])
 def test_load_source__a_misspelt_alias__is_told_the_right_one(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

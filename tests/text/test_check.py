@@ -346,6 +346,7 @@ def test_check_weight__none__is_ones() -> None:
         ([1.0, -1.0, 1.0], "[Nn]egative"),
         ([0.0, 0.0, 0.0], "zero"),
         (0.0, "zero"),
+        (["a", "b", "c"], "sample_weight must hold numbers alone"),
         ([1.0, 2.0], "expected"),
         ([1.0, np.nan, 1.0], "NaN"),
         ([1.0, np.inf, 1.0], "infinity"),
@@ -355,3 +356,21 @@ def test_check_weight__none__is_ones() -> None:
 def test_check_weight__unusable__is_refused(weight: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_weight(weight, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "container",
+    [
+        pd.DataFrame,
+        np.asarray,
+        pl.DataFrame,
+        lambda table: pd.DataFrame(table).convert_dtypes(),
+        lambda table: pa.table({"a": table[:, 0], "b": table[:, 1]}),
+    ],
+)
+def test_check_columns__numbers_of_any_precision__are_written_with_the_digits_they_have(
+    dtype: Any, container: Any
+) -> None:
+    table = np.array([[9.99, 1.0], [0.1, -2.5]], dtype=dtype)
+    assert check_columns(container(table)) == [["9.99", "0.1"], ["1", "-2.5"]]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from skgpt.exceptions import InvalidTextError
 from skgpt.text.split import Split
@@ -170,3 +171,39 @@ def test_multilabel__weight_two__equals_the_row_twice_in_one_batch(tiny_llama: s
     twice = [*TEXTS, *TEXTS[:4]], np.concatenate([target, target[:4]]), np.ones((16, 3))
     repeated, _ = run(tiny_llama, *twice, **options)
     np.testing.assert_allclose(scores_of(weighted), scores_of(repeated), rtol=1e-3, atol=1e-4)
+
+
+def test_early_stopping__scores_that_fall_and_rise_below_the_best__end_the_fit(
+    tiny_llama: str,
+) -> None:
+    # Each rise is one over the epoch before, none over the best.
+    watched = judged_by([1.0, 0.5, 0.6, 0.5, 0.6], StoppingRule(n_iter_no_change=2, tol=0.0))
+    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, watched=watched, n_epochs=5)
+    assert len(result.history) == 3
+
+
+def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_one_epoch(
+    tiny_llama: str,
+) -> None:
+    import os
+    import signal
+
+    network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1, trainable="all")
+    best = Best(network, StoppingRule(1, 0.0))
+    best.is_over(1.0)
+    wanted = {name: tensor.clone() for name, tensor in network.masters.items()}
+    with torch.no_grad():
+        for tensor in network.masters.values():
+            tensor.add_(1.0)
+    first = next(iter(best._weights))
+
+    class Pressed(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            if name == first:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__getitem__(name)
+
+    best._weights = Pressed(best._weights)
+    with pytest.raises(KeyboardInterrupt):
+        best.put_back()
+    assert all(torch.equal(network.masters[name], wanted[name]) for name in wanted)
