@@ -6,7 +6,7 @@ shared between estimators, so nobody may write to them.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, TypedDict, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Store(Generic[T]):
         self._entries: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
         self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
+        self._bytes = 0
         self._hits = 0
         self._misses = 0
         _REGISTRY[name] = self
@@ -76,12 +77,48 @@ class Store(Generic[T]):
                 entry = make()
                 size = size_of(entry)
                 with self._lock:
-                    self._entries[key] = (entry, size)
+                    self._put(key, entry, size)
                     self._shrink()
                 return entry
             finally:
                 with self._lock:
                     self._making.pop(key, None)
+
+    def find_many(self, keys: Sequence[Hashable]) -> list[T | None]:
+        """Return the entries of these keys, None where there is none.
+
+        Parameters
+        ----------
+        keys : sequence of hashable
+
+        Returns
+        -------
+        entries : list
+            Shared: read them, don't write to them.
+        """
+        with self._lock:
+            found = [self._find(key) for key in keys]
+            self._misses += sum(entry is None for entry in found)
+        return [None if entry is None else entry[0] for entry in found]
+
+    def put_many(self, entries: Mapping[Any, T], size_of: Callable[[T], int]) -> None:
+        """Keep entries that a caller made because `find_many` had none.
+
+        Parameters
+        ----------
+        entries : mapping
+        size_of : callable
+            The bytes that an entry holds.
+        """
+        with self._lock:
+            for key, entry in entries.items():
+                self._put(key, entry, size_of(entry))
+            self._shrink()
+
+    def _put(self, key: Hashable, entry: T, size: int) -> None:
+        _, before = self._entries.pop(key, (None, 0))
+        self._entries[key] = (entry, size)
+        self._bytes += size - before
 
     def _find(self, key: Hashable) -> tuple[T, int] | None:
         found = self._entries.get(key)
@@ -91,16 +128,15 @@ class Store(Generic[T]):
         return found
 
     def _shrink(self) -> None:
-        while len(self._entries) > 1 and self._bytes() > self.budget_bytes:
-            self._entries.popitem(last=False)
-
-    def _bytes(self) -> int:
-        return sum(size for _, size in self._entries.values())
+        while len(self._entries) > 1 and self._bytes > self.budget_bytes:
+            _, (_, size) = self._entries.popitem(last=False)
+            self._bytes -= size
 
     def clear(self) -> None:
         """Forget every entry; estimators that hold one keep it alive for themselves."""
         with self._lock:
             self._entries.clear()
+            self._bytes = 0
             self._hits = self._misses = 0
 
     def info(self) -> StoreInfo:
@@ -108,7 +144,7 @@ class Store(Generic[T]):
         with self._lock:
             return {
                 "entries": len(self._entries),
-                "bytes": self._bytes(),
+                "bytes": self._bytes,
                 "budget_bytes": self.budget_bytes,
                 "hits": self._hits,
                 "misses": self._misses,

@@ -358,7 +358,9 @@ class BaseGPTText(CallbackEstimator, ABC):
             network.source.tokenizer,
             self._fitted_with["max_length"],
         )
-        return raw_scores(network, tokens, token_budget(network.device))
+        # Of a fit's budget a part: what is predicted may never be asked for again.
+        memory = prefix_budget(network.device) // 4
+        return raw_scores(network, tokens, token_budget(network.device), memory)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_network")

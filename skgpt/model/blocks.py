@@ -5,9 +5,12 @@ Everything that the model does around its blocks (positions, scaling, masks, rot
 norm) stays its own code, so nothing here knows an architecture.
 """
 
+import copy
 import logging
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,8 +98,8 @@ class _Door(threading.local):
 class Cut:
     """A cut through a trunk after its first `k` blocks.
 
-    The trunk works as before until `take` or `put` is called; the model must be its caller's own
-    (a copy of a shared one), since its blocks' ``forward`` is wrapped.
+    The trunk works as before until `take` or `put` is called, in other threads too; the model must
+    be its caller's own (a copy of a shared one), since its blocks are given another class.
 
     Parameters
     ----------
@@ -108,16 +111,22 @@ class Cut:
     def __init__(self, trunk: Any, k: int) -> None:
         self.trunk = trunk
         self._door = _Door()
-        self._blocks = list(find_blocks(trunk))[:k]
+        blocks: Any = find_blocks(trunk)
+        self._blocks = blocks[:k]
+        self._kinds = [type(block) for block in self._blocks]
         # As wide as what goes into the trunk, which OPT's blocks are not always.
         self._embedding_dim = trunk.get_input_embeddings().weight.shape[1]
         for block in self._blocks:
-            _wrap(block, self._door, last=block is self._blocks[-1])
+            kind: Any = type(block)
+            block.__class__ = _with_door(kind)
+            block._door = self._door
+            block._is_last = block is self._blocks[-1]
 
     def close(self) -> None:
-        """Put the trunk back as it was; a wrapped block refers to itself and would linger."""
-        for block in self._blocks:
-            block.__dict__.pop("forward", None)
+        """Put the trunk back as it was."""
+        for block, kind in zip(self._blocks, self._kinds, strict=True):
+            block.__class__ = kind
+            del block._door, block._is_last
 
     def take(self, **inputs: Any) -> Tensor:
         """Run the trunk and return the hidden states after block k, shape (B, T, H)."""
@@ -133,6 +142,8 @@ class Cut:
 
     def put(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
         """Run what follows block k on these hidden states; return the last hidden states."""
+        if self._blocks[0]._n_returned is None:
+            self._run_once()
         # What goes in at the bottom is forgotten at the cut: it only has to have the right shape.
         bottom_BTE = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self._embedding_dim)
         self._door.put = hidden_BTH
@@ -142,25 +153,37 @@ class Cut:
             self._door.put = None
         return last
 
+    @torch.no_grad()
+    def _run_once(self) -> None:
+        """Have every block learn what it returns behind its hidden states."""
+        device = self.trunk.get_input_embeddings().weight.device
+        self.trunk(input_ids=torch.tensor([[2, 3]], device=device))
 
-def _wrap(block: nn.Module, door: _Door, *, last: bool) -> None:
-    original = block.forward
-    extra = 0  # what the block returns behind its hidden states, learned from its real runs
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        nonlocal extra
+@cache
+def _with_door(kind: Any) -> type:
+    return type(kind.__name__, (_Doored, kind), {})
+
+
+class _Doored(nn.Module):
+    """The forward pass of a block before a cut; it is mixed into the block's own class."""
+
+    _door: _Door
+    _is_last: bool
+    _n_returned: int | None = None  # 0 where it is a tensor, not a tuple
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        door = self._door
         if door.put is None:
-            output = original(*args, **kwargs)
-            extra = len(output) if isinstance(output, tuple) else 0
-            if last and door.take:
+            output = super().forward(*args, **kwargs)
+            self._n_returned = len(output) if isinstance(output, tuple) else 0
+            if self._is_last and door.take:
                 door.taken = output[0] if isinstance(output, tuple) else output
             return output
         # A skipped block hands on what it was given; the last one before the cut answers with
         # the states that were put in, so whatever came before it is forgotten.
-        hidden = door.put if last else (args[0] if args else kwargs["hidden_states"])
-        return (hidden, *[None] * (extra - 1)) if extra else hidden
-
-    block.forward = forward
+        hidden = door.put if self._is_last else (args[0] if args else kwargs["hidden_states"])
+        return (hidden, *[None] * (self._n_returned - 1)) if self._n_returned else hidden
 
 
 def parameters_after_blocks(trunk: Any) -> set[str]:
@@ -201,3 +224,13 @@ def parameters_after_blocks(trunk: Any) -> set[str]:
         cut.close()
         for name, p in named.items():
             p.requires_grad_(before[name])
+
+
+def copy_around(trunk: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Copy a module tree, with these tensors in the places of its parameters and buffers."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(tensors[name], requires_grad=False)
+        for name, p in trunk.named_parameters()
+    }
+    memo |= {id(buffer): tensors[name] for name, buffer in trunk.named_buffers()}
+    return copy.deepcopy(trunk, memo)

@@ -1,4 +1,4 @@
-"""Trunk, pooling and head: right-padded token ids in, one row of raw scores per text out."""
+"""Trunk, pooling and head: token ids of some texts in, one row of raw scores per text out."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.adapt import TrainableLayers, check_depth, own, trainable_names
+from skgpt.model.blocks import Cut
+from skgpt.model.layout import Layout
 from skgpt.model.sources import Source
-from skgpt.text.tokens import Tokens
 
 Pooling = Literal["last", "mean"]
 
@@ -73,7 +74,12 @@ class TextNetwork(nn.Module):
         self.trunk: Any = source.copy_trunk(spec.n_layers, dtype, device)
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
-            nn.Linear, source.width, spec.n_outputs, bias=False, dtype=torch.float32, device=device
+            nn.Linear,
+            source.proof.width,
+            spec.n_outputs,
+            bias=False,
+            dtype=torch.float32,
+            device=device,
         )
         nn.init.zeros_(self.head.weight)
         self.masters: dict[str, Tensor] = {}
@@ -81,6 +87,8 @@ class TextNetwork(nn.Module):
             master = source.master(name, device)
             parameter = own(self.trunk, name, master.to(dtype))
             self.masters[name] = parameter if dtype == torch.float32 else master
+        partly = 0 < spec.n_frozen < spec.n_layers
+        self._cut = Cut(self.trunk, spec.n_frozen) if partly else None
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -110,65 +118,34 @@ class TextNetwork(nn.Module):
             self.masters[name].copy_(master)
         self.refresh()
 
-    def trunk_inputs(self, lengths_B: Tensor, width: int) -> dict[str, Any]:
-        """Return what the trunk needs beside the ids: nothing, or a mask where padding shows."""
-        if not self.source.needs_mask:
-            return {}
-        return {"attention_mask": _within(lengths_B, width).long()}
+    def hidden(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        """Return the last hidden states of texts end to end, shape (T, H)."""
+        laid_out = layout.lay(ids_T, pad_id_of(self.source))
+        inputs = layout.inputs()
+        return layout.flat(self.trunk(input_ids=laid_out, **inputs).last_hidden_state)
 
-    def hidden(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return the last hidden states, shape (B, T, H)."""
-        inputs = self.trunk_inputs(lengths_B, ids_BT.shape[1])
-        hidden_BTH: Tensor = self.trunk(input_ids=ids_BT, **inputs).last_hidden_state
-        return hidden_BTH
+    def after(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
+        """Return the pooled states of hidden states behind the frozen layers, shape (B, H)."""
+        assert self._cut is not None
+        last = self._cut.put(layout.lay(hidden_TH), **layout.inputs())
+        return self.pool(layout.flat(last), layout)
 
-    def pool(self, hidden_BTH: Tensor, lengths_B: Tensor) -> Tensor:
-        """Pool over the true length of each text, in fp32, shape (B, H)."""
+    def pool(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
+        """Pool the hidden states of each text, in fp32, shape (B, H)."""
         if self.spec.pooling == "last":
-            rows = torch.arange(len(lengths_B), device=lengths_B.device)
-            return hidden_BTH[rows, lengths_B - 1].float()
-        within_BT1 = _within(lengths_B, hidden_BTH.shape[1])[..., None]
-        # where(), not a product: what stands behind a text may be anything, inf included
-        total_BH = torch.where(within_BT1, hidden_BTH.float(), 0.0).sum(1)
-        return total_BH / lengths_B[:, None]
+            return hidden_TH[layout.ends_B].float()
+        parts = hidden_TH.float().split(layout.boundaries.lengths)
+        total_BH = torch.stack([part_TH.sum(0) for part_TH in parts])
+        return total_BH / layout.lengths_B[:, None]
 
-    def forward(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    def forward(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Return the raw scores, shape (B, K), fp32."""
-        return self.score(self.pool(self.hidden(ids_BT, lengths_B), lengths_B))
+        return self.score(self.pool(self.hidden(ids_T, layout), layout))
 
     def score(self, pooled_BH: Tensor) -> Tensor:
         """Return the raw scores of pooled states, shape (B, K), fp32."""
         logits_BK: Tensor = self.head(pooled_BH)
         return logits_BK
-
-
-def _within(lengths_B: Tensor, width: int) -> Tensor:
-    return torch.arange(width, device=lengths_B.device)[None, :] < lengths_B[:, None]
-
-
-def pad_rows(
-    tokens: Tokens, rows: NDArray[np.int64], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Lay texts side by side, padded on the right.
-
-    Parameters
-    ----------
-    tokens : Tokens
-    rows : ndarray of int64
-        Which texts.
-    pad_id : int
-        Any valid id: nothing looks at what stands behind a text.
-    device : torch.device
-
-    Returns
-    -------
-    ids_BT, lengths_B : Tensor
-    """
-    lengths = tokens.lengths[rows]
-    ids = np.full((len(rows), int(lengths.max())), pad_id, dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : lengths[i]] = tokens.row(int(row))
-    return torch.from_numpy(ids).to(device), torch.from_numpy(lengths).to(device)
 
 
 def pad_id_of(source: Source) -> int:
@@ -187,7 +164,7 @@ def resolve_pooling(pooling: str, source: Source) -> Pooling:
     ModelNotSupportedError
         For "last" on an encoder, whose last token sums up nothing.
     """
-    if pooling == "last" and not source.causal:
+    if pooling == "last" and not source.proof.causal:
         raise ModelNotSupportedError(
             f"pooling='last' needs a decoder, whose last token has seen the whole text. "
             f"{source.model!r} is an encoder: use pooling='mean'."

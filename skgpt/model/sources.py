@@ -4,27 +4,26 @@ Two fitted estimators may be alive at once, so a network never gets the module t
 gets a copy of the module tree whose parameters are views of the same, read-only tensors.
 """
 
-import copy
 import difflib
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from skgpt.caches import Store
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError
-from skgpt.model.blocks import PROBE_ERRORS, agree, find_blocks, truncate
+from skgpt.model.attention import pack
+from skgpt.model.blocks import PROBE_ERRORS, copy_around, find_blocks, truncate
 from skgpt.model.conversion import ALIASES, alias_folder, quiet_transformers, read_gguf
 from skgpt.model.device import total_memory
+from skgpt.model.llama import use_fast_blocks
+from skgpt.model.proof import Proof, prove
 from skgpt.model.tokenizer import TextTokenizer
 
 _CPU = torch.device("cpu")
-_PROBE_BLOCKS = 6
-_PROBE_IDS = ([5, 7, 11, 13], [2, 3, 5, 7, 11, 13, 17])
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,14 @@ class Source:
         Whether another machine can get the same weights by name (an alias or a hub id).
     fingerprint : str
         Of the weights.
-    causal : bool
-        Whether a token sees only what stands before it.
-    needs_mask : bool
-        Whether right padding changes the result unless it is masked.
-    width : int
-        Of the trunk's last hidden states.
+    proof : Proof
+        What was found out by running it.
     resident : bool
         Whether its tensors are kept for others; those out of a pickle go with their estimator.
     full_depth : int
         Blocks of the model of that name; a trunk out of a pickle may have fewer.
+    identity : object
+        Says which source something was computed with, and keeps nothing of it alive.
     """
 
     model: str
@@ -64,11 +61,10 @@ class Source:
     config: dict[str, Any]
     refetchable: bool
     fingerprint: str
-    causal: bool
-    needs_mask: bool
-    width: int
+    proof: Proof
     resident: bool
     full_depth: int
+    identity: object = field(default_factory=object)
 
     @property
     def depth(self) -> int:
@@ -109,6 +105,10 @@ class Source:
         trunk = copy_around(self.trunk, self._tensors(dtype, device))
         truncate(trunk, n_layers)
         trunk.config.use_cache = False
+        if self.proof.packs:
+            pack(trunk)
+        if self.proof.fast:
+            use_fast_blocks(find_blocks(trunk))
         return trunk.eval()
 
     def _tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -286,7 +286,7 @@ def make_source(
         for parameter in trunk.parameters():
             parameter.data = parameter.data.clone()
     try:
-        causal, needs_mask, width = _prove(trunk)
+        proof = prove(trunk)
     except SkgptError:
         raise
     except PROBE_ERRORS as error:
@@ -302,9 +302,7 @@ def make_source(
         config=_plain(trunk.config) if config is None else config,
         refetchable=refetchable,
         fingerprint=_fingerprint(trunk),
-        causal=causal,
-        needs_mask=needs_mask,
-        width=width,
+        proof=proof,
         resident=resident,
         full_depth=full_depth or depth,
     )
@@ -313,49 +311,6 @@ def make_source(
 def _plain(config: Any) -> dict[str, Any]:
     own = ("_name_or_path", "name_or_path", "transformers_version")  # of a machine, not a model
     return {key: value for key, value in config.to_dict().items() if key not in own}
-
-
-def copy_around(trunk: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Copy a module tree, with these tensors in the places of its parameters and buffers."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(tensors[name], requires_grad=False)
-        for name, p in trunk.named_parameters()
-    }
-    memo |= {id(buffer): tensors[name] for name, buffer in trunk.named_buffers()}
-    return copy.deepcopy(trunk, memo)
-
-
-@torch.no_grad()
-def _prove(trunk: Any) -> tuple[bool, bool, int]:
-    """Find out on two short texts whether the model is causal and what padding does to it."""
-    # Blocks repeat, with a period of six at most in the families there are, so the first few
-    # tell; running all of them would read every weight from disk before a fit needs it.
-    own = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
-    few = copy_around(trunk, {name: tensor.detach() for name, tensor in own.items()})
-    truncate(few, min(len(find_blocks(few)), _PROBE_BLOCKS))
-    few.float()  # so that a checkpoint's rounding can't pass for agreement
-    short, long = _PROBE_IDS
-    pad = 1 if trunk.config.pad_token_id != 1 else 0
-    batch = torch.tensor([short + [pad] * (len(long) - len(short)), long])
-    mask = torch.tensor([[i < len(short) for i in range(len(long))], [True] * len(long)])
-
-    def run(ids: Tensor, **extra: Any) -> Tensor:
-        hidden: Tensor = few(input_ids=ids, use_cache=False, **extra).last_hidden_state
-        return hidden.float()
-
-    def same(a: Tensor, b: Tensor) -> bool:
-        return agree(a, b, 1e-4)
-
-    alone, changed = run(torch.tensor([short, [*short[:-1], short[-1] + 1]]))
-    causal = same(changed[:-1], alone[:-1])
-    if causal and same(run(batch)[0, : len(short)], alone):
-        return True, False, alone.shape[-1]
-    if same(run(batch, attention_mask=mask.long())[0, : len(short)], alone):
-        return causal, True, alone.shape[-1]
-    raise ModelNotSupportedError(
-        f"A text's hidden states must not depend on the padding behind it. Those of "
-        f"{type(trunk).__name__} do, masked or not: use another model."
-    )
 
 
 def _fingerprint(trunk: Any) -> str:

@@ -15,10 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
-from skgpt.model.blocks import find_blocks, truncate
+from skgpt.model.blocks import copy_around, find_blocks, truncate
 from skgpt.model.conversion import quiet_transformers
 from skgpt.model.network import NetworkSpec, TextNetwork
-from skgpt.model.sources import Source, copy_around, load_source, make_source
+from skgpt.model.sources import Source, load_source, make_source
 from skgpt.model.tokenizer import TextTokenizer
 
 FORMAT = 2  # 1: estimators that knew neither templates nor several labels

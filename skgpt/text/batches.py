@@ -33,8 +33,10 @@ def optimiser_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterato
         yield order[start : start + batch_size]
 
 
-def micro_batches(rows: Rows, lengths: NDArray[np.int64], token_budget: int) -> list[Rows]:
-    """Cut a batch into micro-batches of texts of like length, padded tokens within the budget.
+def micro_batches(
+    rows: Rows, lengths: NDArray[np.int64], token_budget: int, *, padded: bool
+) -> list[Rows]:
+    """Cut a batch into micro-batches of texts of like length, tokens within the budget.
 
     Parameters
     ----------
@@ -43,8 +45,10 @@ def micro_batches(rows: Rows, lengths: NDArray[np.int64], token_budget: int) -> 
     lengths : ndarray of shape (N,)
         Tokens of every row of the data set.
     token_budget : int
-        The longest text of a micro-batch times its number of texts stays within it; a single
-        text above it gets a micro-batch of its own.
+        What the tokens of a micro-batch add up to stays within it; a single text above it gets a
+        micro-batch of its own.
+    padded : bool
+        Whether each text is as long as the longest of its micro-batch.
 
     Returns
     -------
@@ -52,6 +56,8 @@ def micro_batches(rows: Rows, lengths: NDArray[np.int64], token_budget: int) -> 
         The longest texts first, so that a lack of memory shows at once.
     """
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+    if not padded:
+        return _even_parts(ordered, lengths[ordered], token_budget)
     parts: list[Rows] = []
     start = 0
     while start < len(ordered):
@@ -59,3 +65,18 @@ def micro_batches(rows: Rows, lengths: NDArray[np.int64], token_budget: int) -> 
         parts.append(ordered[start : start + size])
         start += size
     return parts
+
+
+def _even_parts(ordered: Rows, lengths: NDArray[np.int64], token_budget: int) -> list[Rows]:
+    """Cut where the tokens so far pass the next share of them all, in as few parts as fit."""
+    ends = np.cumsum(lengths)
+    n_parts = max(1, -(-int(ends[-1]) // token_budget)) if len(ends) else 0
+    while n_parts:
+        # A text belongs to the share that its middle lies in.
+        share = ((ends - lengths / 2) * n_parts // ends[-1]).astype(np.int64)
+        totals = np.bincount(share, weights=lengths, minlength=n_parts)
+        counts = np.bincount(share, minlength=n_parts)
+        if np.all((totals <= token_budget) | (counts <= 1)):
+            return [ordered[share == part] for part in range(n_parts) if counts[part]]
+        n_parts += 1
+    return []

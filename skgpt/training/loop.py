@@ -11,8 +11,8 @@ from torch import Tensor
 
 from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork
-from skgpt.model.prefix import Forward, Rows, forward_for_training
-from skgpt.text.batches import micro_batches, optimiser_batches
+from skgpt.model.prefix import Forward, choose_forward
+from skgpt.text.batches import Rows, micro_batches, optimiser_batches
 from skgpt.text.split import Split
 from skgpt.text.tokens import Tokens
 from skgpt.training.loss import Loss
@@ -120,7 +120,7 @@ def fit_network(
             monitor.prefix(done, total)
 
     try:
-        forward = forward_for_training(
+        forward = choose_forward(
             network,
             rows.tokens,
             token_budget=plan.token_budget,
@@ -135,7 +135,6 @@ def fit_network(
             return run.whole()
         finally:
             run.optimiser.release()
-            forward.close()
     finally:
         for monitor in monitors:
             monitor.end()
@@ -155,6 +154,7 @@ class _Run:
         moments: Moments | None,
         monitors: Sequence[Monitor],
     ) -> None:
+        self.network = network
         self.forward = forward
         self.split = rows.split
         self.lengths = rows.tokens.lengths
@@ -249,12 +249,17 @@ class _Run:
         # Rows that weigh nothing add nothing to the sum, so they need not be run.
         rows = rows[self.row_weight[rows] > 0]
         means: list[Tensor] = []
-        for part in micro_batches(rows, self.lengths, self.plan.token_budget):
+        for part in self._micro_batches(rows):
             part_loss = self._share_of_loss(self.forward(part), part, batch_weight)
             self.optimiser.backward(part_loss)
             means.append(part_loss.detach())
         self.optimiser.step()
         return sum(float(mean) for mean in means) * batch_weight
+
+    def _micro_batches(self, rows: Rows) -> list[Rows]:
+        return micro_batches(
+            rows, self.lengths, self.plan.token_budget, padded=not self.network.source.proof.packs
+        )
 
     def _share_of_loss(self, logits_BK: Tensor, part: Rows, weight: float) -> Tensor:
         """Return what some rows add to a mean over rows of this weight in all."""
@@ -270,7 +275,7 @@ class _Run:
         place_of = np.empty(len(self.lengths), dtype=np.int64)
         place_of[rows] = np.arange(len(rows))
         logits_NK, loss = None, 0.0
-        for part in micro_batches(rows, self.lengths, self.plan.token_budget):
+        for part in self._micro_batches(rows):
             logits_BK = self.forward(part)
             loss += float(self._share_of_loss(logits_BK, part, weight))
             if logits_NK is None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import skgpt
 from skgpt.model.network import TextNetwork, build_network
-from skgpt.model.prefix import CachedPooled, CachedPrefix, PrefixCut, WholeTrunk
-from skgpt.model.prefix import forward_for_training as choose
+from skgpt.model.prefix import CachedPooled, CachedPrefix, WholeTrunk
+from skgpt.model.prefix import choose_forward as choose
 from skgpt.model.sources import load_source
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.text.tokens import Tokens, tokenise
@@ -72,7 +73,7 @@ def test_forward__frozen_layers__gives_the_scores_and_gradients_of_the_whole(
 def test_forward__bf16__keeps_the_hidden_states_as_the_trunk_has_them(tiny_llama: str) -> None:
     cached = forward_of(build(tiny_llama, 1, torch.bfloat16))
     assert isinstance(cached, CachedPrefix)
-    assert cached.hidden_TH.dtype == torch.bfloat16
+    assert {state.dtype for state in cached.states} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("trainable", [1, 0])
@@ -92,9 +93,10 @@ def test_forward__a_trunk_that_cannot_be_cut__runs_whole_and_right(
 ) -> None:
     network = build(tiny_llama, 1, torch.float32)
     expected = WholeTrunk(network, tokens_of(network))(np.array([0, 1]))
-    after = PrefixCut.after
+    after = TextNetwork.after
     # As an architecture would whose later blocks read more than the hidden states.
-    monkeypatch.setattr(PrefixCut, "after", lambda self, h, n: after(self, h, n) * 1.01)
+    monkeypatch.setattr(TextNetwork, "after", lambda self, h, n: after(self, h, n) * 1.01)
+    skgpt.clear_cache()  # the proof that it can be cut
     forward = forward_of(network)
     assert isinstance(forward, WholeTrunk)
     torch.testing.assert_close(forward(np.array([0, 1])), expected)
@@ -109,7 +111,8 @@ def test_forward__a_trunk_that_fails_when_it_is_cut__runs_whole(
     def fail(*args: object) -> None:
         raise error("not made for this")
 
-    monkeypatch.setattr(PrefixCut, "after", fail)
+    monkeypatch.setattr(TextNetwork, "after", fail)
+    skgpt.clear_cache()
     assert isinstance(forward_of(network), WholeTrunk)
 
 

@@ -78,7 +78,7 @@ def trained(*args: Any, **options: Any) -> tuple[TextNetwork, list[Any]]:
 
 
 def scores_of(network: TextNetwork, token_budget: int = 512) -> np.ndarray:
-    return raw_scores(network, tokenise(TEXTS, network.source.tokenizer, 64), token_budget)
+    return raw_scores(network, tokenise(TEXTS, network.source.tokenizer, 64), token_budget, 2**30)
 
 
 def test_fit_network__small_data__learns_it(tiny_llama: str) -> None:

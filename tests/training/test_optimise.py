@@ -1,8 +1,10 @@
 """The optimiser: clipping, working copies, and the loss scale that fp16 needs."""
 
+import numpy as np
 import pytest
 import torch
 
+from skgpt.model.layout import Layout
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
 from skgpt.training.optimise import Optimiser
@@ -22,8 +24,8 @@ def build(folder: str, dtype: torch.dtype) -> TextNetwork:
 
 
 def a_loss(network: TextNetwork) -> torch.Tensor:
-    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
-    logits = network(ids, torch.tensor([3, 2]))
+    ids = torch.tensor([3, 4, 5, 6, 7])
+    logits = network(ids, Layout.of(np.array([3, 2]), network.source, network.device))
     return torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
 
 

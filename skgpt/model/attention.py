@@ -1,0 +1,182 @@
+"""Packed attention: texts lie end to end, and none of them sees another.
+
+One function, registered with transformers under a name of ours, does the attention of every
+architecture that goes through transformers' registry. Where the texts begin and end travels as a
+keyword argument of the model's forward pass, never in a global: threads must not meet. Whether an
+architecture hands it down, and needs no more than it, is proved when the model is loaded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NAME = "skgpt_packed"
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Where the texts of a packed row begin and end; made once a batch, not once a layer.
+
+    Parameters
+    ----------
+    lengths : tuple of int
+        Tokens of each text.
+    cumulative_B1 : Tensor of shape (B + 1,), int32
+        Where each text begins, on the device, and where the last one ends.
+    longest : int
+    """
+
+    lengths: tuple[int, ...]
+    cumulative_B1: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "Boundaries":
+        """Make the boundaries of texts of these lengths."""
+        ends = torch.tensor([0, *lengths]).cumsum(0)
+        return cls(tuple(lengths), ends.to(device, torch.int32), max(lengths))
+
+
+def pack(trunk: Any) -> None:
+    """Have a trunk compute its attention packed; its caller must own it, configuration included."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _for_transformers)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    trunk.config._attn_implementation = NAME
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _for_transformers(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    boundaries: Boundaries | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: (1, heads, T, D) in, (1, T, heads, D) out."""
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("capped scores and attention sinks are not computed packed")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if boundaries is None:  # each row is a text
+        rows = _one_text(query, key, value, scale, causal, sliding_window)
+        return rows.transpose(1, 2), None
+    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
+    out_THD = packed_attention(
+        q_THD, k_THD, v_THD, boundaries, scale=scale, causal=causal, window=sliding_window
+    )
+    return out_THD[None], None
+
+
+def packed_attention(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    boundaries: Boundaries,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+) -> Tensor:
+    """Let each token attend to its own text.
+
+    Parameters
+    ----------
+    q_THD : Tensor of shape (T, heads, D)
+    k_THD, v_THD : Tensor of shape (T, kv_heads, D)
+        With fewer heads than the queries have, each serves several of theirs.
+    boundaries : Boundaries
+    scale : float
+        What the scores are multiplied with.
+    causal : bool, default=True
+        Whether a token sees only itself and what stands before it.
+    window : int, default=None
+        How many tokens a causal one sees, itself included; None for all.
+
+    Returns
+    -------
+    out_THD : Tensor of shape (T, heads, D)
+        Of the queries' dtype.
+    """
+    if q_THD.is_cuda and q_THD.dtype in (torch.bfloat16, torch.float16) and _has_one_kernel():
+        return _in_one_kernel(q_THD, k_THD, v_THD, boundaries, scale, causal, window)
+    dtype = q_THD.dtype
+    if q_THD.device.type == "cpu":
+        # In bf16 the backward pass takes three times as long, so the whole of it is fp32.
+        q_THD, k_THD, v_THD = q_THD.float(), k_THD.float(), v_THD.float()
+    # Heads first. Split, not sliced: the gradients of slices would each fill all T tokens.
+    split = [
+        x_THD.transpose(0, 1)[None].split(boundaries.lengths, dim=2)
+        for x_THD in (q_THD, k_THD, v_THD)
+    ]
+    out = torch.cat(
+        [_one_text(q, k, v, scale, causal, window) for q, k, v in zip(*split, strict=True)], dim=2
+    )
+    return out[0].transpose(0, 1).to(dtype)
+
+
+def _one_text(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int | None
+) -> Tensor:
+    length, shared = q.shape[2], q.shape[1] != k.shape[1]
+    if causal and window is not None and window < length:
+        at = torch.arange(length, device=q.device)
+        back = at[:, None] - at[None, :]
+        seen = (back >= 0) & (back < window)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, scale=scale, enable_gqa=shared
+        )
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=shared)
+
+
+@cache
+def _has_one_kernel() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"window_size", "enable_gqa"} <= set(signature(varlen_attn).parameters)
+
+
+def _in_one_kernel(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    boundaries: Boundaries,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    left = -1 if window is None or window >= boundaries.longest else window - 1
+    out_THD: Any = varlen_attn(
+        q_THD.contiguous(),
+        k_THD.contiguous(),
+        v_THD.contiguous(),
+        boundaries.cumulative_B1,
+        boundaries.cumulative_B1,
+        boundaries.longest,
+        boundaries.longest,
+        scale=scale,
+        window_size=(left, 0) if causal else (-1, -1),
+        enable_gqa=q_THD.shape[1] != k_THD.shape[1],
+    )
+    attended_THD: Tensor = out_THD
+    return attended_THD

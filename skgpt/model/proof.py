@@ -1,0 +1,128 @@
+"""What a trunk does, found out by running its first blocks on two short texts.
+
+Nothing here knows an architecture: what holds on two texts is relied on, what doesn't is done the
+slower way that holds for all.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skgpt.exceptions import ModelNotSupportedError
+from skgpt.model.attention import Boundaries, pack
+from skgpt.model.blocks import PROBE_ERRORS, agree, copy_around, find_blocks, truncate
+from skgpt.model.llama import use_fast_blocks
+
+# Blocks repeat, with a period of six at most in the families there are, so the first few tell;
+# running all of them would read every weight from disk before a fit needs it.
+_BLOCKS = 6
+_IDS = ([5, 7, 11, 13], [2, 3, 5, 7, 11, 13, 17])
+_TOLERANCE = 1e-4
+_LOG = logging.getLogger("skgpt")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found out about a trunk.
+
+    Parameters
+    ----------
+    causal : bool
+        Whether a token sees only what stands before it.
+    needs_mask : bool
+        Whether right padding changes the result unless it is masked.
+    packs : bool
+        Whether texts that lie end to end in one row are as good as alone.
+    fast : bool
+        Whether its blocks may be swapped for those of `skgpt.model.llama`.
+    width : int
+        Of the last hidden states.
+    """
+
+    causal: bool
+    needs_mask: bool
+    packs: bool
+    fast: bool
+    width: int
+
+
+@torch.no_grad()
+def prove(trunk: Any) -> Proof:
+    """Find out what holds for a trunk.
+
+    Parameters
+    ----------
+    trunk : transformers.PreTrainedModel
+        Left as it is.
+
+    Returns
+    -------
+    proof : Proof
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If its hidden states depend on the padding behind a text, masked or not.
+    """
+    few = _few_blocks(trunk)
+    short, long = _IDS
+    pad = 1 if trunk.config.pad_token_id != 1 else 0
+    batch = torch.tensor([short + [pad] * (len(long) - len(short)), long])
+    mask = torch.tensor([[i < len(short) for i in range(len(long))], [True] * len(long)])
+
+    def run(ids: Tensor, **extra: Any) -> Tensor:
+        hidden: Tensor = few(input_ids=ids, use_cache=False, **extra).last_hidden_state
+        return hidden.float()
+
+    alone, changed = run(torch.tensor([short, [*short[:-1], short[-1] + 1]]))
+    causal = agree(changed[:-1], alone[:-1], _TOLERANCE)
+    other = run(torch.tensor([long]))[0]
+    together = torch.cat([alone, other])
+    packs = _holds("laid end to end", trunk, lambda: _packed(_few_blocks(trunk)), together)
+    fast = packs and _holds("sped up", trunk, lambda: _packed(_fast(_few_blocks(trunk))), together)
+    width = alone.shape[-1]
+    if causal and agree(run(batch)[0, : len(short)], alone, _TOLERANCE):
+        return Proof(True, False, packs, fast, width)
+    if agree(run(batch, attention_mask=mask.long())[0, : len(short)], alone, _TOLERANCE):
+        return Proof(causal, True, packs, fast, width)
+    raise ModelNotSupportedError(
+        f"A text's hidden states must not depend on the padding behind it. Those of "
+        f"{type(trunk).__name__} do, masked or not: use another model."
+    )
+
+
+def _few_blocks(trunk: Any) -> Any:
+    own = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
+    few = copy_around(trunk, {name: tensor.detach() for name, tensor in own.items()})
+    truncate(few, min(len(find_blocks(few)), _BLOCKS))
+    return few.float()  # so that a checkpoint's rounding can't pass for agreement
+
+
+def _fast(few: Any) -> Any:
+    if not use_fast_blocks(find_blocks(few)):
+        raise NotImplementedError("its blocks are of another kind")
+    return few
+
+
+def _packed(few: Any) -> Tensor:
+    pack(few)
+    lengths = [len(ids) for ids in _IDS]
+    hidden: Tensor = few(
+        input_ids=torch.tensor([[i for ids in _IDS for i in ids]]),
+        position_ids=torch.tensor([[i for n in lengths for i in range(n)]]),
+        boundaries=Boundaries.of(lengths, torch.device("cpu")),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden[0].float()
+
+
+def _holds(what: str, trunk: Any, run: Callable[[], Tensor], expected: Tensor) -> bool:
+    try:
+        return agree(run(), expected, _TOLERANCE)
+    except PROBE_ERRORS as error:
+        _LOG.info("%s can't be %s: %r", type(trunk).__name__, what, error)
+        return False
