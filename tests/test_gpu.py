@@ -108,3 +108,46 @@ def test_memory__after_many_fits__is_what_it_was_after_two(
         gc.collect()
         held.append(torch.cuda.memory_allocated())
     assert held[-1] == held[1]
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("window", [None, 5])
+def test_packed_attention_on_cuda__in_one_kernel__agrees_with_a_text_at_a_time(
+    heads: tuple[int, int], window: int | None
+) -> None:
+    import torch
+
+    from skgpt.model.attention import Boundaries, packed_attention
+
+    lengths = [3, 1, 70, 12]
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(86, n, 16, generator=generator).bfloat16() for n in (heads[0], *heads[1:] * 2)
+    ]
+    results = []
+    for device in (cpu, gpu):
+        own = [x.to(device).requires_grad_() for x in inputs]
+        out = packed_attention(*own, Boundaries.of(lengths, device), scale=0.25, window=window)
+        grads = torch.autograd.grad(out.float().square().sum(), own)
+        results.append([t.float().cpu() for t in (out, *grads)])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_fits_on_cuda__share_states__and_let_them_go(
+    precision: str, tiny_llama: str, two_class_data: TextData
+) -> None:
+    import skgpt
+
+    X, y = two_class_data
+    options = {"device": "cuda", "precision": precision, "trainable_layers": 1}
+    skgpt.clear_cache()
+    first = make(tiny_llama, **options).fit(X, y)
+    misses = skgpt.cache_info()["states on cuda:0"]["misses"]
+    second = make(tiny_llama, **options).fit(X, y)
+    assert skgpt.cache_info()["states on cuda:0"]["misses"] == misses
+    np.testing.assert_allclose(first.predict_proba(X), second.predict_proba(X), atol=1e-2)
+    skgpt.clear_cache()
+    assert skgpt.cache_info()["states on cuda:0"]["bytes"] == 0

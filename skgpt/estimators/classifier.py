@@ -46,7 +46,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     trainable_layers : int or "all", default="all"
         Which weights learn beside the head: the last n of the kept blocks with the final norm, all
         of them with the embeddings, or none for 0. Layers that don't learn are computed once per
-        text and fit, not once per epoch.
+        text and process, not once per epoch and fit.
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
         the mean, which is far better on topics and little worse on sentiment.

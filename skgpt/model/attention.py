@@ -116,7 +116,8 @@ def packed_attention(
     out_THD : Tensor of shape (T, heads, D)
         Of the queries' dtype.
     """
-    if q_THD.is_cuda and q_THD.dtype in (torch.bfloat16, torch.float16) and _has_one_kernel():
+    in_half = q_THD.dtype in (torch.bfloat16, torch.float16)
+    if in_half and q_THD.is_cuda and _has_one_kernel(q_THD.device):
         return _in_one_kernel(q_THD, k_THD, v_THD, boundaries, scale, causal, window)
     dtype = q_THD.dtype
     if q_THD.device.type == "cpu":
@@ -148,10 +149,11 @@ def _one_text(
 
 
 @cache
-def _has_one_kernel() -> bool:
+def _has_one_kernel(device: torch.device) -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"window_size", "enable_gqa"} <= set(signature(varlen_attn).parameters)
+    takes_all = {"window_size", "enable_gqa"} <= set(signature(varlen_attn).parameters)
+    return takes_all and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _in_one_kernel(

@@ -31,7 +31,8 @@ _PREFIXES: Store[Cut] = Store("prefixes", total_memory(torch.device("cpu")) // 4
 @cache
 def _states(device: str) -> Store[Tensor]:
     """Return the store of the states that lie on a device."""
-    return Store(f"states on {device}", prefix_budget(torch.device(device)))
+    # Half of what a single fit may hold: these outlive it.
+    return Store(f"states on {device}", prefix_budget(torch.device(device)) // 2)
 
 
 def hidden_states(
