@@ -1,6 +1,7 @@
 """Packed attention and the Llama block: texts end to end are as good as each alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,22 @@ def test_network__texts_end_to_end__have_the_scores_and_gradients_of_the_models_
             assert got is None, name
         else:
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_network__padded_where_it_could_be_packed__has_the_same_scores(
+    architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    # An encoder that doesn't pack needs the mask; no tiny model is one by itself.
+    source = load_source(tiny_model(architecture))
+    padded = replace(source, proof=replace(source.proof, packs=False, fast=False))
+    tokens = tokenise(TEXTS, source.tokenizer, 80)
+    logits = [
+        network_of(one)(ids_of(tokens, np.arange(4), CPU), Layout.of(tokens.lengths, one, CPU))
+        for one in (source, padded)
+    ]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
