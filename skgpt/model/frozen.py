@@ -53,7 +53,7 @@ def hidden_states(
     cut = prefix_of(network)
 
     def compute(ids_T: Tensor, layout: Layout) -> Sequence[Tensor]:
-        return before(cut, network, ids_T, layout).split(layout.boundaries.lengths)
+        return before(cut, network, ids_T, layout).split(layout.lengths)
 
     where = ("hidden", network.spec.n_frozen)
     return _of_texts(network, where, tokens, compute, token_budget, progress)

@@ -19,6 +19,8 @@ from skgpt.text.tokens import Tokens
 
 Rows = NDArray[np.int64]
 
+_STEP = 64
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -27,6 +29,7 @@ class Layout:
     Parameters
     ----------
     boundaries : Boundaries
+        Packed on a CPU, with a filler behind the texts, as one more of them.
     lengths_B : Tensor of shape (B,), int64
         Tokens of each text, on the device.
     packed : bool
@@ -50,7 +53,9 @@ class Layout:
         source : Source
         device : torch.device
         """
-        boundaries = Boundaries.of(lengths.tolist(), device)
+        own = lengths.tolist()
+        filler = _filler(sum(own)) if source.proof.packs and device.type == "cpu" else 0
+        boundaries = Boundaries.of([*own, filler] if filler else own, device)
         return cls(
             boundaries,
             torch.from_numpy(lengths).to(device),
@@ -67,14 +72,20 @@ class Layout:
     @property
     def ends_B(self) -> Tensor:
         """The place of each text's last token among all T."""
-        return self.boundaries.cumulative_B1[1:].long() - 1
+        return self.boundaries.cumulative_B1[1 : len(self.lengths_B) + 1].long() - 1
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each text."""
+        return self.boundaries.lengths[: len(self.lengths_B)]
 
     def inputs(self) -> dict[str, Any]:
         """Return what the trunk needs beside tokens."""
         if self.packed:
-            starts = self.boundaries.cumulative_B1[:-1].long()
-            at = torch.arange(int(sum(self.boundaries.lengths)), device=self.lengths_B.device)
-            positions = at - torch.repeat_interleave(starts, self.lengths_B, output_size=len(at))
+            total = sum(self.boundaries.lengths)
+            ends = self.boundaries.cumulative_B1.long()
+            at = torch.arange(total, device=ends.device)
+            positions = at - torch.repeat_interleave(ends[:-1], ends.diff(), output_size=total)
             return {"position_ids": positions[None], "boundaries": self.boundaries}
         return {"attention_mask": self.within_BT.long()} if self.masked else {}
 
@@ -91,6 +102,11 @@ class Layout:
         laid_out : Tensor of shape (1, T) or (B, longest), or with H behind
         """
         if self.packed:
+            n_filler = sum(self.boundaries.lengths) - len(values_T)
+            if n_filler:
+                values_T = torch.cat(
+                    [values_T, values_T.new_full((n_filler, *values_T.shape[1:]), fill)]
+                )
             return values_T[None]
         shape = (len(self.lengths_B), self.boundaries.longest, *values_T.shape[1:])
         laid_out = values_T.new_full(shape, fill)
@@ -99,7 +115,17 @@ class Layout:
 
     def flat(self, hidden: Tensor) -> Tensor:
         """Return the trunk's hidden states end to end, shape (T, H)."""
-        return hidden[0] if self.packed else hidden[self.within_BT]
+        return hidden[0, : sum(self.lengths)] if self.packed else hidden[self.within_BT]
+
+
+def _filler(n_tokens: int) -> int:
+    """Return how many tokens to fill up with, so that few widths occur.
+
+    oneDNN compiles and keeps a kernel for each shape of a product it sees: with every number of
+    tokens a process would grow by some hundred MB, and wait for the compiler in each step.
+    """
+    step = _STEP if n_tokens > 8 * _STEP else _STEP // 4
+    return -n_tokens % step
 
 
 def ids_of(tokens: Tokens, rows: Rows, device: torch.device) -> Tensor:

@@ -134,7 +134,7 @@ class TextNetwork(nn.Module):
         """Pool the hidden states of each text, in fp32, shape (B, H)."""
         if self.spec.pooling == "last":
             return hidden_TH[layout.ends_B].float()
-        parts = hidden_TH.float().split(layout.boundaries.lengths)
+        parts = hidden_TH.float().split(layout.lengths)
         total_BH = torch.stack([part_TH.sum(0) for part_TH in parts])
         return total_BH / layout.lengths_B[:, None]
 

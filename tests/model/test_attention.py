@@ -230,9 +230,21 @@ def test_layout__tokens_laid_out_and_back__are_the_same(
     layout = Layout.of(np.array(LENGTHS), source, CPU)
     hidden = random(sum(LENGTHS), 4)
     laid_out = layout.lay(hidden)
-    assert laid_out.shape == ((1, 86, 4) if layout.packed else (4, 70, 4))
+    assert laid_out.shape == ((1, 96, 4) if layout.packed else (4, 70, 4))  # 86, filled up to 96
+    assert layout.lengths == tuple(LENGTHS)
     assert torch.equal(layout.flat(laid_out), hidden)
     assert layout.ends_B.tolist() == [2, 3, 73, 85]
     if layout.packed:
         positions = layout.inputs()["position_ids"][0].tolist()
-        assert positions == [i for n in LENGTHS for i in range(n)]
+        assert positions == [i for n in [*LENGTHS, 10] for i in range(n)]
+
+
+def test_layout__any_number_of_tokens__few_widths_and_little_filler(tiny_llama: str) -> None:
+    source = load_source(tiny_llama)
+    widths = set()
+    for total in range(1, 2049):
+        layout = Layout.of(np.array([total]), source, CPU)
+        width = sum(layout.boundaries.lengths)
+        assert width - total < (64 if total > 512 else 16)
+        widths.add(width)
+    assert len(widths) <= 32 + 24
