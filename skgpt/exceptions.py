@@ -33,12 +33,20 @@ class DivergedError(SkgptError, ArithmeticError):
     """Training ran off to infinity; nothing of it was kept."""
 
 
+class NoMemoryError(SkgptError, MemoryError):
+    """The device's memory doesn't hold what was asked for, however little is run at once."""
+
+
 class StateFormatError(SkgptError, ValueError):
     """A saved model was written in a format that this version can't read."""
 
 
 class SlowFitWarning(UserWarning):
     """A fit is going to take more than ten minutes; the message says what would shorten it."""
+
+
+class LowMemoryWarning(UserWarning):
+    """Memory ran out; less is run at a time from now on, and results stay the same."""
 
 
 class InterruptedFitWarning(UserWarning):

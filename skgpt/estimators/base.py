@@ -23,9 +23,16 @@ from skgpt.estimators.data import (
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
 from skgpt.exceptions import ContinuationError, InterruptedFitWarning, ModelNotSupportedError
-from skgpt.model.device import prefix_budget, resolve_device, resolve_precision, token_budget
+from skgpt.model.device import (
+    no_more_threads_than_cores,
+    prefix_budget,
+    resolve_device,
+    resolve_precision,
+)
+from skgpt.model.memory import needs_memory, token_budget
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import Source, load_source
+from skgpt.model.spill import disk_room
 from skgpt.text.check import check_columns
 from skgpt.text.targets import Target
 from skgpt.text.template import Template
@@ -99,6 +106,7 @@ class BaseGPTText(CallbackEstimator, ABC):
     def _target_attributes(self, target: Target) -> dict[str, Any]:
         """Return the fitted attributes that follow from the target."""
 
+    @no_more_threads_than_cores()
     def _fit(self, given: Given) -> None:
         """Fit; every attribute is set at the end, so a fit that fails leaves all as it was."""
         goes_on = self.warm_start and hasattr(self, "_network")
@@ -128,6 +136,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         self._keep(self._attributes(network, data, result), result)
         callbacks.fitted()
 
+    @no_more_threads_than_cores()
     def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:
         """Make one pass from where the last call stopped; `places` says where old outputs go."""
         goes_on = hasattr(self, "_network")
@@ -171,6 +180,7 @@ class BaseGPTText(CallbackEstimator, ABC):
                 f"{self.template!r}: set it back, or call fit to start anew."
             )
 
+    @needs_memory
     def _build(self, target: Target, source: Source | None) -> TextNetwork:
         """Build a network, on the source of the fitted one where a fit goes on from it."""
         device = resolve_device(self.device)
@@ -334,8 +344,9 @@ class BaseGPTText(CallbackEstimator, ABC):
             warmup_ratio=warmup_ratio,
             schedule=schedule,
             max_grad_norm=self.max_grad_norm,
-            token_budget=token_budget(network.device),
+            token_budget=token_budget(network, learning=True),
             memory_budget=prefix_budget(network.device),
+            disk_budget=disk_room(),
             seed=seed,
             first_epoch=first_epoch,
         )
@@ -346,6 +357,7 @@ class BaseGPTText(CallbackEstimator, ABC):
             monitors.append(ProgressBar(int(self.verbose)))
         return monitors
 
+    @no_more_threads_than_cores()
     def _scores(self, X: Any) -> NDArray[np.float32]:
         """Return the raw scores of texts, shape (n, n_outputs)."""
         check_is_fitted(self)
@@ -360,7 +372,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         )
         # Of a fit's budget a part: what is predicted may never be asked for again.
         memory = prefix_budget(network.device) // 4
-        return raw_scores(network, tokens, token_budget(network.device), memory)
+        return raw_scores(network, tokens, token_budget(network, learning=False), memory)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_network")

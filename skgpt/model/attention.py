@@ -12,9 +12,12 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from skgpt.model.device import to_device
 
 NAME = "skgpt_packed"
 
@@ -39,8 +42,8 @@ class Boundaries:
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Boundaries":
         """Make the boundaries of texts of these lengths."""
-        ends = torch.tensor([0, *lengths]).cumsum(0)
-        return cls(tuple(lengths), ends.to(device, torch.int32), max(lengths))
+        ends = np.cumsum([0, *lengths], dtype=np.int32)
+        return cls(tuple(lengths), to_device(ends, device), max(lengths))
 
 
 def pack(trunk: Any) -> None:

@@ -1,18 +1,20 @@
-"""Where and how to compute: device, arithmetic, and how much of it at once."""
+"""Where and how to compute: device, arithmetic, and how much memory there is."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import joblib
+import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from skgpt.exceptions import ModelNotSupportedError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-
-# Padded tokens per micro-batch. More fills a GPU better; on a CPU it only spills the caches.
-_CPU_TOKENS = 2048
-_GPU_TOKENS_PER_GIB = 1024
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -108,13 +110,45 @@ def total_memory(device: torch.device) -> int:
         return total
 
 
-def token_budget(device: torch.device) -> int:
-    """Return how many padded tokens a micro-batch may hold: a function of the device alone."""
-    if device.type == "cuda":
-        return max(2048, int(total_memory(device) / 2**30 * _GPU_TOKENS_PER_GIB))
-    return _CPU_TOKENS
-
-
 def prefix_budget(device: torch.device) -> int:
     """Return how many bytes the hidden states behind frozen layers may take during a fit."""
     return total_memory(device) // 4
+
+
+def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Copy an array to a device; to a GPU without waiting until it is there.
+
+    Parameters
+    ----------
+    array : ndarray
+    device : torch.device
+
+    Returns
+    -------
+    tensor : Tensor
+        On a CPU it shares the array's memory.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@contextmanager
+def no_more_threads_than_cores() -> Iterator[None]:
+    """Have torch use no more threads than this process has cores, as long as the body runs.
+
+    torch counts the machine's cores. A container that is allowed two of 64 would run 64 threads
+    that wait for each other; joblib knows such limits. In joblib's worker processes torch has
+    its share of the cores already.
+    """
+    before = torch.get_num_threads()
+    cores = joblib.cpu_count()
+    if before <= cores:
+        yield
+        return
+    torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

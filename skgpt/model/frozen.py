@@ -6,7 +6,7 @@ is shared by the process and forgets the least recently used. They are what the 
 within rounding: how texts share a batch may move the last digit.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 
 import numpy as np
@@ -17,12 +17,15 @@ from skgpt.caches import Store
 from skgpt.model.blocks import Cut
 from skgpt.model.device import prefix_budget, total_memory
 from skgpt.model.layout import Layout, Rows, ids_of
+from skgpt.model.memory import Budget
 from skgpt.model.network import TextNetwork, pad_id_of
-from skgpt.text.batches import micro_batches
+from skgpt.model.spill import disk_room, on_disk
 from skgpt.text.tokens import Tokens
 
 Progress = Callable[[int, int], None]
 Compute = Callable[[Tensor, Layout], Sequence[Tensor]]  # ids and layout to one tensor per text
+
+_PER_FILE = 2**27  # bytes; one open file each
 
 # Their bytes are those of the shared tensors that they keep alive.
 _PREFIXES: Store[Cut] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
@@ -30,13 +33,22 @@ _PREFIXES: Store[Cut] = Store("prefixes", total_memory(torch.device("cpu")) // 4
 
 @cache
 def _states(device: str) -> Store[Tensor]:
-    """Return the store of the states that lie on a device."""
+    """Return the store of the states that lie in the memory of a device."""
     # Half of what a single fit may hold: these outlive it.
     return Store(f"states on {device}", prefix_budget(torch.device(device)) // 2)
 
 
+@cache
+def _states_on_disk() -> Store[Tensor]:
+    return Store("states on disk", disk_room() // 2)
+
+
 def hidden_states(
-    network: TextNetwork, tokens: Tokens, token_budget: int, progress: Progress
+    network: TextNetwork,
+    tokens: Tokens,
+    token_budget: int,
+    progress: Progress,
+    memory_budget: int | None = None,
 ) -> list[Tensor]:
     """Return the hidden states behind the frozen layers, a (length, H) tensor for each text.
 
@@ -49,6 +61,14 @@ def hidden_states(
         Tokens to run at once.
     progress : callable
         Told (tokens done, tokens in all).
+    memory_budget : int, default=None
+        Bytes of them in the device's memory; what comes after lies on disk, as tensors on the
+        CPU. None for all in memory.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or can't be written to.
     """
     cut = prefix_of(network)
 
@@ -56,7 +76,8 @@ def hidden_states(
         return before(cut, network, ids_T, layout).split(layout.lengths)
 
     where = ("hidden", network.spec.n_frozen)
-    return _of_texts(network, where, tokens, compute, token_budget, progress)
+    made = _Texts(network, where, tokens, compute, memory_budget)
+    return made.states(token_budget, progress)
 
 
 def pooled_states(
@@ -68,7 +89,7 @@ def pooled_states(
         return network.pool(network.hidden(ids_T, layout), layout).unbind()
 
     where = ("pooled", network.spec.n_frozen, network.spec.pooling)
-    return torch.stack(_of_texts(network, where, tokens, compute, token_budget, progress))
+    return torch.stack(_Texts(network, where, tokens, compute, None).states(token_budget, progress))
 
 
 def prefix_of(network: TextNetwork) -> Cut:
@@ -94,42 +115,84 @@ def before(cut: Cut, network: TextNetwork, ids_T: Tensor, layout: Layout) -> Ten
     return layout.flat(cut.take(input_ids=laid_out, **layout.inputs()))
 
 
-@torch.no_grad()
-def _of_texts(
-    network: TextNetwork,
-    where: tuple[Hashable, ...],
-    tokens: Tokens,
-    compute: Compute,
-    token_budget: int,
-    progress: Progress,
-) -> list[Tensor]:
-    """Return what is computed of each text, from the store where it is there."""
-    ids = [tokens.row(i).tobytes() for i in range(len(tokens))]
-    first = {text: row for row, text in reversed([*enumerate(ids)])}  # of each distinct text
-    states: dict[bytes, Tensor] = {}
-    upstream = (*where, network.source.identity, network.dtype)
-    store = _states(str(network.device))
-    if network.source.resident:
-        found = store.find_many([(text, upstream) for text in first])
-        states = {t: s for t, s in zip(first, found, strict=True) if s is not None}
-    missing = np.array([row for text, row in first.items() if text not in states], dtype=np.int64)
-    for part in _parts(network, missing, tokens, token_budget, progress):
-        layout = Layout.of(tokens.lengths[part], network.source, network.device)
-        computed = compute(ids_of(tokens, part, network.device), layout)
-        # Copies: a slice would keep the whole batch alive for one text.
-        states |= {ids[row]: own.clone() for row, own in zip(part, computed, strict=True)}
-    if network.source.resident:
-        new = {(ids[row], upstream): states[ids[row]] for row in missing}
-        store.put_many(new, lambda state: state.numel() * state.element_size())
-    return [states[text] for text in ids]
+class _Texts:
+    """What is computed of each text: from the stores where it is there, and into them."""
 
+    def __init__(
+        self,
+        network: TextNetwork,
+        where: tuple[Hashable, ...],
+        tokens: Tokens,
+        compute: Compute,
+        memory_budget: int | None,
+    ) -> None:
+        self.network = network
+        self.tokens = tokens
+        self.compute = compute
+        self.upstream = (*where, network.source.identity, network.dtype)
+        self.ids = [tokens.row(i).tobytes() for i in range(len(tokens))]
+        self.left = memory_budget
+        self.in_memory: dict[bytes, Tensor] = {}
+        self.on_disk: dict[bytes, Tensor] = {}
+        self.bound_for_disk: dict[bytes, Tensor] = {}
+        self.waiting = 0  # bytes
 
-def _parts(
-    network: TextNetwork, rows: Rows, tokens: Tokens, token_budget: int, progress: Progress
-) -> Iterator[Rows]:
-    done, total = 0, int(tokens.lengths[rows].sum())
-    padded = not network.source.proof.packs
-    for part in micro_batches(rows, tokens.lengths, token_budget, padded=padded):
-        yield part
-        done += int(tokens.lengths[part].sum())
-        progress(done, total)
+    def states(self, token_budget: int, progress: Progress) -> list[Tensor]:
+        """Return what is computed of each text."""
+        first = {text: row for row, text in reversed([*enumerate(self.ids)])}
+        known = self._find(list(first))
+        new = np.array([row for text, row in first.items() if text not in known], dtype=np.int64)
+        self._compute(new, token_budget, progress)
+        found = known | self.in_memory | self.on_disk
+        return [found[text] for text in self.ids]
+
+    def _find(self, texts: list[bytes]) -> dict[bytes, Tensor]:
+        known: dict[bytes, Tensor] = {}
+        if not self.network.source.resident:
+            return known
+        for store in (_states(str(self.network.device)), _states_on_disk()):
+            texts = [text for text in texts if text not in known]
+            found = store.find_many([(text, self.upstream) for text in texts])
+            known |= {t: state for t, state in zip(texts, found, strict=True) if state is not None}
+        return known
+
+    @torch.no_grad()
+    def _compute(self, rows: Rows, token_budget: int, progress: Progress) -> None:
+        lengths, device = self.tokens.lengths, self.network.device
+        done, total = 0, int(lengths[rows].sum())
+
+        def work(part: Rows) -> Sequence[Tensor]:
+            layout = Layout.of(lengths[part], self.network.source, device)
+            return self.compute(ids_of(self.tokens, part, device), layout)
+
+        for part, computed in Budget(self.network, token_budget).each(rows, lengths, work):
+            for row, state in zip(part, computed, strict=True):
+                self._keep(self.ids[row], state)
+            done += int(lengths[part].sum())
+            progress(done, total)
+        self._write()
+        if self.network.source.resident:
+            self._share(_states(str(device)), self.in_memory)
+            self._share(_states_on_disk(), self.on_disk)
+
+    def _keep(self, text: bytes, state: Tensor) -> None:
+        if self.left is None or state.nbytes <= self.left:
+            # A copy: a slice would keep the whole batch alive for one text.
+            self.in_memory[text] = state.clone()
+            self.left = None if self.left is None else self.left - state.nbytes
+            return
+        self.bound_for_disk[text] = state.clone()
+        self.waiting += state.nbytes
+        if self.waiting >= _PER_FILE:
+            self._write()
+
+    def _write(self) -> None:
+        if self.bound_for_disk:
+            written = on_disk(list(self.bound_for_disk.values()))
+            self.on_disk |= dict(zip(self.bound_for_disk, written, strict=True))
+            self.bound_for_disk.clear()
+            self.waiting = 0
+
+    def _share(self, store: Store[Tensor], states: dict[bytes, Tensor]) -> None:
+        new = {(text, self.upstream): state for text, state in states.items()}
+        store.put_many(new, lambda state: state.nbytes)

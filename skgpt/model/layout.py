@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.model.attention import Boundaries
+from skgpt.model.device import to_device
 from skgpt.model.sources import Source
 from skgpt.text.tokens import Tokens
 
@@ -58,7 +59,7 @@ class Layout:
         boundaries = Boundaries.of([*own, filler] if filler else own, device)
         return cls(
             boundaries,
-            torch.from_numpy(lengths).to(device),
+            to_device(lengths, device),
             source.proof.packs,
             source.proof.needs_mask,
         )
@@ -130,4 +131,4 @@ def _filler(n_tokens: int) -> int:
 
 def ids_of(tokens: Tokens, rows: Rows, device: torch.device) -> Tensor:
     """Return the ids of some texts end to end, shape (T,)."""
-    return torch.from_numpy(np.concatenate([tokens.row(int(row)) for row in rows])).to(device)
+    return to_device(np.concatenate([tokens.row(int(row)) for row in rows]), device)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from skgpt.caches import Store
 from skgpt.model.blocks import PROBE_ERRORS, agree
+from skgpt.model.device import to_device
 from skgpt.model.frozen import Progress, before, hidden_states, pooled_states, prefix_of
 from skgpt.model.layout import Layout, Rows, ids_of
 from skgpt.model.network import TextNetwork
@@ -58,25 +59,32 @@ class CachedPooled:
 
     def __call__(self, rows: Rows) -> Tensor:
         """Return the raw scores of these rows."""
-        return self.network.score(self.pooled_NH[torch.from_numpy(rows).to(self.network.device)])
+        return self.network.score(self.pooled_NH[to_device(rows, self.network.device)])
 
 
 class CachedPrefix:
     """The hidden states behind the frozen layers are kept; only the layers after them run."""
 
     def __init__(
-        self, network: TextNetwork, tokens: Tokens, token_budget: int, progress: Progress
+        self,
+        network: TextNetwork,
+        tokens: Tokens,
+        token_budget: int,
+        progress: Progress,
+        memory_budget: int,
     ) -> None:
         self.network = network
         self.lengths = tokens.lengths
         # In the dtype that the residual stream has there, whatever the weights' is.
-        self.states = hidden_states(network, tokens, token_budget, progress)
+        self.states = hidden_states(network, tokens, token_budget, progress, memory_budget)
 
     def __call__(self, rows: Rows) -> Tensor:
         """Return the raw scores of these rows."""
         network = self.network
         layout = Layout.of(self.lengths[rows], network.source, network.device)
-        return network.score(network.after(torch.cat([self.states[row] for row in rows]), layout))
+        # Those on disk come to the device only now.
+        states = [self.states[row].to(network.device) for row in rows]
+        return network.score(network.after(torch.cat(states), layout))
 
 
 def choose_forward(
@@ -86,6 +94,7 @@ def choose_forward(
     token_budget: int,
     memory_budget: int,
     progress: Progress,
+    disk_budget: int = 0,
 ) -> Forward:
     """Choose how the rows of a data set are run: with what is frozen computed once, if it can be.
 
@@ -97,9 +106,12 @@ def choose_forward(
     token_budget : int
         Tokens to run at once.
     memory_budget : int
-        Bytes that the kept states may take; above that every layer runs every time.
+        Bytes of the device's memory that the kept states may take.
     progress : callable
         Told (tokens done, tokens in all) while the states are computed.
+    disk_budget : int, default=0
+        Bytes that may lie on disk beyond that. Where both are too little, every layer runs every
+        time.
 
     Returns
     -------
@@ -110,10 +122,14 @@ def choose_forward(
         if len(tokens) * hidden_size * 4 <= memory_budget:
             return CachedPooled(network, tokens, token_budget, progress)
         return WholeTrunk(network, tokens)
-    too_large = len(tokens.ids) * hidden_size * 4 > memory_budget
+    too_large = len(tokens.ids) * hidden_size * 4 > memory_budget + disk_budget
     if network.spec.n_frozen == 0 or too_large or not _can_be_cut(network, tokens):
         return WholeTrunk(network, tokens)
-    return CachedPrefix(network, tokens, token_budget, progress)
+    try:
+        return CachedPrefix(network, tokens, token_budget, progress, memory_budget)
+    except OSError as error:  # another program may fill the disk at any time
+        _LOG.warning("no room for the states behind frozen layers, so all layers run: %s", error)
+        return WholeTrunk(network, tokens)
 
 
 def _can_be_cut(network: TextNetwork, tokens: Tokens) -> bool:

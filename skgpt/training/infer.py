@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skgpt.model.memory import Budget, needs_memory
 from skgpt.model.network import TextNetwork
 from skgpt.model.prefix import choose_forward
-from skgpt.text.batches import micro_batches
 from skgpt.text.tokens import Tokens
 
 
+@needs_memory
 def raw_scores(
     network: TextNetwork, tokens: Tokens, token_budget: int, memory_budget: int
 ) -> NDArray[np.float32]:
@@ -35,7 +36,6 @@ def raw_scores(
     first = {text: row for row, text in reversed([*enumerate(texts)])}
     logits_NK = np.empty((len(tokens), network.spec.n_outputs), dtype=np.float32)
     rows = np.array(sorted(first.values()), dtype=np.int64)
-    padded = not network.source.proof.packs
     with torch.no_grad():
         forward = choose_forward(
             network,
@@ -44,6 +44,8 @@ def raw_scores(
             memory_budget=memory_budget,
             progress=lambda done, total: None,
         )
-        for part in micro_batches(rows, tokens.lengths, token_budget, padded=padded):
-            logits_NK[part] = forward(part).cpu().numpy()
+        lengths = tokens.lengths
+        budget = Budget(network, token_budget)
+        for part, logits_BK in budget.each(rows, lengths, lambda part: forward(part).cpu()):
+            logits_NK[part] = logits_BK.numpy()
     return logits_NK[[first[text] for text in texts]]

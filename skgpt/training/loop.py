@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.exceptions import DivergedError
+from skgpt.model.device import to_device
+from skgpt.model.memory import Budget, needs_memory
 from skgpt.model.network import TextNetwork
 from skgpt.model.prefix import Forward, choose_forward
-from skgpt.text.batches import Rows, micro_batches, optimiser_batches
+from skgpt.text.batches import Rows, optimiser_batches
 from skgpt.text.split import Split
 from skgpt.text.tokens import Tokens
 from skgpt.training.loss import Loss
@@ -20,7 +22,7 @@ from skgpt.training.moments import Moments
 from skgpt.training.optimise import Optimiser
 from skgpt.training.plan import TrainingPlan
 from skgpt.training.stopping import Best, Watched
-from skgpt.training.watch import EpochRecord, Monitor, StepDone
+from skgpt.training.watch import EpochRecord, Monitor, RunningLoss, StepDone
 
 _CURE = (
     "lower `learning_rate` or `head_learning_rate`, set `max_grad_norm=1.0`, or use "
@@ -75,6 +77,7 @@ class TrainingRows:
 
 @torch.inference_mode(False)  # whatever the caller is in
 @torch.enable_grad()
+@needs_memory
 def fit_network(
     network: TextNetwork,
     rows: TrainingRows,
@@ -111,6 +114,8 @@ def fit_network(
     ------
     DivergedError
         If the loss, or a weight that learns, does not stay finite.
+    NoMemoryError
+        If the device can't hold one text at a time, or what learns.
     KeyboardInterrupt
         Before the first optimiser step; later it is part of the result.
     """
@@ -125,6 +130,7 @@ def fit_network(
             rows.tokens,
             token_budget=plan.token_budget,
             memory_budget=plan.memory_budget,
+            disk_budget=plan.disk_budget,
             progress=told,
         )
         for monitor in monitors:
@@ -166,6 +172,7 @@ class _Run:
         self.plan = plan
         self.watched = watched
         self.monitors = monitors
+        self.budget = Budget(network, plan.token_budget, learning=True)
         self.optimiser = Optimiser(network, plan, moments)
         self.best = Best(network, watched.rule)
         self.history: list[EpochRecord] = []
@@ -204,30 +211,29 @@ class _Run:
     def _pass(self, epoch: int) -> EpochRecord:
         """Make one pass over the rows."""
         began = time.perf_counter()
-        n_tokens, total, total_weight = 0, 0.0, 0.0
+        n_tokens, running = 0, RunningLoss()
         rate = self.plan.learning_rate * self.optimiser.lr_factor
         plan, train = self.plan, self.split.train
         order = optimiser_batches(plan.n_rows, plan.batch_size, plan.seed, plan.first_epoch + epoch)
         for places in order:
             rows = train[places]
-            total += self._step(rows)
-            total_weight += float(self.row_weight[rows].sum())
+            self._step(rows, running)
             self.n_steps += 1
             step_tokens = int(self.lengths[rows].sum())
             n_tokens += step_tokens
-            mean = total / total_weight if total_weight else 0.0
-            event = StepDone(self.n_steps, epoch + 1, mean, step_tokens)
+            event = StepDone(self.n_steps, epoch + 1, step_tokens, running.mean)
             for monitor in self.monitors:
                 monitor.step(event)
-        if not np.isfinite(total):
+        if not np.isfinite(running.total()):
             raise DivergedError(
-                f"The training loss must stay finite. In epoch {epoch + 1} it came to {total}: "
+                f"The training loss must stay finite. In epoch {epoch + 1} it came to "
+                f"{running.total()}: "
                 f"{_CURE}"
             )
         seconds = time.perf_counter() - began
         return {
             "epoch": epoch + 1,
-            "loss": total / total_weight,
+            "loss": running.mean(),
             "learning_rate": rate,
             "seconds": seconds,
             "tokens_per_second": n_tokens / seconds,
@@ -240,32 +246,30 @@ class _Run:
                 f"What was learned must stay finite. It didn't in the last steps: {_CURE}"
             )
 
-    def _step(self, rows: Rows) -> float:
-        """Make one optimiser step; return the weighted sum of the rows' losses."""
+    def _step(self, rows: Rows, running: RunningLoss) -> None:
+        """Make one optimiser step."""
         batch_weight = float(self.row_weight[rows].sum())
         if batch_weight == 0:
             self.optimiser.skip()
-            return 0.0
+            return
         # Rows that weigh nothing add nothing to the sum, so they need not be run.
         rows = rows[self.row_weight[rows] > 0]
-        means: list[Tensor] = []
-        for part in self._micro_batches(rows):
-            part_loss = self._share_of_loss(self.forward(part), part, batch_weight)
-            self.optimiser.backward(part_loss)
-            means.append(part_loss.detach())
-        self.optimiser.step()
-        return sum(float(mean) for mean in means) * batch_weight
 
-    def _micro_batches(self, rows: Rows) -> list[Rows]:
-        return micro_batches(
-            rows, self.lengths, self.plan.token_budget, padded=not self.network.source.proof.packs
-        )
+        def learn_from(part: Rows) -> Tensor:
+            share = self._share_of_loss(self.forward(part), part, batch_weight)
+            self.optimiser.backward(share)
+            return share.detach()
+
+        shares = self.budget.all_or_again(rows, self.lengths, learn_from, self.optimiser.forget)
+        self.optimiser.step()
+        running.add(shares, batch_weight)
 
     def _share_of_loss(self, logits_BK: Tensor, part: Rows, weight: float) -> Tensor:
         """Return what some rows add to a mean over rows of this weight in all."""
         # Divided in fp64: weights may be so small or so large that fp32 has no word for them.
-        share = torch.from_numpy((self.weight[part] / weight).astype(np.float32))
-        return self.loss.total(logits_BK, self.target_N[part], share.to(self.device))
+        share = to_device((self.weight[part] / weight).astype(np.float32), self.device)
+        target = self.target_N[to_device(part, self.device)]
+        return self.loss.total(logits_BK, target, share)
 
     @torch.no_grad()
     def _validate(self, record: EpochRecord) -> bool:
@@ -275,8 +279,8 @@ class _Run:
         place_of = np.empty(len(self.lengths), dtype=np.int64)
         place_of[rows] = np.arange(len(rows))
         logits_NK, loss = None, 0.0
-        for part in self._micro_batches(rows):
-            logits_BK = self.forward(part)
+        budget = Budget(self.network, self.plan.token_budget)
+        for part, logits_BK in budget.each(rows, self.lengths, self.forward):
             loss += float(self._share_of_loss(logits_BK, part, weight))
             if logits_NK is None:
                 logits_NK = np.empty((len(rows), logits_BK.shape[1]), dtype=np.float32)

@@ -127,7 +127,12 @@ class Optimiser:
     def skip(self) -> None:
         """Count a step that changes nothing, as one whose rows all weigh nothing."""
         self._step += 1
-        self._adam.zero_grad(set_to_none=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the gradients so far, those of a backward pass that broke off among them."""
+        for parameter in [*self._working, *self._masters, self._head]:
+            parameter.grad = None
 
     def _unscale(self, learned: list[Tensor]) -> bool:
         """Take the loss scale out of the gradients; an overflow halves it and voids the step."""
@@ -153,7 +158,7 @@ class Optimiser:
 
     def release(self) -> None:
         """Forget gradients for good and freeze what was learned: the run is over."""
-        self._adam.zero_grad(set_to_none=True)
+        self.forget()
         for parameter in [*self._working, *self._masters, self._head]:
             parameter.requires_grad_(False)
 

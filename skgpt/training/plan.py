@@ -39,12 +39,14 @@ class TrainingPlan:
     token_budget : int
         Padded tokens per micro-batch.
     memory_budget : int
-        Bytes for what frozen layers returned.
+        Bytes of memory for what frozen layers returned.
     seed : int
         The only randomness.
     first_epoch : int, default=0
         The number of the first pass, which its order is drawn from: a fit that goes on where
         others stopped doesn't repeat their orders.
+    disk_budget : int, default=0
+        Bytes on disk for what frozen layers returned, beyond those of memory.
     """
 
     n_rows: int
@@ -60,6 +62,7 @@ class TrainingPlan:
     memory_budget: int
     seed: int
     first_epoch: int = 0
+    disk_budget: int = 0
 
     @property
     def steps_per_epoch(self) -> int:

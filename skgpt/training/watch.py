@@ -2,10 +2,12 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from skgpt.exceptions import SlowFitWarning
@@ -17,6 +19,8 @@ _SLOW_SECONDS = 600.0
 _MEASURE_STEPS = 5
 _MEASURE_SECONDS = 10.0
 _LONG_SECONDS = 30.0
+_SHOW_SECONDS = 0.2
+_MOST_WAITING = 512
 
 
 class EpochRecord(TypedDict):
@@ -31,6 +35,38 @@ class EpochRecord(TypedDict):
     validation_score: NotRequired[float]
 
 
+class RunningLoss:
+    """The mean of the loss over an epoch so far, read from the device only when somebody asks.
+
+    To read it after each step, the host would wait for the device instead of preparing the next.
+    """
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._weight = 0.0
+        self._waiting: list[tuple[Tensor, float]] = []
+
+    def add(self, shares: Sequence[Tensor], weight: float) -> None:
+        """Add a step: the shares of its mean loss, scalars, and the weight of its rows."""
+        self._weight += weight
+        self._waiting += [(share, weight) for share in shares]
+        if len(self._waiting) > _MOST_WAITING:
+            self.total()
+
+    def total(self) -> float:
+        """Return the weighted sum over all rows so far."""
+        if self._waiting:
+            values = torch.stack([share for share, _ in self._waiting]).tolist()
+            weights = [weight for _, weight in self._waiting]
+            self._waiting.clear()
+            self._total += sum(v * w for v, w in zip(values, weights, strict=True))
+        return self._total
+
+    def mean(self) -> float:
+        """Return the weighted mean over all rows so far; 0 where they weigh nothing."""
+        return self.total() / self._weight if self._weight else 0.0
+
+
 @dataclass(frozen=True)
 class StepDone:
     """What monitors are told after each optimiser step.
@@ -41,16 +77,17 @@ class StepDone:
         Steps done, this one included.
     epoch : int
         1 is the first.
-    loss : float
-        Weighted mean of the loss over the epoch so far.
     n_tokens : int
         Tokens in the step's rows.
+    mean_loss : callable
+        Returns the weighted mean of the loss over the epoch so far. To call it costs a wait for
+        the device.
     """
 
     step: int
     epoch: int
-    loss: float
     n_tokens: int
+    mean_loss: Callable[[], float]
 
 
 class Monitor:
@@ -91,6 +128,7 @@ class ProgressBar(Monitor):
         self.options = options
         self._bar: Any = None
         self._n_epochs = 0
+        self._shown = 0.0
 
     def prefix(self, done: int, total: int) -> None:
         """Show how far the frozen layers are."""
@@ -113,8 +151,11 @@ class ProgressBar(Monitor):
 
     def step(self, event: StepDone) -> None:
         """Move on by one step."""
-        self._bar.set_description(f"epoch {event.epoch}/{self._n_epochs}", refresh=False)
-        self._bar.set_postfix(loss=f"{event.loss:.3f}", refresh=False)
+        now = time.perf_counter()
+        if now - self._shown >= _SHOW_SECONDS or event.step == self._bar.total:
+            self._shown = now
+            self._bar.set_description(f"epoch {event.epoch}/{self._n_epochs}", refresh=False)
+            self._bar.set_postfix(loss=f"{event.mean_loss():.3f}", refresh=False)
         self._bar.update()
 
     def epoch(self, record: EpochRecord) -> bool:

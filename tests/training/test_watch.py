@@ -25,7 +25,7 @@ def run(notice: SlowFitNotice, clock: Clock, n_steps: int, seconds_per_step: flo
     notice.start(plan)
     for step in range(1, n_steps + 1):
         clock.now += seconds_per_step
-        notice.step(StepDone(step, 1, 0.5, 100))
+        notice.step(StepDone(step, 1, 100, lambda: 0.5))
 
 
 def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice() -> None:
@@ -77,7 +77,7 @@ def test_progress_bar__a_fit__shows_epoch_loss_and_steps(verbose: int, lines: in
     bar.prefix(100, 100)
     bar.start(plan)
     for step in range(1, 5):
-        bar.step(StepDone(step, (step + 1) // 2, 0.25, 10))
+        bar.step(StepDone(step, (step + 1) // 2, 10, lambda: 0.25))
         if step % 2 == 0:
             bar.epoch(
                 {
