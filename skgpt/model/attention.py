@@ -33,11 +33,19 @@ class Boundaries:
     cumulative_B1 : Tensor of shape (B + 1,), int32
         Where each text begins, on the device, and where the last one ends.
     longest : int
+    ends_only : bool, default=False
+        Whether the last block need return nothing but the last token of each text.
     """
 
     lengths: tuple[int, ...]
     cumulative_B1: Tensor
     longest: int
+    ends_only: bool = False
+
+    @property
+    def ends_B(self) -> Tensor:
+        """The place of each text's last token among all T."""
+        return self.cumulative_B1[1:].long() - 1
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Boundaries":
@@ -137,6 +145,56 @@ def packed_attention(
     return out[0].transpose(0, 1).to(dtype)
 
 
+def attention_of_ends(
+    q_BHD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    boundaries: Boundaries,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Let the last token of each text attend to its text, as `packed_attention` does for all.
+
+    Parameters
+    ----------
+    q_BHD : Tensor of shape (B, heads, D)
+        Of the last tokens alone.
+    k_THD, v_THD : Tensor of shape (T, kv_heads, D)
+    boundaries : Boundaries
+    scale : float
+    window : int, default=None
+
+    Returns
+    -------
+    out_BHD : Tensor of shape (B, heads, D)
+        Of the queries' dtype.
+    """
+    whole = window is None or window >= boundaries.longest
+    in_half = q_BHD.dtype in (torch.bfloat16, torch.float16)
+    if whole and in_half and q_BHD.is_cuda and _has_one_kernel(q_BHD.device):
+        ones = Boundaries.of([1] * len(q_BHD), q_BHD.device)
+        return _in_one_kernel(q_BHD, k_THD, v_THD, boundaries, scale, False, None, queries=ones)
+    dtype = q_BHD.dtype
+    if q_BHD.device.type == "cpu":
+        q_BHD, k_THD, v_THD = q_BHD.float(), k_THD.float(), v_THD.float()
+    keys, values = (x_THD.split(boundaries.lengths) for x_THD in (k_THD, v_THD))
+    first = 0 if window is None else -window
+    out = [
+        # The last token sees all that its window reaches: nothing has to be hidden from it.
+        _one_text(
+            q_HD[None, :, None],
+            k[first:].transpose(0, 1)[None],
+            v[first:].transpose(0, 1)[None],
+            scale,
+            causal=False,
+            window=None,
+        )
+        for q_HD, k, v in zip(q_BHD, keys, values, strict=True)
+    ]
+    return torch.cat(out)[:, :, 0].to(dtype)
+
+
 def _one_text(
     q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int | None
 ) -> Tensor:
@@ -167,7 +225,9 @@ def _in_one_kernel(
     scale: float,
     causal: bool,
     window: int | None,
+    queries: Boundaries | None = None,
 ) -> Tensor:
+    queries = queries or boundaries
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if window is None or window >= boundaries.longest else window - 1
@@ -175,9 +235,9 @@ def _in_one_kernel(
         q_THD.contiguous(),
         k_THD.contiguous(),
         v_THD.contiguous(),
+        queries.cumulative_B1,
         boundaries.cumulative_B1,
-        boundaries.cumulative_B1,
-        boundaries.longest,
+        queries.longest,
         boundaries.longest,
         scale=scale,
         window_size=(left, 0) if causal else (-1, -1),

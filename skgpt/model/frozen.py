@@ -86,7 +86,7 @@ def pooled_states(
     """Return the pooled states of a network none of whose layers learns, shape (N, H), fp32."""
 
     def compute(ids_T: Tensor, layout: Layout) -> Sequence[Tensor]:
-        return network.pool(network.hidden(ids_T, layout), layout).unbind()
+        return network.pooled(ids_T, layout).unbind()
 
     where = ("pooled", network.spec.n_frozen, network.spec.pooling)
     return torch.stack(_Texts(network, where, tokens, compute, None).states(token_budget, progress))

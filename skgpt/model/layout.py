@@ -5,7 +5,7 @@ row of T tokens, so that nothing but tokens is computed, or, for architectures t
 texts in a row apart, B rows that are padded on the right.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,21 +73,22 @@ class Layout:
     @property
     def ends_B(self) -> Tensor:
         """The place of each text's last token among all T."""
-        return self.boundaries.cumulative_B1[1 : len(self.lengths_B) + 1].long() - 1
+        return self.boundaries.ends_B[: len(self.lengths_B)]
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each text."""
         return self.boundaries.lengths[: len(self.lengths_B)]
 
-    def inputs(self) -> dict[str, Any]:
-        """Return what the trunk needs beside tokens."""
+    def inputs(self, *, ends_only: bool = False) -> dict[str, Any]:
+        """Return what the trunk needs beside tokens; `ends_only` is for packed ones alone."""
         if self.packed:
             total = sum(self.boundaries.lengths)
             ends = self.boundaries.cumulative_B1.long()
             at = torch.arange(total, device=ends.device)
             positions = at - torch.repeat_interleave(ends[:-1], ends.diff(), output_size=total)
-            return {"position_ids": positions[None], "boundaries": self.boundaries}
+            boundaries = replace(self.boundaries, ends_only=ends_only)
+            return {"position_ids": positions[None], "boundaries": boundaries}
         return {"attention_mask": self.within_BT.long()} if self.masked else {}
 
     def lay(self, values_T: Tensor, fill: int = 0) -> Tensor:

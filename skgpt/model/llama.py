@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from skgpt.model.attention import Boundaries, packed_attention
+from skgpt.model.attention import Boundaries, attention_of_ends, packed_attention
 
 # Blocks that are RMS norm, rotated attention, RMS norm, gated SiLU, and nothing else.
 _BLOCKS = (
@@ -27,9 +27,11 @@ def use_fast_blocks(blocks: nn.ModuleList) -> bool:
     """Give blocks of the Llama family the forward pass of this module; say whether they are."""
     if not all(type(block).__name__ in _BLOCKS and _is_plain(block) for block in blocks):
         return False
-    for block in blocks:
+    own: Any = blocks
+    for block in own:
         kind: Any = type(block)
         block.__class__ = _fast(kind)
+        block._is_final = block is own[-1]
     return True
 
 
@@ -45,6 +47,8 @@ def _fast(kind: Any) -> type:
 class _FastBlock(nn.Module):
     """The forward pass of a block; everything else is the class's that it is mixed into."""
 
+    _is_final: bool
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -59,7 +63,10 @@ class _FastBlock(nn.Module):
             return other
         block: Any = self
         x_TH = hidden_states[0]
-        x_TH = x_TH + _attend(block, x_TH, position_embeddings, boundaries)
+        ends = boundaries.ends_B if boundaries.ends_only and self._is_final else None
+        attended = _attend(block, x_TH, position_embeddings, boundaries, ends)
+        # What follows the attention is for each token by itself: here for those that are pooled.
+        x_TH = (x_TH if ends is None else x_TH[ends]) + attended
         mlp, norm = block.mlp, block.post_attention_layernorm
         normed_TH = _rms_norm(x_TH, norm)
         gated = _Gate.apply(mlp.gate_proj(normed_TH), mlp.up_proj(normed_TH))
@@ -67,29 +74,41 @@ class _FastBlock(nn.Module):
 
 
 def _attend(
-    block: Any, x_TH: Tensor, position_embeddings: tuple[Tensor, Tensor], boundaries: Boundaries
+    block: Any,
+    x_TH: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    boundaries: Boundaries,
+    ends: Tensor | None,
 ) -> Tensor:
+    """Return what attention adds to every token, or to those at `ends` alone."""
     attention = block.self_attn
     normed_TH = _rms_norm(x_TH, block.input_layernorm)
-    shape = (len(x_TH), -1, attention.head_dim)
+    asking_TH = normed_TH if ends is None else normed_TH[ends]
     q_THD, k_THD, v_THD = (
-        project(normed_TH).view(shape)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        project(x).view(len(x), -1, attention.head_dim)
+        for project, x in (
+            (attention.q_proj, asking_TH),
+            (attention.k_proj, normed_TH),
+            (attention.v_proj, normed_TH),
+        )
     )
     if hasattr(attention, "q_norm"):
         q_THD, k_THD = _rms_norm(q_THD, attention.q_norm), _rms_norm(k_THD, attention.k_norm)
     # Both halves of the cosines and sines are the same.
     half = attention.head_dim // 2
     cos_T1D, sin_T1D = (t[0, :, None, :half].float() for t in position_embeddings)
-    out_THD = packed_attention(
+    k_THD = _Rotate.apply(k_THD, cos_T1D, sin_T1D)
+    if ends is not None:
+        cos_T1D, sin_T1D = cos_T1D[ends], sin_T1D[ends]
+    out_THD = (packed_attention if ends is None else attention_of_ends)(
         _Rotate.apply(q_THD, cos_T1D, sin_T1D),
-        _Rotate.apply(k_THD, cos_T1D, sin_T1D),
+        k_THD,
         v_THD,
         boundaries,
         scale=attention.scaling,
         window=_window_of(attention),
     )
-    projected: Tensor = attention.o_proj(out_THD.reshape(len(x_TH), -1).to(x_TH.dtype))
+    projected: Tensor = attention.o_proj(out_THD.reshape(len(out_THD), -1).to(x_TH.dtype))
     return projected
 
 

@@ -89,6 +89,8 @@ class TextNetwork(nn.Module):
             self.masters[name] = parameter if dtype == torch.float32 else master
         partly = 0 < spec.n_frozen < spec.n_layers
         self._cut = Cut(self.trunk, spec.n_frozen) if partly else None
+        # The last block need compute no more than what is pooled, where it is ours.
+        self._ends_only = spec.pooling == "last" and source.proof.fast
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -124,10 +126,22 @@ class TextNetwork(nn.Module):
         inputs = layout.inputs()
         return layout.flat(self.trunk(input_ids=laid_out, **inputs).last_hidden_state)
 
+    def pooled(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        """Return the pooled states of texts end to end, in fp32, shape (B, H)."""
+        laid_out = layout.lay(ids_T, pad_id_of(self.source))
+        inputs = layout.inputs(ends_only=self._ends_only)
+        last = self.trunk(input_ids=laid_out, **inputs).last_hidden_state
+        return self._pooled(last, layout)
+
     def after(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
         """Return the pooled states of hidden states behind the frozen layers, shape (B, H)."""
         assert self._cut is not None
-        last = self._cut.put(layout.lay(hidden_TH), **layout.inputs())
+        inputs = layout.inputs(ends_only=self._ends_only)
+        return self._pooled(self._cut.put(layout.lay(hidden_TH), **inputs), layout)
+
+    def _pooled(self, last: Tensor, layout: Layout) -> Tensor:
+        if self._ends_only:
+            return last[0, : len(layout.lengths_B)].float()
         return self.pool(layout.flat(last), layout)
 
     def pool(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
@@ -140,7 +154,7 @@ class TextNetwork(nn.Module):
 
     def forward(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Return the raw scores, shape (B, K), fp32."""
-        return self.score(self.pool(self.hidden(ids_T, layout), layout))
+        return self.score(self.pooled(ids_T, layout))
 
     def score(self, pooled_BH: Tensor) -> Tensor:
         """Return the raw scores of pooled states, shape (B, K), fp32."""

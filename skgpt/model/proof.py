@@ -6,7 +6,7 @@ slower way that holds for all.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,12 @@ def prove(trunk: Any) -> Proof:
     other = run(torch.tensor([long]))[0]
     together = torch.cat([alone, other])
     packs = _holds("laid end to end", trunk, lambda: _packed(_few_blocks(trunk)), together)
-    fast = packs and _holds("sped up", trunk, lambda: _packed(_fast(_few_blocks(trunk))), together)
+    ends = torch.tensor([len(short) - 1, len(together) - 1])
+    fast = (
+        packs
+        and _holds("sped up", trunk, lambda: _packed(_fast(_few_blocks(trunk))), together)
+        and _holds("pooled early", trunk, lambda: _ends(_fast(_few_blocks(trunk))), together[ends])
+    )
     width = alone.shape[-1]
     if causal and agree(run(batch)[0, : len(short)], alone, _TOLERANCE):
         return Proof(True, False, packs, fast, width)
@@ -108,13 +113,18 @@ def _fast(few: Any) -> Any:
     return few
 
 
-def _packed(few: Any) -> Tensor:
+def _ends(few: Any) -> Tensor:
+    return _packed(few, ends_only=True)
+
+
+def _packed(few: Any, *, ends_only: bool = False) -> Tensor:
     pack(few)
     lengths = [len(ids) for ids in _IDS]
+    boundaries = replace(Boundaries.of(lengths, torch.device("cpu")), ends_only=ends_only)
     hidden: Tensor = few(
         input_ids=torch.tensor([[i for ids in _IDS for i in ids]]),
         position_ids=torch.tensor([[i for n in lengths for i in range(n)]]),
-        boundaries=Boundaries.of(lengths, torch.device("cpu")),
+        boundaries=boundaries,
         use_cache=False,
     ).last_hidden_state
     return hidden[0].float()
