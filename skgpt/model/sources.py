@@ -208,7 +208,7 @@ def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
                 trunk, hf_tokenizer = _from_pretrained(where, revision, hub=where == model)
             return make_source(
                 trunk,
-                TextTokenizer(hf_tokenizer),
+                TextTokenizer(hf_tokenizer, resident=True),
                 model=model,
                 revision=revision,
                 refetchable=not local,

@@ -21,10 +21,13 @@ class TextTokenizer:
     Parameters
     ----------
     hf : transformers tokenizer
+    resident : bool, default=False
+        Whether the ids of texts are kept for other fits and predictions of this process.
     """
 
-    def __init__(self, hf: Any) -> None:
+    def __init__(self, hf: Any, *, resident: bool = False) -> None:
         self.hf = hf
+        self.identity = object() if resident else None
         bare = self.encode([_PROBE])[0]
         framed = list(hf(_PROBE, add_special_tokens=True)["input_ids"])
         start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
@@ -40,6 +43,8 @@ class TextTokenizer:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text; strings that look like special tokens are plain text."""
+        if not texts:  # transformers can't
+            return []
         ids: list[list[int]] = self._encode(texts)["input_ids"]
         return ids
 

@@ -7,8 +7,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.caches import Store
 from skgpt.exceptions import InvalidTextError
 from skgpt.text.template import Template
+
+Ids = NDArray[np.int32]
+
+_ENTRY = 400  # bytes of an entry beside its ids and text
+_IDS: Store[Ids] = Store("token ids", 2**27)
 
 
 class TextEncoder(Protocol):
@@ -17,6 +23,7 @@ class TextEncoder(Protocol):
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     empty_id: int
+    identity: object | None  # under which its ids are kept in this process; None keeps none
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, special tokens neither added nor recognised."""
@@ -83,7 +90,7 @@ def tokenise(texts: list[str], encoder: TextEncoder, max_length: int) -> Tokens:
     """
     distinct = list(dict.fromkeys(texts))
     room = max(1, _room(encoder, max_length))
-    ids = encoder.encode([clean(text) for text in distinct])
+    ids = _encode(encoder, [clean(text) for text in distinct])
     return _lay_out(texts, distinct, (row[:room] for row in ids), encoder, max_length)
 
 
@@ -146,15 +153,15 @@ def _room(encoder: TextEncoder, max_length: int) -> int:
 def _lay_out(
     rows: Sequence[Hashable],
     distinct: Sequence[Hashable],
-    ids: Iterable[list[int]],
+    ids: Iterable[Ids],
     encoder: TextEncoder,
     max_length: int,
 ) -> Tokens:
     """Put special tokens around the ids of the distinct rows, and all rows end to end."""
     framed: dict[Hashable, NDArray[np.int64]] = {}
     for row, bare in zip(distinct, ids, strict=True):
-        whole = [*encoder.prefix_ids, *bare, *encoder.suffix_ids]
-        framed[row] = np.asarray(whole[:max_length] or [encoder.empty_id], dtype=np.int64)
+        whole = np.concatenate([encoder.prefix_ids, bare, encoder.suffix_ids])[:max_length]
+        framed[row] = (whole if len(whole) else np.array([encoder.empty_id])).astype(np.int64)
     lengths = [len(framed[row]) for row in rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Tokens(np.concatenate([framed[row] for row in rows]), offsets)
@@ -162,9 +169,26 @@ def _lay_out(
 
 def _encode_rows(
     rows: Sequence[Sequence[str]], template: Template, encoder: TextEncoder
-) -> list[list[int]]:
+) -> list[Ids]:
     # Cleaned once more, because the template's words may hold a lone surrogate as well.
-    return encoder.encode([clean(template.render(row)) for row in rows])
+    return _encode(encoder, [clean(template.render(row)) for row in rows])
+
+
+def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
+    """Return the ids of each text, each text encoded once in this process.
+
+    Folds, candidates, a refit and predict ask for the same texts over and over.
+    """
+    if encoder.identity is None:
+        return [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(texts)]
+    found = _IDS.find_many([(encoder.identity, text) for text in texts])
+    missing = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+    encoded = [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(missing)]
+    new = dict(zip(missing, encoded, strict=True))
+    # As much again for the text that they are kept under.
+    kept = {(encoder.identity, text): ids for text, ids in new.items()}
+    _IDS.put_many(kept, lambda ids: 2 * ids.nbytes + _ENTRY)
+    return [new[text] if ids is None else ids for text, ids in zip(texts, found, strict=True)]
 
 
 def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> bool:
@@ -188,7 +212,7 @@ def _cut_rows(
     template: Template,
     encoder: TextEncoder,
     room: int,
-) -> list[list[int]]:
+) -> list[Ids]:
     """Return the ids of rows that are too long, their values cut until each row fits.
 
     `lengths` are the tokens of the whole rows.
@@ -198,7 +222,7 @@ def _cut_rows(
     sizes = np.array([len(ids) for ids in encoder.encode(values)]).reshape(len(rows), -1)
     # What all values of a row may take together; the rest is words and what the seams cost.
     budgets = np.maximum(n_uses.sum(), room - (lengths - sizes @ n_uses))
-    done: list[list[int]] = [[] for _ in rows]
+    done: list[Ids] = [np.empty(0, dtype=np.int32) for _ in rows]
     left = np.arange(len(rows))
     while len(left):
         caps = _caps(sizes[left], n_uses, budgets[left])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skgpt.caches import cache_info, clear_cache
 from skgpt.exceptions import InvalidTextError
 from skgpt.model.sources import load_source
 from skgpt.text.template import Template, parse_template
@@ -37,6 +38,7 @@ class Letters:
         self.prefix_ids = prefix
         self.suffix_ids = suffix
         self.empty_id = 99
+        self.identity: object | None = None
         self.asked: list[str] = []
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -361,3 +363,30 @@ def test_tokenise_columns__blank_lines_leave_no_room__the_text_is_cut_at_its_end
     joined = "\n\n".join(column[0] for column in columns)
     tokens = tokenise_columns(columns, parse_template(None, 20, None), Letters((1,), (2,)), 12)
     assert tokens.row(0).tolist() == [1, *(ord(c) % 50 for c in joined[:10]), 2]
+
+
+def test_tokenise__texts_seen_before__are_not_encoded_again() -> None:
+    clear_cache()
+    encoder = Letters((1,))
+    plain = tokenise(["abc", "de", "abc", ""], encoder, 3)
+    encoder.identity = object()
+    for texts in (["abc", "de"], ["abc", "de", "abc", ""]):
+        encoder.asked.clear()
+        kept = tokenise(texts, encoder, 3)
+    assert encoder.asked == [""]
+    assert np.array_equal(kept.ids, plain.ids) and np.array_equal(kept.offsets, plain.offsets)
+    # What was cut is kept whole, and a template's rows are kept as they are rendered.
+    assert tokenise(["abc"], encoder, 9).ids.tolist() == [1, *Letters().encode(["abc"])[0]]
+    encoder.asked.clear()
+    template = parse_template("<{0}>", 1, None)
+    for _ in range(2):
+        tokenise_columns([["abc"]], template, encoder, 9)
+    assert encoder.asked.count("<abc>") == 1
+    other = Letters()
+    other.identity = object()
+    tokenise(["abc"], other, 9)
+    assert other.asked == ["abc"]
+    assert cache_info()["token ids"]["entries"] == 5
+    clear_cache()
+    tokenise(["abc"], other, 9)
+    assert other.asked == ["abc"] * 2
