@@ -1,6 +1,7 @@
 """The same promises on CUDA: `pytest -m gpu`."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_memory__after_many_fits__is_what_it_was_after_two(
     import torch
 
     held = []
-    for _ in range(6):
+    for _ in range(20):
         make(tiny_llama, device="cuda", max_epochs=1).fit(*two_class_data)
         gc.collect()
         held.append(torch.cuda.memory_allocated())
@@ -151,3 +152,95 @@ def test_fits_on_cuda__share_states__and_let_them_go(
     np.testing.assert_allclose(first.predict_proba(X), second.predict_proba(X), atol=1e-2)
     skgpt.clear_cache()
     assert skgpt.cache_info()["states on cuda:0"]["bytes"] == 0
+
+
+def test_fit_on_cuda__memory_runs_out__goes_on_in_smaller_parts(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gc
+
+    import torch
+
+    import skgpt
+    from skgpt.exceptions import LowMemoryWarning
+    from tests.helpers import make_text_data
+
+    X, y = make_text_data(2, n_per_class=300)
+    options = {"device": "cuda", "precision": "fp32", "trainable_layers": "all"}
+    clf = make(tiny_llama, batch_size=600, max_epochs=2, **options)
+    expected = clf.fit(X, y).predict_proba(X)
+    skgpt.clear_cache()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    clf.fit(X, y)
+    peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+    total = torch.cuda.get_device_properties(0).total_memory
+    skgpt.clear_cache()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((held + (peak - held) * 0.6) / total)
+    try:
+        with pytest.warns(LowMemoryWarning):
+            clf.fit(X, y)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        skgpt.clear_cache()
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("memory_budget", [0, 3000])
+def test_fit_on_cuda__states_on_disk__change_nothing(
+    memory_budget: int,
+    tiny_llama: str,
+    two_class_data: TextData,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    import skgpt
+
+    X, y = two_class_data
+    clf = make(tiny_llama, device="cuda", trainable_layers=1, precision="fp32")
+    expected = clf.fit(X, y).predict_proba(X)
+    skgpt.clear_cache()
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr("skgpt.estimators.base.prefix_budget", lambda device: memory_budget)
+    np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
+    assert skgpt.cache_info()["states on disk"]["entries"] > 0
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_of_ends_on_cuda__agrees_with_the_whole(window: int | None) -> None:
+    import torch
+
+    from skgpt.model.attention import Boundaries, attention_of_ends, packed_attention
+
+    gpu = torch.device("cuda", 0)
+    boundaries = Boundaries.of([3, 1, 70, 12], gpu)
+    q, k, v = (torch.randn(86, n, 16, device=gpu).bfloat16() for n in (4, 2, 2))
+    whole = packed_attention(q, k, v, boundaries, scale=0.25, window=window)[boundaries.ends_B]
+    ends = attention_of_ends(q[boundaries.ends_B], k, v, boundaries, scale=0.25, window=window)
+    torch.testing.assert_close(ends.float(), whole.float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
+    pooling: str, tiny_llama: str
+) -> None:
+    import torch
+
+    from skgpt.model.layout import Layout, ids_of
+    from skgpt.model.sources import load_source
+    from skgpt.text.tokens import tokenise
+    from tests.model.test_network import TEXTS, build
+
+    source = load_source(tiny_llama)
+    tokens = tokenise(TEXTS, source.tokenizer, 64)
+    results = []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        network = build(source, pooling=pooling, trainable_layers="all", device=device)
+        layout = Layout.of(tokens.lengths, source, device)
+        pooled = network.pooled(ids_of(tokens, np.arange(len(TEXTS)), device), layout)
+        grads = torch.autograd.grad(pooled.square().sum(), list(network.masters.values()))
+        results.append([t.cpu() for t in (pooled, *grads)])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)

@@ -148,9 +148,7 @@ class TextNetwork(nn.Module):
         """Pool the hidden states of each text, in fp32, shape (B, H)."""
         if self.spec.pooling == "last":
             return hidden_TH[layout.ends_B].float()
-        parts = hidden_TH.float().split(layout.lengths)
-        total_BH = torch.stack([part_TH.sum(0) for part_TH in parts])
-        return total_BH / layout.lengths_B[:, None]
+        return mean_of_each(hidden_TH.float(), layout)
 
     def forward(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Return the raw scores, shape (B, K), fp32."""
@@ -160,6 +158,19 @@ class TextNetwork(nn.Module):
         """Return the raw scores of pooled states, shape (B, K), fp32."""
         logits_BK: Tensor = self.head(pooled_BH)
         return logits_BK
+
+
+def mean_of_each(hidden_TH: Tensor, layout: Layout) -> Tensor:
+    """Return the mean of each text's states, shape (B, H)."""
+    if hidden_TH.device.type == "mps":
+        return _means_one_by_one(hidden_TH, layout)
+    # One kernel, however many texts; `unsafe` spares a look at the lengths, which are right.
+    return torch.segment_reduce(hidden_TH, "mean", lengths=layout.lengths_B, unsafe=True)
+
+
+def _means_one_by_one(hidden_TH: Tensor, layout: Layout) -> Tensor:
+    """Return the same where torch has no kernel for it."""
+    return torch.stack([part_TH.mean(0) for part_TH in hidden_TH.split(layout.lengths)])
 
 
 def pad_id_of(source: Source) -> int:

@@ -9,7 +9,12 @@ import torch
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.adapt import trainable_names
 from skgpt.model.layout import Layout, ids_of
-from skgpt.model.network import TextNetwork, build_network
+from skgpt.model.network import (
+    TextNetwork,
+    _means_one_by_one,
+    build_network,
+    mean_of_each,
+)
 from skgpt.model.sources import Source, load_source
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.text.tokens import tokenise
@@ -49,6 +54,19 @@ def test_pooled__a_batch__equals_one_by_one(
     together = pooled([0, 1, 2, 3])
     alone = torch.cat([pooled([i]) for i in range(4)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradient(
+    tiny_llama: str,
+) -> None:
+    layout = Layout.of(np.array([3, 1, 7]), load_source(tiny_llama), CPU)
+    both = []
+    for mean in (mean_of_each, _means_one_by_one):
+        hidden_TH = torch.arange(44.0).reshape(11, 4).square().requires_grad_()
+        means_BH = mean(hidden_TH, layout)
+        torch.testing.assert_close(means_BH[1], hidden_TH[3])
+        both.append((means_BH, torch.autograd.grad(means_BH.square().sum(), hidden_TH)[0]))
+    torch.testing.assert_close(*both)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
