@@ -72,10 +72,17 @@ def test_optimiser__fp16_overflow__voids_the_step_and_halves_the_scale(tiny_llam
     assert torch.count_nonzero(network.head.weight) == 0
 
 
-def test_optimiser__a_huge_gradient__is_clipped(tiny_llama: str) -> None:
+@pytest.mark.parametrize(("max_norm", "expected"), [(1e-9, 1e-9), (0.5, 0.5), (2.0, 1.0)])
+def test_optimiser__a_gradient_of_norm_one__is_clipped_to_at_most_the_limit(
+    max_norm: float, expected: float, tiny_llama: str
+) -> None:
     network = build(tiny_llama, torch.float32)
-    optimiser = Optimiser(network, make_plan(max_grad_norm=1e-9, warmup_ratio=0.0))
-    optimiser.backward(a_loss(network) * 1e6)
+    optimiser = Optimiser(network, make_plan(max_grad_norm=max_norm, warmup_ratio=0.0))
+    optimiser.backward(a_loss(network))
+    learned = [*network.masters.values(), network.head.weight]
+    size = float(torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None]))
+    optimiser.forget()
+    optimiser.backward(a_loss(network) / size)
     norms: list[float] = []
     adam_step = optimiser._adam.step
 
@@ -86,7 +93,7 @@ def test_optimiser__a_huge_gradient__is_clipped(tiny_llama: str) -> None:
 
     optimiser._adam.step = spy  # type: ignore[method-assign, assignment]
     optimiser.step()
-    assert norms[0] <= 1.01e-9
+    assert norms[0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_optimiser__released__leaves_nothing_that_wants_a_gradient(tiny_llama: str) -> None:
