@@ -113,8 +113,9 @@ def test_memory__after_many_fits__is_what_it_was_after_two(
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 @pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("causal", [True, False])
 def test_packed_attention_on_cuda__in_one_kernel__agrees_with_a_text_at_a_time(
-    heads: tuple[int, int], window: int | None
+    heads: tuple[int, int], window: int | None, causal: bool
 ) -> None:
     import torch
 
@@ -129,7 +130,8 @@ def test_packed_attention_on_cuda__in_one_kernel__agrees_with_a_text_at_a_time(
     results = []
     for device in (cpu, gpu):
         own = [x.to(device).requires_grad_() for x in inputs]
-        out = packed_attention(*own, Boundaries.of(lengths, device), scale=0.25, window=window)
+        boundaries = Boundaries.of(lengths, device)
+        out = packed_attention(*own, boundaries, scale=0.25, causal=causal, window=window)
         grads = torch.autograd.grad(out.float().square().sum(), own)
         results.append([t.float().cpu() for t in (out, *grads)])
     for one, two in zip(*results, strict=True):

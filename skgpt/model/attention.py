@@ -85,7 +85,7 @@ def _for_transformers(
     """Attention as transformers calls it: (1, heads, T, D) in, (1, T, heads, D) out."""
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("capped scores and attention sinks are not computed packed")
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    causal = is_causal_in(module, is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if boundaries is None:  # each row is a text
         rows = _one_text(query, key, value, scale, causal, sliding_window)
@@ -95,6 +95,11 @@ def _for_transformers(
         q_THD, k_THD, v_THD, boundaries, scale=scale, causal=causal, window=sliding_window
     )
     return out_THD[None], None
+
+
+def is_causal_in(module: Any, is_causal: bool | None) -> bool:
+    """Say whether a call from a module is causal: as it says, or else as the module says."""
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
 def packed_attention(
@@ -120,7 +125,8 @@ def packed_attention(
     causal : bool, default=True
         Whether a token sees only itself and what stands before it.
     window : int, default=None
-        How many tokens a causal one sees, itself included; None for all.
+        How many tokens one sees, itself included, looking back and, if it is not causal, looking
+        ahead; None for all.
 
     Returns
     -------
@@ -199,14 +205,20 @@ def _one_text(
     q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int | None
 ) -> Tensor:
     length, shared = q.shape[2], q.shape[1] != k.shape[1]
-    if causal and window is not None and window < length:
+    if window is not None and window < length:
         at = torch.arange(length, device=q.device)
-        back = at[:, None] - at[None, :]
-        seen = (back >= 0) & (back < window)
+        seen = sees(at[:, None], at[None, :], causal, window)
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=seen, scale=scale, enable_gqa=shared
         )
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=shared)
+
+
+def sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
+    """Say which keys a query sees, by their places in the text."""
+    back = query - key
+    seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
+    return seen if window is None else seen & (back.abs() < window)
 
 
 @cache
@@ -230,7 +242,7 @@ def _in_one_kernel(
     queries = queries or boundaries
     from torch.nn.attention.varlen import varlen_attn
 
-    left = -1 if window is None or window >= boundaries.longest else window - 1
+    reach = -1 if window is None or window >= boundaries.longest else window - 1
     out_THD: Any = varlen_attn(
         q_THD.contiguous(),
         k_THD.contiguous(),
@@ -240,7 +252,7 @@ def _in_one_kernel(
         queries.longest,
         boundaries.longest,
         scale=scale,
-        window_size=(left, 0) if causal else (-1, -1),
+        window_size=(reach, 0 if causal else reach),
         enable_gqa=q_THD.shape[1] != k_THD.shape[1],
     )
     attended_THD: Tensor = out_THD

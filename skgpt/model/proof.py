@@ -16,6 +16,7 @@ from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.attention import Boundaries, pack
 from skgpt.model.blocks import PROBE_ERRORS, agree, copy_around, find_blocks, truncate
 from skgpt.model.llama import use_fast_blocks
+from skgpt.model.masks import check_masks
 
 # Blocks repeat, with a period of six at most in the families there are, so the first few tell;
 # running all of them would read every weight from disk before a fit needs it.
@@ -82,7 +83,7 @@ def prove(trunk: Any) -> Proof:
     causal = agree(changed[:-1], alone[:-1], _TOLERANCE)
     other = run(torch.tensor([long]))[0]
     together = torch.cat([alone, other])
-    packs = _holds("laid end to end", trunk, lambda: _packed(_few_blocks(trunk)), together)
+    packs = _holds("laid end to end", trunk, lambda: _checked(_few_blocks(trunk)), together)
     ends = torch.tensor([len(short) - 1, len(together) - 1])
     fast = (
         packs
@@ -111,6 +112,11 @@ def _fast(few: Any) -> Any:
     if not use_fast_blocks(find_blocks(few)):
         raise NotImplementedError("its blocks are of another kind")
     return few
+
+
+def _checked(few: Any) -> Tensor:
+    check_masks(few, _IDS[0])
+    return _packed(few)
 
 
 def _ends(few: Any) -> Tensor:

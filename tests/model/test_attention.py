@@ -118,7 +118,8 @@ def test_network__padded_where_it_could_be_packed__has_the_same_scores(
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize(
-    ("causal", "window"), [(True, None), (False, None), (True, 5), (True, 1), (True, 70)]
+    ("causal", "window"),
+    [(True, None), (False, None), *((c, w) for c in (True, False) for w in (5, 1, 70))],
 )
 def test_packed_attention__each_text__attends_to_itself_alone(
     heads: tuple[int, int], causal: bool, window: int | None
@@ -132,8 +133,9 @@ def test_packed_attention__each_text__attends_to_itself_alone(
     at = np.arange(total)
     seen = text[:, None] == text[None, :]
     back = at[:, None] - at[None, :]
+    seen &= np.abs(back) < (window or total)
     if causal:
-        seen &= (back >= 0) & (back < (window or total))
+        seen &= back >= 0
     k, v = (x.repeat_interleave(n // n_kv, dim=1).transpose(0, 1) for x in (k, v))
     weights = (q.transpose(0, 1) @ k.transpose(1, 2) * 0.3).masked_fill(
         ~torch.from_numpy(seen), -torch.inf
