@@ -113,8 +113,10 @@ def _attend(
 
 
 def _window_of(attention: Any) -> int | None:
-    window: int | None = getattr(attention.config, "sliding_window", None)
-    return getattr(attention, "sliding_window", window)  # where layers differ, each has its own
+    # Mistral's is for all layers; a Llama is silent about the one that its configuration may have.
+    holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
+    window: int | None = getattr(holder, "sliding_window", None)
+    return window
 
 
 def _rms_norm(x: Tensor, norm: Any) -> Tensor:
