@@ -40,6 +40,9 @@ class Proof:
         Whether texts that lie end to end in one row are as good as alone.
     fast : bool
         Whether its blocks may be swapped for those of `skgpt.model.llama`.
+    casts_buffers : bool
+        Whether buffers have to be of the weights' dtype in half precision. Rotary frequencies
+        lose too much by it, so they are not where it can be helped.
     width : int
         Of the last hidden states.
     """
@@ -48,6 +51,7 @@ class Proof:
     needs_mask: bool
     packs: bool
     fast: bool
+    casts_buffers: bool
     width: int
 
 
@@ -90,11 +94,12 @@ def prove(trunk: Any) -> Proof:
         and _holds("sped up", trunk, lambda: _packed(_fast(_few_blocks(trunk))), together)
         and _holds("pooled early", trunk, lambda: _ends(_fast(_few_blocks(trunk))), together[ends])
     )
+    found = {"packs": packs, "fast": fast, "casts_buffers": not _mixes(_few_blocks(trunk))}
     width = alone.shape[-1]
     if causal and agree(run(batch)[0, : len(short)], alone, _TOLERANCE):
-        return Proof(True, False, packs, fast, width)
+        return Proof(causal=True, needs_mask=False, width=width, **found)
     if agree(run(batch, attention_mask=mask.long())[0, : len(short)], alone, _TOLERANCE):
-        return Proof(causal, True, packs, fast, width)
+        return Proof(causal=causal, needs_mask=True, width=width, **found)
     raise ModelNotSupportedError(
         f"A text's hidden states must not depend on the padding behind it. Those of "
         f"{type(trunk).__name__} do, masked or not: use another model."
@@ -134,6 +139,19 @@ def _packed(few: Any, *, ends_only: bool = False) -> Tensor:
         use_cache=False,
     ).last_hidden_state
     return hidden[0].float()
+
+
+def _mixes(few: Any) -> bool:
+    """Say whether a trunk runs with weights in half precision and buffers in full."""
+    for parameter in few.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.bfloat16()
+    try:
+        few(input_ids=torch.tensor(_IDS[:1]), use_cache=False)
+    except PROBE_ERRORS as error:
+        _LOG.info("%s needs buffers of its weights' dtype: %r", type(few).__name__, error)
+        return False
+    return True
 
 
 def _holds(what: str, trunk: Any, run: Callable[[], Tensor], expected: Tensor) -> bool:

@@ -94,7 +94,7 @@ class Source:
         n_layers : int
             Blocks to keep.
         dtype : torch.dtype
-            Of the parameters; buffers (rotary frequencies, ...) keep theirs.
+            Of the parameters; buffers (rotary frequencies, ...) keep theirs if they can.
         device : torch.device
 
         Returns
@@ -123,7 +123,10 @@ class Source:
             name: p.detach().to(device, dtype if p.is_floating_point() else p.dtype)
             for name, p in self.trunk.named_parameters()
         }
-        return cast | {name: b.to(device) for name, b in self.trunk.named_buffers()}
+        for name, b in self.trunk.named_buffers():
+            with_weights = self.proof.casts_buffers and b.is_floating_point()
+            cast[name] = b.to(device, dtype if with_weights else b.dtype)
+        return cast
 
 
 def _bytes_of(tensors: dict[str, Tensor]) -> int:
