@@ -75,6 +75,10 @@ class Source:
     def max_positions(self) -> int | None:
         """Tokens that a text may have, None if the model sets no limit."""
         limit = getattr(self.trunk.config, "max_position_embeddings", None)
+        rope = getattr(self.trunk.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            # One text beyond these turns all texts of its batch by the angles of long ones.
+            limit = rope["original_max_position_embeddings"]
         for name, module in self.trunk.named_modules():
             padding = getattr(module, "padding_idx", None)
             if name.endswith("position_embeddings") and padding is not None:
