@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import skgpt
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.layout import Layout, ids_of
 from skgpt.model.network import TextNetwork
@@ -215,4 +214,3 @@ def test_max_length__rotations_that_a_long_neighbour_would_change__is_bounded_be
     assert not torch.allclose(last, source.trunk(input_ids=short).last_hidden_state[0], atol=1e-2)
     with pytest.raises(ModelNotSupportedError, match="at most 64"):
         make(folder, max_length=65).fit(*two_class_data)
-    skgpt.clear_cache()

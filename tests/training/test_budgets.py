@@ -1,0 +1,158 @@
+"""How a batch is cut into micro-batches shows in nothing: loss, gradients, weights, predictions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skgpt.model.frozen import _states
+from skgpt.model.network import TextNetwork
+from skgpt.model.sources import load_source
+from skgpt.text.split import Split
+from skgpt.text.tokens import tokenise
+from skgpt.training.infer import raw_scores
+from skgpt.training.loss import BinaryCrossEntropy
+from skgpt.training.optimise import Optimiser
+from tests.model.test_network import build
+from tests.training.test_loop import run
+
+ALL_AT_ONCE = 1_000_000
+RATE = 1e-3
+ONE_STEP = {
+    "n_epochs": 1,
+    "batch_size": 64,
+    "max_grad_norm": None,
+    "warmup_ratio": 0.0,
+    "schedule": "constant",
+    "learning_rate": RATE,
+    "head_learning_rate": RATE,
+}
+
+
+class Rows(NamedTuple):
+    """What `run` is given."""
+
+    texts: list[str]
+    target: np.ndarray
+    weight: np.ndarray
+
+
+class Step(NamedTuple):
+    """One optimiser step: the loss and the gradients that it was made of, and what it left."""
+
+    loss: float
+    grads: dict[str, Tensor]
+    learned: dict[str, Tensor]
+    network: TextNetwork
+
+
+def some_rows(lengths: list[int], n_labels: int = 0) -> Rows:
+    """Return texts of these lengths, with codes or labels, and weights, zeros among them."""
+    rng = np.random.default_rng(lengths)
+    texts = ["".join(rng.choice(list("abcdefgh "), n)) for n in lengths]
+    shape = (len(texts), n_labels) if n_labels else (len(texts),)
+    weight = rng.choice([0.0, 0.3, 1.0, 20.0], shape)
+    weight[0] = 0.7  # or a batch may weigh nothing
+    if n_labels:
+        return Rows(texts, rng.integers(0, 2, shape).astype(np.float32), weight)
+    return Rows(texts, rng.integers(0, 3, shape), weight)
+
+
+def start_of(folder: str, trainable: Any) -> TextNetwork:
+    """Return where to start: from a head of zeros nothing would reach the layers."""
+    start = build(load_source(folder), trainable_layers=trainable)
+    torch.nn.init.normal_(start.head.weight, generator=torch.Generator().manual_seed(0))
+    return start
+
+
+def step(folder: str, rows: Rows, budget: int, trainable: Any, **options: Any) -> Step:
+    """Make one step over all rows under a token budget."""
+    _states("cpu").clear()  # or the states of the first budget would serve the second
+    grads: dict[str, Tensor] = {}
+    own = Optimiser.step
+
+    def spied(self: Optimiser) -> None:
+        named = {name: p.grad for name, p in self._named().items()}
+        grads.update({name: grad.clone() for name, grad in named.items() if grad is not None})
+        own(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Optimiser, "step", spied)
+        options = {"start": start_of(folder, trainable), **ONE_STEP, **options}
+        network, result = run(folder, *rows, trainable=trainable, token_budget=budget, **options)
+    learned = {**network.masters, "head.weight": network.head.weight}
+    return Step(result.history[0]["loss"], grads, learned, network)
+
+
+def assert_same_step(one: Step, two: Step) -> None:
+    assert one.loss == pytest.approx(two.loss, rel=1e-5)
+    assert one.grads.keys() == two.grads.keys()
+    largest = max(float(grad.abs().max()) for grad in two.grads.values())
+    assert largest > 0
+    for name, grad in two.grads.items():
+        assert float((one.grads[name] - grad).abs().max()) < 1e-5 * largest, name
+        apart = (one.learned[name] - two.learned[name]).abs()
+        # AdamW's first step is the sign of the gradient: where that is rounding, so is the sign.
+        clear = grad.abs() > 1e-3 * largest
+        assert not clear.any() or float(apart[clear].max()) < 1e-3 * RATE, name
+        assert float(apart.max()) < 2.1 * RATE, name
+
+
+def scores_of(network: TextNetwork, rows: Rows, budget: int) -> np.ndarray:
+    _states("cpu").clear()
+    return raw_scores(network, tokenise(rows.texts, network.source.tokenizer, 64), budget, 2**30)
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@given(
+    lengths=st.lists(st.integers(1, 6) | st.integers(1, 90), min_size=2, max_size=8),
+    budget=st.integers(1, 300),
+)
+def test_step__any_token_budget__has_the_loss_gradients_weights_and_predictions_of_one_micro_batch(
+    architecture: str,
+    trainable: Any,
+    lengths: list[int],
+    budget: int,
+    tiny_model: Callable[[str], str],
+) -> None:
+    folder, rows = tiny_model(architecture), some_rows(lengths)
+    in_parts = step(folder, rows, budget, trainable)
+    assert_same_step(in_parts, step(folder, rows, ALL_AT_ONCE, trainable))
+    scores = [scores_of(in_parts.network, rows, b) for b in (budget, ALL_AT_ONCE)]
+    np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+@pytest.mark.parametrize("budget", [1, 40, 100])
+def test_step__weights_for_each_label__any_token_budget_is_the_same(
+    budget: int, architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    folder, rows = tiny_model(architecture), some_rows([3, 60, 1, 12, 33, 7], n_labels=3)
+    steps = [step(folder, rows, b, 1, loss=BinaryCrossEntropy()) for b in (budget, ALL_AT_ONCE)]
+    assert_same_step(*steps)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_held_out_rows__any_token_budget__have_the_same_loss(
+    trainable: Any, architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    rows = some_rows([3, 60, 1, 12, 33, 7, 80, 2])
+    rows.weight[4:] = [0.5, 0.0, 2.0, 1.0]
+    split = Split(train=np.arange(4), held_out=np.arange(4, 8))
+    folder = tiny_model(architecture)
+    still = ONE_STEP | {"learning_rate": 0.0, "head_learning_rate": 0.0}
+    losses = []
+    for budget in (1, 50, ALL_AT_ONCE):
+        _states("cpu").clear()
+        options = {**still, "start": start_of(folder, trainable), "token_budget": budget}
+        _, result = run(folder, *rows, trainable=trainable, split=split, **options)
+        losses.append(result.history[0]["validation_loss"])
+    assert losses == pytest.approx([losses[-1]] * 3, rel=1e-5)
