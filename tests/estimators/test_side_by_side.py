@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -44,6 +45,16 @@ def turn(clf: GPTTextClassifier, data: TextData) -> np.ndarray:
     return clf.partial_fit(X, y, classes=["money", "sport"]).predict_proba(X)
 
 
+def alone(pair: list[GPTTextClassifier], work: Callable[[GPTTextClassifier], Any]) -> list[Any]:
+    """Return what each gives where no store holds anything of the other."""
+    given = []
+    for clf in pair:
+        skgpt.clear_cache()
+        given.append(work(clf))
+    skgpt.clear_cache()
+    return given
+
+
 def fresh_tensors(folder: str) -> dict[str, torch.Tensor]:
     """Read the base anew, past every store."""
     from transformers import AutoModel
@@ -73,14 +84,14 @@ def assert_base_untouched(folder: str, fitted: list[GPTTextClassifier]) -> None:
 def test_two_models__trained_in_turns__are_each_what_they_are_alone(
     layers: tuple[Any, Any], precision: str, tiny_llama: str, two_class_data: TextData
 ) -> None:
-    expected = []
-    for clf in two(tiny_llama, layers, precision=precision):
-        expected.append([turn(clf, two_class_data) for _ in range(N_TURNS)])
-    skgpt.clear_cache()
+    def turns(clf: GPTTextClassifier) -> list[np.ndarray]:
+        return [turn(clf, two_class_data) for _ in range(N_TURNS)]
+
+    expected = alone(two(tiny_llama, layers, precision=precision), turns)
     one, other = two(tiny_llama, layers, precision=precision)
     for i in range(N_TURNS):
-        for clf, alone in zip((one, other), expected, strict=True):
-            np.testing.assert_array_equal(turn(clf, two_class_data), alone[i])
+        for clf, probas in zip((one, other), expected, strict=True):
+            np.testing.assert_array_equal(turn(clf, two_class_data), probas[i])
     # And neither was moved by the other's last turn.
     np.testing.assert_array_equal(one.predict_proba(two_class_data.X), expected[0][-1])
     assert np.abs(expected[0][-1] - expected[1][-1]).max() > 1e-3
@@ -93,12 +104,9 @@ def test_two_models__fitted_and_asked_in_two_threads__are_each_what_they_are_alo
     layers: tuple[Any, Any], precision: str, tiny_llama: str, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
-    expected = [
-        clf.fit(X, y).predict_proba(X) for clf in two(tiny_llama, layers, precision=precision)
-    ]
-    skgpt.clear_cache()  # both are to ask for the base, and the states behind it, at once
-    together = Barrier(2)
     pair = two(tiny_llama, layers, precision=precision)
+    expected = alone(pair, lambda clf: clone(clf).fit(X, y).predict_proba(X))
+    together = Barrier(2)  # both are to ask for the base, and the states behind it, at once
 
     def fit(clf: GPTTextClassifier) -> list[np.ndarray]:
         together.wait()
@@ -106,9 +114,9 @@ def test_two_models__fitted_and_asked_in_two_threads__are_each_what_they_are_alo
         return [clf.predict_proba(X) for _ in range(3)]
 
     with ThreadPoolExecutor(2) as threads:
-        for found, alone in zip(threads.map(fit, pair), expected, strict=True):
+        for found, wanted in zip(threads.map(fit, pair), expected, strict=True):
             for proba in found:
-                np.testing.assert_array_equal(proba, alone)
+                np.testing.assert_array_equal(proba, wanted)
     assert_base_untouched(tiny_llama, pair)
 
 
@@ -118,12 +126,14 @@ def test_two_models__one_deleted_and_the_stores_emptied__the_other_predicts_as_b
     layers: tuple[Any, Any], precision: str, tiny_llama: str, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
-    one, other = (clf.fit(X, y) for clf in two(tiny_llama, layers, precision=precision))
-    before = other.predict_proba(X)
-    network = weakref.ref(one._network)
+    one, other = two(tiny_llama, layers, precision=precision)
+    (before,) = alone([other], lambda clf: clf.fit(X, y).predict_proba(X))
+    one.fit(X, y)
+    np.testing.assert_array_equal(other.predict_proba(X), before)
+    trunk = weakref.ref(one._network.trunk)
     del one
     gc.collect()
-    assert network() is None  # nothing of the other holds it
+    assert trunk() is None  # nothing of the other holds it
     np.testing.assert_array_equal(other.predict_proba(X), before)
     skgpt.clear_cache()
     np.testing.assert_array_equal(other.predict_proba(X), before)
