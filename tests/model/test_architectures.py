@@ -94,7 +94,9 @@ def one_by_one(network: TextNetwork, tokens: Tokens) -> tuple[Tensor, dict[str, 
     scores, total = [], {}
     for row in range(len(tokens)):
         ids = torch.from_numpy(tokens.row(row))[None]
-        logits = network.score(trunk(input_ids=ids).last_hidden_state.mean(1))
+        hidden = trunk(input_ids=ids).last_hidden_state
+        last = network.spec.pooling == "last"
+        logits = network.score(hidden[:, -1] if last else hidden.mean(1))
         for name, grad in gradients(loss_of(logits, [row]), learned).items():
             total[name] = total.get(name, 0) + grad
         scores.append(logits.detach())
@@ -117,10 +119,14 @@ def test_prove__an_architecture_never_seen__is_found_out(name: str, source: Sour
     assert proof.width == 32
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_each_alone(
-    source: Source,
+    pooling: str, source: Source
 ) -> None:
-    network, tokens = network_of(source, trainable_layers="all"), tokens_of(source)
+    if pooling == "last" and not source.proof.causal:
+        pytest.skip("an encoder's last token sums up nothing; refused")
+    network = network_of(source, trainable_layers="all", pooling=pooling)
+    tokens = tokens_of(source)
     learned = {**network.masters, "head": network.head.weight}
     layout = Layout.of(tokens.lengths, source, CPU)
     logits = network(ids_of(tokens, ROWS, CPU), layout)
@@ -131,10 +137,13 @@ def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_eac
     assert_same_gradients(got, expected)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
-    name: str, source: Source
+    pooling: str, name: str, source: Source
 ) -> None:
-    network, tokens = network_of(source), tokens_of(source)
+    if pooling == "last" and not source.proof.causal:
+        pytest.skip("an encoder's last token sums up nothing; refused")
+    network, tokens = network_of(source, pooling=pooling), tokens_of(source)
     forward = choose_forward(
         network,
         tokens,
