@@ -134,7 +134,9 @@ def packed_attention(
         Of the queries' dtype.
     """
     in_half = q_THD.dtype in (torch.bfloat16, torch.float16)
-    if in_half and q_THD.is_cuda and _has_one_kernel(q_THD.device):
+    # To both sides the kernel documents no window, only to look back.
+    documented = causal or window is None or window >= boundaries.longest
+    if in_half and q_THD.is_cuda and documented and _has_one_kernel(q_THD.device):
         return _in_one_kernel(q_THD, k_THD, v_THD, boundaries, scale, causal, window)
     dtype = q_THD.dtype
     if q_THD.device.type == "cpu":
@@ -252,7 +254,7 @@ def _in_one_kernel(
         queries.longest,
         boundaries.longest,
         scale=scale,
-        window_size=(reach, 0 if causal else reach),
+        window_size=(reach, 0) if causal else (-1, -1),
         enable_gqa=q_THD.shape[1] != k_THD.shape[1],
     )
     attended_THD: Tensor = out_THD
