@@ -152,14 +152,18 @@ class ProgressBar(Monitor):
     def step(self, event: StepDone) -> None:
         """Move on by one step."""
         now = time.perf_counter()
-        if now - self._shown >= _SHOW_SECONDS or event.step == self._bar.total:
+        if now - self._shown >= _SHOW_SECONDS:
             self._shown = now
-            self._bar.set_description(f"epoch {event.epoch}/{self._n_epochs}", refresh=False)
-            self._bar.set_postfix(loss=f"{event.mean_loss():.3f}", refresh=False)
+            self._show(event.epoch, event.mean_loss())
         self._bar.update()
 
+    def _show(self, epoch: int, loss: float) -> None:
+        self._bar.set_description(f"epoch {epoch}/{self._n_epochs}", refresh=False)
+        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
     def epoch(self, record: EpochRecord) -> bool:
-        """Write a line, if asked to."""
+        """Show the whole epoch's loss; write a line, if asked to."""
+        self._show(record["epoch"], record["loss"])
         if self.verbose > 1:
             held_out = ""
             if "validation_score" in record:
