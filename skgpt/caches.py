@@ -12,6 +12,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 T = TypeVar("T")
 
 _REGISTRY: "dict[str, Store[Any]]" = {}
+_REGISTERING = threading.Lock()
 
 
 class StoreInfo(TypedDict):
@@ -46,6 +47,12 @@ class Store(Generic[T]):
         self._hits = 0
         self._misses = 0
         _REGISTRY[name] = self
+
+    @classmethod
+    def named(cls, name: str, budget_bytes: Callable[[], int]) -> "Store[T]":
+        """Return the store of that name; make it if there is none, once for all threads."""
+        with _REGISTERING:
+            return _REGISTRY[name] if name in _REGISTRY else cls(name, budget_bytes())
 
     def get_or_make(self, key: Hashable, make: Callable[[], T], size_of: Callable[[T], int]) -> T:
         """Return the entry of `key`; make it if there is none, once, however many threads ask.
@@ -139,6 +146,12 @@ class Store(Generic[T]):
             self._bytes = 0
             self._hits = self._misses = 0
 
+    def drop(self) -> None:
+        """Forget every entry to make room; how often the store helped is still known."""
+        with self._lock:
+            self._entries.clear()
+            self._bytes = 0
+
     def info(self) -> StoreInfo:
         """Return the store's size and how often it helped."""
         with self._lock:
@@ -169,11 +182,18 @@ def cache_info() -> dict[str, StoreInfo]:
     return {name: store.info() for name, store in sorted(_REGISTRY.items())}
 
 
+def drop_stores_on(device: str) -> None:
+    """Empty the stores of what lies in a device's memory, whose names end in ``on <device>``."""
+    for name, store in list(_REGISTRY.items()):
+        if name.endswith(f" on {device}"):
+            store.drop()
+
+
 def clear_cache() -> None:
     """Empty skgpt's in-process stores.
 
     Fitted estimators keep working: each keeps alive what it needs itself. Files in the cache
     folder are left alone.
     """
-    for store in _REGISTRY.values():
+    for store in list(_REGISTRY.values()):
         store.clear()

@@ -167,16 +167,17 @@ def test_fit_on_cuda__memory_runs_out__goes_on_in_smaller_parts(
     from skgpt.exceptions import LowMemoryWarning
     from tests.helpers import make_text_data
 
-    X, y = make_text_data(2, n_per_class=300)
+    X, y = make_text_data(2, n_per_class=2000)
     options = {"device": "cuda", "precision": "fp32", "trainable_layers": "all"}
-    clf = make(tiny_llama, batch_size=600, max_epochs=2, **options)
+    clf = make(tiny_llama, batch_size=4000, max_epochs=2, **options)
     expected = clf.fit(X, y).predict_proba(X)
     skgpt.clear_cache()
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     clf.fit(X, y)
-    peak, held = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+    # The allocator's limit counts what it has reserved, in whole segments.
+    peak, held = torch.cuda.max_memory_reserved(), torch.cuda.memory_allocated()
     total = torch.cuda.get_device_properties(0).total_memory
     skgpt.clear_cache()
     torch.cuda.empty_cache()
@@ -210,23 +211,38 @@ def test_fit_on_cuda__states_on_disk__change_nothing(
     assert skgpt.cache_info()["states on disk"]["entries"] > 0
 
 
+@pytest.mark.parametrize("width", [16, 20])  # the kernel wants eights
 @pytest.mark.parametrize("window", [None, 5])
-def test_attention_of_ends_on_cuda__agrees_with_the_whole(window: int | None) -> None:
+def test_attention_of_ends_on_cuda__value_and_gradients__agree_with_the_cpu(
+    window: int | None, width: int
+) -> None:
     import torch
 
     from skgpt.model.attention import Boundaries, attention_of_ends, packed_attention
 
-    gpu = torch.device("cuda", 0)
-    boundaries = Boundaries.of([3, 1, 70, 12], gpu)
-    q, k, v = (torch.randn(86, n, 16, device=gpu).bfloat16() for n in (4, 2, 2))
-    whole = packed_attention(q, k, v, boundaries, scale=0.25, window=window)[boundaries.ends_B]
-    ends = attention_of_ends(q[boundaries.ends_B], k, v, boundaries, scale=0.25, window=window)
-    torch.testing.assert_close(ends.float(), whole.float(), rtol=0.02, atol=0.02)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(86, n, width, generator=generator).bfloat16() for n in (4, 2, 2)]
+    results = []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        boundaries = Boundaries.of([3, 1, 70, 12], device)
+        q, k, v = (x.to(device).requires_grad_() for x in inputs)
+        ends = boundaries.ends_B
+        options = {"scale": 0.25, "window": window}
+        for out in (
+            attention_of_ends(q[ends], k, v, boundaries, **options),
+            packed_attention(q, k, v, boundaries, **options)[ends],
+        ):
+            grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+            results.append([t.float().cpu() for t in (out, *grads)])
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
-    pooling: str, tiny_llama: str
+    pooling: str, precision: str, tiny_llama: str
 ) -> None:
     import torch
 
@@ -239,10 +255,18 @@ def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
     tokens = tokenise(TEXTS, source.tokenizer, 64)
     results = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
-        network = build(source, pooling=pooling, trainable_layers="all", device=device)
+        network = build(
+            source,
+            pooling=pooling,
+            trainable_layers="all",
+            device=device,
+            dtype=getattr(torch, precision),
+        )
         layout = Layout.of(tokens.lengths, source, device)
         pooled = network.pooled(ids_of(tokens, np.arange(len(TEXTS)), device), layout)
-        grads = torch.autograd.grad(pooled.square().sum(), list(network.masters.values()))
-        results.append([t.cpu() for t in (pooled, *grads)])
+        learned = [network.trunk.get_parameter(name) for name in network.masters]
+        grads = torch.autograd.grad(pooled.square().sum(), learned)
+        results.append([t.float().cpu() for t in (pooled, *grads)])
+    close = 1e-3 if precision == "float32" else 0.1
     for one, two in zip(*results, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+        assert (one - two).norm() <= close * two.norm() + 1e-6

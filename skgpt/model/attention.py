@@ -133,10 +133,9 @@ def packed_attention(
     out_THD : Tensor of shape (T, heads, D)
         Of the queries' dtype.
     """
-    in_half = q_THD.dtype in (torch.bfloat16, torch.float16)
     # To both sides the kernel documents no window, only to look back.
     documented = causal or window is None or window >= boundaries.longest
-    if in_half and q_THD.is_cuda and documented and _has_one_kernel(q_THD.device):
+    if documented and _fits_one_kernel(q_THD, k_THD, v_THD):
         return _in_one_kernel(q_THD, k_THD, v_THD, boundaries, scale, causal, window)
     dtype = q_THD.dtype
     if q_THD.device.type == "cpu":
@@ -179,8 +178,7 @@ def attention_of_ends(
         Of the queries' dtype.
     """
     whole = window is None or window >= boundaries.longest
-    in_half = q_BHD.dtype in (torch.bfloat16, torch.float16)
-    if whole and in_half and q_BHD.is_cuda and _has_one_kernel(q_BHD.device):
+    if whole and _fits_one_kernel(q_BHD, k_THD, v_THD):
         ones = Boundaries.of([1] * len(q_BHD), q_BHD.device)
         return _in_one_kernel(q_BHD, k_THD, v_THD, boundaries, scale, False, None, queries=ones)
     dtype = q_BHD.dtype
@@ -221,6 +219,15 @@ def sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor
     back = query - key
     seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
     return seen if window is None else seen & (back.abs() < window)
+
+
+def _fits_one_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Say whether one kernel of torch's takes all texts: on CUDA, in half precision."""
+    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    width = q.shape[-1]
+    of_one_width = width == k.shape[-1] == v.shape[-1]
+    return of_one_width and width % 8 == 0 and width <= 256 and _has_one_kernel(q.device)
 
 
 @cache

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import joblib
 import numpy as np
 import psutil
 import torch
+from joblib.externals import loky
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -139,11 +139,11 @@ def no_more_threads_than_cores() -> Iterator[None]:
     """Have torch use no more threads than this process has cores, as long as the body runs.
 
     torch counts the machine's cores. A container that is allowed two of 64 would run 64 threads
-    that wait for each other; joblib knows such limits. In joblib's worker processes torch has
-    its share of the cores already.
+    that wait for each other; loky, joblib's own, knows such limits. In joblib's worker processes
+    torch has its share of the cores already.
     """
     before = torch.get_num_threads()
-    cores = joblib.cpu_count()
+    cores = loky.cpu_count()  # joblib.cpu_count() is 1 where multiprocessing is switched off
     if before <= cores:
         yield
         return

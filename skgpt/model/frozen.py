@@ -7,7 +7,6 @@ within rounding: how texts share a batch may move the last digit.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -19,28 +18,23 @@ from skgpt.model.device import prefix_budget, total_memory
 from skgpt.model.layout import Layout, Rows, ids_of
 from skgpt.model.memory import Budget
 from skgpt.model.network import TextNetwork, pad_id_of
-from skgpt.model.spill import disk_room, on_disk
+from skgpt.model.spill import Spill, disk_room
 from skgpt.text.tokens import Tokens
 
 Progress = Callable[[int, int], None]
 Compute = Callable[[Tensor, Layout], Sequence[Tensor]]  # ids and layout to one tensor per text
 
-_PER_FILE = 2**27  # bytes; one open file each
-
 # Their bytes are those of the shared tensors that they keep alive.
 _PREFIXES: Store[Cut] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
 
 
-@cache
 def _states(device: str) -> Store[Tensor]:
     """Return the store of the states that lie in the memory of a device."""
-    # Half of what a single fit may hold: these outlive it.
-    return Store(f"states on {device}", prefix_budget(torch.device(device)) // 2)
+    return Store.named(f"states on {device}", lambda: prefix_budget(torch.device(device)))
 
 
-@cache
 def _states_on_disk() -> Store[Tensor]:
-    return Store("states on disk", disk_room() // 2)
+    return Store.named("states on disk", disk_room)
 
 
 def hidden_states(
@@ -67,7 +61,7 @@ def hidden_states(
 
     Raises
     ------
-    OSError
+    CacheError
         If the disk is full or can't be written to.
     """
     cut = prefix_of(network)
@@ -129,32 +123,34 @@ class _Texts:
         self.network = network
         self.tokens = tokens
         self.compute = compute
-        self.upstream = (*where, network.source.identity, network.dtype)
+        # The device too: what lies on disk may come from any.
+        self.upstream = (*where, network.source.identity, network.dtype, str(network.device))
         self.ids = [tokens.row(i).tobytes() for i in range(len(tokens))]
         self.left = memory_budget
-        self.in_memory: dict[bytes, Tensor] = {}
-        self.on_disk: dict[bytes, Tensor] = {}
-        self.bound_for_disk: dict[bytes, Tensor] = {}
-        self.waiting = 0  # bytes
+        self.found: dict[bytes, Tensor] = {}
+        self.spill = Spill()
+        self.spilled: list[bytes] = []
 
     def states(self, token_budget: int, progress: Progress) -> list[Tensor]:
         """Return what is computed of each text."""
         first = {text: row for row, text in reversed([*enumerate(self.ids)])}
-        known = self._find(list(first))
-        new = np.array([row for text, row in first.items() if text not in known], dtype=np.int64)
-        self._compute(new, token_budget, progress)
-        found = known | self.in_memory | self.on_disk
-        return [found[text] for text in self.ids]
+        self._find(list(first))
+        new = [row for text, row in first.items() if text not in self.found]
+        with self.spill:
+            self._compute(np.array(new, dtype=np.int64), token_budget, progress)
+        return [self.found[text] for text in self.ids]
 
-    def _find(self, texts: list[bytes]) -> dict[bytes, Tensor]:
-        known: dict[bytes, Tensor] = {}
+    def _find(self, texts: list[bytes]) -> None:
         if not self.network.source.resident:
-            return known
-        for store in (_states(str(self.network.device)), _states_on_disk()):
-            texts = [text for text in texts if text not in known]
-            found = store.find_many([(text, self.upstream) for text in texts])
-            known |= {t: state for t, state in zip(texts, found, strict=True) if state is not None}
-        return known
+            return
+        in_memory = _states(str(self.network.device))
+        for store in (in_memory, _states_on_disk()):
+            texts = [text for text in texts if text not in self.found]
+            states = store.find_many([(text, self.upstream) for text in texts])
+            known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
+            self.found |= known
+            if self.left is not None and store is in_memory:
+                self.left -= sum(state.nbytes for state in known.values())
 
     @torch.no_grad()
     def _compute(self, rows: Rows, token_budget: int, progress: Progress) -> None:
@@ -166,33 +162,37 @@ class _Texts:
             return self.compute(ids_of(self.tokens, part, device), layout)
 
         for part, computed in Budget(self.network, token_budget).each(rows, lengths, work):
-            for row, state in zip(part, computed, strict=True):
-                self._keep(self.ids[row], state)
+            rows_of_part = zip(part, computed, strict=True)
+            kept = {self.ids[row]: self._kept(state) for row, state in rows_of_part}
+            self._share(_states(str(device)), {t: s for t, s in kept.items() if s is not None})
+            self._spill({t: s for t, s in zip(kept, computed, strict=True) if kept[t] is None})
             done += int(lengths[part].sum())
             progress(done, total)
-        self._write()
-        if self.network.source.resident:
-            self._share(_states(str(device)), self.in_memory)
-            self._share(_states_on_disk(), self.on_disk)
+        self._share(_states_on_disk(), dict(zip(self.spilled, self.spill.tensors(), strict=True)))
 
-    def _keep(self, text: bytes, state: Tensor) -> None:
-        if self.left is None or state.nbytes <= self.left:
-            # A copy: a slice would keep the whole batch alive for one text.
-            self.in_memory[text] = state.clone()
-            self.left = None if self.left is None else self.left - state.nbytes
-            return
-        self.bound_for_disk[text] = state.clone()
-        self.waiting += state.nbytes
-        if self.waiting >= _PER_FILE:
-            self._write()
+    def _kept(self, state: Tensor) -> Tensor | None:
+        """Return a copy of a state; None if there is no room for one."""
+        if self.left is not None and state.nbytes > self.left:
+            return None
+        try:
+            copy = _copy(state)
+        except torch.OutOfMemoryError:
+            self.left = 0  # the rest goes to disk, as what learns will need memory too
+            return None
+        self.left = None if self.left is None else self.left - copy.nbytes
+        return copy
 
-    def _write(self) -> None:
-        if self.bound_for_disk:
-            written = on_disk(list(self.bound_for_disk.values()))
-            self.on_disk |= dict(zip(self.bound_for_disk, written, strict=True))
-            self.bound_for_disk.clear()
-            self.waiting = 0
+    def _spill(self, states: dict[bytes, Tensor]) -> None:
+        for text, state in states.items():
+            self.spill.add(state)
+            self.spilled.append(text)
 
     def _share(self, store: Store[Tensor], states: dict[bytes, Tensor]) -> None:
-        new = {(text, self.upstream): state for text, state in states.items()}
-        store.put_many(new, lambda state: state.nbytes)
+        self.found |= states
+        if self.network.source.resident:
+            new = {(text, self.upstream): state for text, state in states.items()}
+            store.put_many(new, lambda state: state.nbytes)
+
+
+def _copy(state: Tensor) -> Tensor:
+    return state.clone()  # a slice would keep the whole batch alive for one text

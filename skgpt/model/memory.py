@@ -5,6 +5,7 @@ free, so that a fit is the same on a busy machine. Only an out-of-memory error l
 batch is cut changes no result beyond rounding, so what failed is done again in smaller parts.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skgpt.caches import Store
+from skgpt.caches import Store, drop_stores_on
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.model.blocks import find_blocks
 from skgpt.model.device import total_memory
@@ -32,6 +33,13 @@ _LEAST_TOKENS = 128
 _SHARE = 4
 # Norms, rotations and fp32 copies, beside what goes into matrices and comes out of them.
 _OTHER_ACTIVATIONS = 1.5
+# cuBLAS's workspace, pinned memory, Apple's GPUs, the CPU's allocator.
+_WORDS = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator",
+)
 
 # What ran out of memory once would do so in each fold; the budget that held is tried at once.
 _LOWERED: Store[int] = Store("lowered budgets", 1 << 20)
@@ -53,7 +61,7 @@ def token_budget(network: TextNetwork, *, learning: bool) -> int:
     """
     cap = _GPU_TOKENS if network.device.type == "cuda" else _CPU_TOKENS
     blocks = find_blocks(network.trunk)
-    kept = blocks[network.spec.n_frozen :] if learning else blocks[:1]
+    kept = blocks[network.spec.n_frozen :] if learning and network.masters else blocks[:1]
     values = sum(sum(p.shape) for p in kept.parameters() if p.ndim == 2)
     bytes_per_token = max(1, int(values * _OTHER_ACTIVATIONS * network.dtype.itemsize))
     fits = total_memory(network.device) // _SHARE // bytes_per_token
@@ -84,6 +92,7 @@ class Budget:
         (lowered,) = _LOWERED.find_many([self._key])
         self.n_tokens = n_tokens if lowered is None else min(n_tokens, lowered)
         self._said = lowered is not None
+        self._gave_way = False
 
     def parts(self, rows: Rows, lengths: NDArray[np.int64]) -> list[Rows]:
         """Cut rows into micro-batches; `lengths` are the tokens of every row of the data set."""
@@ -116,10 +125,11 @@ class Budget:
         while todo:
             done = _attempt(work, todo[0])
             if done is None:
-                self._lower(lengths[todo[0]])
+                self._make_room(lengths[todo[0]])
                 todo = self.parts(np.concatenate(todo), lengths)
                 continue
             yield todo.pop(0), done[0]
+            del done  # or it would be there beside the next one
 
     def all_or_again(
         self,
@@ -159,18 +169,29 @@ class Budget:
             else:
                 return results
             undo()
-            self._lower(lengths[part])
+            self._make_room(lengths[part])
+
+    def _make_room(self, lengths: NDArray[np.int64]) -> None:
+        """Give up what was kept for others; if that was not enough, take half of what was run."""
+        device = self._network.device
+        enough = not self._gave_way
+        if not self._gave_way:
+            self._gave_way = True
+            drop_stores_on(str(device))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # pieces too small for what is to come
+        if not enough:
+            self._lower(lengths)
 
     def _lower(self, lengths: NDArray[np.int64]) -> None:
         """Take half of what was too much, and say so the first time."""
         device = self._network.device
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # pieces too small for what is to come
         if len(lengths) == 1:
             raise NoMemoryError(
                 f"`max_length` must leave room in the memory of {device} for one text at a time. "
                 f"Memory ran out with a text of {lengths[0]} tokens alone: lower max_length, "
-                "n_layers, trainable_layers or precision, or free memory that others hold."
+                "n_layers, trainable_layers or precision, or free memory that others hold, other "
+                "fitted estimators among them."
             )
         tried = len(lengths) * int(lengths.max()) if self._padded else int(lengths.sum())
         self.n_tokens = max(1, min(self.n_tokens, tried) // 2)
@@ -192,12 +213,18 @@ def needs_memory(work: Callable[P, T]) -> Callable[P, T]:
     def explained(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return work(*args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            raise NoMemoryError(
-                "The device's memory must hold the weights, and of those that learn their "
-                f"gradients and AdamW's moments as well (16 bytes each). It ran out: {error} Lower "
-                "n_layers or trainable_layers, or free memory that others hold."
-            ) from error
+        except RuntimeError as error:
+            if not _ran_out(error):
+                raise
+            # What was computed so far is kept alive by these frames, and a notebook keeps them.
+            traceback.clear_frames(error.__traceback__)
+            reason = str(error)
+        raise NoMemoryError(
+            "The device's memory must hold the model, and in a fit, of the weights that learn, "
+            f"their gradients and AdamW's moments as well (16 bytes each). It ran out: {reason} "
+            "Lower n_layers or trainable_layers, call skgpt.clear_cache(), or free memory that "
+            "others hold, other fitted estimators among them."
+        )
 
     return explained
 
@@ -206,5 +233,13 @@ def _attempt(work: Callable[[Rows], T], part: Rows) -> tuple[T] | None:
     """Return what work made, None if memory ran out: the error would keep the tensors alive."""
     try:
         return (work(part),)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not _ran_out(error):
+            raise
         return None
+
+
+def _ran_out(error: RuntimeError) -> bool:
+    """Say whether an error means that memory ran out; not all that do are of torch's own class."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _WORDS)

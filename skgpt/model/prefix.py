@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skgpt.caches import Store
+from skgpt.exceptions import CacheError
 from skgpt.model.blocks import PROBE_ERRORS, agree
 from skgpt.model.device import to_device
 from skgpt.model.frozen import Progress, before, hidden_states, pooled_states, prefix_of
@@ -127,8 +128,9 @@ def choose_forward(
         return WholeTrunk(network, tokens)
     try:
         return CachedPrefix(network, tokens, token_budget, progress, memory_budget)
-    except OSError as error:  # another program may fill the disk at any time
-        _LOG.warning("no room for the states behind frozen layers, so all layers run: %s", error)
+    except CacheError as error:  # another program may fill the disk at any time
+        # As text: a handler that keeps records would keep the error's states alive.
+        _LOG.warning("%s All layers run instead, each time.", str(error))
         return WholeTrunk(network, tokens)
 
 

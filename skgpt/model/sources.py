@@ -76,9 +76,11 @@ class Source:
         """Tokens that a text may have, None if the model sets no limit."""
         limit = getattr(self.trunk.config, "max_position_embeddings", None)
         rope = getattr(self.trunk.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # One text beyond these turns all texts of its batch by the angles of long ones.
-            limit = rope["original_max_position_embeddings"]
+        by_kind = [kind for kind in rope.values() if isinstance(kind, dict)]  # of layers
+        for kind in (rope, *by_kind):
+            if kind.get("rope_type") == "longrope":
+                # One text beyond these turns all texts of its batch by the angles of long ones.
+                limit = kind["original_max_position_embeddings"]
         for name, module in self.trunk.named_modules():
             padding = getattr(module, "padding_idx", None)
             if name.endswith("position_embeddings") and padding is not None:
@@ -119,7 +121,10 @@ class Source:
         if not self.resident:
             return self._cast(dtype, device)
         key = (self.trunk, dtype, str(device))  # a module's hash is its identity
-        return _TENSORS.get_or_make(key, lambda: self._cast(dtype, device), _bytes_of)
+        store: Store[dict[str, Tensor]] = Store.named(
+            f"tensors on {device}", lambda: total_memory(device) // 4
+        )
+        return store.get_or_make(key, lambda: self._cast(dtype, device), _bytes_of)
 
     @torch.inference_mode(False)  # what is made for one caller must serve the next
     def _cast(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -142,7 +147,6 @@ def _bytes_of_source(source: Source) -> int:
 
 
 _SOURCES: Store[Source] = Store("models", total_memory(_CPU) // 4)
-_TENSORS: Store[dict[str, Tensor]] = Store("tensors", total_memory(_CPU) // 4)
 
 
 def load_source(model: str, revision: str | None = None) -> Source:

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from skgpt.text.template import Template
 Ids = NDArray[np.int32]
 
 _ENTRY = 400  # bytes of an entry beside its ids and text
-_IDS: Store[Ids] = Store("token ids", 2**27)
+_IDS: Store[tuple[Ids, int]] = Store("token ids", 2**27)  # with the bytes of ids and text
 
 
 class TextEncoder(Protocol):
@@ -182,13 +183,13 @@ def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
     if encoder.identity is None:
         return [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(texts)]
     found = _IDS.find_many([(encoder.identity, text) for text in texts])
-    missing = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+    missing = [text for text, entry in zip(texts, found, strict=True) if entry is None]
     encoded = [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(missing)]
     new = dict(zip(missing, encoded, strict=True))
-    # As much again for the text that they are kept under.
-    kept = {(encoder.identity, text): ids for text, ids in new.items()}
-    _IDS.put_many(kept, lambda ids: 2 * ids.nbytes + _ENTRY)
-    return [new[text] if ids is None else ids for text, ids in zip(texts, found, strict=True)]
+    kept = {(encoder.identity, t): (ids, ids.nbytes + getsizeof(t)) for t, ids in new.items()}
+    _IDS.put_many(kept, lambda entry: entry[1] + _ENTRY)
+    known = zip(texts, found, strict=True)
+    return [new[text] if entry is None else entry[0] for text, entry in known]
 
 
 def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> bool:

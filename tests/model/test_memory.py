@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.model.device import no_more_threads_than_cores
 from skgpt.model.memory import Budget, token_budget
 from skgpt.model.sources import load_source
-from skgpt.model.spill import disk_room, on_disk
 from skgpt.training.optimise import Optimiser
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
-from tests.model.test_network import CPU, build
+from tests.model.test_network import build
 
 LIMIT = 90  # tokens; the longest text of the data has 36
 PADDED = "bloom"  # can't be packed
@@ -163,6 +161,7 @@ def test_token_budget__of_one_model__follows_memory_and_what_learns(
     source = load_source(tiny_llama)
     whole = build(source, trainable_layers="all")
     last = build(source, trainable_layers=1)
+    head = build(source, trainable_layers=0)
 
     def budget(network: Any, gib: float, *, learning: bool) -> int:
         monkeypatch.setattr("skgpt.model.memory.total_memory", lambda device: int(gib * 2**30))
@@ -172,6 +171,7 @@ def test_token_budget__of_one_model__follows_memory_and_what_learns(
     small = [budget(n, 0.02, learning=True) for n in (whole, last)]
     assert 128 < small[0] < small[1] <= 2048
     assert budget(whole, 0.02, learning=False) > small[0]
+    assert budget(head, 0.02, learning=True) == budget(head, 0.02, learning=False) < 2048
     assert budget(whole, 0.0001, learning=True) == 128
     monkeypatch.setattr(whole, "device", torch.device("cuda", 0))
     assert budget(whole, 1000, learning=True) == 65_536
@@ -195,96 +195,22 @@ def test_budget__parts_and_results__cover_every_row_once(
     assert sum(budget.all_or_again(rows, lengths, work, lambda: None)) == rows.sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_on_disk__tensors_of_several_shapes__come_back_equal(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    tensors = [torch.randn(3, 5).to(dtype), torch.randn(1, 5).to(dtype)[:, ::2], torch.ones(2)]
-    tensors[2] = tensors[2].to(dtype)
-    mapped = on_disk(tensors)
-    assert all(torch.equal(a, b) for a, b in zip(tensors, mapped, strict=True))
-    assert list((tmp_path / "states").iterdir()) == []  # the file has no name any more
-    assert disk_room() > 0
-
-
-@pytest.mark.parametrize("memory_budget", [0, 3000])
-def test_fit__states_beyond_memory__lie_on_disk_and_change_nothing(
-    memory_budget: int,
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, trainable_layers=1, precision="fp32")
-    expected = clf.fit(X, y).predict_proba(X)
-    skgpt.clear_cache()
-    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr("skgpt.estimators.base.prefix_budget", lambda device: memory_budget)
-    monkeypatch.setattr("skgpt.model.frozen._PER_FILE", 20_000)  # several files
-    clf.fit(X, y)
-    info = skgpt.cache_info()
-    n_texts = len(set(X))
-    assert info["states on cpu"]["bytes"] <= memory_budget
-    assert info["states on cpu"]["entries"] + info["states on disk"]["entries"] == n_texts
-    assert bool(info["states on cpu"]["entries"]) == bool(memory_budget)
-    hits = info["states on disk"]["hits"]
-    np.testing.assert_array_equal(clf.fit(X, y).predict_proba(X), expected)
-    assert skgpt.cache_info()["states on disk"]["hits"] > hits
-    assert list((tmp_path / "states").iterdir()) == []
-
-
-def test_fit__a_full_disk__runs_all_layers_and_says_so(
-    tiny_llama: str,
-    two_class_data: TextData,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, trainable_layers=1, precision="fp32")
-    expected = clf.fit(X, y).predict_proba(X)
-    skgpt.clear_cache()
-
-    def full(tensors: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("skgpt.model.frozen.on_disk", full)
-    monkeypatch.setattr("skgpt.estimators.base.prefix_budget", lambda device: 0)
-    np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
-    assert "No space left" in caplog.text
-    monkeypatch.setattr("skgpt.estimators.base.disk_room", lambda: 0)
-    caplog.clear()
-    np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
-    assert caplog.text == ""  # decided before
-
-
-def test_predict__more_texts_than_memory_holds_states_of__writes_nothing(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, trainable_layers=1, precision="fp32").fit(X, y)
-    expected = clf.predict_proba(X)
-    skgpt.clear_cache()
-    monkeypatch.setattr("skgpt.estimators.base.prefix_budget", lambda device: 0)
-    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-4)
-    assert all(skgpt.cache_info()[f"states on {where}"]["entries"] == 0 for where in ("cpu",))
-
-
 def test_threads__in_a_container_of_few_cores__are_as_many_and_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+        monkeypatch.setattr("skgpt.model.device.loky.cpu_count", lambda: 2)
         inside = no_more_threads_than_cores()(torch.get_num_threads)
         assert inside() == 2
         assert torch.get_num_threads() == 3
         with pytest.raises(ZeroDivisionError):
             no_more_threads_than_cores()(divmod)(1, 0)
         assert torch.get_num_threads() == 3
-        monkeypatch.setattr("joblib.cpu_count", lambda: 8)  # a joblib worker has its share
+        monkeypatch.setattr(
+            "skgpt.model.device.loky.cpu_count", lambda: 8
+        )  # a joblib worker has its share
         with no_more_threads_than_cores():
             assert torch.get_num_threads() == 3
     finally:
@@ -295,11 +221,80 @@ def test_fit_and_predict__in_a_container__keep_to_its_cores(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    monkeypatch.setattr("skgpt.model.device.loky.cpu_count", lambda: 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
     monkeypatch.setattr("torch.set_num_threads", seen.append)
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     assert seen == [2, 64]
     clf.predict(two_class_data.X)
     assert seen == [2, 64] * 2
-    assert build(load_source(tiny_llama)).device == CPU
+
+
+def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_first(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from skgpt.model.network import TextNetwork
+
+    X, y = two_class_data
+    clf = make(tiny_llama, trainable_layers=1, precision="fp32")
+    expected = clf.fit(X, y).predict_proba(X)
+    pooled = TextNetwork.pooled
+
+    def short_of_memory(self: Any, *args: Any) -> torch.Tensor:
+        if skgpt.cache_info()["states on cpu"]["bytes"]:
+            raise torch.OutOfMemoryError("states of other fits")
+        return pooled(self, *args)
+
+    monkeypatch.setattr(TextNetwork, "pooled", short_of_memory)
+    again = make(tiny_llama, trainable_layers="all", precision="fp32").fit(X, y)  # no warning
+    assert again.loss_curve_
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
+)
+def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_llama: str) -> None:
+    budget = Budget(build(load_source(tiny_llama)), 100)
+    rows, lengths, failed = np.arange(4), np.full(4, 10), []
+
+    def work(part: np.ndarray) -> int:
+        if not failed:
+            failed.append(part)
+            raise RuntimeError(said)
+        return len(part)
+
+    assert sum(n for _, n in budget.each(rows, lengths, work)) == 4
+
+    def wrong(part: np.ndarray) -> int:
+        raise RuntimeError("shapes don't fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(budget.each(rows, lengths, wrong))
+
+
+def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gc
+    import weakref
+
+    from skgpt.model.prefix import CachedPrefix
+
+    made: list[weakref.ref[Any]] = []
+    begin = CachedPrefix.__init__
+
+    def noting(self: Any, *args: Any) -> None:
+        begin(self, *args)
+        made.append(weakref.ref(self))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("no room for moments")
+
+    monkeypatch.setattr(CachedPrefix, "__init__", noting)
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(NoMemoryError) as held:
+        make(tiny_llama, trainable_layers=1).fit(*two_class_data)
+    gc.collect()
+    assert "no room for moments" in str(held.value)
+    assert made and made[0]() is None
