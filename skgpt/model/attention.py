@@ -141,15 +141,15 @@ def packed_attention(
     if q_THD.device.type == "cpu":
         # In bf16 the backward pass takes three times as long, so the whole of it is fp32.
         q_THD, k_THD, v_THD = q_THD.float(), k_THD.float(), v_THD.float()
-    # Heads first. Split, not sliced: the gradients of slices would each fill all T tokens.
-    split = [
-        x_THD.transpose(0, 1)[None].split(boundaries.lengths, dim=2)
-        for x_THD in (q_THD, k_THD, v_THD)
-    ]
-    out = torch.cat(
-        [_one_text(q, k, v, scale, causal, window) for q, k, v in zip(*split, strict=True)], dim=2
-    )
-    return out[0].transpose(0, 1).to(dtype)
+    # Split, not sliced: the gradients of slices would each fill all T tokens. And along the tokens
+    # before heads go first: the kernel keeps a token's heads together, so that what it returns,
+    # forwards and backwards, is laid end to end by plain copies.
+    split = [x_THD.split(boundaries.lengths) for x_THD in (q_THD, k_THD, v_THD)]
+    out = []
+    for text in zip(*split, strict=True):
+        q, k, v = (x_LHD.transpose(0, 1)[None] for x_LHD in text)
+        out.append(_one_text(q, k, v, scale, causal, window)[0].transpose(0, 1))
+    return torch.cat(out).to(dtype)
 
 
 def attention_of_ends(
