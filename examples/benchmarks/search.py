@@ -4,12 +4,12 @@
 two epochs of batches of 8; the last token's pooling; the same folds for every arm. H1 is a loop
 with the Trainer: bf16, batches of like length, the same layers frozen (the embeddings too), the
 model loaded anew for each fit, texts tokenised once. H0 is the same loop with the Trainer's default
-arguments; it runs one learning rate of the six, and its seconds are multiplied. S is GridSearchCV over GPTTextClassifier, one
-candidate after the other and without a refit; "S, no cache" is the same with the states behind the
-frozen layers computed anew at every use. Scores are the mean accuracy over the folds. Both S must
-agree but for the last digits of bf16. H1 draws its head, gives it the trunk's learning rate (S
-always gives it 1e-3) and shuffles otherwise, so its scores are of another training of the same
-length, and stand beside the others for orientation.
+arguments; it runs one learning rate of the six, and its seconds are multiplied. S is GridSearchCV
+over GPTTextClassifier, one candidate after the other and without a refit; "S, no cache" is the same
+with the states behind the frozen layers computed anew at every use. Scores are the mean accuracy
+over the folds. Both S must agree but for the last digits of bf16. H draws its head, gives it the
+trunk's learning rate (S always gives it 1e-3) and shuffles otherwise, so its scores are of another
+training of the same length, and stand beside the others for orientation.
 
     python examples/benchmarks/search.py
     python examples/benchmarks/search.py --texts 100 --rates 1e-4 4e-4
