@@ -46,6 +46,7 @@ class Optimiser:
         self._masters = list(network.masters.values())
         self._working = [network.trunk.get_parameter(name) for name in self._names]
         self._separate = network.dtype != torch.float32
+        self._sums: dict[str, Tensor] = {}
         self._head = network.head.weight
         self._head.requires_grad_(True)
         # fp16 gradients underflow without a scale; bf16 and fp32 have the range.
@@ -101,13 +102,24 @@ class Optimiser:
 
     @torch.no_grad()
     def _collect(self) -> None:
-        for master, working in zip(self._masters, self._working, strict=True):
+        """Add the working copies' gradients to those of the originals, in fp32."""
+        to_copy: list[tuple[Tensor, Tensor]] = []
+        to_add: list[tuple[Tensor, Tensor]] = []
+        for name, master, working in zip(self._names, self._masters, self._working, strict=True):
             if working.grad is None:
                 continue
-            if master.grad is None:
-                master.grad = working.grad.to(torch.float32)
-            else:
-                master.grad.add_(working.grad)
+            if master.grad is not None:
+                to_add.append((master.grad, working.grad))
+                continue
+            # Kept from step to step: new memory in each would have to be cleared by the system.
+            if name not in self._sums:
+                self._sums[name] = torch.empty_like(master)
+            master.grad = self._sums[name]
+            to_copy.append((master.grad, working.grad))
+        for pairs, do in ((to_copy, torch._foreach_copy_), (to_add, torch._foreach_add_)):
+            if pairs:
+                do([mine for mine, _ in pairs], [grad for _, grad in pairs])
+        for working in self._working:
             working.grad = None
 
     def step(self) -> None:
@@ -167,6 +179,7 @@ class Optimiser:
     def release(self) -> None:
         """Forget gradients for good and freeze what was learned: the run is over."""
         self.forget()
+        self._sums.clear()
         for parameter in [*self._working, *self._masters, self._head]:
             parameter.requires_grad_(False)
 
