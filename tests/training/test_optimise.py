@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from skgpt.model.adapt import TrainableLayers
 from skgpt.model.layout import Layout
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
@@ -11,11 +12,11 @@ from skgpt.training.optimise import Optimiser
 from tests.training.test_plan import make_plan
 
 
-def build(folder: str, dtype: torch.dtype) -> TextNetwork:
+def build(folder: str, dtype: torch.dtype, trainable_layers: TrainableLayers = 1) -> TextNetwork:
     return build_network(
         load_source(folder),
         n_layers=None,
-        trainable_layers=1,
+        trainable_layers=trainable_layers,
         pooling="mean",
         n_outputs=2,
         dtype=dtype,
@@ -23,8 +24,8 @@ def build(folder: str, dtype: torch.dtype) -> TextNetwork:
     )
 
 
-def a_loss(network: TextNetwork) -> torch.Tensor:
-    ids = torch.tensor([3, 4, 5, 6, 7])
+def a_loss(network: TextNetwork, first: int = 3) -> torch.Tensor:
+    ids = torch.tensor([3, 4, 5, 6, 7]) - 3 + first
     logits = network(ids, Layout.of(np.array([3, 2]), network.source, network.device))
     return torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
 
@@ -104,3 +105,38 @@ def test_optimiser__released__leaves_nothing_that_wants_a_gradient(tiny_llama: s
     tensors = [*network.parameters(), *network.masters.values()]
     assert not any(t.requires_grad for t in tensors)
     assert all(t.grad is None for t in tensors)
+
+
+def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
+    tiny_llama: str,
+) -> None:
+    trained = []
+    for by_rows in (True, False):
+        network = build(tiny_llama, torch.bfloat16, "all")
+        torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
+        optimiser = Optimiser(network, make_plan(warmup_ratio=0.0))
+        embeddings = optimiser._embeddings
+        assert [embedding.sparse for embedding in embeddings] == [True]
+        embeddings[0].sparse = by_rows
+        name = next(n for n in network.masters if "embed_tokens" in n)
+        grads = []
+        for step in range(4):
+            for part in range(2):  # tokens of their own in each step and part, and common ones
+                optimiser.backward(a_loss(network, first=9 * step + 3 * part))
+                if (step, part) == (1, 1):  # as where memory runs out: begun again
+                    optimiser.forget()
+                    for again in range(2):
+                        optimiser.backward(a_loss(network, first=9 * step + 3 * again))
+            grad = network.masters[name].grad
+            assert grad is not None
+            grads.append(grad.clone())
+            optimiser.step()
+        optimiser.release()
+        assert not embeddings[0].sparse
+        trained.append((grads, network.masters[name].clone()))
+    (rows, learned), (whole, expected) = trained
+    for one, two in zip(rows, whole, strict=True):
+        assert (one != 0).any(1).sum() == (two != 0).any(1).sum() > 3
+        torch.testing.assert_close(one, two, rtol=2e-2, atol=1e-3 * float(two.abs().max()))
+    # AdamW divides by the gradient's size, so that where it is small its rounding shows.
+    assert (learned - expected).abs().mean() < 1e-2 * 4e-3
