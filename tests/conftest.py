@@ -1,6 +1,7 @@
 """What every test stands on: an environment without a network, tiny models, learnable texts."""
 
 import os
+import signal
 
 # Read when scipy, huggingface_hub or tokenizers are imported, so set before anything else is.
 os.environ["SCIPY_ARRAY_API"] = "1"  # else scikit-learn skips one of its checks
@@ -33,6 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c() -> None:
+    """Have Ctrl-C work where the tests run in the background: shells switch it off there."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Ctrl-C during a fit, a search and partial_fit: the last step is kept, and it goes on up."""
 
-import os
 import pickle
 import signal
 from typing import Any
@@ -101,7 +100,7 @@ def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
     update = torch.optim.AdamW.step
 
     def pressed(self: Any, *args: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return update(self, *args)
 
     clf = make(tiny_llama)

@@ -185,7 +185,6 @@ def test_early_stopping__scores_that_fall_and_rise_below_the_best__end_the_fit(
 def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_one_epoch(
     tiny_llama: str,
 ) -> None:
-    import os
     import signal
 
     network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1, trainable="all")
@@ -200,7 +199,7 @@ def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_on
     class Pressed(dict[str, Any]):
         def __getitem__(self, name: str) -> Any:
             if name == first:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return super().__getitem__(name)
 
     best._weights = Pressed(best._weights)
