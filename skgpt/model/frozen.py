@@ -125,7 +125,7 @@ class _Texts:
         self.compute = compute
         # The device too: what lies on disk may come from any.
         self.upstream = (*where, network.source.identity, network.dtype, str(network.device))
-        self.ids = [tokens.row(i).tobytes() for i in range(len(tokens))]
+        self.ids, self.first = tokens.distinct()
         self.left = memory_budget
         self.found: dict[bytes, Tensor] = {}
         self.spill = Spill()
@@ -133,9 +133,8 @@ class _Texts:
 
     def states(self, token_budget: int, progress: Progress) -> list[Tensor]:
         """Return what is computed of each text."""
-        first = {text: row for row, text in reversed([*enumerate(self.ids)])}
-        self._find(list(first))
-        new = [row for text, row in first.items() if text not in self.found]
+        self._find(list(self.first))
+        new = [row for text, row in self.first.items() if text not in self.found]
         with self.spill:
             self._compute(np.array(new, dtype=np.int64), token_budget, progress)
         return [self.found[text] for text in self.ids]

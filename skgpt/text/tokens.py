@@ -66,6 +66,11 @@ class Tokens:
         """Return the ids of text i."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
+    def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
+        """Return the ids of every text as a key, and where each distinct one comes first."""
+        keys = [self.row(i).tobytes() for i in range(len(self))]
+        return keys, {key: row for row, key in reversed([*enumerate(keys)])}
+
 
 def clean(text: str) -> str:
     """Replace what is not valid Unicode (lone surrogates) by U+FFFD; tokenizers raise on it."""

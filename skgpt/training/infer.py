@@ -32,8 +32,7 @@ def raw_scores(
     -------
     logits_NK : ndarray of shape (N, K), float32
     """
-    texts = [tokens.row(i).tobytes() for i in range(len(tokens))]
-    first = {text: row for row, text in reversed([*enumerate(texts)])}
+    texts, first = tokens.distinct()
     logits_NK = np.empty((len(tokens), network.spec.n_outputs), dtype=np.float32)
     rows = np.array(sorted(first.values()), dtype=np.int64)
     with torch.no_grad():
