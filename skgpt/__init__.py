@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skgpt.caches import cache_info, clear_cache
     from skgpt.estimators.classifier import GPTTextClassifier
+    from skgpt.estimators.lora import LoRA
 
 __version__ = "0.1.0"
 
-__all__ = ["GPTTextClassifier", "__version__", "cache_info", "clear_cache"]
+__all__ = ["GPTTextClassifier", "LoRA", "__version__", "cache_info", "clear_cache"]
 
 _HOMES = {
     "GPTTextClassifier": "skgpt.estimators.classifier",
+    "LoRA": "skgpt.estimators.lora",
     "cache_info": "skgpt.caches",
     "clear_cache": "skgpt.caches",
 }

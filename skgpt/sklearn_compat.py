@@ -2,7 +2,7 @@
 
 from sklearn.base import _fit_context as fit_context
 from sklearn.utils import _safe_indexing as take_rows
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 try:
@@ -16,6 +16,7 @@ except ImportError:
 __all__ = [
     "CallbackSupportMixin",
     "Interval",
+    "Options",
     "StrOptions",
     "check_sample_weight",
     "fit_context",

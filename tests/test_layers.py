@@ -36,7 +36,8 @@ DOORS = {
     "torch": ("skgpt.model", "skgpt.training", "skgpt.testing"),
     "safetensors.torch": ("skgpt.model", "skgpt.training", "skgpt.testing"),  # it imports torch
     "transformers": ("skgpt.model", "skgpt.testing"),
-    "peft": ("skgpt.model.adapt",),
+    "peft": ("skgpt.model.adapters",),
+    "bitsandbytes": ("skgpt.model.quantise",),
     "optuna": ("skgpt.tuning",),
     "optuna_integration": ("skgpt.tuning",),
     "matplotlib": ("skgpt.plots",),

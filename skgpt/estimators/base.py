@@ -21,6 +21,7 @@ from skgpt.estimators.data import (
     check_fit_data,
 )
 from skgpt.estimators.judge import make_judge
+from skgpt.estimators.lora import LoRA, TakesLoRA, adapter_spec
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
 from skgpt.exceptions import ContinuationError, InterruptedFitWarning, ModelNotSupportedError
 from skgpt.model.device import (
@@ -49,7 +50,7 @@ from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotic
 _OPTIONAL_ATTRIBUTES = (*COLUMN_ATTRIBUTES, "validation_scores_", "best_iter_", "_moments")
 
 
-class BaseGPTText(CallbackEstimator, ABC):
+class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
     """What the estimators share: everything but the target, the loss and its inverse link.
 
     A subclass has the constructor and says what its targets are.
@@ -60,6 +61,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         revision: str | None
         n_layers: int | None
         trainable_layers: Any
+        lora: LoRA | None
         pooling: str
         template: str | None
         max_length: int
@@ -116,7 +118,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         classes = getattr(self, "classes_", None) if goes_on else None
         data = check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
         weight = self._loss_weights(data)
-        network = self._build(data.target, self._network.source if goes_on else None)
+        network = self._build(data.target, seed, self._network.source if goes_on else None)
         if goes_on:
             check_same_shape(
                 network.spec, self._network.spec, may_learn_more=True, may_have_more=False
@@ -146,7 +148,7 @@ class BaseGPTText(CallbackEstimator, ABC):
             check_columns_match(self._column_attributes(), given.X, estimator=self)
             data = replace(data, attributes=self._column_attributes())  # as at the first call
         weight = self._loss_weights(data)
-        network = self._build(data.target, self._network.source if goes_on else None)
+        network = self._build(data.target, seed, self._network.source if goes_on else None)
         history: list[EpochRecord] = []
         moments = getattr(self, "_moments", None)
         if goes_on:
@@ -181,7 +183,7 @@ class BaseGPTText(CallbackEstimator, ABC):
             )
 
     @needs_memory
-    def _build(self, target: Target, source: Source | None) -> TextNetwork:
+    def _build(self, target: Target, seed: int, source: Source | None) -> TextNetwork:
         """Build a network, on the source of the fitted one where a fit goes on from it."""
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
@@ -203,6 +205,8 @@ class BaseGPTText(CallbackEstimator, ABC):
             n_outputs=target.width,
             dtype=dtype,
             device=device,
+            lora=adapter_spec(self.lora),
+            seed=seed,
         )
 
     def _train(

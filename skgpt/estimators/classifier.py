@@ -12,6 +12,7 @@ from skgpt.estimators.base import BaseGPTText
 from skgpt.estimators.class_predictions import ClassPredictions
 from skgpt.estimators.continuing import places_of
 from skgpt.estimators.data import FitData, Given
+from skgpt.estimators.lora import LoRA
 from skgpt.estimators.params import SHARED_CONSTRAINTS
 from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.sklearn_compat import Interval, StrOptions, fit_context
@@ -47,6 +48,11 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         Which weights learn beside the head: the last n of the kept blocks with the final norm, all
         of them with the embeddings, or none for 0. Layers that don't learn are computed once per
         text and process, not once per epoch and fit.
+    lora : LoRA or None, default=None
+        Low-rank adapters learn in the place of those layers' weights: `trainable_layers` says
+        which blocks have them ("all": every block; embeddings and norms stay as they are). Never
+        modified; ``lora__rank`` and its like reach its parameters in a search. Needs the package
+        peft.
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
         the mean, which is far better on topics and little worse on sentiment.
@@ -170,6 +176,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         revision: str | None = None,
         n_layers: int | None = None,
         trainable_layers: int | Literal["all"] = "all",
+        lora: LoRA | None = None,
         pooling: Literal["auto", "mean", "last"] = "auto",
         template: str | None = None,
         max_length: int = 256,
@@ -198,6 +205,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         self.revision = revision
         self.n_layers = n_layers
         self.trainable_layers = trainable_layers
+        self.lora = lora
         self.pooling = pooling
         self.template = template
         self.max_length = max_length

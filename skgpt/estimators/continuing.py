@@ -1,11 +1,13 @@
 """Going on from a fitted network: what must be as it was, and where old classes go."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.exceptions import ContinuationError
+from skgpt.model.adapters import AdapterSpec
 from skgpt.model.network import NetworkSpec, TextNetwork
 
 
@@ -45,6 +47,8 @@ def check_same_shape(
     for name in ("n_layers", "pooling"):
         if getattr(now, name) != getattr(then, name):
             raise _other(name, getattr(then, name), getattr(now, name))
+    if _form(now) != _form(then):
+        raise _other("lora", then.lora, now.lora)
     if now.trainable_layers != then.trainable_layers and not (
         may_learn_more and _learns(now) > _learns(then)
     ):
@@ -59,6 +63,11 @@ def check_same_shape(
             f"The fitted model tells {then.n_outputs} labels apart. Got {now.n_outputs}: set "
             "warm_start=False to start anew."
         )
+
+
+def _form(spec: NetworkSpec) -> AdapterSpec | None:
+    """Return what adapters are but for their dropout, which leaves nothing behind."""
+    return None if spec.lora is None else replace(spec.lora, dropout=0.0)
 
 
 def _learns(spec: NetworkSpec) -> float:

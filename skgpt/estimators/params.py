@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import get_scorer_names
 
+from skgpt.estimators.lora import LoRA
 from skgpt.sklearn_compat import Interval, StrOptions
 
 SHARED_CONSTRAINTS: dict[str, list[Any]] = {
@@ -13,6 +14,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "revision": [str, None],
     "n_layers": [Interval(Integral, 1, None, closed="left"), None],
     "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
+    "lora": [LoRA, None],
     "pooling": [StrOptions({"last", "mean", "auto"})],
     "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],

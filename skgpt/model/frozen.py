@@ -88,15 +88,14 @@ def pooled_states(
 
 def prefix_of(network: TextNetwork) -> Cut:
     """Return a trunk of the frozen layers alone, which is the same for all networks like it."""
-    source, n = network.source, network.spec.n_frozen
+    n = network.spec.n_frozen
 
     def make() -> Cut:
-        return Cut(source.copy_trunk(n, network.dtype, network.device), n)
+        return Cut(network.base_trunk(n), n)
 
-    if not source.resident:
+    if not network.source.resident:
         return make()
-    key = (source.identity, n, network.dtype, str(network.device))
-    return _PREFIXES.get_or_make(key, make, _bytes_of)
+    return _PREFIXES.get_or_make((n, network.upstream), make, _bytes_of)
 
 
 def _bytes_of(cut: Cut) -> int:
@@ -124,7 +123,7 @@ class _Texts:
         self.tokens = tokens
         self.compute = compute
         # The device too: what lies on disk may come from any.
-        self.upstream = (*where, network.source.identity, network.dtype, str(network.device))
+        self.upstream = (*where, *network.upstream)
         self.ids, self.first = tokens.distinct()
         self.left = memory_budget
         self.found: dict[bytes, Tensor] = {}

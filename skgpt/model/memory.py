@@ -83,12 +83,8 @@ class Budget:
     def __init__(self, network: TextNetwork, n_tokens: int, *, learning: bool = False) -> None:
         self._network = network
         self._padded = not network.source.proof.packs
-        spec = network.spec
-        depth = (spec.n_layers, spec.n_frozen)
-        self._key = (
-            *(network.source.identity, depth, network.dtype, str(network.device)),
-            learning,
-        )
+        depth = (network.spec.n_layers, network.spec.n_frozen)
+        self._key = (depth, network.upstream, learning)
         (lowered,) = _LOWERED.find_many([self._key])
         self.n_tokens = n_tokens if lowered is None else min(n_tokens, lowered)
         self._said = lowered is not None

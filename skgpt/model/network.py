@@ -1,7 +1,8 @@
 """Trunk, pooling and head: token ids of some texts in, one row of raw scores per text out."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.adapt import TrainableLayers, check_depth, own, trainable_names
+from skgpt.model.adapters import AdapterSpec, add_adapters, first_values
 from skgpt.model.blocks import Cut
 from skgpt.model.layout import Layout
+from skgpt.model.noise import RowNoise
+from skgpt.model.quantise import quantise
 from skgpt.model.sources import Source
 
 Pooling = Literal["last", "mean"]
@@ -29,17 +33,35 @@ class NetworkSpec:
     pooling : {"last", "mean"}
     n_outputs : int
         Raw scores per text.
+    lora : AdapterSpec or None
+        Adapters learn, in the blocks that would learn otherwise.
     """
 
     n_layers: int
     trainable_layers: TrainableLayers
     pooling: Pooling
     n_outputs: int
+    lora: AdapterSpec | None = None
 
     @property
     def n_frozen(self) -> int:
         """Blocks, from the first on, that never learn."""
         return 0 if self.trainable_layers == "all" else self.n_layers - self.trainable_layers
+
+    @property
+    def quantize_base(self) -> int | None:
+        """Bits of the base's matrices; None for those of the trunk's precision."""
+        return None if self.lora is None else self.lora.quantize_base
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as numbers and text."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """Make it again of what `plain` returned."""
+        lora = plain.get("lora")
+        return cls(**{**plain, "lora": None if lora is None else AdapterSpec(**lora)})
 
 
 class TextNetwork(nn.Module):
@@ -55,23 +77,32 @@ class TextNetwork(nn.Module):
     dtype : torch.dtype
         Of the trunk's arithmetic.
     device : torch.device
+    seed : int, default=0
+        What adapters are drawn from.
 
     Attributes
     ----------
     masters : dict of str to Tensor
         fp32 originals of the trunk's parameters that learn. Under fp32 they are the parameters
         themselves; otherwise the parameters are working copies, refreshed by `refresh`.
+    noise : RowNoise
+        Tells the adapters' dropout which rows a training step is at.
     """
 
     def __init__(
-        self, source: Source, spec: NetworkSpec, dtype: torch.dtype, device: torch.device
+        self,
+        source: Source,
+        spec: NetworkSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.source = source
         self.spec = spec
         self.dtype = dtype
         self.device = device
-        self.trunk: Any = source.copy_trunk(spec.n_layers, dtype, device)
+        self.trunk: Any = self.base_trunk(spec.n_layers)
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
             nn.Linear,
@@ -82,15 +113,37 @@ class TextNetwork(nn.Module):
             device=device,
         )
         nn.init.zeros_(self.head.weight)
+        self.noise = RowNoise(padded=not source.proof.packs)
         self.masters: dict[str, Tensor] = {}
-        for name in trainable_names(self.trunk, spec.trainable_layers):
-            master = source.master(name, device)
+        for name, master in self._first_values(seed).items():
             parameter = own(self.trunk, name, master.to(dtype))
             self.masters[name] = parameter if dtype == torch.float32 else master
         partly = 0 < spec.n_frozen < spec.n_layers
         self._cut = Cut(self.trunk, spec.n_frozen) if partly else None
         # The last block need compute no more than what is pooled, where it is ours.
-        self._ends_only = spec.pooling == "last" and source.proof.fast
+        drops = spec.lora is not None and spec.lora.dropout > 0
+        self._ends_only = spec.pooling == "last" and source.proof.fast and not drops
+
+    @property
+    def upstream(self) -> tuple[Hashable, ...]:
+        """Everything that, with the depth, decides what frozen layers return."""
+        return (self.source.identity, self.dtype, str(self.device), self.spec.quantize_base)
+
+    def base_trunk(self, n_layers: int) -> Any:
+        """Return a trunk of the first blocks of the base, as this network computes them."""
+        if self.spec.quantize_base is None:
+            return self.source.copy_trunk(n_layers, self.dtype, self.device)
+        return quantise(self.source, n_layers, self.dtype, self.device)
+
+    def _first_values(self, seed: int) -> dict[str, Tensor]:
+        """Return what the trunk's weights that learn start from, each an fp32 tensor of its own."""
+        spec, device = self.spec, self.device
+        if spec.lora is None:
+            names = trainable_names(self.trunk, spec.trainable_layers)
+            return {name: self.source.master(name, device) for name in names}
+        names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.noise)
+        drawn = first_values(self.trunk, names, seed)
+        return {name: value.to(device) for name, value in drawn.items()}
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -207,11 +260,13 @@ def build_network(
     n_outputs: int,
     dtype: torch.dtype,
     device: torch.device,
+    lora: AdapterSpec | None = None,
+    seed: int = 0,
 ) -> TextNetwork:
     """Build a network on a source: check the depths, share what is frozen, own what learns.
 
-    The head starts at zero, so nothing is drawn: every class is equally likely before the first
-    step, and the trunk is left alone until the head has a direction.
+    The head starts at zero, and adapters add nothing at first: every class is equally likely before
+    the first step, and the trunk is left alone until the head has a direction.
 
     Parameters
     ----------
@@ -222,6 +277,9 @@ def build_network(
     n_outputs : int
     dtype : torch.dtype
     device : torch.device
+    lora : AdapterSpec, default=None
+    seed : int, default=0
+        What adapters are drawn from.
 
     Returns
     -------
@@ -233,5 +291,10 @@ def build_network(
         If the depths don't fit the trunk, or the pooling doesn't fit the model.
     """
     kept, learning = check_depth(source, n_layers, trainable_layers)
-    spec = NetworkSpec(kept, learning, resolve_pooling(pooling, source), n_outputs)
-    return TextNetwork(source, spec, dtype, device)
+    if lora is not None and learning == 0:
+        raise ModelNotSupportedError(
+            "`lora` puts adapters into the layers that learn, and trainable_layers=0 leaves none: "
+            "raise trainable_layers, or set lora=None for the head alone."
+        )
+    spec = NetworkSpec(kept, learning, resolve_pooling(pooling, source), n_outputs, lora)
+    return TextNetwork(source, spec, dtype, device, seed)

@@ -138,13 +138,7 @@ def _can_be_cut(network: TextNetwork, tokens: Tokens) -> bool:
     if not network.source.resident:
         return _is_exact(network, tokens)
     spec = network.spec
-    key = (
-        network.source.identity,
-        spec.n_layers,
-        spec.n_frozen,
-        network.dtype,
-        str(network.device),
-    )
+    key = (spec.n_layers, spec.n_frozen, network.upstream)
     return _PROOFS.get_or_make(key, lambda: _is_exact(network, tokens), lambda proof: 1)
 
 

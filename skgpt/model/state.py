@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from skgpt.exceptions import ModelNotFoundError, StateFormatError
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, StateFormatError
+from skgpt.model.adapters import base_name
 from skgpt.model.blocks import copy_around, find_blocks, truncate
 from skgpt.model.conversion import quiet_transformers
 from skgpt.model.network import NetworkSpec, TextNetwork
@@ -38,16 +39,16 @@ def pack(network: TextNetwork) -> dict[str, Any]:
         again by name ``config``, ``tokenizer`` and ``base``.
     """
     source, spec = network.source, network.spec
+    if spec.quantize_base is not None and not source.refetchable:
+        raise ModelNotSupportedError(
+            "A pickle can't hold a base in 4 bits, and this one can't be fetched again by name "
+            f"({source.model!r}): fit with quantize_base=None to pickle it."
+        )
     learned = {f"trunk.{name}": tensor for name, tensor in network.masters.items()}
     learned["head.weight"] = network.head.weight
     state: dict[str, Any] = {
         "format": FORMAT,
-        "spec": {
-            "n_layers": spec.n_layers,
-            "trainable_layers": spec.trainable_layers,
-            "pooling": spec.pooling,
-            "n_outputs": spec.n_outputs,
-        },
+        "spec": spec.plain(),
         "source": {
             "model": source.model,
             "revision": source.revision,
@@ -58,7 +59,7 @@ def pack(network: TextNetwork) -> dict[str, Any]:
     if not source.refetchable:
         # Buffers too: the rotary frequencies and their like are in no state dict.
         trunk = dict(network.trunk.named_parameters()) | dict(network.trunk.named_buffers())
-        shared = {name: t for name, t in trunk.items() if name not in network.masters}
+        shared = {base_name(name): t for name, t in trunk.items() if name not in network.masters}
         # The uncut configuration: cutting one is up to the class that it belongs to.
         state["config"] = json.dumps(source.config, sort_keys=True)
         state["tokenizer"] = source.tokenizer.files()
@@ -95,7 +96,7 @@ def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -
             "the version of skgpt that wrote it."
         )
     learned = _from_bytes(state["learned"])
-    spec = NetworkSpec(**state["spec"])
+    spec = NetworkSpec.from_plain(state["spec"])
     if "base" in state:
         source = _source_inside(state, spec, learned)
     else:

@@ -1,6 +1,7 @@
 """How a batch is cut into micro-batches shows in nothing: loss, gradients, weights, predictions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from skgpt.model.adapters import AdapterSpec
 from skgpt.model.frozen import _states
 from skgpt.model.network import TextNetwork
 from skgpt.model.sources import load_source
@@ -63,10 +65,15 @@ def some_rows(lengths: list[int], n_labels: int = 0) -> Rows:
     return Rows(texts, rng.integers(0, 3, shape), weight)
 
 
-def start_of(folder: str, trainable: Any) -> TextNetwork:
+def start_of(folder: str, trainable: Any, lora: AdapterSpec | None = None) -> TextNetwork:
     """Return where to start: from a head of zeros nothing would reach the layers."""
-    start = build(load_source(folder), trainable_layers=trainable)
-    torch.nn.init.normal_(start.head.weight, generator=torch.Generator().manual_seed(0))
+    start = build(load_source(folder), trainable_layers=trainable, lora=lora)
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(start.head.weight, generator=generator)
+    for name, master in start.masters.items() if lora else ():
+        if "lora_B" in name:
+            torch.nn.init.normal_(master, std=0.1, generator=generator)
+    start.refresh()
     return start
 
 
@@ -83,7 +90,8 @@ def step(folder: str, rows: Rows, budget: int, trainable: Any, **options: Any) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Optimiser, "step", spied)
-        options = {"start": start_of(folder, trainable), **ONE_STEP, **options}
+        start = start_of(folder, trainable, options.get("lora"))
+        options = {"start": start, **ONE_STEP, **options}
         network, result = run(folder, *rows, trainable=trainable, token_budget=budget, **options)
     learned = {**network.masters, "head.weight": network.head.weight}
     return Step(result.history[0]["loss"], grads, learned, network)
@@ -133,6 +141,20 @@ def test_step__any_token_budget__has_the_loss_gradients_weights_and_predictions_
     assert_same_step(in_parts, step(folder, rows, ALL_AT_ONCE, trainable))
     scores = [scores_of(in_parts.network, rows, b) for b in (budget, ALL_AT_ONCE)]
     np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("trainable", ["all", 1])
+@pytest.mark.parametrize("budget", [1, 40, 100])
+def test_step__adapters_with_dropout__any_token_budget_is_the_same(
+    budget: int, trainable: Any, architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    lora = AdapterSpec(rank=2, alpha=4.0, dropout=0.3, target_modules="all-linear")
+    folder, rows = tiny_model(architecture), some_rows([3, 60, 1, 12, 33, 7])
+    steps = [step(folder, rows, b, trainable, lora=lora) for b in (budget, ALL_AT_ONCE)]
+    assert_same_step(*steps)
+    without = step(folder, rows, budget, trainable, lora=replace(lora, dropout=0.0))
+    assert without.loss != pytest.approx(steps[0].loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])

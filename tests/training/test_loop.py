@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from skgpt.exceptions import DivergedError
+from skgpt.model.adapters import AdapterSpec
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
 from skgpt.text.split import Split, all_rows
@@ -40,6 +41,7 @@ def run(
     start: TextNetwork | None = None,
     loss: Loss | None = None,
     n_outputs: int = 3,
+    lora: AdapterSpec | None = None,
     **options: Any,
 ) -> tuple[TextNetwork, FitResult]:
     source = load_source(folder)
@@ -51,6 +53,7 @@ def run(
         n_outputs=n_outputs,
         dtype=dtype,
         device=torch.device("cpu"),
+        lora=lora,
     )
     if start is not None:
         network.take_over(start)

@@ -1,0 +1,141 @@
+"""LoRA's parameters as an object of its own, and what an estimator that takes one has to know."""
+
+from numbers import Integral, Real
+from typing import Any, Literal, Self
+
+from sklearn.base import BaseEstimator, clone
+
+from skgpt.exceptions import ModelNotSupportedError
+from skgpt.model.adapters import AdapterSpec
+from skgpt.sklearn_compat import Interval, Options
+
+_PREFIX = "lora__"
+
+
+class LoRA(BaseEstimator):
+    """Low-rank adapters: what learns is a small product of two matrices beside each weight.
+
+    Pass it as an estimator's `lora`. It is not fitted itself; ``lora__rank`` and its like reach
+    its parameters in a grid.
+
+    Parameters
+    ----------
+    rank : int, default=8
+        Inner size of the product.
+    alpha : float, default=16
+        What an adapter adds is scaled by ``alpha / rank``.
+    dropout : float, default=0.0
+        Share, in [0, 1), of an adapter's inputs that is dropped in training; drawn for each row by
+        itself, so it doesn't depend on what shares a batch's memory.
+    target_modules : str or list of str, default="all-linear"
+        Which linear layers of the blocks have one: all of them, those whose name ends like one of
+        a list (``["q_proj", "v_proj"]``), or those whose whole name a regular expression matches.
+    quantize_base : {4, None}, default=None
+        4 keeps the weights that adapters are beside in 4 bits (NF4), on CUDA only, with the
+        package bitsandbytes.
+
+    References
+    ----------
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021). Dettmers et al.,
+    "QLoRA: Efficient Finetuning of Quantized LLMs" (2023).
+
+    Examples
+    --------
+    >>> from skgpt import GPTTextClassifier, LoRA
+    >>> clf = GPTTextClassifier(lora=LoRA(rank=4), learning_rate=5e-4)
+    >>> clf.set_params(lora__rank=16).lora
+    LoRA(rank=16)
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        "rank": [Interval(Integral, 1, None, closed="left")],
+        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "target_modules": [str, list, tuple],
+        "quantize_base": [Options(Integral, {4}), None],
+    }
+
+    # Where scikit-learn's HTML representation links to.
+    _doc_link_module = "skgpt"
+    _doc_link_template = (
+        "https://skgpt.readthedocs.io/en/stable/generated/skgpt.{estimator_name}.html"
+    )
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float = 16,
+        dropout: float = 0.0,
+        target_modules: str | list[str] = "all-linear",
+        quantize_base: Literal[4] | None = None,
+    ) -> None:
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.target_modules = target_modules
+        self.quantize_base = quantize_base
+
+
+def adapter_spec(lora: LoRA | None) -> AdapterSpec | None:
+    """Check the parameters of a `LoRA`; return them as the network wants them.
+
+    Raises
+    ------
+    ValueError
+        If one is not as `LoRA` describes it.
+    """
+    if lora is None:
+        return None
+    lora._validate_params()
+    wanted: Any = lora.target_modules
+    if not isinstance(wanted, str):
+        if not wanted or not all(isinstance(name, str) for name in wanted):
+            raise ModelNotSupportedError(
+                "`lora__target_modules` must be 'all-linear', a regular expression or a list of "
+                f"module names. Got {wanted!r}."
+            )
+        wanted = tuple(str(name) for name in wanted)
+    return AdapterSpec(
+        rank=int(lora.rank),
+        alpha=float(lora.alpha),
+        dropout=float(lora.dropout),
+        target_modules=wanted,
+        quantize_base=None if lora.quantize_base is None else int(lora.quantize_base),
+    )
+
+
+class TakesLoRA(BaseEstimator):
+    """An estimator with a parameter `lora`: a user's object is never written to."""
+
+    lora: LoRA | None
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, those of `lora` as ``lora__<name>``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters of this estimator, or of its `lora`.
+
+        Returns
+        -------
+        self : estimator instance
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, or one of `lora` is set while `lora` is None.
+        """
+        nested = [name for name in params if name.startswith(_PREFIX)]
+        if nested:
+            lora = params.get("lora", self.lora)
+            if lora is None:
+                raise ModelNotSupportedError(
+                    f"`{nested[0]}` sets a parameter of `lora`, which is None: pass lora=LoRA() "
+                    "first, or along with it."
+                )
+            # scikit-learn would write into the very object that the caller passed.
+            params["lora"] = clone(lora)
+        super().set_params(**params)
+        return self

@@ -1,0 +1,210 @@
+"""Low-rank adapters in a trunk: where they go, what they start from, what merging them gives.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), in peft's layers.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.model.blocks import find_blocks
+from skgpt.model.noise import RowDropout, RowNoise
+
+_ADAPTER = "default"  # peft's name for the only one
+_ALL = "all-linear"
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What the adapters of a network are; it goes into a pickle as it is.
+
+    Parameters
+    ----------
+    rank : int
+    alpha : float
+        What an adapter adds is scaled by ``alpha / rank``.
+    dropout : float
+        Share of an adapter's inputs that is dropped in training.
+    target_modules : str or tuple of str
+        "all-linear", a regular expression for whole module names, or ends of module names.
+    quantize_base : {4, None}
+        Bits of the weights that adapters are beside.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: str | tuple[str, ...]
+    quantize_base: int | None = None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Say whether a module is a matrix and a bias; GPT-2's are of transformers' own class."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def targets_of(trunk: Any, spec: AdapterSpec, n_frozen: int) -> list[str]:
+    """Return the names of the modules that get an adapter, all in the blocks that learn.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If there are none.
+    """
+    learning = list(find_blocks(trunk))[n_frozen:]
+    inside = {id(module) for block in learning for module in block.modules()}
+    linear = [n for n, m in trunk.named_modules() if id(m) in inside and is_linear(m)]
+    wanted = spec.target_modules
+    if wanted == _ALL:
+        found = linear
+    elif isinstance(wanted, str):
+        pattern = _compiled(wanted)
+        found = [name for name in linear if pattern.fullmatch(name)]
+    else:
+        found = [n for n in linear if any(n == end or n.endswith(f".{end}") for end in wanted)]
+    if not found:
+        ends = sorted({name.rpartition(".")[2] for name in linear})
+        raise ModelNotSupportedError(
+            f"`lora__target_modules` must name linear layers in the blocks that learn. Got "
+            f"{wanted!r}, and those of {type(trunk).__name__} are called {', '.join(ends)}."
+        )
+    return found
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ModelNotSupportedError(
+            f"`lora__target_modules` must be 'all-linear', a list of module names or a regular "
+            f"expression for whole names. Got {pattern!r}: {error}."
+        ) from error
+
+
+def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, noise: RowNoise) -> list[str]:
+    """Put adapters beside the linear layers of the blocks that learn.
+
+    Parameters
+    ----------
+    trunk : transformers.PreTrainedModel
+        The caller's own.
+    spec : AdapterSpec
+    n_frozen : int
+        Blocks, from the first on, that get none.
+    noise : RowNoise
+        Where their dropout comes from.
+
+    Returns
+    -------
+    names : list of str
+        Of the adapters' parameters, which are on the meta device until the caller sets them.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If there is nothing to put one beside, or peft refuses to.
+    ModelNotFoundError
+        If peft can't be imported.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ModelNotFoundError(
+            "`lora` needs the package peft, which can't be imported: run `pip install peft`. "
+            f"({error})"
+        ) from error
+
+    targets = targets_of(trunk, spec, n_frozen)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=cast(int, spec.alpha),  # a fraction is as good; dropout is ours, below
+        target_modules="|".join(re.escape(name) for name in targets),
+        task_type="FEATURE_EXTRACTION",
+        fan_in_fan_out=any(type(trunk.get_submodule(t)).__name__ == "Conv1D" for t in targets),
+    )
+    # On the meta device nothing is drawn from a global generator.
+    try:
+        with torch.device("meta"):
+            inject_adapter_in_model(config, trunk, adapter_name=_ADAPTER)
+    except ValueError as error:
+        raise ModelNotSupportedError(
+            f"`lora__target_modules` must name layers that peft can be beside. Got "
+            f"{spec.target_modules!r}, and of {type(trunk).__name__} peft says: {error}"
+        ) from error
+    if spec.dropout > 0:
+        for index, name in enumerate(targets):
+            dropout = RowDropout(spec.dropout, noise, index)
+            trunk.get_submodule(name).lora_dropout[_ADAPTER] = dropout
+    return [name for name, _ in trunk.named_parameters() if _is_adapters(name)]
+
+
+def _is_adapters(name: str) -> bool:
+    return f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name
+
+
+def first_values(trunk: Any, names: list[str], seed: int) -> dict[str, Tensor]:
+    """Return what adapters start from, in fp32 on the CPU: A is drawn, B is zero.
+
+    So they add nothing at first. A is drawn as torch draws a linear layer, from a generator of
+    its own.
+
+    Parameters
+    ----------
+    trunk : transformers.PreTrainedModel
+    names : list of str
+        From `add_adapters`.
+    seed : int
+    """
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    values = {}
+    for name in names:
+        shape = trunk.get_parameter(name).shape
+        values[name] = torch.zeros(shape)
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(shape[1])
+            values[name].uniform_(-bound, bound, generator=generator)
+    return values
+
+
+def base_name(name: str) -> str:
+    """Return what a parameter of an adapted trunk is called in one without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def merged(
+    trunk: Any, spec: AdapterSpec, weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the weights that do alone what they and their adapters do, in fp32.
+
+    Parameters
+    ----------
+    trunk : transformers.PreTrainedModel
+        With adapters, for its shape.
+    spec : AdapterSpec
+    weights : mapping of str to Tensor
+        Of the trunk without adapters, by its own names.
+    adapters : mapping of str to Tensor
+        fp32, by `add_adapters`' names.
+
+    Returns
+    -------
+    merged : dict of str to Tensor
+        Those weights that have an adapter.
+    """
+    done = {}
+    for name, down in adapters.items():
+        if ".lora_A." not in name:
+            continue
+        module = name.partition(".lora_A.")[0]
+        up = adapters[name.replace(".lora_A.", ".lora_B.")]
+        added = (up @ down) * (spec.alpha / spec.rank)
+        weight = weights[f"{module}.weight"].to(added.device, torch.float32)
+        is_turned = type(trunk.get_submodule(module).base_layer).__name__ == "Conv1D"
+        done[f"{module}.weight"] = weight + (added.T if is_turned else added)
+    return done

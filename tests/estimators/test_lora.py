@@ -1,0 +1,183 @@
+"""LoRA behind the estimator: a parameter object that is never written to, pickles, searches."""
+
+import pickle
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import skgpt
+from skgpt import GPTTextClassifier, LoRA
+from skgpt.exceptions import ContinuationError, ModelNotSupportedError
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+
+FAST: dict[str, Any] = {
+    "lora": LoRA(rank=4),
+    "trainable_layers": "all",
+    "learning_rate": 1e-2,
+    "max_epochs": 4,
+}
+
+
+def with_lora(folder: str, **options: Any) -> GPTTextClassifier:
+    return make(folder, **{**FAST, **options})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("trainable", ["all", 1])
+def test_fit__adapters__learn_and_pickle_to_what_they_are(
+    trainable: Any, pooling: str, precision: str, tiny_llama: str, three_class_data: TextData
+) -> None:
+    X, y = three_class_data
+    options = {"trainable_layers": trainable, "pooling": pooling, "precision": precision}
+    clf = with_lora(tiny_llama, max_epochs=8, **options).fit(X, y)
+    head = make(tiny_llama, trainable_layers=0, max_epochs=8, pooling=pooling).fit(X, y)
+    assert clf.loss_curve_[-1] < head.loss_curve_[-1]
+    assert clf.score(X, y) > 0.8
+    again = pickle.loads(pickle.dumps(clf))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert again.lora.get_params() == clf.lora.get_params()
+
+
+def test_fit__the_users_object__is_never_written_to(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    lora = LoRA(rank=4, target_modules=["q_proj"])
+    clf = with_lora(tiny_llama, lora=lora, max_epochs=1).fit(*two_class_data)
+    clf.set_params(lora__rank=2)
+    assert lora.get_params() == LoRA(rank=4, target_modules=["q_proj"]).get_params()
+    assert clf.lora.rank == 2
+    clf.set_params(lora=lora, lora__alpha=3, max_epochs=2)
+    assert (clf.lora.rank, clf.lora.alpha, clf.max_epochs) == (4, 3, 2)
+    assert lora.alpha == 16
+
+
+def test_set_params__adapters_while_lora_is_none__says_to_pass_one(tiny_llama: str) -> None:
+    clf = make(tiny_llama)
+    with pytest.raises(ValueError, match=r"`lora__rank` sets .* pass lora=LoRA\(\) first"):
+        clf.set_params(lora__rank=8)
+    assert clf.lora is None
+    assert clf.set_params(lora=LoRA(), lora__rank=3).lora.rank == 3
+    with pytest.raises(ValueError, match="Invalid parameter 'ranks'"):
+        clf.set_params(lora__ranks=3)
+
+
+def test_clone__adapters__are_a_copy(tiny_llama: str) -> None:
+    clf = with_lora(tiny_llama)
+    twin = clone(clf)
+    assert twin.lora is not clf.lora
+    assert twin.get_params()["lora__rank"] == 4
+    assert repr(twin).count("LoRA(rank=4)") == 1
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        (LoRA(rank=0), "'rank' parameter of LoRA must be an int"),
+        (LoRA(alpha=-1), "'alpha' parameter of LoRA"),
+        (LoRA(dropout=1.0), "'dropout' parameter of LoRA"),
+        (LoRA(quantize_base=8), "'quantize_base' parameter of LoRA"),
+        (LoRA(target_modules=[]), r"`lora__target_modules` must .* Got \[\]"),
+        (LoRA(target_modules=["q_proj", 3]), r"`lora__target_modules` must .* Got \['q_proj', 3\]"),
+        (LoRA(target_modules=["query"]), "called down_proj, gate_proj, k_proj"),
+        ({"rank": 8}, "'lora' parameter of GPTTextClassifier must be"),
+        (LoRA, "'lora' parameter of GPTTextClassifier must be"),
+    ],
+)
+def test_fit__wrong_adapters__are_refused_and_lose_no_fitted_model(
+    lora: Any, words: str, tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = with_lora(tiny_llama, max_epochs=1).fit(X, y)
+    before = clf.predict_proba(X)
+    with pytest.raises(ValueError, match=words):
+        clf.set_params(lora=lora).fit(X, y)
+    assert np.array_equal(clf.predict_proba(X), before)
+
+
+def test_fit__4_bits_on_a_cpu__are_refused_by_name(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = with_lora(tiny_llama, lora=LoRA(quantize_base=4), device="cpu")
+    with pytest.raises(ModelNotSupportedError, match="quantize_base` needs a CUDA device"):
+        clf.fit(*two_class_data)
+
+
+def test_search__over_ranks__runs_frozen_layers_once(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    skgpt.clear_cache()
+    X, y = two_class_data
+    clf = with_lora(tiny_llama, trainable_layers=1, max_epochs=2)
+    pipe = make_pipeline(FunctionTransformer(), clf)
+    search = GridSearchCV(
+        pipe, {"gpttextclassifier__lora__rank": [1, 4]}, cv=2, error_score="raise"
+    )
+    search.fit(X, y)
+    assert search.best_estimator_[-1].lora.rank in (1, 4)
+    assert clf.lora.rank == 4
+    states = skgpt.cache_info()["states on cpu"]
+    assert states["misses"] == len(set(X))
+
+
+def test_warm_start__adapters__goes_on_from_them(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    clf = with_lora(tiny_llama, warm_start=True).fit(X, y)
+    last = clf.loss_curve_[-1]
+    again = pickle.loads(pickle.dumps(clf)).fit(X, y)
+    assert again.loss_curve_[0] < 1.1 * last
+    clf.set_params(lora__dropout=0.1).fit(X, y)  # what is dropped leaves nothing behind
+    with pytest.raises(ContinuationError, match="`lora` must be as it was"):
+        clf.set_params(lora__rank=2).fit(X, y)
+    with pytest.raises(ContinuationError, match="`lora` must be as it was"):
+        clf.set_params(lora=None).fit(X, y)
+
+
+def test_warm_start__adapters_in_more_layers__begin_where_the_model_was(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = with_lora(tiny_llama, warm_start=True, trainable_layers=1).fit(X, y)
+    before = clf.predict_proba(X)
+    tiny_steps = {"learning_rate": 1e-12, "head_learning_rate": 1e-12, "max_epochs": 1}
+    clf.set_params(trainable_layers="all", **tiny_steps).fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_partial_fit__adapters__equals_fit(
+    dropout: float, tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    options = {"lr_schedule": "constant", "warmup_ratio": 0.0, "max_epochs": 3}
+    lora = LoRA(rank=4, dropout=dropout)
+    whole = with_lora(tiny_llama, lora=lora, **options).fit(X, y)
+    parts = with_lora(tiny_llama, lora=lora, **options)
+    for number in range(3):
+        parts.partial_fit(X, y, classes=["money", "sport"] if number == 0 else None)
+        parts = pickle.loads(pickle.dumps(parts))
+    np.testing.assert_allclose(parts.predict_proba(X), whole.predict_proba(X), atol=1e-6)
+
+
+def test_predict__dropout__is_off(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    clf = with_lora(tiny_llama, lora=LoRA(dropout=0.5)).fit(X, y)
+    assert np.array_equal(clf.predict_proba(X), clf.predict_proba(X))
+    other = with_lora(tiny_llama, lora=LoRA(dropout=0.0)).fit(X, y)
+    assert not np.allclose(other.predict_proba(X), clf.predict_proba(X), atol=1e-4)
+
+
+def test_random_state__adapters__are_the_same_again(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    one, same = (with_lora(tiny_llama, random_state=3).fit(*two_class_data) for _ in "ab")
+    assert joblib.hash(one.__getstate__()["_network"]) == joblib.hash(
+        same.__getstate__()["_network"]
+    )
