@@ -30,7 +30,7 @@ class CacheError(SkgptError, OSError):
 
 
 class DivergedError(SkgptError, ArithmeticError):
-    """Training ran off to infinity; nothing of it was kept."""
+    """Training ran off to infinity; the message says what the estimator is now."""
 
 
 class NoMemoryError(SkgptError, MemoryError):
@@ -51,3 +51,7 @@ class LowMemoryWarning(UserWarning):
 
 class InterruptedFitWarning(UserWarning):
     """Ctrl-C ended a fit; the estimator is fitted, as the last optimiser step left it."""
+
+
+class SkippedStepsWarning(UserWarning):
+    """Optimiser steps were skipped, as their loss or gradient was not finite."""

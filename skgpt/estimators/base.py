@@ -1,7 +1,6 @@
 """The template of a fine-tuning fit, and what a fitted estimator is as a pickle."""
 
 import copy
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
@@ -20,10 +19,11 @@ from skgpt.estimators.data import (
     check_columns_match,
     check_fit_data,
 )
+from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.lora import LoRA, TakesLoRA, adapter_spec
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
-from skgpt.exceptions import ContinuationError, InterruptedFitWarning, ModelNotSupportedError
+from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.model.device import (
     no_more_threads_than_cores,
     prefix_budget,
@@ -137,6 +137,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         result = self._train(network, data, weight, plan, callbacks)
         self._keep(self._attributes(network, data, result), result)
         callbacks.fitted()
+        warn_of_skipped_steps(result)
 
     @no_more_threads_than_cores()
     def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:
@@ -171,6 +172,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         attributes = self._attributes(network, data, result, history)
         self._keep({**attributes, "_moments": result.moments}, result)
         callbacks.fitted()
+        warn_of_skipped_steps(result)
 
     def _check_goes_on(self, network: TextNetwork, data: FitData, *, more_classes: bool) -> None:
         check_same_shape(
@@ -302,19 +304,10 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         self.__dict__ = {**kept, **attributes}
 
     def _keep(self, attributes: dict[str, Any], result: FitResult) -> None:
-        """Become fitted; after Ctrl-C say so, and let it go on up."""
+        """Become fitted; where something ended the fit early, let it go on up."""
         self._set(attributes)
-        if result.interrupt is None:
-            return
-        try:
-            warnings.warn(
-                f"This fit was interrupted after {len(result.history)} epochs. The estimator is "
-                "fitted, as the last optimiser step left it.",
-                InterruptedFitWarning,
-                stacklevel=4,
-            )
-        finally:  # also where warnings are errors
-            raise result.interrupt
+        if result.interrupt is not None:
+            warn_and_raise(result)
 
     def _column_attributes(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in COLUMN_ATTRIBUTES if hasattr(self, name)}

@@ -122,8 +122,9 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         Epochs run; after `partial_fit` those of all calls.
     history_ : list of dict
         One entry per epoch: ``epoch``, ``loss``, ``learning_rate`` (at its first step),
-        ``seconds``, ``tokens_per_second`` and, where rows are held out, ``validation_loss`` and
-        ``validation_score``.
+        ``seconds``, ``tokens_per_second``, ``skipped_steps`` (those whose loss or gradient was not
+        finite: they change nothing and are left out of ``loss``) and, where rows are held out,
+        ``validation_loss`` and ``validation_score``.
     loss_curve_ : list of float
         The training loss of each epoch.
     validation_scores_ : list of float
@@ -276,7 +277,9 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         OSError
             If the model can't be found, fetched or read.
         ArithmeticError
-            If the training does not stay finite. The estimator is as it was before.
+            If the training does not stay finite: single steps are skipped, five in a row are too
+            many. With `early_stopping`, the estimator is fitted with the best weights so far if
+            there are any; otherwise it is as it was before.
         KeyboardInterrupt
             After Ctrl-C. From the first optimiser step on, the estimator is fitted as that step
             left it, and a warning says so.

@@ -21,12 +21,13 @@ from skgpt.training.loss import Loss
 from skgpt.training.moments import Moments
 from skgpt.training.optimise import Optimiser
 from skgpt.training.plan import TrainingPlan
+from skgpt.training.skips import Looking, RunningLoss, Skips
 from skgpt.training.stopping import Best, Watched
-from skgpt.training.watch import EpochRecord, Monitor, RunningLoss, StepDone
+from skgpt.training.watch import EpochRecord, Monitor, StepDone
 
 _CURE = (
-    "lower `learning_rate` or `head_learning_rate`, set `max_grad_norm=1.0`, or use "
-    "precision='fp32'. The estimator is as it was before this fit."
+    "lower `learning_rate` ({0}) or `head_learning_rate` ({1}), set `max_grad_norm=1.0`, or use "
+    "precision='fp32'."
 )
 
 
@@ -44,15 +45,19 @@ class FitResult:
         The epoch of the highest of them, from 1; 0 where there is none.
     moments : Moments or None
         The optimiser's memory, to go on from; None before the first update.
-    interrupt : KeyboardInterrupt or None
-        What ended the run early; the network is as the last optimiser step left it.
+    interrupt : KeyboardInterrupt, DivergedError or None
+        What ended the run early, to be raised once the estimator is fitted. After Ctrl-C the
+        network is as the last optimiser step left it; where training diverged, as the best epoch.
+    n_skipped : int
+        Steps that changed nothing, since their loss or gradient was not finite.
     """
 
     history: list[EpochRecord]
     validation_scores: list[float]
     best_iteration: int
     moments: Moments | None
-    interrupt: KeyboardInterrupt | None = None
+    interrupt: KeyboardInterrupt | DivergedError | None = None
+    n_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ def fit_network(
 
     The loss of a batch is the weighted sum over its rows divided by the sum of their weights,
     however it is cut into micro-batches. A batch whose rows all weigh nothing counts as a step
-    and changes nothing. Held-out rows are only ever scored.
+    and changes nothing; so does one whose loss or gradient is not finite. Held-out rows are only
+    ever scored.
 
     Parameters
     ----------
@@ -113,7 +119,9 @@ def fit_network(
     Raises
     ------
     DivergedError
-        If the loss, or a weight that learns, does not stay finite.
+        If several steps in a row, or all, are skipped since their loss or gradient is not finite,
+        or if a weight that learns does not stay so. Where the weights of a best epoch are kept,
+        it is part of the result.
     NoMemoryError
         If the device can't hold one text at a time, or what learns.
     KeyboardInterrupt
@@ -173,31 +181,53 @@ class _Run:
         self.watched = watched
         self.monitors = monitors
         self.budget = Budget(network, plan.token_budget, learning=True)
-        self.optimiser = Optimiser(network, plan, moments)
+        self.looking = Looking.at(network.device)
+        self.optimiser = Optimiser(network, plan, moments, self.looking)
         self.best = Best(network, watched.rule)
         self.history: list[EpochRecord] = []
         self.n_steps = 0
+        self.skips = Skips()
+        self.running = RunningLoss(self.skips, self.looking)
 
     def whole(self) -> FitResult:
-        """Run every epoch, or as many as the rule, a monitor or Ctrl-C allows."""
-        interrupt = None
+        """Run every epoch, or as many as the rule, a monitor, Ctrl-C or the numbers allow."""
+        interrupt: KeyboardInterrupt | DivergedError | None = None
         try:
             for epoch in range(self.plan.n_epochs):
                 if self._epoch_is_last(epoch):
                     break
+            self._check_updates()
             self.best.put_back()
+            self._check_weights()  # the last step's harm shows in no loss any more
         except KeyboardInterrupt as error:
-            if self.optimiser.n_updates == 0 or not self.optimiser.is_finite():
+            if not self._is_any_good():
                 raise
             interrupt = error
-        self._check_weights()  # the last step's harm shows in no loss any more
+        except DivergedError as error:
+            interrupt = self._diverged(error)
+        self.running.read()
         return FitResult(
             self.history,
             self.best.scores,
             self.best.iteration,
             self.optimiser.moments(),
             interrupt,
+            self.skips.total,
         )
+
+    def _is_any_good(self) -> bool:
+        return self.optimiser.n_updates > 0 and self.optimiser.is_finite()
+
+    def _diverged(self, error: DivergedError) -> DivergedError:
+        """Put the best weights back if there are any; return the error with what is left."""
+        if self.best.is_kept:
+            self.best.put_back()
+            if self._is_any_good():
+                return DivergedError(
+                    f"{error} The estimator is fitted with the weights of epoch "
+                    f"{self.best.iteration}, the best so far."
+                )
+        raise DivergedError(f"{error} The estimator is as it was before this fit.") from error
 
     def _epoch_is_last(self, epoch: int) -> bool:
         for monitor in self.monitors:
@@ -211,42 +241,59 @@ class _Run:
     def _pass(self, epoch: int) -> EpochRecord:
         """Make one pass over the rows."""
         began = time.perf_counter()
-        n_tokens, running = 0, RunningLoss()
+        n_tokens, self.running = 0, RunningLoss(self.skips, self.looking)
         rate = self.plan.learning_rate * self.optimiser.lr_factor
         plan, train = self.plan, self.split.train
         order = optimiser_batches(plan.n_rows, plan.batch_size, plan.seed, plan.first_epoch + epoch)
         for places in order:
             rows = train[places]
-            self._step(rows, running)
+            self._step(rows)
             self.n_steps += 1
+            self._check_steps()
             step_tokens = int(self.lengths[rows].sum())
             n_tokens += step_tokens
-            event = StepDone(self.n_steps, epoch + 1, step_tokens, running.mean)
+            event = StepDone(self.n_steps, epoch + 1, step_tokens, self.running.mean)
             for monitor in self.monitors:
                 monitor.step(event)
-        if not np.isfinite(running.total()):
-            raise DivergedError(
-                f"The training loss must stay finite. In epoch {epoch + 1} it came to "
-                f"{running.total()}: "
-                f"{_CURE}"
-            )
+        loss = self.running.mean()
+        self._check_steps()
         seconds = time.perf_counter() - began
         return {
             "epoch": epoch + 1,
-            "loss": running.mean(),
+            "loss": loss,
             "learning_rate": rate,
             "seconds": seconds,
             "tokens_per_second": n_tokens / seconds,
+            "skipped_steps": self.running.n_skipped,
         }
+
+    def _check_steps(self) -> None:
+        """Raise if too many steps in a row were skipped."""
+        if self.skips.too_many:
+            raise self._of_steps(f"They didn't in {self.skips.in_a_row} steps in a row")
+
+    def _check_updates(self) -> None:
+        """Raise if the run is over and no step of it was any good."""
+        if self.skips.n_steps and not self.optimiser.n_updates:
+            raise self._of_steps("They did in no step")
+
+    def _of_steps(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"The training loss and its gradient must be finite. {what} up to step "
+            f"{self.n_steps}: {self._cure()}"
+        )
 
     def _check_weights(self) -> None:
         """Raise if a weight ran off to infinity."""
         if not self.optimiser.is_finite():
             raise DivergedError(
-                f"What was learned must stay finite. It didn't in the last steps: {_CURE}"
+                f"What was learned must stay finite. It didn't in the last steps: {self._cure()}"
             )
 
-    def _step(self, rows: Rows, running: RunningLoss) -> None:
+    def _cure(self) -> str:
+        return _CURE.format(self.plan.learning_rate, self.plan.head_learning_rate)
+
+    def _step(self, rows: Rows) -> None:
         """Make one optimiser step."""
         batch_weight = float(self.row_weight[rows].sum())
         if batch_weight == 0:
@@ -263,8 +310,8 @@ class _Run:
             return share.detach()
 
         shares = self.budget.all_or_again(rows, self.lengths, learn_from, self.optimiser.forget)
-        self.optimiser.step()
-        running.add(shares, batch_weight)
+        skipped = self.optimiser.step(shares)
+        self.running.add(shares, batch_weight, skipped)
 
     def _draws(self) -> tuple[int, ...]:
         """Return what dropout is drawn from: the seed, and where in all passes the step is."""
@@ -295,7 +342,7 @@ class _Run:
         if not (np.isfinite(loss) and np.isfinite(logits_NK).all()):
             raise DivergedError(
                 f"The raw scores must stay finite. Those of the held-out rows didn't in epoch "
-                f"{record['epoch']}: {_CURE}"
+                f"{record['epoch']}: {self._cure()}"
             )
         judge = self.watched.judge
         score = -loss if judge is None else float(judge(logits_NK))

@@ -5,6 +5,8 @@ the working copies. AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regula
 as torch implements it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from skgpt.model.network import TextNetwork
 from skgpt.training.interrupts import uninterrupted
 from skgpt.training.moments import HEAD, Moments
 from skgpt.training.plan import TrainingPlan
+from skgpt.training.skips import Looking, not_finite
 
 _FIRST_SCALE = 2.0**14
 _LAST_SCALE = 2.0**-10
@@ -28,19 +31,24 @@ class Optimiser:
     plan : TrainingPlan
     moments : Moments, default=None
         Of an earlier run over the same parameters, to go on from.
-
-    Attributes
-    ----------
-    n_updates : int
-        Steps of this run that changed something, all of them whole.
+    looking : Looking, default=None
+        None is what suits the device.
     """
 
     def __init__(
-        self, network: TextNetwork, plan: TrainingPlan, moments: Moments | None = None
+        self,
+        network: TextNetwork,
+        plan: TrainingPlan,
+        moments: Moments | None = None,
+        looking: Looking | None = None,
     ) -> None:
         self.network = network
         self.plan = plan
-        self.n_updates = 0
+        # fp16's loss scale has to be looked at in each step anyhow.
+        looking = looking or Looking.at(network.device)
+        self._looks_at_once = looking.at_once or network.dtype == torch.float16
+        self._n_made = 0
+        self._n_in_vain = torch.zeros((), device=network.device)  # of these, skipped by the device
         self._step = 0
         self._names = list(network.masters)
         self._masters = list(network.masters.values())
@@ -153,26 +161,73 @@ class Optimiser:
         master.grad.index_add_(0, rows, values.float())
         self._rows.setdefault(name, []).append(rows)
 
-    def step(self) -> None:
-        """Clip, update, refresh the working copies and forget the gradients."""
-        learned = [*self._masters, self._head]
-        if self.network.dtype != torch.float16 or self._unscale(learned):
-            if self.plan.max_grad_norm is not None:
-                self._clip(learned, self.plan.max_grad_norm)
-            for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
-                group["lr"] = peak * self.lr_factor
-            with uninterrupted():
-                self._adam.step()
-                self.network.refresh()
-                self.n_updates += 1
-        self.skip()
+    @property
+    def n_updates(self) -> int:
+        """Steps of this run that changed something, all of them whole; asking waits for them."""
+        return self._n_made - int(self._n_in_vain)
 
-    def _clip(self, learned: list[Tensor], max_norm: float) -> None:
-        norm = torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
+    def step(self, shares: Sequence[Tensor] = ()) -> Tensor:
+        """Clip, update, refresh the working copies and forget the gradients.
+
+        A step whose loss or whole gradient is not finite changes nothing.
+
+        Parameters
+        ----------
+        shares : sequence of Tensor
+            The loss that the gradients are those of, in parts; scalars.
+
+        Returns
+        -------
+        skipped : Tensor
+            Scalar; 1.0 if the step was skipped for that, else 0.0. fp16's loss scale may void a
+            step as well, which is not counted: it is lowered until it fits.
+        """
+        skipped = self._try(shares)
+        self.skip()
+        return skipped
+
+    def _try(self, shares: Sequence[Tensor]) -> Tensor:
+        learned = [*self._masters, self._head]
+        grads = [p.grad for p in learned if p.grad is not None]
+        if self.network.dtype == torch.float16:
+            bad = not_finite(shares) if shares else torch.zeros((), device=self.network.device)
+            # No scale cures a loss that is not finite; one that is has scaled gradients at worst.
+            if bad or not self._unscale(grads):
+                return bad
+        norm = torch.nn.utils.get_total_norm(grads)
+        bad = not_finite([*shares, norm])
+        if self._looks_at_once and bad:
+            return bad
+        if self.plan.max_grad_norm is not None:
+            self._clip(learned, self.plan.max_grad_norm, norm)
+        for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * self.lr_factor
+        with uninterrupted():
+            self._update(bad)
+        return bad
+
+    def _update(self, bad: Tensor) -> None:
+        """Update what learns; where nobody has looked yet, the device lets a bad step be."""
+        if self._looks_at_once:
+            self._adam.step()
+        else:
+            # AdamW's fused kernel asks for what a GradScaler would have set.
+            self._adam.found_inf = bad  # type: ignore[attr-defined]
+            try:
+                self._adam.step()
+            finally:
+                del self._adam.found_inf  # type: ignore[attr-defined]
+            self._n_in_vain += bad
+        self.network.refresh()
+        self._n_made += 1
+
+    def _clip(self, learned: list[Tensor], max_norm: float, norm: Tensor) -> None:
         # On a CPU the norm can be looked at for nothing, and most steps need no second pass over
         # all gradients; on a GPU to look means to wait, and a product with one is quick.
         if norm.device.type == "cpu" and norm <= max_norm:
             return
+        # In a step that is to be skipped, what is finite stays so: memory of sums is used again.
+        norm = torch.where(torch.isfinite(norm), norm, 0.0)
         torch.nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
 
     def skip(self) -> None:
@@ -185,9 +240,8 @@ class Optimiser:
         for parameter in [*self._working, *self._masters, self._head]:
             parameter.grad = None
 
-    def _unscale(self, learned: list[Tensor]) -> bool:
+    def _unscale(self, grads: list[Tensor]) -> bool:
         """Take the loss scale out of the gradients; an overflow halves it and voids the step."""
-        grads = [p.grad for p in learned if p.grad is not None]
         torch._foreach_div_(grads, self._scale)
         finite = bool(torch.isfinite(torch.stack([g.sum() for g in grads])).all())
         self._good_steps = self._good_steps + 1 if finite else 0

@@ -87,6 +87,11 @@ class Best:
         self._to_beat = max(self._to_beat, score)
         return self._without >= self.rule.n_iter_no_change
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there are weights to put back."""
+        return bool(self._weights)
+
     @torch.no_grad()
     def _keep(self) -> None:
         learned = {**self.network.masters, "": self.network.head.weight}

@@ -2,12 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from skgpt.exceptions import SlowFitWarning
@@ -20,7 +18,6 @@ _MEASURE_STEPS = 5
 _MEASURE_SECONDS = 10.0
 _LONG_SECONDS = 30.0
 _SHOW_SECONDS = 0.2
-_MOST_WAITING = 512
 
 
 class EpochRecord(TypedDict):
@@ -31,40 +28,9 @@ class EpochRecord(TypedDict):
     learning_rate: float
     seconds: float
     tokens_per_second: float
+    skipped_steps: int
     validation_loss: NotRequired[float]
     validation_score: NotRequired[float]
-
-
-class RunningLoss:
-    """The mean of the loss over an epoch so far, read from the device only when somebody asks.
-
-    To read it after each step, the host would wait for the device instead of preparing the next.
-    """
-
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._weight = 0.0
-        self._waiting: list[tuple[Tensor, float]] = []
-
-    def add(self, shares: Sequence[Tensor], weight: float) -> None:
-        """Add a step: the shares of its mean loss, scalars, and the weight of its rows."""
-        self._weight += weight
-        self._waiting += [(share, weight) for share in shares]
-        if len(self._waiting) > _MOST_WAITING:
-            self.total()
-
-    def total(self) -> float:
-        """Return the weighted sum over all rows so far."""
-        if self._waiting:
-            values = torch.stack([share for share, _ in self._waiting]).tolist()
-            weights = [weight for _, weight in self._waiting]
-            self._waiting.clear()
-            self._total += sum(v * w for v, w in zip(values, weights, strict=True))
-        return self._total
-
-    def mean(self) -> float:
-        """Return the weighted mean over all rows so far; 0 where they weigh nothing."""
-        return self.total() / self._weight if self._weight else 0.0
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ def test_fit__three_classes__learns_and_reports(
         "learning_rate",
         "seconds",
         "tokens_per_second",
+        "skipped_steps",
     }
 
 

@@ -86,6 +86,7 @@ def test_progress_bar__a_fit__shows_epoch_loss_and_steps(verbose: int, lines: in
                     "learning_rate": 0.1,
                     "seconds": 1.0,
                     "tokens_per_second": 20.0,
+                    "skipped_steps": 0,
                 }
             )
     bar.end()

@@ -1,0 +1,216 @@
+"""Steps that are not finite change nothing, whoever finds out; too many of them end the fit."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from skgpt.exceptions import DivergedError
+from skgpt.model.network import TextNetwork
+from skgpt.text.batches import optimiser_batches
+from skgpt.text.split import Split
+from skgpt.training.loop import FitResult
+from skgpt.training.skips import Looking, RunningLoss, Skips
+from skgpt.training.stopping import StoppingRule, Watched
+from tests.training.poison import PoisonedLoss
+from tests.training.test_loop import CODES, TEXTS, run
+
+SIX_STEPS: dict[str, Any] = {"batch_size": 2, "token_budget": 10_000}
+HELD_OUT = Split(np.arange(10), np.array([10, 11]))
+
+
+@pytest.fixture(params=["at once", "later"])
+def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have the host look after each step, or leave it to the device as on CUDA."""
+    how = Looking(at_once=request.param == "at once")
+    monkeypatch.setattr(Looking, "at", lambda device: how)
+    return str(request.param)
+
+
+def learned(network: TextNetwork) -> dict[str, torch.Tensor]:
+    return {**network.masters, "head": network.head.weight}
+
+
+def assert_same(one: TextNetwork, two: TextNetwork) -> None:
+    for name, tensor in learned(one).items():
+        assert torch.equal(tensor, learned(two)[name]), name
+
+
+def assert_same_moments(one: FitResult, two: FitResult) -> None:
+    assert one.moments is not None and two.moments is not None
+    assert one.moments.step == two.moments.step
+    for mine, others in (
+        (one.moments.means, two.moments.means),
+        (one.moments.squares, two.moments.squares),
+    ):
+        assert mine.keys() == others.keys()
+        assert all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+@pytest.mark.parametrize("what", ["loss_at", "gradient_at"])
+@pytest.mark.parametrize("step", [1, 3, 6])
+@pytest.mark.parametrize(
+    ("dtype", "max_norm"),
+    [(torch.float32, 1e-3), (torch.bfloat16, 1e-3), (torch.bfloat16, None)],
+)
+def test_skipped_step__any__is_a_batch_that_weighs_nothing(
+    what: str, step: int, dtype: torch.dtype, max_norm: float | None, looks: str, tiny_llama: str
+) -> None:
+    options = {**SIX_STEPS, "n_epochs": 1, "trainable": "all", "max_grad_norm": max_norm}
+    loss = PoisonedLoss(**{what: {step}})
+    skipping, result = run(tiny_llama, TEXTS, CODES, dtype=dtype, loss=loss, **options)
+    weight = np.ones(len(TEXTS))
+    weight[optimiser_batches(len(TEXTS), 2, 0, 0)[step - 1]] = 0.0
+    expected, without = run(tiny_llama, TEXTS, CODES, weight, dtype=dtype, **options)
+    assert_same(skipping, expected)
+    assert_same_moments(result, without)
+    assert result.n_skipped == 1 == result.history[0]["skipped_steps"]
+    assert without.n_skipped == 0 == without.history[0]["skipped_steps"]
+    assert result.history[0]["loss"] == without.history[0]["loss"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_skipped_steps__whoever_looks__are_the_same(
+    dtype: torch.dtype, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for at_once in (True, False):
+        how = Looking(at_once=at_once)
+        monkeypatch.setattr(Looking, "at", lambda device, how=how: how)
+        loss = PoisonedLoss({2, 3, 11}, {4, 13})
+        results.append(
+            run(tiny_llama, TEXTS, CODES, loss=loss, dtype=dtype, trainable="all", **SIX_STEPS)
+        )
+    (one, first), (two, second) = results
+    assert_same(one, two)
+    assert_same_moments(first, second)
+    for key in ("loss", "skipped_steps"):
+        assert [r[key] for r in first.history] == [r[key] for r in second.history]  # type: ignore[literal-required]
+    assert [r["skipped_steps"] for r in first.history] == [3, 1, 1, 0]
+    assert first.n_skipped == second.n_skipped == 5
+
+
+def test_skipped_steps__five_in_a_row__end_the_fit_and_name_the_rates(
+    looks: str, tiny_llama: str
+) -> None:
+    # The fourth and later, over the end of an epoch.
+    with pytest.raises(DivergedError) as caught:
+        run(tiny_llama, TEXTS, CODES, loss=PoisonedLoss(range(4, 9)), **SIX_STEPS)
+    for part in ("5 steps in a row", "`learning_rate` (0.001)", "`head_learning_rate` (0.01)"):
+        assert part in str(caught.value)
+    assert str(caught.value).endswith("The estimator is as it was before this fit.")
+
+
+def test_skipped_steps__four_in_a_row_again_and_again__do_not_end_it(
+    looks: str, tiny_llama: str
+) -> None:
+    at = {*range(2, 6), *range(7, 11), *range(12, 16)}
+    _, result = run(tiny_llama, TEXTS, CODES, loss=PoisonedLoss(at), **SIX_STEPS)
+    assert result.n_skipped == 12
+    assert [r["skipped_steps"] for r in result.history] == [4, 5, 3, 0]
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_skipped_steps__all_of_a_short_run__are_an_error(
+    n_steps: int, looks: str, tiny_llama: str
+) -> None:
+    options = {"n_epochs": 1, "batch_size": 12 // n_steps, "token_budget": 10_000}
+    with pytest.raises(DivergedError, match="no step up to step"):
+        run(tiny_llama, TEXTS, CODES, loss=PoisonedLoss(range(9)), **options)
+
+
+def test_skipped_steps__a_whole_epoch__has_no_loss(looks: str, tiny_llama: str) -> None:
+    options = {"n_epochs": 3, "batch_size": 6, "token_budget": 10_000}
+    _, result = run(tiny_llama, TEXTS, CODES, loss=PoisonedLoss({3, 4}), **options)
+    assert [np.isnan(r["loss"]) for r in result.history] == [False, True, False]
+
+
+@pytest.mark.parametrize("poison", [{"loss_at": range(11, 99)}, {"held_out_at": {3}}])
+def test_diverged_run__a_best_epoch_kept__gives_its_weights_back(
+    poison: dict[str, Any], looks: str, tiny_llama: str
+) -> None:
+    def to_the_end(n_epochs: int, loss: PoisonedLoss) -> tuple[TextNetwork, FitResult]:
+        watched = Watched(rule=StoppingRule(9, 0.0))
+        options = {**SIX_STEPS, "schedule": "constant", "warmup_ratio": 0.0}
+        return run(
+            tiny_llama,
+            TEXTS,
+            CODES,
+            split=HELD_OUT,
+            watched=watched,
+            loss=loss,
+            n_epochs=n_epochs,
+            **options,
+        )
+
+    network, result = to_the_end(4, PoisonedLoss(**poison))
+    assert isinstance(result.interrupt, DivergedError)
+    assert f"weights of epoch {result.best_iteration}" in str(result.interrupt)
+    assert len(result.history) == len(result.validation_scores) == 2
+    expected, _ = to_the_end(result.best_iteration, PoisonedLoss())
+    assert_same(network, expected)
+
+
+def test_diverged_run__no_rule_to_keep_weights_by__is_an_error(tiny_llama: str) -> None:
+    with pytest.raises(DivergedError, match="as it was before this fit"):
+        run(
+            tiny_llama,
+            TEXTS,
+            CODES,
+            split=HELD_OUT,
+            watched=Watched(),
+            loss=PoisonedLoss(held_out_at={3}),
+            **SIX_STEPS,
+        )
+
+
+def test_fp16__an_overflow_of_scaled_gradients__is_no_skipped_step(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.training.optimise._FIRST_SCALE", 2.0**40)
+    loss = PoisonedLoss({70})
+    _, result = run(
+        tiny_llama, TEXTS, CODES, dtype=torch.float16, loss=loss, n_epochs=12, **SIX_STEPS
+    )
+    assert result.moments is not None
+    assert result.moments.scale < 2.0**40  # it did overflow, in more than five steps in a row
+    assert result.moments.step < 71 - 5
+    assert result.n_skipped == 1
+
+
+class _Counted(Skips):
+    """Counts with the numbers of the steps that it was told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[bool] = []
+
+    def note(self, skipped: bool) -> None:
+        super().note(skipped)
+        self.told.append(skipped)
+
+
+def test_running_loss__looking_later__reads_many_steps_at_a_time_and_in_order() -> None:
+    skips = _Counted()
+    running = RunningLoss(skips, Looking(at_once=False))
+    for step in range(64):
+        assert not skips.told
+        running.add([torch.tensor(1.0)], 2.0, torch.tensor(float(step % 3 == 0)))
+    assert skips.told == [step % 3 == 0 for step in range(64)]
+    running.add([torch.tensor(float("nan"))], 1.0, torch.tensor(1.0))
+    running.add([torch.tensor(0.5), torch.tensor(0.25)], 84.0, torch.tensor(0.0))
+    assert len(skips.told) == 64
+    assert running.mean() == (42 * 2.0 + 0.75 * 84.0) / (42 * 2.0 + 84.0)
+    assert running.n_skipped == 23 == skips.total
+    assert len(skips.told) == 66
+
+
+def test_skips__five_in_a_row__are_too_many_whatever_comes_later() -> None:
+    skips = Skips()
+    for skipped in (True, True, True, True, False, True, True, True, True):
+        skips.note(skipped)
+    assert not skips.too_many
+    skips.note(True)
+    skips.note(False)
+    assert skips.too_many and skips.total == 9 and skips.n_steps == 11
