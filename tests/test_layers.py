@@ -334,7 +334,7 @@ def test_import_cycles__import_in_a_function__found() -> None:
         ("skgpt.training.loop", "from transformers import get_scheduler\nimport torch", 1),
         ("skgpt.model.network", "import transformers, torch", 0),
         ("skgpt.model.network", "import peft", 1),
-        ("skgpt.model.adapt", "import peft", 0),
+        ("skgpt.model.adapters", "import peft", 0),
         ("skgpt.modelling", "import torch", 1),
         ("skgpt.text.check", "import torchless", 0),
         ("skgpt.estimators.base", "__import__('optuna')", 1),

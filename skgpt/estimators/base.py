@@ -62,6 +62,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         n_layers: int | None
         trainable_layers: Any
         lora: LoRA | None
+        head_first_epochs: int
         pooling: str
         template: str | None
         max_length: int
@@ -128,7 +129,9 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         plan = self._plan(
             network,
             n_rows=n_rows,
-            n_epochs=resolve_epochs(self.max_epochs, n_rows, self.batch_size),
+            n_epochs=self.head_first_epochs
+            + resolve_epochs(self.max_epochs, n_rows, self.batch_size),
+            head_first_epochs=self.head_first_epochs,
             warmup_ratio=self.warmup_ratio,
             schedule=self.lr_schedule,
             seed=seed,
@@ -330,6 +333,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         schedule: Any,
         seed: int,
         first_epoch: int = 0,
+        head_first_epochs: int = 0,
     ) -> TrainingPlan:
         return TrainingPlan(
             n_rows=n_rows,
@@ -346,6 +350,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
             disk_budget=disk_room(),
             seed=seed,
             first_epoch=first_epoch,
+            head_first_epochs=int(head_first_epochs),
         )
 
     def _monitors(self, network: TextNetwork) -> list[Monitor]:

@@ -53,6 +53,11 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         which blocks have them ("all": every block; embeddings and norms stay as they are). Never
         modified; ``lora__rank`` and its like reach its parameters in a search. Needs the package
         peft.
+    head_first_epochs : int, default=0
+        Passes before those of `max_epochs` in which the head learns alone, at the peak of its
+        learning rate, so that what the pretrained layers know is not washed out by a head that
+        knows nothing yet. Each text runs through the layers once for all of them. `partial_fit`
+        makes none.
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
         the mean, which is far better on topics and little worse on sentiment.
@@ -64,8 +69,9 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         Tokens per text, template included. The longest field of a longer text is cut at its end,
         never the template's own words.
     max_epochs : int or "auto", default="auto"
-        Passes over the data. "auto" makes more on small data: 60 over the cube root of the number
-        of texts, or as many as make 160 optimiser steps if that is more; 3 at least, 12 at most.
+        Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 60
+        over the cube root of the number of texts, or as many as make 160 optimiser steps if that
+        is more; 3 at least, 12 at most.
     batch_size : int, default=32
         Texts per optimiser step, whatever fits in memory at once.
     learning_rate : float, default=1e-4
@@ -178,6 +184,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         n_layers: int | None = None,
         trainable_layers: int | Literal["all"] = "all",
         lora: LoRA | None = None,
+        head_first_epochs: int = 0,
         pooling: Literal["auto", "mean", "last"] = "auto",
         template: str | None = None,
         max_length: int = 256,
@@ -207,6 +214,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         self.n_layers = n_layers
         self.trainable_layers = trainable_layers
         self.lora = lora
+        self.head_first_epochs = head_first_epochs
         self.pooling = pooling
         self.template = template
         self.max_length = max_length

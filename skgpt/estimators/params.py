@@ -15,6 +15,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "n_layers": [Interval(Integral, 1, None, closed="left"), None],
     "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
     "lora": [LoRA, None],
+    "head_first_epochs": [Interval(Integral, 0, None, closed="left")],
     "pooling": [StrOptions({"last", "mean", "auto"})],
     "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],

@@ -6,10 +6,11 @@ relied on, and where it can't the whole trunk runs, slower and no less right.
 """
 
 import logging
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.caches import Store
@@ -18,6 +19,7 @@ from skgpt.model.blocks import PROBE_ERRORS, agree
 from skgpt.model.device import to_device
 from skgpt.model.frozen import Progress, before, hidden_states, pooled_states, prefix_of
 from skgpt.model.layout import Layout, Rows, ids_of
+from skgpt.model.memory import Budget
 from skgpt.model.network import TextNetwork
 from skgpt.text.tokens import Tokens
 
@@ -26,30 +28,35 @@ _LOG = logging.getLogger("skgpt")
 _PROOFS: Store[bool] = Store("proofs", 1 << 20)
 
 
-class Forward(Protocol):
-    """Rows of the data set to raw scores, shape (B, K); differentiable in what learns."""
+class Forward(ABC):
+    """Rows of the data set to raw scores; differentiable in what learns."""
+
+    network: TextNetwork
+
+    @abstractmethod
+    def pooled(self, rows: Rows) -> Tensor:
+        """Return the pooled states of these rows, shape (B, H), fp32."""
 
     def __call__(self, rows: Rows) -> Tensor:
-        """Return the raw scores of these rows."""
-        ...
+        """Return the raw scores of these rows, shape (B, K)."""
+        return self.network.score(self.pooled(rows))
 
 
-class WholeTrunk:
+class WholeTrunk(Forward):
     """Runs every layer on every call."""
 
     def __init__(self, network: TextNetwork, tokens: Tokens) -> None:
         self.network = network
         self.tokens = tokens
 
-    def __call__(self, rows: Rows) -> Tensor:
-        """Return the raw scores of these rows."""
+    def pooled(self, rows: Rows) -> Tensor:
+        """Return the pooled states of these rows."""
         layout = Layout.of(self.tokens.lengths[rows], self.network.source, self.network.device)
         ids_T = ids_of(self.tokens, rows, self.network.device)
-        logits_BK: Tensor = self.network(ids_T, layout)
-        return logits_BK
+        return self.network.pooled(ids_T, layout)
 
 
-class CachedPooled:
+class CachedPooled(Forward):
     """Only the head learns: the pooled states are kept, and no layer runs again."""
 
     def __init__(
@@ -58,12 +65,12 @@ class CachedPooled:
         self.network = network
         self.pooled_NH = pooled_states(network, tokens, token_budget, progress)
 
-    def __call__(self, rows: Rows) -> Tensor:
-        """Return the raw scores of these rows."""
-        return self.network.score(self.pooled_NH[to_device(rows, self.network.device)])
+    def pooled(self, rows: Rows) -> Tensor:
+        """Return the pooled states of these rows."""
+        return self.pooled_NH[to_device(rows, self.network.device)]
 
 
-class CachedPrefix:
+class CachedPrefix(Forward):
     """The hidden states behind the frozen layers are kept; only the layers after them run."""
 
     def __init__(
@@ -79,13 +86,65 @@ class CachedPrefix:
         # In the dtype that the residual stream has there, whatever the weights' is.
         self.states = hidden_states(network, tokens, token_budget, progress, memory_budget)
 
-    def __call__(self, rows: Rows) -> Tensor:
-        """Return the raw scores of these rows."""
+    def pooled(self, rows: Rows) -> Tensor:
+        """Return the pooled states of these rows."""
         network = self.network
         layout = Layout.of(self.lengths[rows], network.source, network.device)
         # Those on disk come to the device only now.
         states = [self.states[row].to(network.device) for row in rows]
-        return network.score(network.after(torch.cat(states), layout))
+        return network.after(torch.cat(states), layout)
+
+
+class HeadAlone(Forward):
+    """The head learns and nothing else does for now: what it is given is computed once.
+
+    Parameters
+    ----------
+    forward : Forward
+        Whose layers stand still for as long as this one is used.
+    lengths : ndarray of shape (N,)
+        Tokens of every row of the data set.
+    token_budget : int
+        Tokens to run at once.
+    memory_budget : int
+        Bytes that the pooled states may take; where they take more, the layers run every time.
+    progress : callable
+        Told (tokens done, tokens in all).
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        lengths: NDArray[np.int64],
+        *,
+        token_budget: int,
+        memory_budget: int,
+        progress: Progress,
+    ) -> None:
+        self.network = forward.network
+        self._forward = forward
+        self._pooled_NH: Tensor | None = None
+        device = self.network.device
+        shape = (len(lengths), self.network.head.in_features)
+        if shape[0] * shape[1] * 4 > memory_budget:
+            return
+        # All rows in one order, whatever batches they will be in: a fit that goes on from a
+        # checkpoint is given the same to the last bit.
+        done, total = 0, int(lengths.sum())
+        with torch.no_grad():
+            self._pooled_NH = torch.empty(shape, device=device)
+            budget = Budget(self.network, token_budget)
+            for part, pooled_BH in budget.each(np.arange(len(lengths)), lengths, forward.pooled):
+                self._pooled_NH[to_device(part, device)] = pooled_BH
+                done += int(lengths[part].sum())
+                progress(done, total)
+
+    @torch.no_grad()
+    def pooled(self, rows: Rows) -> Tensor:
+        """Return the pooled states of these rows; no gradient reaches what they come from."""
+        if self._pooled_NH is None:
+            return self._forward.pooled(rows)
+        return self._pooled_NH[to_device(rows, self.network.device)]
 
 
 def choose_forward(

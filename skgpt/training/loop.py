@@ -11,9 +11,10 @@ from torch import Tensor
 
 from skgpt.exceptions import DivergedError
 from skgpt.model.device import to_device
+from skgpt.model.frozen import Progress
 from skgpt.model.memory import Budget, needs_memory
 from skgpt.model.network import TextNetwork
-from skgpt.model.prefix import Forward, choose_forward
+from skgpt.model.prefix import Forward, HeadAlone, choose_forward
 from skgpt.text.batches import Rows, optimiser_batches
 from skgpt.text.split import Split
 from skgpt.text.tokens import Tokens
@@ -141,10 +142,8 @@ def fit_network(
             disk_budget=plan.disk_budget,
             progress=told,
         )
-        for monitor in monitors:
-            monitor.start(plan)
         watched = watched or Watched()
-        run = _Run(network, forward, rows, loss, plan, watched, moments, monitors)
+        run = _Run(network, forward, rows, loss, plan, watched, moments, monitors, told)
         try:
             return run.whole()
         finally:
@@ -167,9 +166,11 @@ class _Run:
         watched: Watched,
         moments: Moments | None,
         monitors: Sequence[Monitor],
+        told: Progress,
     ) -> None:
         self.network = network
-        self.forward = forward
+        self.every_layer = self.forward = forward
+        self.told = told
         self.split = rows.split
         self.lengths = rows.tokens.lengths
         self.weight = rows.weight
@@ -193,6 +194,9 @@ class _Run:
         """Run every epoch, or as many as the rule, a monitor, Ctrl-C or the numbers allow."""
         interrupt: KeyboardInterrupt | DivergedError | None = None
         try:
+            self._choose_layers(0)
+            for monitor in self.monitors:
+                monitor.start(self.plan)
             for epoch in range(self.plan.n_epochs):
                 if self._epoch_is_last(epoch):
                     break
@@ -240,9 +244,10 @@ class _Run:
 
     def _pass(self, epoch: int) -> EpochRecord:
         """Make one pass over the rows."""
+        head_alone = self._choose_layers(epoch)
         began = time.perf_counter()
         n_tokens, self.running = 0, RunningLoss(self.skips, self.looking)
-        rate = self.plan.learning_rate * self.optimiser.lr_factor
+        rate = 0.0 if head_alone else self.plan.learning_rate * self.optimiser.lr_factor
         plan, train = self.plan, self.split.train
         order = optimiser_batches(plan.n_rows, plan.batch_size, plan.seed, plan.first_epoch + epoch)
         for places in order:
@@ -266,6 +271,24 @@ class _Run:
             "tokens_per_second": n_tokens / seconds,
             "skipped_steps": self.running.n_skipped,
         }
+
+    def _choose_layers(self, epoch: int) -> bool:
+        """Have the epoch's rows run through what learns in it; say whether that is the head alone.
+
+        Nothing but its weights gets a gradient then, so AdamW leaves everything else alone.
+        """
+        plan, alone = self.plan, epoch < self.plan.head_first_epochs
+        if not alone:
+            self.forward = self.every_layer
+        elif self.forward is self.every_layer:
+            self.forward = HeadAlone(
+                self.every_layer,
+                self.lengths,
+                token_budget=plan.token_budget,
+                memory_budget=plan.memory_budget,
+                progress=self.told,
+            )
+        return alone
 
     def _check_steps(self) -> None:
         """Raise if too many steps in a row were skipped."""
@@ -347,4 +370,5 @@ class _Run:
         judge = self.watched.judge
         score = -loss if judge is None else float(judge(logits_NK))
         record["validation_loss"], record["validation_score"] = loss, score
-        return self.best.is_over(score)
+        counts = record["epoch"] > self.plan.head_first_epochs
+        return self.best.is_over(score, counts=counts)

@@ -24,6 +24,7 @@ class TrainingPlan:
     n_rows : int
         Rows to train on.
     n_epochs : int
+        Passes, those of the head alone included.
     batch_size : int
         Rows per optimiser step.
     learning_rate, head_learning_rate : float
@@ -47,6 +48,8 @@ class TrainingPlan:
         others stopped doesn't repeat their orders.
     disk_budget : int, default=0
         Bytes on disk for what frozen layers returned, beyond those of memory.
+    head_first_epochs : int, default=0
+        The first of the passes, in which the head alone learns.
     """
 
     n_rows: int
@@ -63,6 +66,7 @@ class TrainingPlan:
     seed: int
     first_epoch: int = 0
     disk_budget: int = 0
+    head_first_epochs: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,14 +84,19 @@ class TrainingPlan:
         Parameters
         ----------
         step : int
-            0 is the first. The factor rises over the warm-up to 1, then falls towards 0.
+            0 is the first. While the head learns alone the factor is 1; then it rises over the
+            warm-up to 1 and falls towards 0.
         """
-        warmup = int(self.warmup_ratio * self.n_steps)
+        step -= self.head_first_epochs * self.steps_per_epoch
+        if step < 0:
+            return 1.0
+        n_steps = self.n_steps - self.head_first_epochs * self.steps_per_epoch
+        warmup = int(self.warmup_ratio * n_steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if self.schedule == "constant":
             return 1.0
-        done = (step - warmup) / max(1, self.n_steps - warmup)
+        done = (step - warmup) / max(1, n_steps - warmup)
         if self.schedule == "linear":
             return 1.0 - done
         return 0.5 * (1.0 + math.cos(math.pi * done))

@@ -67,8 +67,11 @@ class Best:
     _without: int = 0
     _weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def is_over(self, score: float) -> bool:
-        """Note the score of an epoch, keep its weights if it is the best; say whether to stop."""
+    def is_over(self, score: float, *, counts: bool = True) -> bool:
+        """Note the score of an epoch, keep its weights if it is the best; say whether to stop.
+
+        An epoch that doesn't count stops nothing, and is none of those without an improvement.
+        """
         self.scores.append(score)
         if np.isnan(score):
             raise InvalidTextError(
@@ -85,6 +88,9 @@ class Best:
         # As in scikit-learn's MLPClassifier: a rise of less than tol is kept, but buys no time.
         self._without = 0 if score >= self._to_beat + self.rule.tol else self._without + 1
         self._to_beat = max(self._to_beat, score)
+        if not counts:
+            self._without = 0
+            return False
         return self._without >= self.rule.n_iter_no_change
 
     @property
