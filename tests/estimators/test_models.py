@@ -1,0 +1,187 @@
+"""What can be done with each family of models, tried on tiny ones: the table of docs/models.md.
+
+With SKGPT_WRITE_DOCS=1 the table is written instead of compared.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from skgpt import GPTTextClassifier, LoRA
+from skgpt.exceptions import ModelNotSupportedError
+from skgpt.model.prefix import CachedPrefix, choose_forward
+from skgpt.model.sources import load_source
+from skgpt.testing.tiny import _ARCHITECTURES as TINY
+from skgpt.text.tokens import tokenise
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+from tests.model.architectures import write_tiny
+from tests.model.fake_weights import make_llama, write_gguf
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+HEADER = (
+    "| Model | `model_type` | Texts lie | Frozen layers run | LoRA | `save_pretrained` |\n"
+    "|---|---|---|---|---|---|\n"
+)
+# What people call it, and its name in the tables of tiny models.
+FAMILIES = {
+    "GPT-2": "gpt2",
+    "GPT-Neo": "gpt_neo",
+    "GPT-J": "gptj",
+    "GPT-NeoX, Pythia": "gpt_neox",
+    "OPT": "opt",
+    "Llama 2 and 3, SmolLM, SmolLM2, TinyLlama": "llama",
+    "SmolLM3": "smollm3",
+    "Qwen2, Qwen2.5": "qwen2",
+    "Qwen3": "qwen3",
+    "Mistral": "mistral",
+    "Gemma 2": "gemma2",
+    "Gemma 3": "gemma3",
+    "Phi 1 to 2": "phi",
+    "Phi 3 and 4": "phi3",
+    "OLMo 2": "olmo2",
+    "BLOOM": "bloom",
+    "Falcon": "falcon",
+    "BERT (encoder)": "bert",
+    "RoBERTa (encoder)": "roberta",
+    "ModernBERT (encoder)": "modernbert",
+}
+
+
+@pytest.fixture(scope="module")
+def folder_of(
+    tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], str]:
+    """Return a function from a name in either table to the folder of its tiny model."""
+    root = tmp_path_factory.mktemp("families")
+    written: dict[str, str] = {}
+
+    def folder(name: str) -> str:
+        if name in TINY:
+            return tiny_model(name)
+        if name not in written:
+            written[name] = write_tiny(str(root / name), name)
+        return written[name]
+
+    return folder
+
+
+def assert_pickles(clf: GPTTextClassifier, X: Any) -> None:
+    again = pickle.loads(pickle.dumps(clf))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+
+
+def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
+    """Say whether what frozen layers return is kept, not computed in every epoch."""
+    network = clf._network
+    tokens = tokenise(list(X), network.source.tokenizer, 64)
+    forward = choose_forward(
+        *(network, tokens),
+        token_budget=512,
+        memory_budget=2**30,
+        progress=lambda done, total: None,
+    )
+    return isinstance(forward, CachedPrefix)
+
+
+def has_class(clf: GPTTextClassifier) -> bool:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSES
+
+    return type(clf._network.trunk.config) in CLASSES
+
+
+def exported(folder: str, X: Any, y: Any, where: Path) -> str:
+    """Return what the table says of `save_pretrained`, having tried it."""
+    from transformers import pipeline
+
+    options = {"n_layers": 2, "precision": "fp32", "max_epochs": 1}
+    if not load_source(folder).proof.causal:
+        with pytest.raises(ModelNotSupportedError, match="encoder"):
+            make(folder, pooling="last", **options).fit(X, y)
+        return "no: an encoder has no last token to pool"
+    clf = make(folder, pooling="last", **options).fit(X, y)
+    if not has_class(clf):
+        with pytest.raises(ModelNotSupportedError, match="`model`"):
+            clf.save_pretrained(where)
+        assert not where.exists()
+        return "no: transformers has no class for it"
+    clf.save_pretrained(where)
+    pipe = pipeline("text-classification", str(where), dtype=torch.float32, top_k=None)
+    for row, scores in zip(clf.predict_proba(X[:6]), pipe(list(X[:6])), strict=True):
+        by_label = {found["label"]: found["score"] for found in scores}
+        np.testing.assert_allclose([by_label[c] for c in clf.classes_], row, atol=1e-4)
+    opened = GPTTextClassifier.from_pretrained(where, precision="fp32")
+    np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=1e-5)
+    return "yes"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(
+    family: str, folder_of: Callable[[str], str], two_class_data: TextData, tmp_path: Path
+) -> None:
+    X, y = two_class_data
+    folder = folder_of(FAMILIES[family])
+    source = load_source(folder)
+    whole = make(folder, trainable_layers="all", max_epochs=3).fit(X, y)
+    assert whole.loss_curve_[-1] < whole.loss_curve_[0]
+    assert whole.predict(X).shape == y.shape
+    assert_pickles(whole, X)
+    cut = make(folder, n_layers=2, trainable_layers=1, max_epochs=1).fit(X, y)
+    assert_pickles(cut, X)
+    lora = make(folder, trainable_layers="all", max_epochs=3, lora=LoRA(rank=2)).fit(X, y)
+    assert lora.loss_curve_[-1] < lora.loss_curve_[0]
+    assert_pickles(lora, X)
+    row = [
+        family,
+        f"`{source.trunk.config.model_type}`",
+        "end to end" if source.proof.packs else "side by side",
+        "once" if is_cut(cut, X) else "in every epoch",
+        "yes",
+        exported(folder, X, y, tmp_path / "exported"),
+    ]
+    check_or_write(f"| {' | '.join(row)} |")
+
+
+def check_or_write(row: str) -> None:
+    page = PAGE.read_text("utf-8")
+    if os.environ.get("SKGPT_WRITE_DOCS") != "1":
+        assert row in page.splitlines(), f"docs/models.md lacks: {row}"
+        return
+    family = row.split(" | ")[0]
+    old = re.compile(rf"^{re.escape(family)} \|.*$", re.MULTILINE)
+    PAGE.write_text(old.sub(lambda _: row, page) if old.search(page) else _behind(page, row))
+
+
+def _behind(page: str, row: str) -> str:
+    """Put a row behind the last of the table."""
+    start = page.index(HEADER) + len(HEADER)
+    end = start + re.match(r"(?:\|.*\n)*", page[start:]).end()  # type: ignore[union-attr]
+    return f"{page[:end]}{row}\n{page[end:]}"
+
+
+def test_gguf_file__by_its_path__is_fitted_and_its_weights_go_into_pickles(
+    two_class_data: TextData, tmp_path: Path
+) -> None:
+    X, y = two_class_data
+    file = tmp_path / "model.gguf"
+    write_gguf(file, make_llama(), quantised=True)
+    for options in ({"trainable_layers": 1}, {"lora": LoRA(rank=2), "trainable_layers": "all"}):
+        clf = make(str(file), max_epochs=2, **options).fit(X, y)
+        kept, expected = pickle.dumps(clf), clf.predict_proba(X)
+        moved = file.rename(tmp_path / "elsewhere.gguf")
+        assert np.array_equal(pickle.loads(kept).predict_proba(X), expected)
+        moved.rename(file)
+
+
+def test_page__its_table__has_these_families_and_no_others() -> None:
+    page = PAGE.read_text("utf-8")
+    assert HEADER in page
+    rows = page.split(HEADER)[1].split("\n\n")[0].splitlines()
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(FAMILIES)
