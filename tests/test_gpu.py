@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from skgpt import LoRA
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
 
@@ -270,3 +271,32 @@ def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
     close = 1e-3 if precision == "float32" else 0.1
     for one, two in zip(*results, strict=True):
         assert (one - two).norm() <= close * two.norm() + 1e-6
+
+
+def test_fit__a_base_in_4_bits__learns_and_pickles(
+    tiny_llama: str, three_class_data: TextData
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    X, y = three_class_data
+    lora = LoRA(rank=4, quantize_base=4)
+    options = {"trainable_layers": "all", "max_epochs": 8, "learning_rate": 1e-2}
+    clf = make(tiny_llama, device="cuda", lora=lora, **options).fit(X, y)
+    assert clf.score(X, y) > 0.8
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_allclose(again.predict_proba(X), clf.predict_proba(X), atol=1e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_fit__adapters__are_those_of_a_cpu_fit(
+    dropout: float, tiny_llama: str, three_class_data: TextData
+) -> None:
+    X, y = three_class_data
+    options = {"lora": LoRA(rank=4, dropout=dropout), "trainable_layers": "all", "max_epochs": 4}
+    cuda, cpu = (
+        make(tiny_llama, device=device, precision="fp32", learning_rate=1e-2, **options).fit(X, y)
+        for device in ("cuda", "cpu")
+    )
+    if dropout:  # drawn by another generator: as good, not the same
+        assert cuda.score(X, y) > 0.8
+    else:
+        np.testing.assert_allclose(cuda.predict_proba(X), cpu.predict_proba(X), atol=1e-3)

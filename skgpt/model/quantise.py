@@ -39,11 +39,27 @@ def quantise(source: "Source", n_layers: int, dtype: torch.dtype, device: torch.
     ModelNotFoundError
         If bitsandbytes can't be imported.
     """
+    _check_device(device)
+    bnb = _bitsandbytes()
+    # From the CPU's copy, so that the whole base is never on the device.
+    trunk = source.copy_trunk(n_layers, dtype, torch.device("cpu"))
+    for block in find_blocks(trunk):
+        named = [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]
+        for name, linear in named:
+            parent, _, own = name.rpartition(".")
+            setattr(block.get_submodule(parent), own, _in_4_bits(bnb.nn, linear, dtype))
+    return trunk.to(device)  # which is when bitsandbytes packs them
+
+
+def _check_device(device: torch.device) -> None:
     if device.type != "cuda":
         raise ModelNotSupportedError(
             f"`lora__quantize_base` needs a CUDA device. Got device={str(device)!r}: set "
             "quantize_base=None, or n_layers to keep fewer layers in memory."
         )
+
+
+def _bitsandbytes() -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
@@ -51,15 +67,7 @@ def quantise(source: "Source", n_layers: int, dtype: torch.dtype, device: torch.
             "`lora__quantize_base` needs the package bitsandbytes, which can't be imported: run "
             f"`pip install bitsandbytes`. ({error})"
         ) from error
-
-    # From the CPU's copy, so that the whole base is never on the device.
-    trunk = source.copy_trunk(n_layers, dtype, torch.device("cpu"))
-    for block in find_blocks(trunk):
-        named = [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]
-        for name, linear in named:
-            parent, _, own = name.rpartition(".")
-            setattr(block.get_submodule(parent), own, _in_4_bits(bitsandbytes.nn, linear, dtype))
-    return trunk.to(device)  # which is when bitsandbytes packs them
+    return bitsandbytes
 
 
 def _in_4_bits(bnb: Any, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:

@@ -1,0 +1,100 @@
+"""A base in 4 bits, with a stand-in for bitsandbytes: which weights, and that all see the same.
+
+The stand-in rounds weights to a few levels and computes with those, on any device. What
+bitsandbytes itself does is tried on GPUs, in tests/test_gpu.py.
+"""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import skgpt
+from skgpt.exceptions import ModelNotFoundError
+from skgpt.model import quantise
+from skgpt.model.adapters import AdapterSpec
+from skgpt.model.blocks import find_blocks
+from skgpt.model.prefix import CachedPrefix, WholeTrunk, choose_forward
+from skgpt.model.sources import load_source
+from skgpt.text.tokens import tokenise
+from tests.model.test_network import TEXTS, build
+
+SPEC = AdapterSpec(2, 2.0, 0.0, "all-linear", quantize_base=4)
+
+
+class _Rounded(nn.Parameter):
+    def __new__(cls, data: Tensor, requires_grad: bool, quant_type: str) -> Any:
+        assert quant_type == "nf4"
+        step = data.abs().max() / 7
+        made = nn.Parameter((data / step).round() * step, requires_grad=requires_grad)
+        made.__class__ = cls
+        return made
+
+
+class _Linear4bit(nn.Linear):
+    def __init__(
+        self, *sizes: int, bias: bool, compute_dtype: torch.dtype, quant_type: str
+    ) -> None:
+        super().__init__(*sizes, bias=bias)
+        self.compute_dtype = compute_dtype
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = SimpleNamespace(Linear4bit=_Linear4bit, Params4bit=_Rounded)
+    # Not as a module of that name: peft would take it for the real one.
+    monkeypatch.setattr(quantise, "_bitsandbytes", lambda: SimpleNamespace(nn=layers))
+    monkeypatch.setattr(quantise, "_check_device", lambda device: None)
+    skgpt.clear_cache()
+
+
+def test_quantised__a_network__has_its_blocks_matrices_rounded_and_nothing_else(
+    tiny_llama: str,
+) -> None:
+    source = load_source(tiny_llama)
+    network = build(source, lora=SPEC, trainable_layers=1)
+    own = dict(source.trunk.named_parameters())
+    inside = {id(p) for block in find_blocks(network.trunk) for p in block.parameters()}
+    for name, parameter in network.trunk.named_parameters():
+        if name in network.masters:
+            continue
+        small = id(parameter) in inside and parameter.ndim == 2
+        assert isinstance(parameter, _Rounded) == small, name
+        original = own[name.replace(".base_layer", "")]
+        assert torch.equal(parameter, original) != small, name
+
+
+def test_quantised__frozen_layers__return_what_the_whole_trunk_computes(tiny_llama: str) -> None:
+    whole_precision = build(load_source(tiny_llama), lora=None, trainable_layers=1)
+    network = build(load_source(tiny_llama), lora=SPEC, trainable_layers=1)
+    tokens = tokenise(TEXTS, network.source.tokenizer, 64)
+    rows = np.arange(len(TEXTS))
+    for net in (whole_precision, network):  # the first leaves its states in the store
+        nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
+        cached = choose_forward(
+            *(net, tokens),
+            token_budget=64,
+            memory_budget=2**30,
+            progress=lambda done, total: None,
+        )
+        assert isinstance(cached, CachedPrefix)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                cached(rows), WholeTrunk(net, tokens)(rows), rtol=1e-4, atol=1e-4
+            )
+    scores = [WholeTrunk(net, tokens)(rows).detach() for net in (whole_precision, network)]
+    assert not torch.allclose(*scores, atol=1e-2)
+
+
+def test_quantised__without_bitsandbytes__says_what_to_install(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(quantise, "_check_device", lambda device: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ModelNotFoundError, match="pip install bitsandbytes"):
+        build(load_source(tiny_llama), lora=SPEC)
