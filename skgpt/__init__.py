@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skgpt.caches import cache_info, clear_cache
     from skgpt.estimators.classifier import GPTTextClassifier
+    from skgpt.persistence import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["GPTTextClassifier", "__version__", "cache_info", "clear_cache"]
+__all__ = ["GPTTextClassifier", "__version__", "cache_info", "clear_cache", "load", "save"]
 
 _HOMES = {
     "GPTTextClassifier": "skgpt.estimators.classifier",
     "cache_info": "skgpt.caches",
     "clear_cache": "skgpt.caches",
+    "load": "skgpt.persistence",
+    "save": "skgpt.persistence",
 }
 
 

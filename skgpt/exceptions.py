@@ -41,6 +41,14 @@ class StateFormatError(SkgptError, ValueError):
     """A saved model was written in a format that this version can't read."""
 
 
+class NotSavableError(SkgptError, TypeError):
+    """Something can't be written as JSON and safetensors; the message names it."""
+
+
+class SaveError(SkgptError, OSError):
+    """A fitted model could not be written; what was there before is as it was."""
+
+
 class SlowFitWarning(UserWarning):
     """A fit is going to take more than ten minutes; the message says what would shorten it."""
 

@@ -79,6 +79,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         warm_start: bool
         device: str
         precision: Any
+        store_base: Any
         random_state: Any
         verbose: int
 

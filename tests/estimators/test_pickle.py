@@ -183,7 +183,7 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
         pickle.loads(data)
 
 
-@pytest.mark.parametrize("other", [1, 999])
+@pytest.mark.parametrize("other", [1, 4, 999])
 def test_pickle__an_earlier_or_later_format__is_refused_by_name(
     other: int, tiny_llama: str, two_class_data: TextData
 ) -> None:
