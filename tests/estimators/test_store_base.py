@@ -149,7 +149,6 @@ def test_open__format_2__is_read(tiny_llama: str, two_class_data: TextData) -> N
     state = clf.__getstate__()
     state.pop("store_base")  # which it did not have
     network = state["_network"]
-    assert network["format"] == 3
     network["format"] = 2
     del network["sha256"], network["source"]["refetchable"]
     again = opened(state)
