@@ -31,9 +31,9 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 
 # What a folder may hold: an estimator of one of these classes ...
-ESTIMATORS: dict[str, type] = {"GPTTextClassifier": GPTTextClassifier}
+ESTIMATORS: dict[str, Any] = {"GPTTextClassifier": GPTTextClassifier}
 # ... with parameters that may be of one of these, which have parameters but no fit.
-PARAMETER_OBJECTS: dict[str, type] = {}
+PARAMETER_OBJECTS: dict[str, Any] = {}
 
 _WITH_WEIGHTS = {"_network": "network", "_moments": "moments"}  # attribute: its files' first name
 _FILE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*\.(json|safetensors)")
@@ -233,7 +233,7 @@ def _state_of(files: Mapping[str, bytes], estimator_class: type) -> dict[str, An
     return state
 
 
-def _name_in(registry: Mapping[str, type], value: Any) -> str | None:
+def _name_in(registry: Mapping[str, Any], value: Any) -> str | None:
     """Return the name of the value's class; a subclass has code of its own and doesn't count."""
     return next((name for name, kind in registry.items() if type(value) is kind), None)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,7 +314,7 @@ def test_load__a_class_that_is_not_ours__is_refused(name: str, saved: Path) -> N
         lambda state: state.update(predict="a value in a method's place"),
         lambda state: state.pop("_network"),
         lambda state: state.pop("_fitted_with"),
-        lambda state: state["_fitted_with"].update(device=7),
+        lambda state: state["_fitted_with"].update(device=[]),
         lambda state: state["_network"].update(learned={"!": "file", "name": "../a"}),
         lambda state: state["_network"].update(learned={"!": "file", "name": ["a"]}),
         lambda state: state["_network"].update(spec=[1]),
@@ -339,7 +340,9 @@ def test_load__a_base_that_is_not_here__is_not_fetched_unless_allowed(
 ) -> None:
     folder = tiny_gpt(tmp_path / "base")
     clf = make(folder, max_epochs=1, store_base=False).fit(*two_class_data)
-    clf._network.source.__dict__.update(model="some-org/some-model", refetchable=True)
+    clf._network.source = replace(
+        clf._network.source, model="some-org/some-model", refetchable=True
+    )
     skgpt.save(clf, tmp_path / "saved")
     asked: list[bool] = []
 

@@ -5,13 +5,12 @@ import inspect
 import logging
 from typing import Any, Self
 
-import torch
 from sklearn.base import BaseEstimator
 
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.device import resolve_device, resolve_precision
 from skgpt.model.network import TextNetwork
-from skgpt.model.state import StoreBase, pack, unpack
+from skgpt.model.state import StoreBase, pack, twin_of, unpack
 from skgpt.training.moments import Moments
 
 _LOG = logging.getLogger("skgpt")
@@ -36,9 +35,9 @@ class PicklableNetwork(BaseEstimator):
         # Not by way of a pickle, which may hold the base: a copy shares the one in memory.
         twin = copy.copy(self)
         memo[id(self)] = twin
-        for name, value in list(vars(twin).items()):
+        for name, value in list(twin.__dict__.items()):
             is_network = name == "_network"
-            vars(twin)[name] = _twin_of(value) if is_network else copy.deepcopy(value, memo)
+            twin.__dict__[name] = twin_of(value) if is_network else copy.deepcopy(value, memo)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def _defaults_of(kind: type) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _where_to_open(fitted_with: dict[str, Any]) -> tuple[torch.device, torch.dtype]:
+def _where_to_open(fitted_with: dict[str, Any]) -> tuple[Any, Any]:
     """Return device and dtype as asked for at fit, or what this machine has instead."""
     try:
         device = resolve_device(fitted_with["device"])
@@ -84,10 +83,3 @@ def _where_to_open(fitted_with: dict[str, Any]) -> tuple[torch.device, torch.dty
         return device, resolve_precision(fitted_with["precision"], device)
     except ModelNotSupportedError:
         return device, resolve_precision("auto", device)
-
-
-@torch.inference_mode(False)  # a copy may be fitted on, whatever the caller is in
-def _twin_of(network: TextNetwork) -> TextNetwork:
-    twin = TextNetwork(network.source, network.spec, network.dtype, network.device)
-    twin.take_over(network)
-    return twin

@@ -84,5 +84,5 @@ def _hash(state: Mapping[str, Any]) -> str:
     for key in sorted(arrays):
         array = np.ascontiguousarray(arrays[key])
         digest.update(f"{key} {array.dtype.str} {array.nbytes}".encode())
-        digest.update(array.view(np.uint8))
+        digest.update(array.data)
     return digest.hexdigest()

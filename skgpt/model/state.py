@@ -76,6 +76,14 @@ def pack(network: TextNetwork, store_base: StoreBase = "auto") -> dict[str, Any]
     return sealed(state)
 
 
+@torch.inference_mode(False)  # a copy may be fitted on, whatever the caller is in
+def twin_of(network: TextNetwork) -> TextNetwork:
+    """Return a copy that shares the base in memory, and has what was learned for itself."""
+    twin = TextNetwork(network.source, network.spec, network.dtype, network.device)
+    twin.take_over(network)
+    return twin
+
+
 def _goes_in(source: Source, store_base: StoreBase) -> bool:
     if isinstance(store_base, str):
         if store_base != "auto":

@@ -97,8 +97,8 @@ def harmless_tokenizer(files: Mapping[str, str]) -> tuple[dict[str, str], str]:
             "which names dictionaries and plug-ins on the disk: save with store_base=False."
         )
     kept = {key: value for key, value in settings.items() if key not in _NAMES_FILES}
-    name = kept.get("tokenizer_class")
-    class_name = "PreTrainedTokenizerFast" if _FAST in files else str(name)
+    own_class = str(kept.get("tokenizer_class"))
+    class_name = "PreTrainedTokenizerFast" if _FAST in files else own_class
     return {**files, _SETTINGS: json.dumps(kept)}, class_name
 
 
