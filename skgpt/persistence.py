@@ -4,6 +4,7 @@ Nothing in it is unpickled and nothing in it says what code to run: only the cla
 are ever made, of values that `skgpt.plain` knows, and tensors.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from skgpt import __version__
 from skgpt.estimators.classifier import GPTTextClassifier
-from skgpt.exceptions import ModelNotFoundError, NotSavableError, SkgptError, StateFormatError
-from skgpt.folders import replace_folder
+from skgpt.exceptions import (
+    FolderTakenError,
+    ModelNotFoundError,
+    NotSavableError,
+    SaveError,
+    SkgptError,
+    StateFormatError,
+)
 from skgpt.model.downloads import no_downloads
+from skgpt.model.folders import written_whole
 from skgpt.plain import from_plain, to_plain
 
 FORMAT = 1
@@ -40,6 +48,7 @@ _FILE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*\.(json|safetensors)")
 _MAX_MANIFEST = 1 << 20  # bytes; it has a few hundred
 # What comes of values that are of the right kind of JSON and make no sense.
 _MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no EDQUOT
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
 
 
@@ -102,7 +111,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
         },
     }
     files[MANIFEST] = _with_hash(manifest)
-    replace_folder(Path(folder), files, _owned_files)
+    _write(Path(folder), files)
 
 
 def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
@@ -329,10 +338,37 @@ def _damaged(root: Path, name: str) -> StateFormatError:
     )
 
 
-def _owned_files(root: Path) -> set[str] | None:
-    """Return the files of a folder that an earlier `save` wrote, None if it is another's."""
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
-        manifest = _read_manifest(root)
+        with written_whole(folder, _may_replace) as draft:
+            for name, content in files.items():
+                (draft / name).write_bytes(content)
+    except SkgptError:
+        raise
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            reason = (
+                f"The disk must have {sum(map(len, files.values())) / 1e6:.1f} MB free for "
+                f"{str(folder)!r}. It is full ({error}): free some space, or name a folder on "
+                "another disk."
+            )
+        else:
+            reason = (
+                f"`folder` must be one that can be written to. {str(folder)!r} can't ({error}): "
+                "name another."
+            )
+        raise SaveError(f"{reason} What was there is as it was.") from error
+
+
+def _may_replace(root: Path) -> bool:
+    """Say whether a folder holds what an earlier `save` wrote, and nothing of anybody else's."""
+    try:
+        ours = {MANIFEST, *_read_manifest(root)["files"]}
     except (ModelNotFoundError, StateFormatError):
-        return None
-    return {MANIFEST, *manifest["files"]}
+        return False
+    if others := {path.name for path in root.iterdir()} - ours:
+        raise FolderTakenError(
+            f"`folder` must hold nothing but what was saved before, as all of it is replaced. In "
+            f"{str(root)!r} there is {min(others)!r} as well: move that, or name another folder."
+        )
+    return True

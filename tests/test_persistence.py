@@ -83,10 +83,10 @@ def test_save__a_folder_that_is_not_ours__is_refused(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "manifest.json").write_text("{}")
-    with pytest.raises(SaveError, match="holds other files"):
+    with pytest.raises(FileExistsError, match="holds other files"):
         skgpt.save(fitted, tmp_path / "mine")
     (saved / "README.md").write_text("what this model is for")
-    with pytest.raises(SaveError, match=r"'README\.md'"):
+    with pytest.raises(FileExistsError, match=r"'README\.md'"):
         skgpt.save(fitted, saved)
 
 
