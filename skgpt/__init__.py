@@ -11,16 +11,27 @@ if TYPE_CHECKING:
     from skgpt.caches import cache_info, clear_cache
     from skgpt.estimators.classifier import GPTTextClassifier
     from skgpt.estimators.lora import LoRA
+    from skgpt.persistence import load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["GPTTextClassifier", "LoRA", "__version__", "cache_info", "clear_cache"]
+__all__ = [
+    "GPTTextClassifier",
+    "LoRA",
+    "__version__",
+    "cache_info",
+    "clear_cache",
+    "load",
+    "save",
+]
 
 _HOMES = {
     "GPTTextClassifier": "skgpt.estimators.classifier",
     "LoRA": "skgpt.estimators.lora",
     "cache_info": "skgpt.caches",
     "clear_cache": "skgpt.caches",
+    "load": "skgpt.persistence",
+    "save": "skgpt.persistence",
 }
 
 

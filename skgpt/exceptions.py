@@ -29,6 +29,10 @@ class CacheError(SkgptError, OSError):
     """The cache folder can't be used: not writable, full, or held by another process."""
 
 
+class FolderTakenError(SkgptError, FileExistsError):
+    """There is something else where a folder was to be written; it was left alone."""
+
+
 class DivergedError(SkgptError, ArithmeticError):
     """Training ran off to infinity; the message says what the estimator is now."""
 
@@ -39,6 +43,14 @@ class NoMemoryError(SkgptError, MemoryError):
 
 class StateFormatError(SkgptError, ValueError):
     """A saved model was written in a format that this version can't read."""
+
+
+class NotSavableError(SkgptError, TypeError):
+    """Something can't be written as JSON and safetensors; the message names it."""
+
+
+class SaveError(SkgptError, OSError):
+    """A fitted model could not be written; what was there before is as it was."""
 
 
 class SlowFitWarning(UserWarning):

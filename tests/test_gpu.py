@@ -1,5 +1,6 @@
 """The same promises on CUDA: `pytest -m gpu`."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import skgpt
 from skgpt import LoRA
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
@@ -48,6 +50,30 @@ def test_pickle__fitted_on_cuda__opens_on_the_cpu(
     np.testing.assert_allclose(
         opened.predict_proba(X), clf.predict_proba(X), atol=0.05
     )  # the precision is the CPU's own choice
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_keep__fitted_on_cuda__stays_there_or_goes_to_the_cpu_and_says_so(
+    precision: str,
+    tiny_llama: str,
+    two_class_data: TextData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, device="cuda", precision=precision)
+    clf.partial_fit(X, y, classes=["money", "sport"])
+    skgpt.save(clf, tmp_path / "saved")
+    for again in (copy.deepcopy(clf), skgpt.load(tmp_path / "saved")):
+        assert again.device_ == "cuda:0"
+        assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert not caplog.messages
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    opened = skgpt.load(tmp_path / "saved")
+    assert caplog.messages == ["GPTTextClassifier was fitted on cuda:0 and is on cpu now"]
+    np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=0.05)
+    opened.set_params(device="cpu", precision="fp32").partial_fit(X, y)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -85,6 +85,38 @@ def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
     assert run.stdout == "same\n"
 
 
+@pytest.mark.parametrize(("trainable", "megabytes"), [(4, 62), (0, 1)])
+def test_default_model__at_16_layers__takes_little_to_keep(
+    trainable: int, megabytes: int, real_cache: Path, tmp_path: Path
+) -> None:
+    clf = GPTTextClassifier(
+        n_layers=16, trainable_layers=trainable, max_epochs=1, max_length=16, random_state=0
+    )
+    clf.fit(TEXTS[:4], LABELS[:4])
+    data = pickle.dumps(clf)
+    assert len(data) < megabytes * 1e6
+    skgpt.save(clf, tmp_path / "saved")
+    assert sum(path.stat().st_size for path in (tmp_path / "saved").iterdir()) < megabytes * 1e6
+    for again in (pickle.loads(data), skgpt.load(tmp_path / "saved")):
+        assert np.array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
+
+
+def test_default_model__stored_inside__needs_no_cache(
+    real_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf = GPTTextClassifier(
+        n_layers=2, trainable_layers=0, max_epochs=1, max_length=16, store_base=True
+    )
+    data = pickle.dumps(clf.fit(TEXTS[:4], LABELS[:4]))
+    assert len(data) > 50e6
+    skgpt.clear_cache()
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path / "empty"))
+    again = pickle.loads(data)
+    odd = [*TEXTS, "", "1234 </s> <|im_start|> \U0001f600", "  two  spaces "]
+    assert np.array_equal(again.predict_proba(odd), clf.predict_proba(odd))
+    assert not (tmp_path / "empty").exists()
+
+
 def test_default_model__bf16__predicts_close_to_fp32(real_cache: Path) -> None:
     probabilities = []
     for precision in ("fp32", "bf16"):

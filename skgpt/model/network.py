@@ -1,8 +1,8 @@
 """Trunk, pooling and head: token ids of some texts in, one row of raw scores per text out."""
 
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,16 +52,6 @@ class NetworkSpec:
     def quantize_base(self) -> int | None:
         """Bits of the base's matrices; None for those of the trunk's precision."""
         return None if self.lora is None else self.lora.quantize_base
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as numbers and text."""
-        return asdict(self)
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Self:
-        """Make it again of what `plain` returned."""
-        lora = plain.get("lora")
-        return cls(**{**plain, "lora": None if lora is None else AdapterSpec(**lora)})
 
 
 class TextNetwork(nn.Module):

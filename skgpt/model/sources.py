@@ -19,6 +19,7 @@ from skgpt.model.attention import pack
 from skgpt.model.blocks import PROBE_ERRORS, copy_around, find_blocks, truncate
 from skgpt.model.conversion import ALIASES, alias_folder, quiet_transformers, read_gguf
 from skgpt.model.device import total_memory
+from skgpt.model.downloads import downloads_allowed
 from skgpt.model.llama import use_fast_blocks
 from skgpt.model.proof import Proof, prove
 from skgpt.model.tokenizer import TextTokenizer
@@ -258,7 +259,7 @@ def _from_pretrained(where: str, revision: str | None, *, hub: bool) -> tuple[An
     except SkgptError:
         raise
     except (OSError, ValueError):
-        if not hub:
+        if not hub or not downloads_allowed():
             raise
         return read(local_files_only=False)
 
@@ -271,10 +272,11 @@ def _not_found(model: str, revision: str | None, local: bool, error: Exception) 
             f"`model` must be a transformers folder (config.json, safetensors weights, tokenizer "
             f"files) or a .gguf file. {model!r} can't be read: {reason[0]}"
         )
+    fetched = "could not be fetched" if downloads_allowed() else "downloads are not allowed here"
     return (
         f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
         f"or a .gguf file. {model!r}{at} is no alias, no existing path, not in the local hub "
-        f"cache, and could not be fetched: {reason[0]} Check the spelling, or name a local folder."
+        f"cache, and {fetched}: {reason[0]} Check the spelling, or name a local folder."
     )
 
 

@@ -1,70 +1,107 @@
 """A network as numpy arrays and text, and back: what a pickle of a fitted estimator holds.
 
 What the network learned is always inside. The base it stands on is inside only if it can't be
-had again by name; otherwise its name, revision and fingerprint are.
+had again by name, or if that is asked for; otherwise its name, revision and fingerprint are.
 """
 
 import json
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load, save
 from torch import Tensor
 
-from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, StateFormatError
+from skgpt.exceptions import ModelNotFoundError, SkgptError, StateFormatError
 from skgpt.model.adapters import base_name
 from skgpt.model.blocks import copy_around, find_blocks, truncate
-from skgpt.model.conversion import quiet_transformers
+from skgpt.model.conversion import ALIASES, cache_folder, quiet_transformers
+from skgpt.model.downloads import no_downloads
 from skgpt.model.network import NetworkSpec, TextNetwork
+from skgpt.model.serial import check_seal, from_bytes, sealed, to_bytes
 from skgpt.model.sources import Source, load_source, make_source
 from skgpt.model.tokenizer import TextTokenizer
+from skgpt.model.trust import harmless_config
 
-FORMAT = 2  # 1: estimators that knew neither templates nor several labels
+# 1: estimators that knew neither templates nor several labels. 2: no seal; a base that is not
+# inside can be fetched again.
+FORMAT = 3
+_READABLE = (2, 3)
+
+StoreBase = Literal["auto", True, False]
 
 
-def pack(network: TextNetwork) -> dict[str, Any]:
+def pack(network: TextNetwork, store_base: StoreBase = "auto") -> dict[str, Any]:
     """Return the network as a dict of text, numbers and uint8 arrays.
 
     Parameters
     ----------
     network : TextNetwork
+    store_base : "auto" or bool, default="auto"
+        Whether the base goes in. "auto": only if it can't be fetched again by name.
 
     Returns
     -------
     state : dict
-        ``format``, ``spec``, ``source`` and ``learned``, and for a base that can't be fetched
-        again by name ``config``, ``tokenizer`` and ``base``.
+        ``format``, ``spec``, ``source``, ``learned`` and ``sha256``, and where the base goes in
+        ``config``, ``tokenizer`` and ``base``.
+
+    Raises
+    ------
+    ValueError
+        If `store_base` is something else.
     """
-    source, spec = network.source, network.spec
-    if spec.quantize_base is not None and not source.refetchable:
-        raise ModelNotSupportedError(
-            "A pickle can't hold a base in 4 bits, and this one can't be fetched again by name "
-            f"({source.model!r}): fit with quantize_base=None to pickle it."
-        )
+    source = network.source
     learned = {f"trunk.{name}": tensor for name, tensor in network.masters.items()}
     learned["head.weight"] = network.head.weight
     state: dict[str, Any] = {
         "format": FORMAT,
-        "spec": spec.plain(),
+        "spec": asdict(network.spec),
         "source": {
             "model": source.model,
             "revision": source.revision,
             "fingerprint": source.fingerprint,
+            "refetchable": source.refetchable,
         },
-        "learned": _to_bytes(learned),
+        "learned": to_bytes(learned),
     }
-    if not source.refetchable:
-        # Buffers too: the rotary frequencies and their like are in no state dict.
-        trunk = dict(network.trunk.named_parameters()) | dict(network.trunk.named_buffers())
-        shared = {base_name(name): t for name, t in trunk.items() if name not in network.masters}
+    if _goes_in(source, store_base):
+        shared = _base_of(network)
         # The uncut configuration: cutting one is up to the class that it belongs to.
         state["config"] = json.dumps(source.config, sort_keys=True)
         state["tokenizer"] = source.tokenizer.files()
-        state["base"] = _to_bytes(shared)
-    return state
+        state["base"] = to_bytes(shared)
+    return sealed(state)
+
+
+@torch.inference_mode(False)  # a copy may be fitted on, whatever the caller is in
+def twin_of(network: TextNetwork) -> TextNetwork:
+    """Return a copy that shares the base in memory, and has what was learned for itself."""
+    twin = TextNetwork(network.source, network.spec, network.dtype, network.device)
+    twin.take_over(network)
+    return twin
+
+
+def _goes_in(source: Source, store_base: StoreBase) -> bool:
+    if isinstance(store_base, str):
+        if store_base != "auto":
+            raise ValueError(f"`store_base` must be 'auto', True or False. Got {store_base!r}.")
+        return not source.refetchable
+    return bool(store_base)
+
+
+def _base_of(network: TextNetwork) -> dict[str, Tensor]:
+    """Return what the network stands on and has not learned, under the base's own names."""
+    # Buffers too: the rotary frequencies and their like are in no state dict.
+    trunk = dict(network.trunk.named_parameters()) | dict(network.trunk.named_buffers())
+    base = {base_name(name): t for name, t in trunk.items() if name not in network.masters}
+    if network.spec.quantize_base is None:
+        return base
+    # Whole, to be put in 4 bits again where it is opened.
+    whole = network.source.trunk
+    whole = dict(whole.named_parameters()) | dict(whole.named_buffers())
+    return {name: tensor for name, tensor in whole.items() if name in base}
 
 
 @torch.inference_mode(False)  # an opened model may be fitted on, whatever the caller is in
@@ -86,81 +123,161 @@ def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -
     Raises
     ------
     StateFormatError
-        If the state was written by a later version.
+        If the state was written by a later version or by one that is too old, or is damaged.
     ModelNotFoundError
         If the base is not here, or is not what it was.
     """
-    if state.get("format") != FORMAT:
+    if state.get("format") not in _READABLE:
         raise StateFormatError(
-            f"A saved model must be of format {FORMAT}. Got {state.get('format')!r}: open it with "
-            "the version of skgpt that wrote it."
+            f"A saved model must be of format {_READABLE[0]} to {FORMAT}. Got "
+            f"{state.get('format')!r}: open it with the version of skgpt that wrote it."
         )
-    learned = _from_bytes(state["learned"])
-    spec = NetworkSpec.from_plain(state["spec"])
+    check_seal(state, "A saved model")
+    learned = from_bytes(state["learned"])
+    spec: NetworkSpec = _read_dataclass(NetworkSpec, state["spec"])
     if "base" in state:
         source = _source_inside(state, spec, learned)
     else:
         source = _source_by_name(state["source"])
+    _check_outputs(spec, learned, source)
     network = TextNetwork(source, spec, dtype, device)
+    targets = {f"trunk.{name}": master for name, master in network.masters.items()}
+    targets["head.weight"] = network.head.weight
+    _check_same(learned, targets, "weights that were learned")
     with torch.no_grad():
-        network.head.weight.copy_(learned["head.weight"])
-        for name, master in network.masters.items():
-            master.copy_(learned[f"trunk.{name}"])
+        for name, target in targets.items():
+            target.copy_(learned[name])
     network.refresh()
     return network
 
 
-def _source_by_name(named: dict[str, Any]) -> Source:
+def _read_dataclass(kind: type, plain: Mapping[str, Any]) -> Any:
+    """Make again what `dataclasses.asdict` took apart, dataclasses inside of it as well."""
+    names = {field.name for field in fields(kind)}
+    if unknown := set(plain) - names:
+        raise StateFormatError(
+            f"This saved model has a setting {min(unknown)!r}, which this version of skgpt doesn't "
+            "know: open it with the version that wrote it, or a later one."
+        )
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, value in plain.items():
+        kinds = [k for k in (hints[name], *get_args(hints[name])) if is_dataclass(k)]
+        of_kind = bool(kinds) and isinstance(value, Mapping)
+        values[name] = _read_dataclass(kinds[0], value) if of_kind else value  # type: ignore[arg-type]
+    return kind(**values)
+
+
+def _check_outputs(spec: NetworkSpec, learned: Mapping[str, Tensor], source: Source) -> None:
+    """Check before anything is made whose size the file alone decides."""
+    head = learned.get("head.weight")
+    expected = (spec.n_outputs, source.proof.width)
+    if head is None or tuple(head.shape) != expected:
+        found = "none" if head is None else tuple(head.shape)
+        raise StateFormatError(
+            f"The head of a saved model must have the shape {expected}. Got {found}: the file is "
+            "damaged. Take another copy of it."
+        )
+    if spec.pooling not in ("mean", "last") or not 1 <= spec.n_layers <= source.full_depth:
+        raise StateFormatError(
+            f"A saved model must be of a shape that {source.model!r} can have. Got {spec}."
+        )
+
+
+def _check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Check names and shapes; copying a tensor of one value into a large one would be silent."""
+    for name, tensor in expected.items():
+        if name not in found or found[name].shape != tensor.shape:
+            shape = tuple(found[name].shape) if name in found else "nothing"
+            raise StateFormatError(
+                f"The {what} must hold {name!r} of shape {tuple(tensor.shape)}. Got {shape}: the "
+                "file is damaged, or this version of transformers lays the model out in another "
+                "way. Open it with the versions that wrote it."
+            )
+
+
+def _source_by_name(named: Mapping[str, Any]) -> Source:
     model, revision = named["model"], named["revision"]
+    is_path = not named.get("refetchable", True)
     try:
+        if is_path and not Path(model).expanduser().exists():
+            raise FileNotFoundError("there is no such file or folder.")  # no name of the hub's
         source = load_source(model, revision)
     except OSError as error:
         raise ModelNotFoundError(
-            f"This fitted model stands on {model!r}, which can't be had here: {error}"
+            f"This fitted model stands on {model!r}{_at(revision)}, which is not inside its file "
+            f"and can't be had here. It was looked for in {_looked_in(model, is_path)}. Copy that "
+            "from the machine that fitted it; or, on that machine, make a file with the base "
+            f"inside: set_params(store_base=True) and save again. What went wrong: {error}"
         ) from error
     if source.fingerprint != named["fingerprint"]:
         raise ModelNotFoundError(
-            f"This fitted model stands on {model!r} (revision {revision!r}) as it was when it was "
-            "fitted. What has that name here holds other weights: name the revision in "
-            "`revision`, or copy the cache folder of the machine that fitted it."
+            f"This fitted model stands on {model!r}{_at(revision)} as it was when it was fitted. "
+            f"What has that name here, in {_looked_in(model, is_path)}, holds other weights: name "
+            "the revision in `revision` when fitting, copy that from the machine that fitted it, "
+            "or save there with store_base=True."
         )
     return source
 
 
-def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, Tensor]) -> Source:
-    from transformers import AutoConfig, AutoModel
+def _at(revision: str | None) -> str:
+    return f" (revision {revision!r})" if revision else ""
 
-    tensors = _from_bytes(state["base"])
+
+def _looked_in(model: str, is_path: bool) -> str:
+    if model in ALIASES:
+        return f"skgpt's cache folder {cache_folder()}"
+    path = Path(model).expanduser()
+    if is_path or path.exists():
+        return str(path.absolute())
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return f"the hub's cache folder {HF_HUB_CACHE}"
+
+
+def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, Tensor]) -> Source:
+    tensors = from_bytes(state["base"])
     for name, tensor in learned.items():
         if name.startswith("trunk."):
             tensors[name.removeprefix("trunk.")] = tensor
+    named = state["source"]
+    try:
+        # What is inside is all that there is to it: nothing is fetched for it.
+        with no_downloads(), quiet_transformers():
+            config = harmless_config(json.loads(state["config"]))
+            trunk, full_depth = _trunk_of(config, spec, tensors)
+            source = make_source(
+                trunk,
+                TextTokenizer.from_files(state["tokenizer"]),
+                model=named["model"],
+                revision=named["revision"],
+                refetchable=named.get("refetchable", False),
+                resident=False,
+                config=config,
+                full_depth=full_depth,
+            )
+    except (SkgptError, MemoryError):
+        raise
+    except Exception as error:  # transformers raises whatever it likes about a configuration
+        raise StateFormatError(
+            f"The base inside a saved model must be one that transformers can make. It can't "
+            f"({error!r}): the file is damaged, or needs the version of transformers it was "
+            "written with."
+        ) from error
+    # The print of the base it was fitted on, not of what it has learned since.
+    return replace(source, fingerprint=named["fingerprint"])
+
+
+def _trunk_of(
+    config: Mapping[str, Any], spec: NetworkSpec, tensors: Mapping[str, Tensor]
+) -> tuple[Any, int]:
+    """Return the trunk, cut, and how many blocks it has uncut."""
+    from transformers import AutoConfig, AutoModel
+
     # A skeleton without weights, so that nothing is drawn and nothing is written twice.
-    config = json.loads(state["config"])
-    with torch.device("meta"), quiet_transformers():
-        skeleton = AutoModel.from_config(AutoConfig.for_model(**config))
+    with torch.device("meta"):
+        skeleton = AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
     full_depth = len(find_blocks(skeleton))
     truncate(skeleton, spec.n_layers)
-    trunk = copy_around(skeleton, tensors)
-    source = make_source(
-        trunk,
-        TextTokenizer.from_files(state["tokenizer"]),
-        model=state["source"]["model"],
-        revision=state["source"]["revision"],
-        refetchable=False,
-        resident=False,
-        config=config,
-        full_depth=full_depth,
-    )
-    # The print of the base it was fitted on, not of what it has learned since.
-    return replace(source, fingerprint=state["source"]["fingerprint"])
-
-
-def _to_bytes(tensors: dict[str, Tensor]) -> NDArray[np.uint8]:
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    return np.frombuffer(save(plain), dtype=np.uint8)
-
-
-def _from_bytes(array: NDArray[np.uint8]) -> dict[str, Tensor]:
-    # A copy: the array may be a read-only memory map, and nothing may ever write to that.
-    tensors: dict[str, Tensor] = load(array.tobytes())
-    return tensors
+    _check_same(tensors, dict(skeleton.named_parameters()), "base inside a saved model")
+    return copy_around(skeleton, tensors), full_depth

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skgpt.exceptions import ModelNotSupportedError
+from skgpt.model.trust import harmless_tokenizer, tokenizer_class
 
 _PROBE = "a"
 _CHUNK = 256  # texts; the pairs that say where a long text's tokens lie take 20 times its space
@@ -121,28 +122,28 @@ class TextTokenizer:
             for path in sorted(Path(folder).rglob("*")):
                 if path.is_file():
                     # latin-1 maps every byte to one character: binary vocabularies survive
-                    files[str(path.relative_to(folder))] = path.read_bytes().decode("latin-1")
+                    name = path.relative_to(folder).as_posix()
+                    files[name] = path.read_bytes().decode("latin-1")
+            harmless_tokenizer(files)  # better refused now than when it is to be opened
             return files
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> "TextTokenizer":
-        """Make the tokenizer again from what `files` returned."""
-        from transformers import AutoTokenizer
+        """Make the tokenizer again from what `files` returned; nothing in it is code to be run.
 
+        Raises
+        ------
+        ModelNotSupportedError
+            If they name files elsewhere, or a class that is no tokenizer.
+        """
+        files, class_name = harmless_tokenizer(files)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 path = Path(folder, name)
-                if not path.resolve().is_relative_to(Path(folder).resolve()):
-                    raise ModelNotSupportedError(
-                        f"A tokenizer file must lie inside its folder. Got {name!r}."
-                    )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.encode("latin-1"))
-            return cls(
-                AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False
-                )
-            )
+            kind = tokenizer_class(class_name)
+            return cls(kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def _end(spans: Sequence[tuple[int, int]], n_tokens: int) -> int:

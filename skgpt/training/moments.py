@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
 from torch import Tensor
+
+from skgpt.model.serial import check_seal, from_bytes, sealed, to_bytes
 
 HEAD = "head.weight"
 
@@ -49,17 +50,16 @@ class Moments:
         )
 
     def pack(self) -> dict[str, Any]:
-        """Return them as numbers and one uint8 array."""
+        """Return them as numbers, one uint8 array and a hash of it all."""
         tensors = {f"means.{name}": t for name, t in self.means.items()}
         tensors |= {f"squares.{name}": t for name, t in self.squares.items()}
-        plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        data = np.frombuffer(save(plain), dtype=np.uint8)
-        return {"step": self.step, "scale": self.scale, "tensors": data}
+        return sealed({"step": self.step, "scale": self.scale, "tensors": to_bytes(tensors)})
 
     @classmethod
     def unpack(cls, state: dict[str, Any], device: torch.device) -> "Moments":
         """Make them again from what `pack` returned."""
-        tensors = {name: t.to(device) for name, t in load(state["tensors"].tobytes()).items()}
+        check_seal(state, "The optimiser's moments in a saved model")
+        tensors = {name: t.to(device) for name, t in from_bytes(state["tensors"]).items()}
         halves = [
             {k.removeprefix(half): t for k, t in tensors.items() if k.startswith(half)}
             for half in ("means.", "squares.")

@@ -16,6 +16,7 @@ from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
+from skgpt.model.state import FORMAT
 from skgpt.testing import tiny_gpt
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from tests.estimators.test_classifier import make
@@ -183,7 +184,7 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
         pickle.loads(data)
 
 
-@pytest.mark.parametrize("other", [1, 999])
+@pytest.mark.parametrize("other", [1, FORMAT + 1, 999])
 def test_pickle__an_earlier_or_later_format__is_refused_by_name(
     other: int, tiny_llama: str, two_class_data: TextData
 ) -> None:

@@ -1,0 +1,359 @@
+"""skgpt.save and skgpt.load: whole folders, nothing unpickled, damage and strangers refused."""
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import skgpt
+from skgpt import GPTTextClassifier, persistence
+from skgpt.exceptions import ModelNotFoundError, NotSavableError, SaveError, StateFormatError
+from skgpt.testing import tiny_gpt
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData, make_text_data
+from tests.model.test_trust import Evil
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_llama: str) -> GPTTextClassifier:
+    """Return a classifier with moments: everything that there can be to save."""
+    X, y = make_text_data(2)
+    return make(tiny_llama, class_weight={"money": 2.0}).partial_fit(X, y, ["money", "sport"])
+
+
+@pytest.fixture
+def saved(fitted: GPTTextClassifier, tmp_path: Path) -> Path:
+    skgpt.save(fitted, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def rewrite(folder: Path, change: Any, state: Any = None) -> None:
+    """Write other contents into a folder as somebody does who knows how."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if state is not None:
+        plain = json.loads((folder / "state.json").read_text())
+        state(plain)
+        (folder / "state.json").write_text(json.dumps(plain))
+        content = (folder / "state.json").read_bytes()
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["files"]["state.json"] = entry
+    del manifest["sha256"]
+    change(manifest)
+    (folder / "manifest.json").write_bytes(persistence._with_hash(manifest))
+
+
+def test_save__its_files__are_json_and_safetensors(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "manifest.json",
+        "moments.tensors.safetensors",
+        "network.base.safetensors",
+        "network.learned.safetensors",
+        "state.json",
+    ]
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert manifest["class"] == "GPTTextClassifier"
+    assert set(manifest["versions"]) >= {"skgpt", "torch", "transformers", "scikit-learn"}
+
+
+def test_save__twice__replaces_it_whole(
+    fitted: GPTTextClassifier, saved: Path, tiny_llama: str, two_class_data: TextData
+) -> None:
+    other = make(tiny_llama, max_epochs=1).fit(*two_class_data)  # has no moments
+    skgpt.save(other, saved)
+    assert not (saved / "moments.tensors.safetensors").exists()
+    X = two_class_data.X
+    assert np.array_equal(skgpt.load(saved).predict_proba(X), other.predict_proba(X))
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+def test_save__a_folder_that_is_not_ours__is_refused(
+    fitted: GPTTextClassifier, saved: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        skgpt.save(fitted, tmp_path / "mine")
+    (saved / "README.md").write_text("what this model is for")
+    with pytest.raises(FileExistsError, match=r"'README\.md'"):
+        skgpt.save(fitted, saved)
+
+
+def test_save__unfitted__is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError):
+        skgpt.save(GPTTextClassifier(), tmp_path / "clf")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scoring", lambda *args: 1.0),
+        ("random_state", np.random.RandomState(0)),
+        ("class_weight", {"money": 1j}),
+    ],
+    ids=["scoring", "random_state", "class_weight"],
+)
+def test_save__a_parameter_that_is_no_data__is_refused_by_name(
+    name: str, value: Any, fitted: GPTTextClassifier, tmp_path: Path
+) -> None:
+    clf = copy.copy(fitted).set_params(**{name: value})
+    with pytest.raises(NotSavableError, match=f"`{name}` is not"):
+        skgpt.save(clf, tmp_path / "clf")
+    assert not any(tmp_path.iterdir())
+
+
+def test_save__what_scikit_learn_keeps_on_it__is_refused_in_the_users_words(
+    fitted: GPTTextClassifier, tmp_path: Path
+) -> None:
+    clf = copy.copy(fitted)
+    clf._skl_callbacks = [object()]
+    with pytest.raises(NotSavableError, match="set_callbacks"):
+        skgpt.save(clf, tmp_path / "clf")
+
+
+class Ours(GPTTextClassifier):
+    """A subclass has code of its own."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        make_pipeline(FunctionTransformer(), GPTTextClassifier()),
+        LogisticRegression(),
+        Ours(),
+        GPTTextClassifier,
+        None,
+    ],
+    ids=str,
+)
+def test_save__anything_else__is_refused_with_what_to_use(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="skops"):
+        skgpt.save(value, tmp_path / "it")
+    assert not any(tmp_path.iterdir())
+
+
+def test_save__a_full_disk__leaves_the_earlier_one(
+    fitted: GPTTextClassifier, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SaveError, match="disk"):
+        skgpt.save(fitted, saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+class Knobs(BaseEstimator):
+    """Stands for a parameter object."""
+
+    def __init__(self, rank: int = 8, targets: Any = "all", inner: Any = None) -> None:
+        self.rank = rank
+        self.targets = targets
+        self.inner = inner
+
+
+def test_save__a_parameter_object_that_is_known__comes_back(
+    fitted: GPTTextClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf = copy.copy(fitted)
+    clf.class_weight = Knobs(rank=4, targets=("q", "v"), inner=Knobs())
+    with pytest.raises(NotSavableError, match="`class_weight` is not"):
+        skgpt.save(clf, tmp_path / "clf")
+    monkeypatch.setitem(persistence.PARAMETER_OBJECTS, "Knobs", Knobs)
+    skgpt.save(clf, tmp_path / "clf")
+    knobs: Any = skgpt.load(tmp_path / "clf").class_weight
+    assert repr(knobs) == repr(clf.class_weight)
+    assert type(knobs.inner) is Knobs
+    monkeypatch.delitem(persistence.PARAMETER_OBJECTS, "Knobs")
+    with pytest.raises(StateFormatError, match="'Knobs'"):
+        skgpt.load(tmp_path / "clf")
+
+
+def test_load__every_file_cut_short_or_missing__is_refused_by_name(saved: Path) -> None:
+    for path in sorted(saved.iterdir()):
+        content = path.read_bytes()
+        for length in (0, 1, len(content) // 2, len(content) - 1):
+            path.write_bytes(content[:length])
+            with pytest.raises(StateFormatError, match=path.name):
+                skgpt.load(saved)
+        path.write_bytes(content + b" ")
+        with pytest.raises(StateFormatError, match=path.name):
+            skgpt.load(saved)
+        path.unlink()
+        with pytest.raises((StateFormatError, ModelNotFoundError), match=path.name):
+            skgpt.load(saved)
+        path.write_bytes(content)
+    skgpt.load(saved)
+
+
+def test_load__one_bit_flipped_anywhere__is_refused_by_name(saved: Path) -> None:
+    rng = np.random.default_rng(0)
+    for path in sorted(saved.iterdir()):
+        content = path.read_bytes()
+        n_places = len(content) if path.name == "manifest.json" else 60
+        for place in rng.choice(len(content), n_places, replace=False):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << rng.integers(8)
+            path.write_bytes(flipped)
+            with pytest.raises(StateFormatError, match=path.name):
+                skgpt.load(saved)
+        path.write_bytes(content)
+    skgpt.load(saved)
+
+
+def test_load__a_pickle_planted_among_the_files__is_not_opened(saved: Path) -> None:
+    ran = saved.parent / "ran"
+    evil = pickle.dumps(Evil(ran))
+    for name in ("clf.pkl", "model.joblib", "pytorch_model.bin", "state.pkl", "__init__.py"):
+        (saved / name).write_bytes(evil)
+    skgpt.load(saved)
+    for name in ("state.json", "network.learned.safetensors", "manifest.json"):
+        (saved / name).write_bytes(evil)
+        with pytest.raises(StateFormatError):
+            skgpt.load(saved)
+    assert not ran.exists()
+
+
+def put_pickle(folder: Path, name: str, ran: Path) -> None:
+    content = pickle.dumps(Evil(ran))
+    (folder / name).write_bytes(content)
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite(folder, lambda manifest: manifest["files"].update({name: entry}))
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "network.learned.safetensors", "network.base.safetensors"]
+)
+def test_load__a_pickle_that_the_manifest_vouches_for__is_not_run(name: str, saved: Path) -> None:
+    ran = saved.parent / "ran"
+    put_pickle(saved, name, ran)
+    with pytest.raises(StateFormatError):
+        skgpt.load(saved)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.json", "/etc/passwd", "a/b.json", "..", "", "x.pkl", "manifest.json"]
+)
+def test_load__a_manifest_that_names_files_elsewhere__is_refused(name: str, saved: Path) -> None:
+    (saved.parent / "outside.json").write_text("{}")
+    entry = {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    rewrite(saved, lambda manifest: manifest["files"].update({name: entry}))
+    with pytest.raises(StateFormatError, match=r"manifest\.json"):
+        skgpt.load(saved)
+
+
+@pytest.mark.parametrize("name", ["state.json", "manifest.json"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_load__a_link_or_a_pipe_for_a_file__is_refused(name: str, kind: str, saved: Path) -> None:
+    os.replace(saved / name, saved.parent / name)
+    if kind == "link":
+        (saved / name).symlink_to(saved.parent / name)
+    elif kind == "pipe":
+        os.mkfifo(saved / name)
+    else:
+        (saved / name).mkdir()
+    with pytest.raises(StateFormatError, match=f"{name} .* must be a file"):
+        skgpt.load(saved)
+
+
+@pytest.mark.parametrize("size", [-1, 1, 1.5, None, "1", 10**30])
+def test_load__a_size_that_is_not_the_files__is_refused(size: Any, saved: Path) -> None:
+    rewrite(saved, lambda manifest: manifest["files"]["state.json"].update(bytes=size))
+    with pytest.raises(StateFormatError, match=r"state\.json"):
+        skgpt.load(saved)
+
+
+def test_load__a_manifest_of_absurd_size__is_not_read(saved: Path) -> None:
+    with (saved / "manifest.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StateFormatError, match=r"manifest\.json"):
+        skgpt.load(saved)
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, "null", "[]", '"x"', '{"format": 1}', "NaN"])
+def test_load__a_manifest_of_something_else__is_refused(content: str, saved: Path) -> None:
+    (saved / "manifest.json").write_text(content)
+    with pytest.raises(StateFormatError, match="manifest"):
+        skgpt.load(saved)
+
+
+@pytest.mark.parametrize("other", [0, 2, "1"])
+def test_load__another_format__is_refused_by_name(other: Any, saved: Path) -> None:
+    rewrite(saved, lambda manifest: manifest.update(format=other))
+    with pytest.raises(StateFormatError, match=f"says {other!r}"):
+        skgpt.load(saved)
+
+
+@pytest.mark.parametrize("name", ["LogisticRegression", "os.system", "GPTTextRegressor"])
+def test_load__a_class_that_is_not_ours__is_refused(name: str, saved: Path) -> None:
+    rewrite(saved, lambda manifest: manifest.update({"class": name}))
+    with pytest.raises(StateFormatError, match=name):
+        skgpt.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.update(predict="a value in a method's place"),
+        lambda state: state.pop("_network"),
+        lambda state: state.pop("_fitted_with"),
+        lambda state: state["_fitted_with"].update(device=[]),
+        lambda state: state["_network"].update(learned={"!": "file", "name": "../a"}),
+        lambda state: state["_network"].update(learned={"!": "file", "name": ["a"]}),
+        lambda state: state["_network"].update(spec=[1]),
+        lambda state: state["_network"].update(sha256="0" * 64),
+        lambda state: state.update(model={"!": "object", "class": "os.system", "params": {}}),
+    ],
+    ids=lambda change: "",
+)
+def test_load__a_state_that_makes_no_sense__is_refused(change: Any, saved: Path) -> None:
+    rewrite(saved, lambda manifest: None, change)
+    with pytest.raises(StateFormatError):
+        skgpt.load(saved)
+
+
+def test_load__no_such_folder__says_what_it_takes(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ModelNotFoundError, match=r"skgpt\.save"):
+            skgpt.load(folder)
+
+
+def test_load__a_base_that_is_not_here__is_not_fetched_unless_allowed(
+    tmp_path: Path, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_gpt(tmp_path / "base")
+    clf = make(folder, max_epochs=1, store_base=False).fit(*two_class_data)
+    clf._network.source = replace(
+        clf._network.source, model="some-org/some-model", refetchable=True
+    )
+    skgpt.save(clf, tmp_path / "saved")
+    asked: list[bool] = []
+
+    def from_pretrained(where: str, **options: Any) -> None:
+        asked.append(options["local_files_only"])
+        raise OSError("not in the cache.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    with pytest.raises(ModelNotFoundError, match="some-org/some-model"):
+        skgpt.load(tmp_path / "saved")
+    assert asked == [True]
+    with pytest.raises(ModelNotFoundError, match="could not be fetched"):
+        skgpt.load(tmp_path / "saved", allow_download=True)
+    assert asked == [True, True, False]
