@@ -20,8 +20,10 @@ from skgpt.model.adapters import AdapterSpec
 from skgpt.model.blocks import find_blocks
 from skgpt.model.prefix import CachedPrefix, WholeTrunk, choose_forward
 from skgpt.model.sources import load_source
+from skgpt.model.state import pack, unpack
 from skgpt.text.tokens import tokenise
-from tests.model.test_network import TEXTS, build
+from tests.model.test_adapters import adapted, hidden_of
+from tests.model.test_network import CPU, TEXTS, build
 
 SPEC = AdapterSpec(2, 2.0, 0.0, "all-linear", quantize_base=4)
 
@@ -88,6 +90,15 @@ def test_quantised__frozen_layers__return_what_the_whole_trunk_computes(tiny_lla
             )
     scores = [WholeTrunk(net, tokens)(rows).detach() for net in (whole_precision, network)]
     assert not torch.allclose(*scores, atol=1e-2)
+
+
+def test_quantised__a_base_inside_a_pickle__is_whole_and_rounded_again(tiny_llama: str) -> None:
+    network = adapted(tiny_llama, SPEC, trainable_layers=1)
+    again = unpack(pack(network), dtype=torch.float32, device=CPU)
+    assert torch.equal(hidden_of(again, [0, 1, 2]), hidden_of(network, [0, 1, 2]))
+    whole = dict(network.source.trunk.named_parameters())
+    for name, parameter in again.source.trunk.named_parameters():
+        assert torch.equal(parameter, whole[name]), name
 
 
 def test_quantised__without_bitsandbytes__says_what_to_install(
