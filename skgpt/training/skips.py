@@ -54,7 +54,6 @@ class Skips:
         self.n_steps = 0
         self.total = 0
         self.in_a_row = 0
-        self.too_many = False
 
     def note(self, skipped: bool) -> None:
         """Count a step; they come in order."""

@@ -61,7 +61,7 @@ def test_skipped_step__any__is_a_batch_that_weighs_nothing(
     loss = PoisonedLoss(**{what: {step}})
     skipping, result = run(tiny_llama, TEXTS, CODES, dtype=dtype, loss=loss, **options)
     weight = np.ones(len(TEXTS))
-    weight[optimiser_batches(len(TEXTS), 2, 0, 0)[step - 1]] = 0.0
+    weight[list(optimiser_batches(len(TEXTS), 2, 0, 0))[step - 1]] = 0.0
     expected, without = run(tiny_llama, TEXTS, CODES, weight, dtype=dtype, **options)
     assert_same(skipping, expected)
     assert_same_moments(result, without)
