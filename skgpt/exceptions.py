@@ -18,7 +18,7 @@ class ModelNotSupportedError(SkgptError, ValueError):
 
 
 class ContinuationError(SkgptError, ValueError):
-    """A fit can't go on from the fitted model; the message names the parameter or label."""
+    """A fit can't go on from a fitted model or a checkpoint; the message names what differs."""
 
 
 class DownloadError(SkgptError, OSError):
@@ -27,6 +27,10 @@ class DownloadError(SkgptError, OSError):
 
 class CacheError(SkgptError, OSError):
     """The cache folder can't be used: not writable, full, or held by another process."""
+
+
+class CheckpointError(SkgptError, OSError):
+    """A checkpoint can't be written, or what is there is damaged."""
 
 
 class DivergedError(SkgptError, ArithmeticError):

@@ -22,6 +22,7 @@ from skgpt.estimators.data import (
 from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
+from skgpt.estimators.resuming import checkpoint_of
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.model.device import (
     no_more_threads_than_cores,
@@ -37,11 +38,13 @@ from skgpt.text.check import check_columns
 from skgpt.text.targets import Target
 from skgpt.text.template import Template
 from skgpt.text.tokens import tokenise_columns
+from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.infer import raw_scores
-from skgpt.training.loop import FitResult, TrainingRows, fit_network
+from skgpt.training.loop import fit_network
 from skgpt.training.loss import Loss
 from skgpt.training.moments import Moments
 from skgpt.training.plan import TrainingPlan, resolve_epochs
+from skgpt.training.run_data import FitResult, TrainingRows
 from skgpt.training.stopping import StoppingRule, Watched
 from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotice
 
@@ -79,6 +82,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         warm_start: bool
         device: str
         precision: Any
+        checkpoint_dir: Any
         random_state: Any
         verbose: int
 
@@ -111,31 +115,41 @@ class BaseGPTText(CallbackEstimator, ABC):
         """Fit; every attribute is set at the end, so a fit that fails leaves all as it was."""
         goes_on = self.warm_start and hasattr(self, "_network")
         seed = draw_seed(self.random_state)
-        # The same rows as before: others of them would have been trained on already.
-        split_seed = self._fitted_with["split_seed"] if goes_on else seed
-        classes = getattr(self, "classes_", None) if goes_on else None
-        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
-        weight = self._loss_weights(data)
+        data, weight = self._checked(given, seed, goes_on)
         network = self._build(data.target, self._network.source if goes_on else None)
         if goes_on:
             check_same_shape(
                 network.spec, self._network.spec, may_learn_more=True, may_have_more=False
             )
             network.take_over(self._network)
-        n_rows = len(data.split.train)
-        plan = self._plan(
-            network,
-            n_rows=n_rows,
-            n_epochs=resolve_epochs(self.max_epochs, n_rows, self.batch_size),
-            warmup_ratio=self.warmup_ratio,
-            schedule=self.lr_schedule,
-            seed=seed,
-        )
-        callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs)
-        result = self._train(network, data, weight, plan, callbacks)
-        self._keep(self._attributes(network, data, result), result)
+        with checkpoint_of(self, given, data, network, seed, goes_on=goes_on) as checkpoint:
+            if checkpoint is not None and checkpoint.seed != seed:  # with random_state=None
+                seed = checkpoint.seed
+                data, weight = self._checked(given, seed, goes_on)
+            n_rows = len(data.split.train)
+            plan = self._plan(
+                network,
+                n_rows=n_rows,
+                n_epochs=resolve_epochs(self.max_epochs, n_rows, self.batch_size),
+                warmup_ratio=self.warmup_ratio,
+                schedule=self.lr_schedule,
+                seed=seed,
+            )
+            callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs)
+            result = self._train(network, data, weight, plan, callbacks, checkpoint=checkpoint)
+            self._keep(self._attributes(network, data, result), result)
         callbacks.fitted()
         warn_of_skipped_steps(result)
+
+    def _checked(
+        self, given: Given, seed: int, goes_on: bool
+    ) -> tuple[FitData, NDArray[np.float64]]:
+        """Return what `fit` was given, checked, and what the rows weigh in the loss."""
+        # The same rows held out as before: others of them would have been trained on already.
+        split_seed = self._fitted_with["split_seed"] if goes_on else seed
+        classes = getattr(self, "classes_", None) if goes_on else None
+        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
+        return data, self._loss_weights(data)
 
     @no_more_threads_than_cores()
     def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:
@@ -215,6 +229,7 @@ class BaseGPTText(CallbackEstimator, ABC):
         plan: TrainingPlan,
         callbacks: SklearnCallbacks,
         moments: Moments | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> FitResult:
         tokens = tokenise_columns(
             data.columns, data.template, network.source.tokenizer, self.max_length
@@ -228,6 +243,7 @@ class BaseGPTText(CallbackEstimator, ABC):
             watched=self._watched(network, data),
             moments=moments,
             monitors=[*self._monitors(network), callbacks],
+            checkpoint=checkpoint,
         )
 
     def _watched(self, network: TextNetwork, data: FitData) -> Watched:

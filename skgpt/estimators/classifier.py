@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from numbers import Real
+from os import PathLike
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -102,6 +103,10 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     precision : {"auto", "bf16", "fp16", "fp32"}, default="auto"
         Of the trunk's arithmetic. "auto": bf16 where the hardware is fast at it, else fp32. What
         learns is always kept in fp32.
+    checkpoint_dir : str, path-like or None, default=None
+        Folder for checkpoints, from which the same call of `fit` goes on after its process was
+        killed. They are written after every epoch, every five minutes and on SIGTERM, each fit's
+        in a subfolder of its own, and removed when it ends well. None writes none.
     random_state : int, RandomState instance or None, default=None
         Decides the order of the rows, the only randomness there is. Pass an int for the same
         result each time.
@@ -192,6 +197,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         warm_start: bool = False,
         device: str = "auto",
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+        checkpoint_dir: str | PathLike[str] | None = None,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -220,6 +226,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
+        self.checkpoint_dir = checkpoint_dir
         self.random_state = random_state
         self.verbose = verbose
 
@@ -267,7 +274,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         ValueError
             If X, y, a weight or a parameter is not as described here; before any training.
         OSError
-            If the model can't be found, fetched or read.
+            If the model can't be found, fetched or read, or a checkpoint written or read.
         ArithmeticError
             If the training does not stay finite: single steps are skipped, five in a row are too
             many. With `early_stopping`, the estimator is fitted with the best weights so far if

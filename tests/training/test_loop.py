@@ -12,9 +12,10 @@ from skgpt.model.sources import load_source
 from skgpt.text.split import Split, all_rows
 from skgpt.text.tokens import tokenise
 from skgpt.training.infer import raw_scores
-from skgpt.training.loop import FitResult, TrainingRows, fit_network
+from skgpt.training.loop import fit_network
 from skgpt.training.loss import CrossEntropy, Loss
 from skgpt.training.moments import Moments
+from skgpt.training.run_data import FitResult, TrainingRows
 from skgpt.training.stopping import Watched
 from skgpt.training.watch import Monitor, StepDone
 from tests.helpers import make_text_data
