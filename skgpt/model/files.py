@@ -10,8 +10,9 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,7 +115,9 @@ def _write(file: IO[bytes], tensors: Mapping[str, Tensor], values: Mapping[str, 
     place = _DIGEST.search(header)
     assert place is not None
     digest = hashlib.sha256()
-    for piece in (len(header).to_bytes(8, "little"), header, *map(_bytes_of, tensors.values())):
+    begin = len(header).to_bytes(8, "little") + header
+    pieces: Iterable[bytes | memoryview] = map(_bytes_of, tensors.values())
+    for piece in chain([begin], pieces):
         digest.update(piece)
         file.write(piece)
     file.seek(8 + place.start(1))

@@ -11,6 +11,7 @@ from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
 from skgpt.text.split import Split, all_rows
 from skgpt.text.tokens import tokenise
+from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.infer import raw_scores
 from skgpt.training.loop import fit_network
 from skgpt.training.loss import CrossEntropy, Loss
@@ -41,6 +42,7 @@ def run(
     start: TextNetwork | None = None,
     loss: Loss | None = None,
     n_outputs: int = 3,
+    checkpoint: Checkpoint | None = None,
     **options: Any,
 ) -> tuple[TextNetwork, FitResult]:
     source = load_source(folder)
@@ -69,6 +71,7 @@ def run(
         watched=watched,
         moments=moments,
         monitors=monitors,
+        checkpoint=checkpoint,
     )
     return network, result
 
