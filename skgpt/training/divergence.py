@@ -15,8 +15,9 @@ def of_steps(plan: TrainingPlan, in_a_row: int, step: int) -> DivergedError:
     step : int
         The last of them.
     """
-    which = f"They weren't in {in_a_row} steps in a row" if in_a_row else "They were in no step"
-    return _error(plan, f"The training loss and its gradient must be finite. {which} up to {step}")
+    which = f"They didn't in {in_a_row} steps in a row" if in_a_row else "They did in no step"
+    what = "The training loss and its gradient must stay finite"
+    return _error(plan, f"{what}. {which}, up to step {step}")
 
 
 def of_weights(plan: TrainingPlan) -> DivergedError:

@@ -116,7 +116,7 @@ def test_skipped_steps__all_of_a_short_run__are_an_error(
     n_steps: int, looks: str, tiny_llama: str
 ) -> None:
     options = {"n_epochs": 1, "batch_size": 12 // n_steps, "token_budget": 10_000}
-    with pytest.raises(DivergedError, match="They were in no step"):
+    with pytest.raises(DivergedError, match="They did in no step, up to step"):
         run(tiny_llama, TEXTS, CODES, loss=PoisonedLoss(range(9)), **options)
 
 
