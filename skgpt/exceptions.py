@@ -18,7 +18,7 @@ class ModelNotSupportedError(SkgptError, ValueError):
 
 
 class ContinuationError(SkgptError, ValueError):
-    """A fit can't go on from the fitted model; the message names the parameter or label."""
+    """A fit can't go on from a fitted model or a checkpoint; the message names what differs."""
 
 
 class DownloadError(SkgptError, OSError):
@@ -31,6 +31,10 @@ class CacheError(SkgptError, OSError):
 
 class FolderTakenError(SkgptError, FileExistsError):
     """There is something else where a folder was to be written; it was left alone."""
+
+
+class CheckpointError(SkgptError, OSError):
+    """A checkpoint can't be written, or what is there is damaged."""
 
 
 class DivergedError(SkgptError, ArithmeticError):

@@ -23,6 +23,8 @@ from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.lora import LoRA, TakesLoRA, adapter_spec
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
+from skgpt.estimators.planning import plan_of_fit, plan_of_part
+from skgpt.estimators.resuming import checkpoint_of
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.model.device import (
     no_more_threads_than_cores,
@@ -33,16 +35,17 @@ from skgpt.model.device import (
 from skgpt.model.memory import needs_memory, token_budget
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import Source, load_source
-from skgpt.model.spill import disk_room
 from skgpt.text.check import check_columns
 from skgpt.text.targets import Target
 from skgpt.text.template import Template
 from skgpt.text.tokens import tokenise_columns
+from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.infer import raw_scores
-from skgpt.training.loop import FitResult, TrainingRows, fit_network
+from skgpt.training.loop import fit_network
 from skgpt.training.loss import Loss
 from skgpt.training.moments import Moments
-from skgpt.training.plan import TrainingPlan, resolve_epochs
+from skgpt.training.plan import TrainingPlan
+from skgpt.training.run_data import FitResult, TrainingRows
 from skgpt.training.stopping import StoppingRule, Watched
 from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotice
 
@@ -83,6 +86,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         device: str
         precision: Any
         store_base: Any
+        checkpoint_dir: Any
         random_state: Any
         verbose: int
 
@@ -115,33 +119,33 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         """Fit; every attribute is set at the end, so a fit that fails leaves all as it was."""
         goes_on = self.warm_start and hasattr(self, "_network")
         seed = draw_seed(self.random_state)
-        # The same rows as before: others of them would have been trained on already.
-        split_seed = self._fitted_with["split_seed"] if goes_on else seed
-        classes = getattr(self, "classes_", None) if goes_on else None
-        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
-        weight = self._loss_weights(data)
+        data, weight = self._checked(given, seed, goes_on)
         network = self._build(data.target, seed, self._network.source if goes_on else None)
         if goes_on:
             check_same_shape(
                 network.spec, self._network.spec, may_learn_more=True, may_have_more=False
             )
             network.take_over(self._network)
-        n_rows = len(data.split.train)
-        plan = self._plan(
-            network,
-            n_rows=n_rows,
-            n_epochs=self.head_first_epochs
-            + resolve_epochs(self.max_epochs, n_rows, self.batch_size),
-            head_first_epochs=self.head_first_epochs,
-            warmup_ratio=self.warmup_ratio,
-            schedule=self.lr_schedule,
-            seed=seed,
-        )
-        callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs)
-        result = self._train(network, data, weight, plan, callbacks)
-        self._keep(self._attributes(network, data, result), result)
+        with checkpoint_of(self, given, data, network, seed, goes_on=goes_on) as checkpoint:
+            if checkpoint is not None and checkpoint.seed != seed:  # with random_state=None
+                seed = checkpoint.seed
+                data, weight = self._checked(given, seed, goes_on)
+            plan = plan_of_fit(self, network, len(data.split.train), seed)
+            callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs)
+            result = self._train(network, data, weight, plan, callbacks, checkpoint=checkpoint)
+            self._keep(self._attributes(network, data, result), result)
         callbacks.fitted()
         warn_of_skipped_steps(result)
+
+    def _checked(
+        self, given: Given, seed: int, goes_on: bool
+    ) -> tuple[FitData, NDArray[np.float64]]:
+        """Return what `fit` was given, checked, and what the rows weigh in the loss."""
+        # The same rows held out as before: others of them would have been trained on already.
+        split_seed = self._fitted_with["split_seed"] if goes_on else seed
+        classes = getattr(self, "classes_", None) if goes_on else None
+        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
+        return data, self._loss_weights(data)
 
     @no_more_threads_than_cores()
     def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:
@@ -162,15 +166,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
             network.take_over(self._network, places)
             if moments is not None and places is not None:
                 moments = moments.grown(places, network.spec.n_outputs)
-        plan = self._plan(
-            network,
-            n_rows=len(data.split.train),
-            n_epochs=1,
-            warmup_ratio=0.0,
-            schedule="constant",
-            seed=seed,
-            first_epoch=len(history),
-        )
+        plan = plan_of_part(self, network, len(data.split.train), seed, len(history))
         callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs, history)
         result = self._train(network, data, weight, plan, callbacks, moments)
         attributes = self._attributes(network, data, result, history)
@@ -223,6 +219,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         plan: TrainingPlan,
         callbacks: SklearnCallbacks,
         moments: Moments | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> FitResult:
         tokens = tokenise_columns(
             data.columns, data.template, network.source.tokenizer, self.max_length
@@ -236,6 +233,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
             watched=self._watched(network, data),
             moments=moments,
             monitors=[*self._monitors(network), callbacks],
+            checkpoint=checkpoint,
         )
 
     def _watched(self, network: TextNetwork, data: FitData) -> Watched:
@@ -323,36 +321,6 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
                 f"`max_length` must be at most {limit}, the positions that {source.model!r} has. "
                 f"Got {self.max_length}."
             )
-
-    def _plan(
-        self,
-        network: TextNetwork,
-        *,
-        n_rows: int,
-        n_epochs: int,
-        warmup_ratio: float,
-        schedule: Any,
-        seed: int,
-        first_epoch: int = 0,
-        head_first_epochs: int = 0,
-    ) -> TrainingPlan:
-        return TrainingPlan(
-            n_rows=n_rows,
-            n_epochs=n_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            head_learning_rate=self.head_learning_rate,
-            weight_decay=self.weight_decay,
-            warmup_ratio=warmup_ratio,
-            schedule=schedule,
-            max_grad_norm=self.max_grad_norm,
-            token_budget=token_budget(network, learning=True),
-            memory_budget=prefix_budget(network.device),
-            disk_budget=disk_room(),
-            seed=seed,
-            first_epoch=first_epoch,
-            head_first_epochs=int(head_first_epochs),
-        )
 
     def _monitors(self, network: TextNetwork) -> list[Monitor]:
         monitors: list[Monitor] = [SlowFitNotice(advice(network, self.max_length))]

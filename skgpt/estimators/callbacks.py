@@ -1,5 +1,6 @@
 """scikit-learn's callbacks: how they are told of a fit, and why they don't get into copies."""
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -8,7 +9,8 @@ from skgpt.estimators.data import FitData, Given, rows_of
 from skgpt.estimators.pickling import PicklableNetwork
 from skgpt.model.network import TextNetwork
 from skgpt.sklearn_compat import CallbackSupportMixin
-from skgpt.training.loop import FitResult
+from skgpt.training.plan import TrainingPlan
+from skgpt.training.run_data import FitResult
 from skgpt.training.watch import EpochRecord, Monitor
 
 # What scikit-learn puts on an estimator for the length of a fit.
@@ -82,6 +84,12 @@ class SklearnCallbacks(Monitor):
         if hasattr(estimator, "_init_callback_context"):
             self._of_fit = estimator._init_callback_context(max_subtasks=n_epochs)
             self._of_fit.call_on_fit_task_begin(**self._offer())
+
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """Take over the epochs of a run that was broken off; nothing is told of them again."""
+        self.history = list(history)
 
     def epoch_begin(self, epoch: int) -> None:
         """Begin a subtask."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from numbers import Real
+from os import PathLike
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -114,6 +115,10 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
     precision : {"auto", "bf16", "fp16", "fp32"}, default="auto"
         Of the trunk's arithmetic. "auto": bf16 where the hardware is fast at it, else fp32. What
         learns is always kept in fp32.
+    checkpoint_dir : str, path-like or None, default=None
+        Folder for checkpoints, from which the same call of `fit` goes on after its process was
+        killed. They are written after every epoch, every five minutes and on SIGTERM, each fit's
+        in a subfolder of its own, and removed when it ends well. None writes none.
     store_base : "auto" or bool, default="auto"
         Whether a pickle or saved folder holds the base model and its tokenizer. "auto": only if
         they can't be fetched again by name, like those of a local folder. False: never; opening
@@ -210,6 +215,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         warm_start: bool = False,
         device: str = "auto",
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+        checkpoint_dir: str | PathLike[str] | None = None,
         store_base: Literal["auto"] | bool = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -241,6 +247,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
+        self.checkpoint_dir = checkpoint_dir
         self.store_base = store_base
         self.random_state = random_state
         self.verbose = verbose
@@ -289,7 +296,7 @@ class GPTTextClassifier(ClassPredictions, BaseGPTText):
         ValueError
             If X, y, a weight or a parameter is not as described here; before any training.
         OSError
-            If the model can't be found, fetched or read.
+            If the model can't be found, fetched or read, or a checkpoint written or read.
         ArithmeticError
             If the training does not stay finite: single steps are skipped, five in a row are too
             many. With `early_stopping`, the estimator is fitted with the best weights so far if

@@ -1,6 +1,7 @@
 """What every estimator's parameters may be: one table for the check, the message and the tests."""
 
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "device": [str],
     "precision": [StrOptions({"auto", "bf16", "fp16", "fp32"})],
     "store_base": ["boolean", StrOptions({"auto"})],
+    "checkpoint_dir": [str, PathLike, None],
     "random_state": ["random_state"],
     "verbose": [Interval(Integral, 0, None, closed="left"), bool],
 }

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.exceptions import DivergedError
@@ -16,69 +16,18 @@ from skgpt.model.memory import Budget, needs_memory
 from skgpt.model.network import TextNetwork
 from skgpt.model.prefix import Forward, HeadAlone, choose_forward
 from skgpt.text.batches import Rows, optimiser_batches
-from skgpt.text.split import Split
-from skgpt.text.tokens import Tokens
+from skgpt.training import divergence
+from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.loss import Loss
 from skgpt.training.moments import Moments
 from skgpt.training.optimise import Optimiser
 from skgpt.training.plan import TrainingPlan
+from skgpt.training.run_data import FitResult, TrainingRows
+from skgpt.training.run_state import State
 from skgpt.training.skips import Looking, RunningLoss, Skips
 from skgpt.training.stopping import Best, Watched
+from skgpt.training.terminations import Terminations
 from skgpt.training.watch import EpochRecord, Monitor, StepDone
-
-_CURE = (
-    "lower `learning_rate` ({0}) or `head_learning_rate` ({1}), set `max_grad_norm=1.0`, or use "
-    "precision='fp32'."
-)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What came of a training run, beside the network.
-
-    Parameters
-    ----------
-    history : list of EpochRecord
-        One entry per finished epoch.
-    validation_scores : list of float
-        Of each finished epoch; empty where nothing is held out.
-    best_iteration : int
-        The epoch of the highest of them, from 1; 0 where there is none.
-    moments : Moments or None
-        The optimiser's memory, to go on from; None before the first update.
-    interrupt : KeyboardInterrupt, DivergedError or None
-        What ended the run early, to be raised once the estimator is fitted. After Ctrl-C the
-        network is as the last optimiser step left it; where training diverged, as the best epoch.
-    n_skipped : int
-        Steps that changed nothing, since their loss or gradient was not finite.
-    """
-
-    history: list[EpochRecord]
-    validation_scores: list[float]
-    best_iteration: int
-    moments: Moments | None
-    interrupt: KeyboardInterrupt | DivergedError | None = None
-    n_skipped: int = 0
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """Rows ready to train on: token ids, targets, weights, and which of them are held out.
-
-    Parameters
-    ----------
-    tokens : Tokens
-        Of all rows, held-out ones included, so that frozen layers run over all of them once.
-    target : ndarray of shape (N,) or (N, K)
-    weight : ndarray of shape (N,) or (N, K)
-        Of the rows, or of their single outputs, in the loss.
-    split : Split
-    """
-
-    tokens: Tokens
-    target: NDArray[np.int64] | NDArray[np.float32]
-    weight: NDArray[np.float64]
-    split: Split
 
 
 @torch.inference_mode(False)  # whatever the caller is in
@@ -93,6 +42,7 @@ def fit_network(
     watched: Watched | None = None,
     moments: Moments | None = None,
     monitors: Sequence[Monitor] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Train a network in place.
 
@@ -112,6 +62,9 @@ def fit_network(
     moments : Moments, default=None
         Of an earlier run, to go on from.
     monitors : sequence of Monitor
+    checkpoint : Checkpoint, default=None
+        What is found there is gone on from, and the state is written there at the end of every
+        epoch, every few minutes, and before SIGTERM ends the process. None writes nothing.
 
     Returns
     -------
@@ -123,6 +76,8 @@ def fit_network(
         If several steps in a row, or all, are skipped since their loss or gradient is not finite,
         or if a weight that learns does not stay so. Where the weights of a best epoch are kept,
         it is part of the result.
+    CheckpointError
+        If a checkpoint can't be written.
     NoMemoryError
         If the device can't hold one text at a time, or what learns.
     KeyboardInterrupt
@@ -143,14 +98,26 @@ def fit_network(
             progress=told,
         )
         watched = watched or Watched()
-        run = _Run(network, forward, rows, loss, plan, watched, moments, monitors, told)
+        run = _Run(network, forward, rows, loss, plan, watched, moments, monitors, told, checkpoint)
         try:
-            return run.whole()
+            with run.terminations:
+                return run.whole()
         finally:
             run.optimiser.release()
     finally:
         for monitor in monitors:
             monitor.end()
+
+
+@dataclass
+class _Place:
+    """Where a run is: epochs done, and what there is of the next one so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    n_tokens: int = 0
+    seconds: float = 0.0
+    learning_rate: float = 0.0
 
 
 class _Run:
@@ -167,6 +134,7 @@ class _Run:
         moments: Moments | None,
         monitors: Sequence[Monitor],
         told: Progress,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.network = network
         self.every_layer = self.forward = forward
@@ -181,12 +149,15 @@ class _Run:
         self.plan = plan
         self.watched = watched
         self.monitors = monitors
+        self.checkpoint = checkpoint
+        self.terminations = Terminations(wanted=checkpoint is not None)
         self.budget = Budget(network, plan.token_budget, learning=True)
         self.looking = Looking.at(network.device)
         self.optimiser = Optimiser(network, plan, moments, self.looking)
         self.best = Best(network, watched.rule)
         self.history: list[EpochRecord] = []
         self.n_steps = 0
+        self.place = _Place()
         self.skips = Skips()
         self.running = RunningLoss(self.skips, self.looking)
 
@@ -194,15 +165,19 @@ class _Run:
         """Run every epoch, or as many as the rule, a monitor, Ctrl-C or the numbers allow."""
         interrupt: KeyboardInterrupt | DivergedError | None = None
         try:
-            self._choose_layers(0)
+            if self.checkpoint is not None and self.checkpoint.found is not None:
+                self._go_on_from(self.checkpoint.found)
+            self._choose_layers(self.place.epoch)
             for monitor in self.monitors:
-                monitor.start(self.plan)
-            for epoch in range(self.plan.n_epochs):
+                monitor.start(self.plan, self.n_steps, self.history)
+            for epoch in range(self.place.epoch, self.plan.n_epochs):
                 if self._epoch_is_last(epoch):
                     break
-            self._check_updates()
+                self.place, self.running = _Place(epoch + 1), RunningLoss(self.skips, self.looking)
+                if epoch + 1 < self.plan.n_epochs:
+                    self._save()
             self.best.put_back()
-            self._check_weights()  # the last step's harm shows in no loss any more
+            self._check_end()
         except KeyboardInterrupt as error:
             if not self._is_any_good():
                 raise
@@ -218,6 +193,43 @@ class _Run:
             interrupt,
             self.skips.total,
         )
+
+    def _state(self) -> State:
+        self.running.read()
+        values = {
+            "n_steps": self.n_steps,
+            "history": self.history,
+            "place": vars(self.place),
+            "tokens_at_once": self.budget.n_tokens,
+        }
+        return State.of(
+            run=State(values=values),
+            running=self.running.state(),
+            skips=self.skips.state(),
+            best=self.best.state(),
+            optimiser=self.optimiser.state(),
+        )
+
+    def _go_on_from(self, state: State) -> None:
+        values = state.part("run").values
+        self.n_steps, self.history = values["n_steps"], values["history"]
+        self.place = _Place(**values["place"])
+        # Micro-batches as before, where memory had run out: sums are rounded as they are cut.
+        self.budget.n_tokens = min(self.budget.n_tokens, values["tokens_at_once"])
+        for name in ("running", "skips", "best", "optimiser"):
+            getattr(self, name).go_on_from(state.part(name))
+
+    def _save(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.write(self._state())
+
+    def _heed(self) -> None:
+        """Write a checkpoint if it is time to, or if SIGTERM is waiting for it."""
+        if self.terminations.asked:
+            self._save()
+            self.terminations.hand_on()
+        elif self.checkpoint is not None and self.checkpoint.is_due():
+            self._save()
 
     def _is_any_good(self) -> bool:
         return self.optimiser.n_updates > 0 and self.optimiser.is_finite()
@@ -244,31 +256,35 @@ class _Run:
 
     def _pass(self, epoch: int) -> EpochRecord:
         """Make one pass over the rows."""
+        place, plan, train = self.place, self.plan, self.split.train
         head_alone = self._choose_layers(epoch)
-        began = time.perf_counter()
-        n_tokens, self.running = 0, RunningLoss(self.skips, self.looking)
-        rate = 0.0 if head_alone else self.plan.learning_rate * self.optimiser.lr_factor
-        plan, train = self.plan, self.split.train
+        began = time.perf_counter() - place.seconds
+        if place.batch == 0:
+            rate = 0.0 if head_alone else plan.learning_rate * self.optimiser.lr_factor
+            place.learning_rate = rate
         order = optimiser_batches(plan.n_rows, plan.batch_size, plan.seed, plan.first_epoch + epoch)
-        for places in order:
+        for places in islice(order, place.batch, None):
             rows = train[places]
             self._step(rows)
             self.n_steps += 1
             self._check_steps()
             step_tokens = int(self.lengths[rows].sum())
-            n_tokens += step_tokens
+            place.batch += 1
+            place.n_tokens += step_tokens
+            place.seconds = time.perf_counter() - began
             event = StepDone(self.n_steps, epoch + 1, step_tokens, self.running.mean)
             for monitor in self.monitors:
                 monitor.step(event)
+            self._heed()
         loss = self.running.mean()
         self._check_steps()
         seconds = time.perf_counter() - began
         return {
             "epoch": epoch + 1,
             "loss": loss,
-            "learning_rate": rate,
+            "learning_rate": place.learning_rate,
             "seconds": seconds,
-            "tokens_per_second": n_tokens / seconds,
+            "tokens_per_second": place.n_tokens / seconds,
             "skipped_steps": self.running.n_skipped,
         }
 
@@ -291,30 +307,15 @@ class _Run:
         return alone
 
     def _check_steps(self) -> None:
-        """Raise if too many steps in a row were skipped."""
         if self.skips.too_many:
-            raise self._of_steps(f"They didn't in {self.skips.in_a_row} steps in a row")
+            raise divergence.of_steps(self.plan, self.skips.in_a_row, self.n_steps)
 
-    def _check_updates(self) -> None:
-        """Raise if the run is over and no step of it was any good."""
+    def _check_end(self) -> None:
+        """Raise if no step was any good, or if what was learned ran off to infinity."""
         if self.skips.n_steps and not self.optimiser.n_updates:
-            raise self._of_steps("They did in no step")
-
-    def _of_steps(self, what: str) -> DivergedError:
-        return DivergedError(
-            f"The training loss and its gradient must be finite. {what} up to step "
-            f"{self.n_steps}: {self._cure()}"
-        )
-
-    def _check_weights(self) -> None:
-        """Raise if a weight ran off to infinity."""
-        if not self.optimiser.is_finite():
-            raise DivergedError(
-                f"What was learned must stay finite. It didn't in the last steps: {self._cure()}"
-            )
-
-    def _cure(self) -> str:
-        return _CURE.format(self.plan.learning_rate, self.plan.head_learning_rate)
+            raise divergence.of_steps(self.plan, 0, self.n_steps)
+        if not self.optimiser.is_finite():  # the last step's harm shows in no loss any more
+            raise divergence.of_weights(self.plan)
 
     def _step(self, rows: Rows) -> None:
         """Make one optimiser step."""
@@ -361,12 +362,10 @@ class _Run:
             if logits_NK is None:
                 logits_NK = np.empty((len(rows), logits_BK.shape[1]), dtype=np.float32)
             logits_NK[place_of[part]] = logits_BK.cpu().numpy()
+            self._heed()
         assert logits_NK is not None
         if not (np.isfinite(loss) and np.isfinite(logits_NK).all()):
-            raise DivergedError(
-                f"The raw scores must stay finite. Those of the held-out rows didn't in epoch "
-                f"{record['epoch']}: {self._cure()}"
-            )
+            raise divergence.of_scores(self.plan, record["epoch"])
         judge = self.watched.judge
         score = -loss if judge is None else float(judge(logits_NK))
         record["validation_loss"], record["validation_score"] = loss, score

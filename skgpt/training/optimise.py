@@ -15,6 +15,7 @@ from skgpt.model.network import TextNetwork
 from skgpt.training.interrupts import uninterrupted
 from skgpt.training.moments import HEAD, Moments
 from skgpt.training.plan import TrainingPlan
+from skgpt.training.run_state import State
 from skgpt.training.skips import Looking, not_finite
 
 _FIRST_SCALE = 2.0**14
@@ -72,7 +73,7 @@ class Optimiser:
         self._adam = torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
         self._peaks = [group["lr"] for group in self._adam.param_groups]
         if moments is not None:
-            self._go_on_from(moments)
+            self._take_over(moments)
 
     def _find_embeddings(self) -> list[nn.Embedding]:
         """Return the embeddings whose gradients had better be rows of the batch's tokens alone.
@@ -89,7 +90,7 @@ class Optimiser:
     def _named(self) -> dict[str, Tensor]:
         return {**dict(zip(self._names, self._masters, strict=True)), HEAD: self._head}
 
-    def _go_on_from(self, moments: Moments) -> None:
+    def _take_over(self, moments: Moments) -> None:
         self._scale = moments.scale
         for name, parameter in self._named().items():
             if name not in moments.means:  # it acts on nothing, as an encoder's own pooler
@@ -112,6 +113,40 @@ class Optimiser:
             {name: kept["exp_avg"] for name, kept in known.items()},
             {name: kept["exp_avg_sq"] for name, kept in known.items()},
         )
+
+    def state(self) -> State:
+        """Return what to go on from, what was learned included."""
+        named = self._named()
+        kept = {name: self._adam.state[p] for name, p in named.items() if p in self._adam.state}
+        tensors = {f"learned.{name}": p for name, p in named.items()}
+        tensors |= {f"means.{name}": state["exp_avg"] for name, state in kept.items()}
+        tensors |= {f"squares.{name}": state["exp_avg_sq"] for name, state in kept.items()}
+        values = {
+            "updates": {name: float(state["step"]) for name, state in kept.items()},
+            "n_updates": self.n_updates,
+            "step": self._step,
+            "scale": self._scale,
+            "good_steps": self._good_steps,
+        }
+        return State(tensors, values)
+
+    @torch.no_grad()
+    def go_on_from(self, state: State) -> None:
+        """Take over what `state` returned."""
+        values, tensors = state.values, state.tensors
+        for name, parameter in self._named().items():
+            parameter.copy_(tensors[f"learned.{name}"])
+            if name in values["updates"]:
+                self._adam.state[parameter] = {
+                    "step": torch.tensor(
+                        values["updates"][name], dtype=torch.float32, device=parameter.device
+                    ),
+                    "exp_avg": torch.empty_like(parameter).copy_(tensors[f"means.{name}"]),
+                    "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"squares.{name}"]),
+                }
+        self.network.refresh()
+        self._n_made, self._step = values["n_updates"], values["step"]
+        self._scale, self._good_steps = values["scale"], values["good_steps"]
 
     @property
     def lr_factor(self) -> float:

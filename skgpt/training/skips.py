@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skgpt.training.run_state import State
+
 # One bad batch, or a passing spike, is got over; weights that make five of them don't come back.
 _MOST_IN_A_ROW = 5
 _STEPS_UNREAD = 64
@@ -61,6 +63,14 @@ class Skips:
         self.total += skipped
         if not self.too_many:  # which a later step that was good would hide
             self.in_a_row = self.in_a_row + 1 if skipped else 0
+
+    def state(self) -> State:
+        """Return what to go on from."""
+        return State(values=dict(vars(self)))
+
+    def go_on_from(self, state: State) -> None:
+        """Take over what `state` returned."""
+        vars(self).update(state.values)
 
     @property
     def too_many(self) -> bool:
@@ -136,3 +146,15 @@ class RunningLoss:
         if self._weight:
             return self._total / self._weight
         return float("nan") if self.n_skipped else 0.0
+
+    def state(self) -> State:
+        """Return what to go on from."""
+        self.read()
+        values = {"n_skipped": self.n_skipped, "total": self._total, "weight": self._weight}
+        return State(values=values)
+
+    def go_on_from(self, state: State) -> None:
+        """Take over what `state` returned."""
+        values = state.values
+        self.n_skipped, self._total = values["n_skipped"], values["total"]
+        self._weight = values["weight"]

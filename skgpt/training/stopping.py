@@ -11,6 +11,7 @@ from torch import Tensor
 from skgpt.exceptions import InvalidTextError
 from skgpt.model.network import TextNetwork
 from skgpt.training.interrupts import uninterrupted
+from skgpt.training.run_state import State
 
 # Raw scores of the held-out rows, shape (n_held_out, n_outputs), to a score; higher is better.
 Judge = Callable[[NDArray[np.float32]], float]
@@ -116,3 +117,20 @@ class Best:
             for name, tensor in {**self.network.masters, "": self.network.head.weight}.items():
                 tensor.copy_(self._weights[name])
             self.network.refresh()
+
+    def state(self) -> State:
+        """Return what to go on from."""
+        values = {
+            "scores": self.scores,
+            "iteration": self.iteration,
+            "to_beat": float(self._to_beat),
+            "without": self._without,
+        }
+        return State(self._weights, values)
+
+    def go_on_from(self, state: State) -> None:
+        """Take over what `state` returned."""
+        values, device = state.values, self.network.device
+        self.scores, self.iteration = values["scores"], values["iteration"]
+        self._to_beat, self._without = values["to_beat"], values["without"]
+        self._weights = {k: t.to(device, copy=True) for k, t in state.tensors.items()}

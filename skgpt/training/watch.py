@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -62,8 +62,10 @@ class Monitor:
     def prefix(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""
 
-    def start(self, plan: TrainingPlan) -> None:
-        """The first step is about to begin."""
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """The first step is about to begin; or the next, of a run that was broken off."""
 
     def epoch_begin(self, epoch: int) -> None:
         """An epoch is about to begin; 1 is the first."""
@@ -109,11 +111,14 @@ class ProgressBar(Monitor):
             )
         self._bar.update(done - self._bar.n)
 
-    def start(self, plan: TrainingPlan) -> None:
-        """Open the bar of the steps."""
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """Open the bar of the steps, with those that are done already."""
         self.end()
         self._n_epochs = plan.n_epochs
-        self._bar = tqdm(total=plan.n_steps, desc="fit", unit="step", **self.options)
+        steps = {"total": plan.n_steps, "initial": n_steps}
+        self._bar = tqdm(**steps, desc="fit", unit="step", **self.options)
 
     def step(self, event: StepDone) -> None:
         """Move on by one step."""
@@ -167,6 +172,7 @@ class SlowFitNotice(Monitor):
         self._began = clock()
         self._first: float | None = None
         self._plan: TrainingPlan | None = None
+        self._first_step = 1
         self._said = False
 
     def prefix(self, done: int, total: int) -> None:
@@ -175,10 +181,13 @@ class SlowFitNotice(Monitor):
         if done < total and spent >= _MEASURE_SECONDS:
             self._judge(spent * total / done, "at least ")
 
-    def start(self, plan: TrainingPlan) -> None:
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
         """Note the plan."""
         self._plan = plan
         self._first = None
+        self._first_step = n_steps + 1
 
     def step(self, event: StepDone) -> None:
         """Estimate, once enough steps were timed; the first is left out, it warms things up."""
@@ -188,7 +197,7 @@ class SlowFitNotice(Monitor):
             self._first = self.clock()
             return
         now = self.clock()
-        n_timed = event.step - 1
+        n_timed = event.step - self._first_step
         timed = now - self._first
         # Long steps are much of a kind: two of them tell, and nobody waits for five in silence.
         if timed < _MEASURE_SECONDS or (n_timed < _MEASURE_STEPS and timed < _LONG_SECONDS):

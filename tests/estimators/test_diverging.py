@@ -63,7 +63,7 @@ def test_fit__diverging_after_a_best_epoch__is_fitted_with_its_weights_and_goes_
     X, y = two_class_data
     settings: dict[str, Any] = {"early_stopping": True, "lr_schedule": "constant"}
     clf = make(tiny_llama, **settings, warmup_ratio=0.0, max_epochs=5, batch_size=6)
-    poison(loss_at=range(15, 99))  # six steps an epoch
+    poison(loss_at=range(14, 99))  # six steps an epoch
     with pytest.raises(DivergedError, match=r"`learning_rate` \(.*the best so far"):
         clf.fit(X, y)
     assert clf.n_iter_ == 2 == len(clf.validation_scores_)

@@ -12,10 +12,12 @@ from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
 from skgpt.text.split import Split, all_rows
 from skgpt.text.tokens import tokenise
+from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.infer import raw_scores
-from skgpt.training.loop import FitResult, TrainingRows, fit_network
+from skgpt.training.loop import fit_network
 from skgpt.training.loss import CrossEntropy, Loss
 from skgpt.training.moments import Moments
+from skgpt.training.run_data import FitResult, TrainingRows
 from skgpt.training.stopping import Watched
 from skgpt.training.watch import Monitor, StepDone
 from tests.helpers import make_text_data
@@ -42,6 +44,7 @@ def run(
     loss: Loss | None = None,
     n_outputs: int = 3,
     lora: AdapterSpec | None = None,
+    checkpoint: Checkpoint | None = None,
     **options: Any,
 ) -> tuple[TextNetwork, FitResult]:
     source = load_source(folder)
@@ -71,6 +74,7 @@ def run(
         watched=watched,
         moments=moments,
         monitors=monitors,
+        checkpoint=checkpoint,
     )
     return network, result
 

@@ -10,7 +10,7 @@ from skgpt.exceptions import DivergedError
 from skgpt.model.network import TextNetwork
 from skgpt.text.batches import optimiser_batches
 from skgpt.text.split import Split
-from skgpt.training.loop import FitResult
+from skgpt.training.run_data import FitResult
 from skgpt.training.skips import Looking, RunningLoss, Skips
 from skgpt.training.stopping import StoppingRule, Watched
 from tests.training.poison import PoisonedLoss
@@ -61,7 +61,7 @@ def test_skipped_step__any__is_a_batch_that_weighs_nothing(
     loss = PoisonedLoss(**{what: {step}})
     skipping, result = run(tiny_llama, TEXTS, CODES, dtype=dtype, loss=loss, **options)
     weight = np.ones(len(TEXTS))
-    weight[optimiser_batches(len(TEXTS), 2, 0, 0)[step - 1]] = 0.0
+    weight[list(optimiser_batches(len(TEXTS), 2, 0, 0))[step - 1]] = 0.0
     expected, without = run(tiny_llama, TEXTS, CODES, weight, dtype=dtype, **options)
     assert_same(skipping, expected)
     assert_same_moments(result, without)
@@ -116,7 +116,7 @@ def test_skipped_steps__all_of_a_short_run__are_an_error(
     n_steps: int, looks: str, tiny_llama: str
 ) -> None:
     options = {"n_epochs": 1, "batch_size": 12 // n_steps, "token_budget": 10_000}
-    with pytest.raises(DivergedError, match="no step up to step"):
+    with pytest.raises(DivergedError, match="They did in no step, up to step"):
         run(tiny_llama, TEXTS, CODES, loss=PoisonedLoss(range(9)), **options)
 
 

@@ -1,0 +1,205 @@
+"""Checkpoints: the state of a fit on disk, so that the same call goes on after its process died.
+
+Each fit has a subfolder of its own, named after all that its result depends on, and locked by the
+system as long as its process lives.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError, StateFormatError
+from skgpt.model.files import read_tensors, remove_leftovers, write_tensors
+from skgpt.plain import to_plain
+from skgpt.training.run_state import State
+
+_EVERY_SECONDS = 300.0
+_FORMAT = 1
+_FILE = "checkpoint.safetensors"
+_LOCK = "lock"
+_ROOT_LOCK = ".lock"
+_LOCK_SECONDS = 60.0  # claims and removals take an instant
+
+
+class Checkpoint:
+    """Where a fit writes its state, and the state that was there when it began.
+
+    Parameters
+    ----------
+    file : Path
+        In a folder that nobody else writes to.
+    belongs_to : mapping of str to object
+        All that the result depends on, by the names that a user knows it by.
+    seed : int
+        Of the fit; a checkpoint that is there brings its own.
+
+    Attributes
+    ----------
+    found : State or None
+    seed : int
+    """
+
+    def __init__(self, file: Path, belongs_to: Mapping[str, Any], seed: int) -> None:
+        self.file = file
+        self.belongs_to = belongs_to
+        self.seed = seed
+        self.found: State | None = None
+        self._written = time.monotonic()
+        if file.exists():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            tensors, values = read_tensors(self.file)
+        except (OSError, StateFormatError) as error:
+            raise CheckpointError(
+                f"A checkpoint must be as it was written. {self.file} can't be gone on from: "
+                f"{error} Delete it to start this fit anew, or set `checkpoint_dir` to another "
+                "folder."
+            ) from error
+        theirs = values.get("belongs_to", {})
+        names = sorted({*theirs, *self.belongs_to})
+        # As they come back from the file: lists for tuples and the like are no difference.
+        own = {name: _text(value) for name, value in self.belongs_to.items()}
+        other = [n for n in names if own.get(n) != (_text(theirs[n]) if n in theirs else None)]
+        if other:
+            raise ContinuationError(
+                "To go on from a checkpoint, a fit must be given what it was written for. "
+                f"{self.file} belongs to a fit of which this differs: {', '.join(other)}. Delete "
+                "it, or set `checkpoint_dir` to another folder."
+            )
+        self.seed = values["seed"]
+        self.found = State(tensors, values["state"])
+
+    def is_due(self) -> bool:
+        """Say whether the last one was written so long ago that another had better be."""
+        return time.monotonic() - self._written >= _EVERY_SECONDS
+
+    def write(self, state: State) -> None:
+        """Write a state; the one before stays until this one is there whole.
+
+        Raises
+        ------
+        CheckpointError
+            If it can't be written.
+        """
+        values = {"belongs_to": self.belongs_to, "seed": self.seed, "state": state.values}
+        with _storage_errors(self.file):
+            write_tensors(self.file, state.tensors, values)
+        self._written = time.monotonic()
+
+
+@contextmanager
+def claimed_checkpoint(
+    root: Path, belongs_to: Mapping[str, Any], seed: int
+) -> Iterator[Checkpoint]:
+    """Have a checkpoint for the length of a fit.
+
+    It is removed where the body ends well, and where training diverged, as it would again.
+    Otherwise it stays for the next fit of the kind.
+
+    Parameters
+    ----------
+    root : Path
+        The folder of all checkpoints; made where it isn't there.
+    belongs_to : mapping of str to object
+        All that the result depends on, but for the `seed` where that is drawn anew in every call.
+    seed : int
+
+    Yields
+    ------
+    checkpoint : Checkpoint
+
+    Raises
+    ------
+    CheckpointError
+        If the folder can't be written to, or what is there is damaged.
+    ContinuationError
+        If what is there belongs to another fit.
+    """
+    belongs_to = {**belongs_to, "the format of checkpoints": _FORMAT}
+    with _storage_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with _root_lock(root):
+            lock = _claim(root, hashlib.sha256(_text(belongs_to).encode()).hexdigest()[:32])
+    folder = Path(lock.lock_file).parent
+    over = False
+    try:
+        with _storage_errors(folder):
+            remove_leftovers(folder / _FILE)
+        yield Checkpoint(folder / _FILE, belongs_to, seed)
+        over = True
+    except DivergedError:
+        over = True
+        raise
+    finally:
+        with _storage_errors(folder), _root_lock(root):
+            lock.release()
+            if over:
+                shutil.rmtree(folder)
+
+
+def _claim(root: Path, name: str) -> FileLock:
+    """Lock a folder of that name: the first with a checkpoint that is free, or else the first."""
+    theirs = re.compile(re.escape(name) + r"(-\d+)?")
+    there = sorted((f.name for f in root.iterdir() if theirs.fullmatch(f.name)), key=_number)
+    left = [n for n in there if (root / n / _FILE).exists()]
+    names = (name if n == 1 else f"{name}-{n}" for n in count(1))
+    for candidate in (*left, *(next(names) for _ in range(len(there) + 1))):
+        folder = root / candidate
+        folder.mkdir(exist_ok=True)
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        return lock
+    raise AssertionError("a folder that wasn't there can't be locked by others")
+
+
+def _number(name: str) -> int:
+    return int(name.partition("-")[2] or 1)
+
+
+@contextmanager
+def _root_lock(root: Path) -> Iterator[None]:
+    """Let nobody claim or remove a folder meanwhile: a lock in it could be gone with its file."""
+    lock = FileLock(root / _ROOT_LOCK)
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except Timeout as error:
+        raise CheckpointError(
+            f"The lock {root / _ROOT_LOCK} must become free within {_LOCK_SECONDS:g} s. It "
+            "didn't: set `checkpoint_dir` to another folder, or see what holds it."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
+        raise CheckpointError(
+            "`checkpoint_dir` must be a folder that can be written to, on a disk with room for "
+            f"the weights, three times over. Writing {path} failed: {error}. A checkpoint that "
+            "was there before is there still. Free some space, or set another folder."
+        ) from error
+
+
+def _text(value: Any) -> str:
+    return json.dumps(to_plain(value), sort_keys=True)

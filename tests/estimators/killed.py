@@ -1,0 +1,149 @@
+"""Fits in processes of their own, which a test may end as it pleases."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import cross_validate
+
+from skgpt import GPTTextClassifier
+from skgpt.training import checkpoint
+from skgpt.training.watch import EpochRecord, Monitor, StepDone
+from tests.estimators.test_classifier import make
+from tests.helpers import make_text_data
+
+# Children are forked from a process that has imported everything and done nothing.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "tests.estimators.killed",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.llama.modeling_llama",
+    ]
+)
+_PATIENCE = 60.0
+EXIT_OF_HANDLER = 7
+
+
+class _Telling(Monitor):
+    """Tells the test of every step; slow, so that there is time to be killed in."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    def start(self, plan: Any, n_steps: int = 0, history: Any = ()) -> None:
+        self.pipe.send(("start", n_steps))
+
+    def step(self, event: StepDone) -> None:
+        self.pipe.send(("step", event.step))
+        time.sleep(0.02)
+
+    def epoch(self, record: EpochRecord) -> bool:
+        self.pipe.send(("epoch", record["epoch"]))
+        return False
+
+
+def learned(clf: GPTTextClassifier) -> dict[str, Any]:
+    """Return what a fit came to: what was learned, and what its history says but for times."""
+    network = clf._network
+    tensors = {**network.masters, "head": network.head.weight}
+    return {
+        "weights": {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()},
+        "history": [
+            {k: v for k, v in record.items() if "second" not in k} for record in clf.history_
+        ],
+        "scores": getattr(clf, "validation_scores_", None),
+    }
+
+
+def assert_same(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    """Assert that fits came to the same, bit for bit."""
+    assert len(one) == len(two)
+    for mine, others in zip(one, two, strict=True):
+        assert mine["history"] == others["history"] and mine["scores"] == others["scores"]
+        assert mine["weights"].keys() == others["weights"].keys()
+        for name, weight in mine["weights"].items():
+            assert np.array_equal(weight, others["weights"][name]), name
+
+
+def _fit(pipe: Connection, every: float, handler: bool, folds: int, options: Any) -> None:
+    checkpoint._EVERY_SECONDS = every
+    GPTTextClassifier._monitors = lambda *_: [_Telling(pipe)]  # type: ignore[method-assign]
+    if handler:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OF_HANDLER))
+    X, y = make_text_data(n_classes=3)
+    clf = make(**options)
+    if folds:
+        found = cross_validate(clf, X, y, cv=folds, return_estimator=True, error_score="raise")
+        fitted = found["estimator"]
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fitted = [clf.fit(X, y)]
+    pipe.send(("done", [learned(one) for one in fitted]))
+
+
+class FitProcess:
+    """A process that fits and tells.
+
+    Parameters
+    ----------
+    every : float, default=0.0
+        Seconds between two checkpoints; 0 writes one after every step.
+    handler : bool, default=False
+        Whether there is one for SIGTERM, which leaves with `EXIT_OF_HANDLER`.
+    folds : int, default=0
+        Of a cross-validation; 0 is a fit on everything.
+    **options
+        The estimator's.
+    """
+
+    def __init__(
+        self, *, every: float = 0.0, handler: bool = False, folds: int = 0, **options: Any
+    ) -> None:
+        self.began_at: list[int] = []
+        self.pipe, theirs = _CONTEXT.Pipe(duplex=False)
+        arguments = (theirs, every, handler, folds, options)
+        self.process = _CONTEXT.Process(target=_fit, args=arguments)
+        self.process.start()
+        theirs.close()
+
+    def _next(self) -> tuple[str, Any]:
+        assert self.pipe.poll(_PATIENCE), "the process says nothing"
+        kind, value = self.pipe.recv()
+        if kind == "start":
+            self.began_at.append(value)
+        return kind, value
+
+    def steps(self, n: int) -> "FitProcess":
+        """Wait for so many steps."""
+        while n:
+            kind, _ = self._next()
+            assert kind != "done", "the fit was over before it could be killed"
+            n -= kind == "step"
+        return self
+
+    def signalled(self, number: int) -> int:
+        """Send a signal; return the exit code that came of it."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+        self.process.join(_PATIENCE)
+        self.pipe.close()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def result(self) -> list[dict[str, Any]]:
+        """Let it come to its end; return what was learned, of every fold."""
+        while True:
+            kind, value = self._next()
+            if kind == "done":
+                self.process.join(_PATIENCE)
+                assert self.process.exitcode == 0
+                return value

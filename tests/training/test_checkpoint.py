@@ -1,0 +1,234 @@
+"""Checkpoints: a run that broke off ends as an unbroken one; each fit has a folder of its own."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
+from skgpt.text.split import Split
+from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
+from skgpt.training.run_state import State
+from skgpt.training.stopping import StoppingRule, Watched
+from skgpt.training.watch import EpochRecord, Monitor, StepDone
+from tests.training.poison import PoisonedLoss
+from tests.training.test_loop import CODES, TEXTS, run
+from tests.training.test_skips import assert_same, assert_same_moments, looks
+
+__all__ = ["looks"]
+
+SPLIT = Split(np.arange(10), np.array([10, 11]))  # five steps of two an epoch
+
+
+class _Fault(Exception):
+    pass
+
+
+class _Dies(Monitor):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step(self, event: StepDone) -> None:
+        if event.step == self.at:
+            raise _Fault
+
+
+class _Noting(Monitor):
+    def __init__(self) -> None:
+        self.n_steps = -1
+        self.steps: list[int] = []
+        self.epochs: list[int] = []
+
+    def start(self, plan: Any, n_steps: int = 0, history: Any = ()) -> None:
+        self.n_steps, self.history = n_steps, list(history)
+
+    def step(self, event: StepDone) -> None:
+        self.steps.append(event.step)
+
+    def epoch(self, record: EpochRecord) -> bool:
+        self.epochs.append(record["epoch"])
+        return False
+
+
+def without_times(history: list[EpochRecord]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if "second" not in k} for record in history]
+
+
+@pytest.mark.parametrize("die_at", [2, 5, 6, 9, 20])
+@pytest.mark.parametrize("every_step", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "trainable"),
+    [(torch.float32, "all"), (torch.bfloat16, "all"), (torch.bfloat16, 1), (torch.float16, 0)],
+)
+def test_run__broken_off__ends_as_an_unbroken_one(
+    die_at: int,
+    every_step: bool,
+    dtype: torch.dtype,
+    trainable: Any,
+    looks: str,
+    tiny_llama: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "skgpt.training.checkpoint._EVERY_SECONDS", 0.0 if every_step else float("inf")
+    )
+    skipped = {2, 5, 6, 7}
+
+    def go(done: int, checkpoint: Checkpoint | None = None, *monitors: Monitor) -> Any:
+        return run(
+            tiny_llama,
+            TEXTS,
+            CODES,
+            dtype=dtype,
+            trainable=trainable,
+            split=SPLIT,
+            watched=Watched(rule=StoppingRule(9, 0.0)),
+            loss=PoisonedLoss({step - done for step in skipped}),
+            batch_size=2,
+            token_budget=10_000,
+            checkpoint=checkpoint,
+            monitors=monitors,
+        )
+
+    network, expected = go(0)
+    file = tmp_path / "c"
+    with pytest.raises(_Fault):
+        go(0, Checkpoint(file, {}, 0), _Dies(die_at))
+    assert file.exists() == (die_at > 5 or every_step)
+    found = Checkpoint(file, {}, 0)
+    done = die_at - 1 if every_step else (die_at - 1) // 5 * 5
+    noting = _Noting()
+    again, result = go(done, found, noting)
+    assert noting.n_steps == done
+    assert noting.steps == list(range(done + 1, 21))
+    assert noting.epochs == list(range(done // 5 + 1, 5))
+    assert without_times(noting.history) == without_times(expected.history[: done // 5])
+    assert_same(again, network)
+    assert_same_moments(result, expected)
+    assert without_times(result.history) == without_times(expected.history)
+    assert result.validation_scores == expected.validation_scores
+    assert result.best_iteration == expected.best_iteration
+    assert result.n_skipped == expected.n_skipped == 4
+
+
+def test_run__broken_off__counts_skipped_steps_on(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 0.0)
+    file = tmp_path / "c"
+    options: dict[str, Any] = {"batch_size": 2, "token_budget": 10_000}
+    with pytest.raises(_Fault):
+        run(
+            tiny_llama,
+            TEXTS,
+            CODES,
+            checkpoint=Checkpoint(file, {}, 0),
+            loss=PoisonedLoss({3, 4, 5}),
+            monitors=(_Dies(6),),
+            **options,
+        )
+    with pytest.raises(DivergedError, match="5 steps in a row"):
+        run(
+            tiny_llama,
+            TEXTS,
+            CODES,
+            checkpoint=Checkpoint(file, {}, 0),
+            loss=PoisonedLoss({1, 2}),
+            **options,
+        )
+
+
+STATE = State({"a": torch.arange(3.0)}, {"step": 3})
+
+
+def leave_one(root: Path, seed: int = 0, **belongs_to: Any) -> Path:
+    with suppress(_Fault), claimed_checkpoint(root, belongs_to, seed) as checkpoint:
+        checkpoint.write(STATE)
+        raise _Fault
+    return checkpoint.file
+
+
+def folders_in(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+def test_claimed_checkpoint__left_by_a_fault__is_found_with_its_seed_and_gone_in_the_end(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "new" / "root"
+    file = leave_one(root, seed=7, a=(1, 2))
+    with claimed_checkpoint(root, {"a": (1, 2)}, 8) as checkpoint:
+        assert checkpoint.file == file
+        assert checkpoint.seed == 7
+        assert checkpoint.found is not None
+        assert torch.equal(checkpoint.found.tensors["a"], STATE.tensors["a"])
+        assert checkpoint.found.values == STATE.values
+    assert folders_in(root) == []
+    with claimed_checkpoint(root, {"a": (1, 2)}, 8) as checkpoint:
+        assert checkpoint.found is None and checkpoint.seed == 8
+
+
+def test_claimed_checkpoint__diverged__is_gone(tmp_path: Path) -> None:
+    with suppress(DivergedError), claimed_checkpoint(tmp_path, {}, 0) as checkpoint:
+        checkpoint.write(STATE)
+        assert checkpoint.file.exists()
+        raise DivergedError
+    assert folders_in(tmp_path) == []
+
+
+def test_claimed_checkpoint__several_of_one_kind__have_a_folder_each(tmp_path: Path) -> None:
+    with (
+        claimed_checkpoint(tmp_path, {}, 1) as one,
+        claimed_checkpoint(tmp_path, {}, 2) as two,
+        claimed_checkpoint(tmp_path, {}, 3) as three,
+    ):
+        name = one.file.parent.name
+        names = [checkpoint.file.parent.name for checkpoint in (two, three)]
+        assert names == [f"{name}-2", f"{name}-3"]
+    assert folders_in(tmp_path) == []
+
+
+def test_claimed_checkpoint__the_second_was_left__is_preferred_to_a_new_one(
+    tmp_path: Path,
+) -> None:
+    with claimed_checkpoint(tmp_path, {}, 1):
+        file = leave_one(tmp_path, 2)
+    with claimed_checkpoint(tmp_path, {}, 3) as checkpoint:
+        assert checkpoint.file == file and checkpoint.seed == 2
+        with claimed_checkpoint(tmp_path, {}, 4) as another:
+            assert another.found is None and another.seed == 4
+    assert folders_in(tmp_path) == []
+
+
+def test_claimed_checkpoint__left_half_written__is_cleared_away(tmp_path: Path) -> None:
+    file = leave_one(tmp_path)
+    half = file.with_name(f"{file.name}.00000000.tmp")
+    half.write_bytes(b"half")
+    with claimed_checkpoint(tmp_path, {}, 0) as checkpoint:
+        assert checkpoint.found is not None
+        assert not half.exists()
+
+
+def test_claimed_checkpoint__of_other_things__is_refused_by_their_names_and_let_go(
+    tmp_path: Path,
+) -> None:
+    theirs = leave_one(tmp_path, a=1, b=2, c=[3])
+    own = leave_one(tmp_path, a=1, b=3, d=4)
+    own.write_bytes(theirs.read_bytes())
+    for _ in range(2):  # it is not locked any more the second time
+        with (
+            pytest.raises(ContinuationError, match=r"differs: b, c, d\. Delete it"),
+            claimed_checkpoint(tmp_path, {"a": 1, "b": 3, "d": 4}, 0),
+        ):
+            pass
+    assert own.exists()
+
+
+def test_checkpoint__its_folder_is_gone__is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "gone" / "c", {}, 0)
+    with pytest.raises(CheckpointError, match="gone"):
+        checkpoint.write(STATE)
