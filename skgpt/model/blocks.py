@@ -142,8 +142,7 @@ class Cut:
 
     def put(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
         """Run what follows block k on these hidden states; return the last hidden states."""
-        if self._blocks[0]._n_returned is None:
-            self._run_once()
+        self.get_ready()
         # What goes in at the bottom is forgotten at the cut: it only has to have the right shape.
         bottom_BTE = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self._embedding_dim)
         self._door.put = hidden_BTH
@@ -154,8 +153,10 @@ class Cut:
         return last
 
     @torch.no_grad()
-    def _run_once(self) -> None:
-        """Have every block learn what it returns behind its hidden states."""
+    def get_ready(self) -> None:
+        """Have every block learn what it returns behind its hidden states, by running once."""
+        if self._blocks[0]._n_returned is not None:
+            return
         device = self.trunk.get_input_embeddings().weight.device
         self.trunk(input_ids=torch.tensor([[2, 3]], device=device))
 

@@ -182,6 +182,11 @@ class TextNetwork(nn.Module):
         inputs = layout.inputs(ends_only=self._ends_only)
         return self._pooled(self._cut.put(layout.lay(hidden_TH), **inputs), layout)
 
+    def get_ready(self) -> None:
+        """Do beforehand what `after` would do at its first call; a training step's dropout is on."""
+        if self._cut is not None:
+            self._cut.get_ready()
+
     def _pooled(self, last: Tensor, layout: Layout) -> Tensor:
         if self._ends_only:
             return last[0, : len(layout.lengths_B)].float()

@@ -85,6 +85,7 @@ class CachedPrefix(Forward):
         self.lengths = tokens.lengths
         # In the dtype that the residual stream has there, whatever the weights' is.
         self.states = hidden_states(network, tokens, token_budget, progress, memory_budget)
+        network.get_ready()
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
