@@ -183,7 +183,7 @@ class TextNetwork(nn.Module):
         return self._pooled(self._cut.put(layout.lay(hidden_TH), **inputs), layout)
 
     def get_ready(self) -> None:
-        """Do beforehand what `after` would do at its first call; a training step's dropout is on."""
+        """Do beforehand what `after` would do at its first call, when dropout may be on."""
         if self._cut is not None:
             self._cut.get_ready()
 
