@@ -48,7 +48,7 @@ _WITH_WEIGHTS = {"_network": "network", "_moments": "moments"}  # attribute: its
 _FILE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*\.(json|safetensors)")
 _MAX_MANIFEST = 1 << 20  # bytes; it has a few hundred
 # What comes of values that are of the right kind of JSON and make no sense.
-_MALFORMED = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no EDQUOT
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
 

@@ -26,6 +26,8 @@ _NAMES_CODE = frozenset(
         "use_kernels",
     }
 )
+_DEPTHS = frozenset({"n_layer", "n_layers", "num_hidden_layers", "num_layers"})
+_MAX_DEPTH = 1_000  # blocks: five times the deepest; making a skeleton of 10**9 would not end
 # A tokenizer's settings that name files beside its own, or options of other programs.
 _NAMES_FILES = frozenset(
     {"auto_map", "fast_tokenizer_files", "gguf_file", "init_inputs", "name_or_path"}
@@ -41,7 +43,7 @@ def harmless_config(config: Any) -> dict[str, Any]:
     Raises
     ------
     StateFormatError
-        If it is no configuration.
+        If it is no configuration, or one of absurd depth.
     """
     if not isinstance(config, Mapping) or not isinstance(config.get("model_type"), str):
         raise StateFormatError(
@@ -54,6 +56,11 @@ def harmless_config(config: Any) -> dict[str, Any]:
 
 def _without_code(value: Any) -> Any:
     if isinstance(value, Mapping):
+        depths = [value[key] for key in _DEPTHS & set(value) if isinstance(value[key], int)]
+        if max(depths, default=0) > _MAX_DEPTH:
+            raise StateFormatError(
+                f"A saved model must have at most {_MAX_DEPTH} blocks. Got {max(depths)}."
+            )
         return {
             key: _without_code(item)
             for key, item in value.items()

@@ -96,6 +96,8 @@ def test_open__a_configuration_that_names_code__opens_without_it(
         {"hidden_size": "wide"},
         {"hidden_size": 7},
         {"num_hidden_layers": None},
+        {"num_hidden_layers": 10**9},
+        {"text_config": {"n_layer": 10**9}},
     ],
     ids=str,
 )
