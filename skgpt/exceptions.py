@@ -29,6 +29,10 @@ class CacheError(SkgptError, OSError):
     """The cache folder can't be used: not writable, full, or held by another process."""
 
 
+class FolderTakenError(SkgptError, FileExistsError):
+    """There is something else where a folder was to be written; it was left alone."""
+
+
 class DivergedError(SkgptError, ArithmeticError):
     """Training ran off to infinity; nothing of it was kept."""
 
