@@ -19,6 +19,7 @@ from skgpt.estimators.data import (
     Given,
     check_columns_match,
     check_fit_data,
+    trained_on,
 )
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
@@ -283,6 +284,7 @@ class BaseGPTText(CallbackEstimator, ABC):
                 "template": _layout(data.template),
                 "multilabel": data.target.is_multilabel,
                 "split_seed": data.split_seed,
+                "trained_on": trained_on(data, None if earlier is None else vars(self)),
             },
             "history_": history,
             "loss_curve_": [record["loss"] for record in history],

@@ -12,6 +12,7 @@ from skgpt.estimators.base import BaseGPTText
 from skgpt.estimators.class_predictions import ClassPredictions
 from skgpt.estimators.continuing import places_of
 from skgpt.estimators.data import FitData, Given
+from skgpt.estimators.exchange import HuggingFaceExchange
 from skgpt.estimators.params import SHARED_CONSTRAINTS
 from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.sklearn_compat import Interval, StrOptions, fit_context
@@ -31,7 +32,7 @@ def _can_fit_in_parts(estimator: "GPTTextClassifier") -> bool:
     return True
 
 
-class GPTTextClassifier(ClassPredictions, BaseGPTText):
+class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
     r"""Fine-tune a pretrained GPT to classify texts.
 
     Parameters
