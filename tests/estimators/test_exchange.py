@@ -17,6 +17,7 @@ from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
 from tests.model.architectures import KNOWN, write_tiny
+from tests.model.checkpoints import plain_checkpoint
 
 # Of unequal lengths, alone in its batch or not; with special tokens' strings; and one to be cut.
 PROBES = [
@@ -185,39 +186,6 @@ def test_from_pretrained__what_transformers_wrote__says_the_same(
     if problem is None:
         opened.set_params(warm_start=True, max_epochs=1).fit(["x", "y", "z"], names)
         assert opened.classes_.tolist() == by_hand
-
-
-def plain_checkpoint(
-    base: str,
-    folder: Path,
-    names: list[str],
-    *,
-    problem: str | None = None,
-    pad: str | None = None,
-    **config: Any,
-) -> str:
-    """Write a sequence-classification checkpoint with transformers alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if pad is not None:
-        tokenizer.pad_token = pad
-    settings = AutoConfig.from_pretrained(
-        base,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        problem_type=problem,
-        pad_token_id=tokenizer.pad_token_id,
-        **config,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(settings)
-        torch.nn.init.normal_(model.get_parameter("score.weight"))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("trainable", [1, 0])
