@@ -1,4 +1,4 @@
-"""The user guide's snippets run, section by section, and give what they say."""
+"""The guides' snippets run, section by section, and give what they say."""
 
 import ast
 import re
@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs" / "user_guide.md").read_text("utf-8")
+GUIDES = ("user_guide.md", "huggingface.md")
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _EXPECTED = re.compile(r"  # -> (?P<value>.+)$", re.MULTILINE)
 
 
-def sections() -> dict[str, list[str]]:
+def sections(guide: str) -> dict[str, list[str]]:
     """Return the snippets of each section; those of the introduction stand under ""."""
-    parts = re.split(r"^## (.+)$", GUIDE, flags=re.MULTILINE)
+    text = (ROOT / "docs" / guide).read_text("utf-8")
+    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     named = dict(zip(["", *parts[1::2]], parts[::2], strict=True))
     return {title: _BLOCK.findall(text) for title, text in named.items()}
 
@@ -42,7 +43,7 @@ def with_checks(snippet: str) -> str:
 
 def run(snippets: list[str], names: dict[str, object]) -> None:
     for snippet in snippets:
-        exec(compile(with_checks(snippet), "docs/user_guide.md", "exec"), names)
+        exec(compile(with_checks(snippet), "snippet", "exec"), names)
 
 
 def test_with_checks__a_value_that_is_not_so__is_found() -> None:
@@ -56,23 +57,26 @@ def test_with_checks__a_value_that_is_not_so__is_found() -> None:
         run(["a = 3  # -> 3\n"], {})
 
 
-@pytest.mark.parametrize("title", [title for title in sections() if title])
-def test_user_guide__each_section__runs_as_it_stands(
-    title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("guide", "title"), [(guide, title) for guide in GUIDES for title in sections(guide) if title]
+)
+def test_guides__each_section__runs_as_it_stands(
+    guide: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = sections()
+    found = sections(guide)
     assert found[title], f"the section {title!r} shows nothing that runs"
     run([*found[""], *found[title]], {"__name__": "guide"})
 
 
 def test_user_guide__every_group_of_the_contract__has_a_section() -> None:
-    assert {"Texts", "Labels", "Weights", "Early stopping", "More fitting"} <= set(sections())
-    assert {"Metadata routing", "Progress and callbacks"} <= set(sections())
+    found = set(sections("user_guide.md"))
+    assert {"Texts", "Labels", "Weights", "Early stopping", "More fitting"} <= found
+    assert {"Metadata routing", "Progress and callbacks"} <= found
 
 
 def test_user_guide__its_links__lead_somewhere() -> None:
-    for name in ("user_guide.md", "architecture.md", "benchmarks.md"):
+    for name in (*GUIDES, "architecture.md", "benchmarks.md"):
         text = (ROOT / "docs" / name).read_text("utf-8")
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert (ROOT / "docs" / target).exists(), f"{name} links to {target}"
