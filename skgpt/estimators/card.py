@@ -71,7 +71,7 @@ def _what_it_is(clf: Any) -> str:
         task = f"says of a text, for each of {spec.n_outputs} labels, whether it applies"
     else:
         task = f"tells {spec.n_outputs} classes of texts apart"
-    learned = {"all": "all weights", 0: "the head alone"}.get(
+    learned = {"all": "all weights", 0: "the head alone", 1: "the last layer and the head"}.get(
         spec.trainable_layers, f"the last {spec.trainable_layers} layers and the head"
     )
     return (
@@ -110,7 +110,9 @@ def _parameters(clf: Any) -> str:
     defaults = signature(type(clf).__init__).parameters
     lines = []
     for name, value in clf.get_params(deep=False).items():
-        shown = repr(_base_name(clf) if name == "model" else value)
+        if name == "model" and not clf._network.source.refetchable:
+            value = _base_name(clf)
+        shown = repr(value)
         if name not in _OF_THE_MACHINE and shown != repr(defaults[name].default):
             lines.append(f"- `{name}`: {_cell(shown)}")
     return "\n".join(["Those that are not skgpt's defaults:", "", *lines])

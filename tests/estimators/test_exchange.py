@@ -355,3 +355,29 @@ def test_card__opened_and_not_fitted_on__knows_what_was_noted(
     plain = plain_checkpoint(tiny_llama, tmp_path / "plain", ["a", "b"])
     GPTTextClassifier.from_pretrained(plain).save_pretrained(tmp_path / "other")
     assert "is not known" in (tmp_path / "other" / "README.md").read_text("utf-8")
+
+
+def test_trained_on__calls_of_partial_fit__add_up_where_classes_join(tiny_llama: str) -> None:
+    clf = make(tiny_llama)
+    clf.partial_fit(["x", "y", "y"], ["a", "c", "c"], classes=["a", "c"])
+    clf.partial_fit(["z", "x"], ["b", "a"], classes=["a", "b", "c"])
+    assert clf._fitted_with["trained_on"] == {"rows": 5, "labels": {"a": 2, "b": 1, "c": 2}}
+    clf.fit(["x", "y", "z"], [0, 1, 1])
+    assert clf._fitted_with["trained_on"] == {"rows": 3, "labels": {"0": 1, "1": 2}}
+    clf.fit(["x", "y", "z"], [[0, 1], [1, 1], [0, 0]])
+    assert clf._fitted_with["trained_on"] == {"rows": 3, "labels": {"0": 1, "1": 2}}
+
+
+def test_trained_on__a_pickle_that_did_not_count__stays_unknown_and_is_saved(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    state = fitted(tiny_llama, two_class_data).__getstate__()
+    state["_fitted_with"] = {k: v for k, v in state["_fitted_with"].items() if k != "trained_on"}
+    old = GPTTextClassifier.__new__(GPTTextClassifier)
+    old.__setstate__(state)
+    old.save_pretrained(tmp_path / "out")
+    assert "is not known" in (tmp_path / "out" / "README.md").read_text("utf-8")
+    old.partial_fit(*two_class_data)
+    assert old._fitted_with["trained_on"] is None
+    old.fit(*two_class_data)
+    assert old._fitted_with["trained_on"]["rows"] == len(two_class_data.X)
