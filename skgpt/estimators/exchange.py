@@ -271,9 +271,9 @@ def _read_notes(saved: SavedHead, model: str) -> dict[str, Any]:
         )
     classes = notes.get("classes")
     texts = [str(c) for c in classes.tolist()] if isinstance(classes, np.ndarray) else None
-    if texts != list(saved.labels):
+    if texts != list(saved.labels) or classes.tolist() != sorted(classes.tolist()):
         raise StateFormatError(
-            f"{NOTES} and `id2label` of {model!r} must name the same labels. Got {texts} and "
-            f"{list(saved.labels)}: delete {NOTES} if id2label is right."
+            f"{NOTES} and `id2label` of {model!r} must name the same labels, sorted. Got {texts} "
+            f"and {list(saved.labels)}: delete {NOTES} if id2label is right."
         )
     return notes

@@ -325,6 +325,18 @@ def test_from_pretrained__notes_that_do_not_fit__say_so(
     assert opened.max_length == 64  # the tokenizer says it too
 
 
+def test_from_pretrained__labels_out_of_order__are_refused(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    fitted(tiny_llama, two_class_data).save_pretrained(out)
+    classes = {"!": "array", "dtype": "object", "shape": [2], "items": ["sport", "money"]}
+    edit(out / "skgpt.json", classes=classes)
+    edit(out / "config.json", id2label={"0": "sport", "1": "money"})
+    with pytest.raises(StateFormatError, match="sorted"):
+        GPTTextClassifier.from_pretrained(out)
+
+
 def test_card__a_fit_with_held_out_rows__says_what_is_known(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
