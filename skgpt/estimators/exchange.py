@@ -270,8 +270,9 @@ def _read_notes(saved: SavedHead, model: str) -> dict[str, Any]:
             "it with the version of skgpt that wrote it."
         )
     classes = notes.get("classes")
-    texts = [str(c) for c in classes.tolist()] if isinstance(classes, np.ndarray) else None
-    if texts != list(saved.labels) or classes.tolist() != sorted(classes.tolist()):
+    labels = classes.tolist() if isinstance(classes, np.ndarray) else []
+    texts = [str(label) for label in labels]
+    if texts != list(saved.labels) or labels != sorted(labels):
         raise StateFormatError(
             f"{NOTES} and `id2label` of {model!r} must name the same labels, sorted. Got {texts} "
             f"and {list(saved.labels)}: delete {NOTES} if id2label is right."
