@@ -180,6 +180,23 @@ def test_default_model__two_worker_processes__read_what_is_converted(
     )
 
 
+def test_default_model__for_transformers__says_the_same(real_cache: Path, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    clf = GPTTextClassifier(n_layers=3, trainable_layers=1, max_length=32, max_epochs=1)
+    clf.set_params(pooling="last", precision="fp32", random_state=0).fit(TEXTS, LABELS)
+    clf.save_pretrained(tmp_path / "out")
+    probes = ["a goal", TEXTS[0], "12 points <|im_end|> and 3.5 %", " ".join(TEXTS)]
+    classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
+    rows = classify(probes, top_k=None, truncation=True, batch_size=4)
+    named = [{found["label"]: found["score"] for found in row} for row in rows]
+    said = np.array([[row[label] for label in clf.classes_] for row in named])
+    np.testing.assert_allclose(said, clf.predict_proba(probes), atol=1e-4)
+    opened = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
+    np.testing.assert_allclose(opened.predict_proba(probes), clf.predict_proba(probes), atol=1e-5)
+    assert "SmolLM2-135M-Instruct" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
 def test_quickstart__small__tells_the_whole_story(real_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "news.joblib"
     run = subprocess.run(

@@ -18,6 +18,7 @@ from skgpt.estimators.data import (
     Given,
     check_columns_match,
     check_fit_data,
+    trained_on,
 )
 from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
 from skgpt.estimators.judge import make_judge
@@ -291,6 +292,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
                 "template": _layout(data.template),
                 "multilabel": data.target.is_multilabel,
                 "split_seed": data.split_seed,
+                "trained_on": trained_on(data, None if earlier is None else vars(self)),
             },
             "history_": history,
             "loss_curve_": [record["loss"] for record in history],

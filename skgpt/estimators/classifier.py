@@ -13,6 +13,7 @@ from skgpt.estimators.base import BaseGPTText
 from skgpt.estimators.class_predictions import ClassPredictions
 from skgpt.estimators.continuing import places_of
 from skgpt.estimators.data import FitData, Given
+from skgpt.estimators.exchange import HuggingFaceExchange
 from skgpt.estimators.lora import LoRA
 from skgpt.estimators.params import SHARED_CONSTRAINTS
 from skgpt.exceptions import ContinuationError, InvalidTextError
@@ -33,7 +34,7 @@ def _can_fit_in_parts(estimator: "GPTTextClassifier") -> bool:
     return True
 
 
-class GPTTextClassifier(ClassPredictions, BaseGPTText):
+class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
     r"""Fine-tune a pretrained GPT to classify texts.
 
     Parameters

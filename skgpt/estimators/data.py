@@ -122,6 +122,43 @@ def check_fit_data(
     return _with_held_out_rows(data, estimator, given) if estimator.early_stopping else data
 
 
+def trained_on(
+    data: FitData, goes_on_from: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """Count the rows that are trained on, and those of each label.
+
+    Parameters
+    ----------
+    data : FitData
+    goes_on_from : mapping, default=None
+        The attributes of an estimator whose calls before are counted too, if there were any.
+
+    Returns
+    -------
+    counts : dict or None
+        ``rows``, and ``labels``: for each label, as text, its rows. None if the calls before
+        didn't count theirs, as those in older pickles.
+    """
+    before: Mapping[str, Any] | None = {"rows": 0, "labels": {}}
+    if goes_on_from is not None and "_fitted_with" in goes_on_from:
+        before = goes_on_from["_fitted_with"].get("trained_on")
+    if before is None:
+        return None
+    codes = data.target.codes[data.split.train]
+    if data.target.is_multilabel:
+        each = codes.sum(axis=0)
+    else:
+        each = np.bincount(codes, minlength=data.target.width)
+    names = map(str, data.target.classes.tolist())
+    return {
+        "rows": before["rows"] + len(codes),
+        "labels": {
+            name: before["labels"].get(name, 0) + int(n)
+            for name, n in zip(names, each, strict=True)
+        },
+    }
+
+
 def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: Encode) -> FitData:
     if given.y_val is None:
         raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")

