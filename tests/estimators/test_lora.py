@@ -1,6 +1,8 @@
 """LoRA behind the estimator: a parameter object that is never written to, pickles, searches."""
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -173,6 +175,51 @@ def test_predict__dropout__is_off(tiny_llama: str, two_class_data: TextData) -> 
     assert np.array_equal(clf.predict_proba(X), clf.predict_proba(X))
     other = with_lora(tiny_llama, lora=LoRA(dropout=0.0)).fit(X, y)
     assert not np.allclose(other.predict_proba(X), clf.predict_proba(X), atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_save_pretrained__adapters__are_merged(
+    precision: str,
+    architecture: str,
+    tiny_model: Callable[[str], str],
+    three_class_data: TextData,
+    tmp_path: Path,
+) -> None:
+    from transformers import pipeline
+
+    X, y = three_class_data
+    lora = LoRA(rank=2, target_modules=["q_proj", "down_proj", "c_attn"])
+    options = {"pooling": "last", "n_layers": 2, "trainable_layers": 1, "precision": precision}
+    clf = with_lora(tiny_model(architecture), lora=lora, **options).fit(X, y)
+    clf.save_pretrained(tmp_path / "out")
+    rows = pipeline("text-classification", str(tmp_path / "out"), device="cpu")(list(X), top_k=None)
+    by_label = [{found["label"]: found["score"] for found in row} for row in rows]
+    found = np.array([[row[label] for label in clf.classes_] for row in by_label])
+    atol = 1e-4 if precision == "fp32" else 0.05
+    np.testing.assert_allclose(found, clf.predict_proba(X), atol=atol)
+    opened = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
+    np.testing.assert_allclose(opened.predict_proba(X), found, atol=1e-5)
+    assert opened.lora is None
+    assert "adapters of rank 2" in (tmp_path / "out" / "README.md").read_text("utf-8")
+    adapted = GPTTextClassifier.from_pretrained(
+        tmp_path / "out", precision="fp32", lora=LoRA(rank=2), warm_start=True
+    )
+    np.testing.assert_allclose(adapted.predict_proba(X), found, atol=1e-5)
+    adapted.fit(X, y)
+
+
+def test_save__adapters__come_back_with_their_object(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    X, y = two_class_data
+    lora = LoRA(rank=2, dropout=0.1, target_modules=["q_proj", "v_proj"])
+    clf = with_lora(tiny_llama, lora=lora, warm_start=True).fit(X, y)
+    skgpt.save(clf, tmp_path / "kept")
+    again = skgpt.load(tmp_path / "kept")
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert again.lora.get_params() == lora.get_params()
+    again.fit(X, y)
 
 
 def test_random_state__adapters__are_the_same_again(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
+from skgpt.model.adapters import AdapterSpec
 from skgpt.text.split import Split
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.run_state import State
@@ -20,6 +21,7 @@ from tests.training.test_skips import assert_same, assert_same_moments, looks
 
 __all__ = ["looks"]
 
+LORA = AdapterSpec(rank=2, alpha=4.0, dropout=0.2, target_modules="all-linear")
 SPLIT = Split(np.arange(10), np.array([10, 11]))  # five steps of two an epoch
 
 
@@ -60,14 +62,23 @@ def without_times(history: list[EpochRecord]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("die_at", [2, 5, 6, 9, 20])
 @pytest.mark.parametrize("every_step", [True, False])
 @pytest.mark.parametrize(
-    ("dtype", "trainable"),
-    [(torch.float32, "all"), (torch.bfloat16, "all"), (torch.bfloat16, 1), (torch.float16, 0)],
+    ("dtype", "trainable", "kind"),
+    [
+        (torch.float32, "all", {}),
+        (torch.bfloat16, "all", {}),
+        (torch.bfloat16, 1, {}),
+        (torch.float16, 0, {}),
+        (torch.bfloat16, "all", {"lora": LORA}),
+        (torch.float32, 1, {"head_first_epochs": 2}),
+        (torch.bfloat16, 1, {"head_first_epochs": 2, "lora": LORA}),
+    ],
 )
 def test_run__broken_off__ends_as_an_unbroken_one(
     die_at: int,
     every_step: bool,
     dtype: torch.dtype,
     trainable: Any,
+    kind: dict[str, Any],
     looks: str,
     tiny_llama: str,
     tmp_path: Path,
@@ -92,6 +103,7 @@ def test_run__broken_off__ends_as_an_unbroken_one(
             token_budget=10_000,
             checkpoint=checkpoint,
             monitors=monitors,
+            **kind,
         )
 
     network, expected = go(0)
