@@ -5,7 +5,6 @@ free, so that a fit is the same on a busy machine. Only an out-of-memory error l
 batch is cut changes no result beyond rounding, so what failed is done again in smaller parts.
 """
 
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -212,9 +211,8 @@ def needs_memory(work: Callable[P, T]) -> Callable[P, T]:
         except RuntimeError as error:
             if not _ran_out(error):
                 raise
-            # What was computed so far is kept alive by these frames, and a notebook keeps them.
-            traceback.clear_frames(error.__traceback__)
             reason = str(error)
+        # Outside: the error itself would keep alive what its frames hold, and a notebook keeps it.
         raise NoMemoryError(
             "The device's memory must hold the model, and in a fit, of the weights that learn, "
             f"their gradients and AdamW's moments as well (16 bytes each). It ran out: {reason} "

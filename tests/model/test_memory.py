@@ -83,7 +83,7 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y = two_class_data
-    monkeypatch.setattr("skgpt.estimators.base.token_budget", lambda network, learning: 150)
+    monkeypatch.setattr("skgpt.estimators.planning.token_budget", lambda network, learning: 150)
     for precision in ("fp32", "bf16"):
         clf = make(tiny_llama, trainable_layers="all", precision=precision, max_epochs=3)
         expected = clf.fit(X, y).predict_proba(X)
@@ -273,10 +273,27 @@ def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_
         list(budget.each(rows, lengths, wrong))
 
 
+def test_budget__too_much_several_times__is_halved_and_said_once(tiny_llama: str) -> None:
+    budget = Budget(build(load_source(tiny_llama)), 1000)
+    rows, lengths, tried = np.arange(8), np.full(8, 10), []
+
+    def work(part: np.ndarray) -> int:
+        tried.append(10 * len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("more than two texts")
+        return len(part)
+
+    with pytest.warns(LowMemoryWarning) as said:
+        assert [n for _, n in budget.each(rows, lengths, work)] == [2, 2, 2, 2]
+    assert len(said) == 1
+    # Once more with what others had kept given up, then half, and half of that.
+    assert tried == [80, 80, 40, 20, 20, 20, 20]
+    assert budget.n_tokens == 20
+
+
 def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gc
     import weakref
 
     from skgpt.model.prefix import CachedPrefix
@@ -295,6 +312,5 @@ def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
     with pytest.raises(NoMemoryError) as held:
         make(tiny_llama, trainable_layers=1).fit(*two_class_data)
-    gc.collect()
     assert "no room for moments" in str(held.value)
     assert made and made[0]() is None
