@@ -124,8 +124,7 @@ class TextTokenizer:
                     # latin-1 maps every byte to one character: binary vocabularies survive
                     name = path.relative_to(folder).as_posix()
                     files[name] = path.read_bytes().decode("latin-1")
-            harmless_tokenizer(files)  # better refused now than when it is to be opened
-            return files
+            return harmless_tokenizer(files)[0]  # better refused now than when it is opened
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> "TextTokenizer":

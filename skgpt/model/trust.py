@@ -30,7 +30,15 @@ _DEPTHS = frozenset({"n_layer", "n_layers", "num_hidden_layers", "num_layers"})
 _MAX_DEPTH = 1_000  # blocks: five times the deepest; making a skeleton of 10**9 would not end
 # A tokenizer's settings that name files beside its own, or options of other programs.
 _NAMES_FILES = frozenset(
-    {"auto_map", "fast_tokenizer_files", "gguf_file", "init_inputs", "name_or_path"}
+    {
+        "auto_map",
+        "fast_tokenizer_files",
+        "gguf_file",
+        "init_inputs",
+        "is_local",  # where the files were once
+        "local_files_only",
+        "name_or_path",
+    }
 )
 _OTHER_PROGRAMS = ("jumanpp_kwargs", "mecab_kwargs", "sudachi_kwargs")
 _SETTINGS = "tokenizer_config.json"
@@ -106,7 +114,9 @@ def harmless_tokenizer(files: Mapping[str, str]) -> tuple[dict[str, str], str]:
     kept = {key: value for key, value in settings.items() if key not in _NAMES_FILES}
     own_class = str(kept.get("tokenizer_class"))
     class_name = "PreTrainedTokenizerFast" if _FAST in files else own_class
-    return {**files, _SETTINGS: json.dumps(kept)}, class_name
+    # The same text for what was saved and for what was opened: it is part of the model's hash.
+    settings_text = json.dumps({**kept, "tokenizer_class": class_name}, sort_keys=True)
+    return {**files, _SETTINGS: settings_text}, class_name
 
 
 def _settings_of(files: Mapping[str, str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Beginnings of texts in tokens: tokenizers trained on the spot, of every kind that models have."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,14 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import (
+    BertTokenizer,
+    ByT5Tokenizer,
+    GemmaTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from skgpt.model.sources import load_source
 from skgpt.model.tokenizer import TextTokenizer
@@ -241,3 +249,41 @@ def test_tokenise_columns__a_trained_tokenizer__keeps_the_words_and_cuts_ends(
             for k in range(len(body) + 1)
         ]
         assert bare in tokenizer.encode(cut)
+
+
+def _class_of_bytes(kind: Any) -> Any:
+    model = json.loads(byte_level().to_str())["model"]
+    return kind(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+
+
+def _class_of_fallback(kind: Any, **options: Any) -> Any:
+    model = json.loads(byte_fallback().to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return kind(vocab=model["vocab"], merges=merges, **options)
+
+
+def _bert() -> Any:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "text", "##s", "e"]
+    return BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _class_of_bytes(GPT2Tokenizer),
+        lambda: _class_of_fallback(LlamaTokenizer),
+        lambda: _class_of_fallback(LlamaTokenizer, add_bos_token=True, add_eos_token=True),
+        lambda: _class_of_fallback(GemmaTokenizer),
+        _bert,
+        ByT5Tokenizer,
+    ],
+    ids=["gpt2", "llama", "llama with ends", "gemma", "bert", "byt5"],
+)
+def test_from_files__a_class_of_its_own__encodes_the_same(make: Callable[[], Any]) -> None:
+    one = TextTokenizer(make())
+    two = TextTokenizer.from_files(one.files())
+    texts = ["the texts", " a  b \u00e9", "", "sea </s> \U0001f600", "[CLS] <bos> 123\n\nthe"]
+    assert two.encode(texts) == one.encode(texts)
+    ends = [(t.prefix_ids, t.suffix_ids, t.empty_id) for t in (one, two)]
+    assert ends[0] == ends[1]
+    assert two.files() == TextTokenizer.from_files(two.files()).files()
