@@ -1,6 +1,6 @@
 """How a batch is cut into micro-batches shows in nothing: loss, gradients, weights, predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,10 +76,10 @@ def step(folder: str, rows: Rows, budget: int, trainable: Any, **options: Any) -
     grads: dict[str, Tensor] = {}
     own = Optimiser.step
 
-    def spied(self: Optimiser) -> None:
+    def spied(self: Optimiser, shares: Sequence[Tensor]) -> Tensor:
         named = {name: p.grad for name, p in self._named().items()}
         grads.update({name: grad.clone() for name, grad in named.items() if grad is not None})
-        own(self)
+        return own(self, shares)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Optimiser, "step", spied)
