@@ -326,3 +326,45 @@ def test_fit__adapters__are_those_of_a_cpu_fit(
         assert cuda.score(X, y) > 0.8
     else:
         np.testing.assert_allclose(cuda.predict_proba(X), cpu.predict_proba(X), atol=1e-3)
+
+
+def test_fit_on_cuda__steps_that_are_not_finite__are_skipped_as_on_the_cpu(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from skgpt import GPTTextClassifier
+    from skgpt.exceptions import SkippedStepsWarning
+    from tests.training.poison import PoisonedLoss
+
+    X, y = two_class_data
+    fitted = []
+    for device in ("cpu", "cuda"):
+        loss = PoisonedLoss({2, 9}, {12})
+        monkeypatch.setattr(GPTTextClassifier, "_loss", lambda self, target, loss=loss: loss)
+        with pytest.warns(SkippedStepsWarning, match="^3 optimiser steps"):
+            fitted.append(make(tiny_llama, device=device, precision="fp32").fit(X, y))
+    on_cpu, on_gpu = fitted
+    for one, two in zip(on_cpu.history_, on_gpu.history_, strict=True):
+        assert one["skipped_steps"] == two["skipped_steps"]
+    np.testing.assert_allclose(on_gpu.loss_curve_, on_cpu.loss_curve_, atol=1e-3)
+
+
+def test_fit_on_cuda__broken_off__goes_on(
+    tiny_llama: str,
+    two_class_data: TextData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from skgpt import GPTTextClassifier
+    from tests.estimators.dying import Dies, broken_off, folders_in
+
+    X, y = two_class_data
+    monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 0.0)
+    options: dict[str, Any] = {"device": "cuda", "precision": "bf16", "trainable_layers": "all"}
+    clf = make(tiny_llama, checkpoint_dir=tmp_path, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(8)])
+        broken_off(clf, X, y)
+    clf.fit(X, y)
+    expected = make(tiny_llama, **options).fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), expected.predict_proba(X), atol=1e-2)
+    assert folders_in(tmp_path) == []

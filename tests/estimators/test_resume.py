@@ -15,6 +15,7 @@ from skgpt.exceptions import DivergedError
 from skgpt.training.watch import Monitor, StepDone
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
+from tests.estimators.recorders import Recorder
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.training.poison import PoisonedLoss
@@ -275,3 +276,20 @@ def test_fit__ctrl_c__is_fitted_and_keeps_the_checkpoint(
     clf.fit(X, y)
     assert begins_at == [3]
     assert np.array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, y).predict_proba(X))
+
+
+def test_callbacks__of_a_fit_that_goes_on__see_the_epochs_left_and_the_whole_history(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
+) -> None:
+    pytest.importorskip("sklearn.callback", reason="scikit-learn has them from 1.9 on")
+    X, y = two_class_data
+    clf = make(tiny_llama, checkpoint_dir=tmp_path, max_epochs=4)  # of five steps
+    dies_at(13)
+    broken_off(clf, X, y)
+    dies_at(None)
+    recorder = Recorder()
+    clf.set_callbacks(recorder).fit(X, y)
+    epochs = recorder.ended[:-1]  # the last one is the fit's
+    assert [len(one.history_) for one in epochs] == [3, 4]
+    assert epochs[-1].history_ == clf.history_
+    assert np.array_equal(epochs[-1].predict_proba(X), clf.predict_proba(X))
