@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -15,7 +16,7 @@ from joblib.externals.loky import get_reusable_executor
 from sklearn.model_selection import GridSearchCV
 
 import skgpt
-from skgpt import GPTTextClassifier
+from skgpt import GPTTextClassifier, LoRA
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -85,13 +86,19 @@ def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
     assert run.stdout == "same\n"
 
 
-@pytest.mark.parametrize(("trainable", "megabytes"), [(4, 62), (0, 1)])
+@pytest.mark.parametrize(
+    ("options", "megabytes"),
+    [
+        ({"trainable_layers": 4}, 62),
+        ({"lora": LoRA(rank=8)}, 6),
+        ({"trainable_layers": 0}, 1),
+    ],
+    ids=str,
+)
 def test_default_model__at_16_layers__takes_little_to_keep(
-    trainable: int, megabytes: int, real_cache: Path, tmp_path: Path
+    options: dict[str, Any], megabytes: int, real_cache: Path, tmp_path: Path
 ) -> None:
-    clf = GPTTextClassifier(
-        n_layers=16, trainable_layers=trainable, max_epochs=1, max_length=16, random_state=0
-    )
+    clf = GPTTextClassifier(n_layers=16, max_epochs=1, max_length=16, random_state=0, **options)
     clf.fit(TEXTS[:4], LABELS[:4])
     data = pickle.dumps(clf)
     assert len(data) < megabytes * 1e6
