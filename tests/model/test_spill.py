@@ -70,6 +70,24 @@ def test_fit__states_beyond_memory__lie_on_disk_and_change_nothing(
     assert list((tmp_path / "states").iterdir()) == []
 
 
+def test_states__those_in_memory_already__take_up_room_too(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    network = build(load_source(tiny_llama), trainable_layers=1)
+
+    def states(texts: list[str], memory_budget: int) -> list[torch.Tensor]:
+        tokens = tokenise(texts, network.source.tokenizer, 64)
+        return hidden_states(network, tokens, 200, lambda done, total: None, memory_budget)
+
+    known = ["the goal", "a match"]
+    in_memory = sum(state.nbytes for state in states(known, 1 << 20))
+    states([*known, "the bank"], in_memory)
+    assert skgpt.cache_info()["states on disk"]["entries"] == 1
+    states([*known, "a market"], 2 * in_memory)
+    assert skgpt.cache_info()["states on disk"]["entries"] == 1
+
+
 def test_fit__a_full_disk__runs_all_layers_and_says_so(
     tiny_llama: str,
     two_class_data: TextData,
