@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -212,6 +212,8 @@ def _without_arrays(value: Any, name: str, files: dict[str, bytes]) -> Any:
 def _own_to_plain(value: Any) -> Any:
     if isinstance(value, _InFile):
         return {"!": "file", "name": str(value)}
+    if isinstance(value, PurePath):
+        return str(value)  # as good to whatever takes a path
     if (name := _name_in(PARAMETER_OBJECTS, value)) is not None:
         parameters = value.get_params(deep=False)
         return {"!": "object", "class": name, "params": to_plain(parameters, _own_to_plain)}
@@ -237,9 +239,11 @@ def _state_of(files: Mapping[str, bytes], estimator_class: type) -> dict[str, An
     state = from_plain(_loads(files.get(STATE, b""), STATE), own)
     if not isinstance(state, dict) or not isinstance(state.get("_network"), dict):
         raise StateFormatError(f"{STATE} must hold the state of a fitted estimator. It doesn't.")
-    for name in state:  # a value in a method's place
-        if callable(getattr(estimator_class, name, None)):
-            raise StateFormatError(f"{STATE} must hold attributes. {name!r} is a method.")
+    for name in state:  # a value in a method's place, or in that of what links are made of
+        if hasattr(estimator_class, str(name)):
+            raise StateFormatError(
+                f"{STATE} must hold parameters and what was fitted. {name!r} is neither."
+            )
     return state
 
 

@@ -85,7 +85,7 @@ def from_plain(plain: Any, own: Mapping[str, Callable[[Mapping[str, Any]], Any]]
     """
     try:
         return _value_of(plain, own)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, StateFormatError):
             raise
         raise StateFormatError(f"A saved value can't be read: {error!r}") from error

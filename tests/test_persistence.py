@@ -123,6 +123,13 @@ def test_save__what_scikit_learn_keeps_on_it__is_refused_in_the_users_words(
         skgpt.save(clf, tmp_path / "clf")
 
 
+def test_save__a_path_as_checkpoint_dir__comes_back_as_text(
+    fitted: GPTTextClassifier, tmp_path: Path
+) -> None:
+    skgpt.save(copy.copy(fitted).set_params(checkpoint_dir=tmp_path / "runs"), tmp_path / "clf")
+    assert skgpt.load(tmp_path / "clf").checkpoint_dir == str(tmp_path / "runs")
+
+
 class Ours(GPTTextClassifier):
     """A subclass has code of its own."""
 
@@ -312,6 +319,7 @@ def test_load__a_class_that_is_not_ours__is_refused(name: str, saved: Path) -> N
     "change",
     [
         lambda state: state.update(predict="a value in a method's place"),
+        lambda state: state.update(_doc_link_template='"><script>a()</script>'),  # shown as it is
         lambda state: state.pop("_network"),
         lambda state: state.pop("_fitted_with"),
         lambda state: state["_fitted_with"].update(device=[]),

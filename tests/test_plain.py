@@ -104,6 +104,14 @@ def test_from_plain__what_was_never_written__is_refused(plain: Any) -> None:
         from_plain(plain)
 
 
+def test_from_plain__nested_beyond_reason__is_refused() -> None:
+    plain: Any = []
+    for _ in range(100_000):
+        plain = [plain]
+    with pytest.raises(StateFormatError):
+        from_plain(plain)
+
+
 def test_plain__values_of_the_callers_own__go_through_its_hooks() -> None:
     class Own:
         pass

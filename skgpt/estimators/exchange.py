@@ -247,7 +247,7 @@ def _is_ours(folder: Path) -> bool:
     """Say whether `save_pretrained` wrote a folder."""
     try:
         noted = json.loads((folder / NOTES).read_text("utf-8"))
-    except (OSError, ValueError):  # no such file, or somebody else's
+    except (OSError, ValueError, RecursionError):  # no such file, or somebody else's
         return False
     return isinstance(noted, dict) and noted.get("written_by") == _WRITTEN_BY
 
@@ -258,7 +258,7 @@ def _read_notes(saved: SavedHead, model: str) -> dict[str, Any]:
         return {}
     try:
         notes = from_plain(json.loads(saved.notes))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateFormatError(f"{NOTES} of {model!r} can't be read: {error}") from error
     if not isinstance(notes, dict) or notes.get("written_by") != _WRITTEN_BY:
         raise StateFormatError(

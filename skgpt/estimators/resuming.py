@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import joblib
@@ -36,7 +36,8 @@ def checkpoint_of(
         Nothing is set on it.
     given : Given
     data : FitData
-        Checked. Which of its rows are held out is not looked at: that follows from the rest.
+        Checked. Which of its rows are held out is looked at only where a fit goes on: otherwise
+        that follows from the rest.
     network : TextNetwork
         About to be trained.
     seed : int
@@ -62,7 +63,8 @@ def checkpoint_of(
     belongs_to = {
         **_of_parameters(estimator),
         **_of_data(estimator, given, data),
-        **_of_network(network, goes_on),
+        **_of_network(network),
+        **(_of_fitted(estimator._network, data) if goes_on else {}),
         "`random_state`": None if estimator.random_state is None else seed,
     }
     with claimed_checkpoint(root, belongs_to, seed) as checkpoint:
@@ -90,13 +92,23 @@ def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
     }
 
 
-def _of_network(network: TextNetwork, goes_on: bool) -> dict[str, Any]:
+def _of_network(network: TextNetwork) -> dict[str, Any]:
     return {
         "the model's weights": network.source.fingerprint,
         "the model's tokenizer": _digest([repr(network.source.tokenizer.files()).encode()]),
-        "the fitted weights that it starts from": _learned(network) if goes_on else None,
         "`device`": network.device.type,
         "`precision`": str(network.dtype),
+    }
+
+
+def _of_fitted(network: TextNetwork, data: FitData) -> dict[str, Any]:
+    """Describe what is gone on from: the fitted network, and the held-out rows as it had them.
+
+    It is not the new network that is asked, whose adapters may have been drawn in this call.
+    """
+    return {
+        "the fitted weights that it starts from": _learned(network),
+        "the held-out rows": _digest([data.split.held_out.tobytes()]),
     }
 
 
@@ -138,9 +150,10 @@ def _described(value: Any) -> Any:
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if hasattr(value, "get_params"):  # a parameter object
         return [kind, _described(value.get_params())]
-    if hasattr(value, "__code__"):
-        closed_over = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [value.__module__, value.__qualname__, _code(value.__code__), _plain(closed_over)]
+    if isinstance(value, MethodType):
+        return [_described(value.__func__), _described(value.__self__)]
+    if isinstance(value, FunctionType):
+        return _function(value)
     try:
         return [kind, joblib.hash(value)]
     except (TypeError, AttributeError, pickle.PicklingError) as error:
@@ -150,11 +163,29 @@ def _described(value: Any) -> Any:
         ) from error
 
 
+def _function(function: FunctionType) -> list[Any]:
+    """Return what a function does and what it holds, not where it stands: many are <lambda>."""
+    closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
+    holds = [closed_over, function.__defaults__, sorted((function.__kwdefaults__ or {}).items())]
+    return [function.__module__, function.__qualname__, _code(function.__code__), _held(holds)]
+
+
 def _code(code: CodeType) -> list[Any]:
-    """Return what a function does, not where it stands: many are called <lambda>."""
-    inner = [_code(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return [code.co_code.hex(), list(code.co_names), _plain(code.co_consts), inner]
+    return [code.co_code.hex(), list(code.co_names), _held(code.co_consts)]
 
 
-def _plain(values: Iterable[Any]) -> list[Any]:
-    return [value for value in values if isinstance(value, bool | int | float | str)]
+def _held(value: Any) -> Any:
+    """Describe what a function holds, as far as it is data; of anything else, what it is."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, CodeType):
+        return _code(value)
+    if isinstance(value, FunctionType):  # no deeper: it may hold itself
+        return [value.__qualname__, _code(value.__code__)]
+    if isinstance(value, list | tuple):
+        return [_held(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, np.ndarray | np.generic | bytes | complex):
+        return joblib.hash(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -172,6 +172,12 @@ def first_values(trunk: Any, names: list[str], seed: int) -> dict[str, Tensor]:
     return values
 
 
+def by_module(adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the A of each adapter, by the name of the module that it is beside."""
+    between = f".lora_A.{_ADAPTER}."
+    return {name.partition(between)[0]: a for name, a in adapters.items() if between in name}
+
+
 def base_name(name: str) -> str:
     """Return what a parameter of an adapted trunk is called in one without adapters."""
     return name.replace(".base_layer.", ".")
@@ -198,11 +204,8 @@ def merged(
         Those weights that have an adapter.
     """
     done = {}
-    for name, down in adapters.items():
-        if ".lora_A." not in name:
-            continue
-        module = name.partition(".lora_A.")[0]
-        up = adapters[name.replace(".lora_A.", ".lora_B.")]
+    for module, down in by_module(adapters).items():
+        up = adapters[f"{module}.lora_B.{_ADAPTER}.weight"]
         added = (up @ down) * (spec.alpha / spec.rank)
         weight = weights[f"{module}.weight"].to(added.device, torch.float32)
         is_turned = type(trunk.get_submodule(module).base_layer).__name__ == "Conv1D"

@@ -13,6 +13,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from skgpt.caches import Store, drop_stores_on
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
@@ -61,10 +62,17 @@ def token_budget(network: TextNetwork, *, learning: bool) -> int:
     cap = _GPU_TOKENS if network.device.type == "cuda" else _CPU_TOKENS
     blocks = find_blocks(network.trunk)
     kept = blocks[network.spec.n_frozen :] if learning and network.masters else blocks[:1]
-    values = sum(sum(p.shape) for p in kept.parameters() if p.ndim == 2)
+    values = sum(_values_per_token(module) for module in kept.modules())
     bytes_per_token = max(1, int(values * _OTHER_ACTIVATIONS * network.dtype.itemsize))
     fits = total_memory(network.device) // _SHARE // bytes_per_token
     return max(_LEAST_TOKENS, min(cap, fits))
+
+
+def _values_per_token(module: nn.Module) -> int:
+    """Return how many numbers a module's own matrices take in and give for each token."""
+    if isinstance(module, nn.Linear):  # in 4 bits, the weight itself is packed into another shape
+        return module.in_features + module.out_features
+    return sum(sum(p.shape) for p in module.parameters(recurse=False) if p.ndim == 2)
 
 
 class Budget:

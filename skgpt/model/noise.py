@@ -54,6 +54,15 @@ class RowNoise:
         finally:
             self._draw = None
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Have the body's forward passes drop nothing, whatever step is under way."""
+        draw, self._draw = self._draw, None
+        try:
+            yield
+        finally:
+            self._draw = draw
+
     def mask(self, x: Tensor, index: int, share: float) -> Tensor | None:
         """Return what to multiply with, of x's shape; None where nothing is dropped.
 

@@ -144,7 +144,8 @@ class HeadAlone(Forward):
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows; no gradient reaches what they come from."""
         if self._pooled_NH is None:
-            return self._forward.pooled(rows)
+            with self.network.noise.off():  # as where they are computed once
+                return self._forward.pooled(rows)
         return self._pooled_NH[to_device(rows, self.network.device)]
 
 

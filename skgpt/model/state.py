@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from skgpt.exceptions import ModelNotFoundError, SkgptError, StateFormatError
-from skgpt.model.adapters import base_name
+from skgpt.model.adapters import base_name, by_module, is_linear
 from skgpt.model.blocks import copy_around, find_blocks, truncate
 from skgpt.model.conversion import ALIASES, cache_folder, quiet_transformers
 from skgpt.model.downloads import no_downloads
@@ -140,7 +140,8 @@ def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -
     else:
         source = _source_by_name(state["source"])
     _check_outputs(spec, learned, source)
-    network = TextNetwork(source, spec, dtype, device)
+    network = TextNetwork(source, _by_whole_names(spec, learned, source), dtype, device)
+    network.spec = spec
     targets = {f"trunk.{name}": master for name, master in network.masters.items()}
     targets["head.weight"] = network.head.weight
     _check_same(learned, targets, "weights that were learned")
@@ -182,6 +183,29 @@ def _check_outputs(spec: NetworkSpec, learned: Mapping[str, Tensor], source: Sou
         raise StateFormatError(
             f"A saved model must be of a shape that {source.model!r} can have. Got {spec}."
         )
+
+
+def _by_whole_names(
+    spec: NetworkSpec, learned: Mapping[str, Tensor], source: Source
+) -> NetworkSpec:
+    """Return the spec with the adapted modules by their whole names, the adapters' sizes checked.
+
+    A stranger's pattern may take for ever to match, and a rank that is not that of what was
+    learned all the memory there is.
+    """
+    if spec.lora is None:
+        return spec
+    linear = {name: module for name, module in source.trunk.named_modules() if is_linear(module)}
+    adapters = by_module({name.removeprefix("trunk."): t for name, t in learned.items()})
+    for name, down in adapters.items():
+        sizes = tuple(linear[name].weight.shape) if name in linear else ()
+        if down.ndim != 2 or down.shape[0] != spec.lora.rank or down.shape[1] not in sizes:
+            raise StateFormatError(
+                f"Adapters in a saved model must be of rank {spec.lora.rank} and beside linear "
+                f"layers. Got one of shape {tuple(down.shape)} at {name!r}: the file is damaged. "
+                "Take another copy of it."
+            )
+    return replace(spec, lora=replace(spec.lora, target_modules=tuple(adapters)))
 
 
 def _check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:

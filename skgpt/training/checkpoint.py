@@ -105,7 +105,7 @@ def claimed_checkpoint(
     """Have a checkpoint for the length of a fit.
 
     It is removed where the body ends well, and where training diverged, as it would again.
-    Otherwise it stays for the next fit of the kind.
+    Otherwise it stays for the next fit of the kind, if anything was written.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def claimed_checkpoint(
     finally:
         with _storage_errors(folder), _root_lock(root):
             lock.release()
-            if over:
+            if over or _is_unused(folder):
                 shutil.rmtree(folder)
 
 
@@ -164,6 +164,10 @@ def _claim(root: Path, name: str) -> FileLock:
             continue
         return lock
     raise AssertionError("a folder that wasn't there can't be locked by others")
+
+
+def _is_unused(folder: Path) -> bool:
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK}
 
 
 def _number(name: str) -> int:

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import make_scorer, matthews_corrcoef
 
 from skgpt import GPTTextClassifier
+from skgpt.estimators.resuming import _described
 from skgpt.exceptions import CheckpointError, ContinuationError
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.test_classifier import make
@@ -64,6 +65,54 @@ def test_fit__a_parameter_that_changes_nothing__goes_on(
         broken_off(make(tiny_llama, checkpoint_dir=tmp_path), *two_class_data)
     make(tiny_llama, checkpoint_dir=str(tmp_path), **SAME[name]).fit(*two_class_data)
     assert begins_at == [2]
+
+
+class Rate:
+    """Something whose method scores."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def score(self, estimator: Any, X: Any, y: Any) -> float:
+        return self.rate
+
+
+def _scorer(*, default: float = 0.0, held: Any = None) -> Any:
+    def score(estimator: Any, X: Any, y: Any, given: float = default) -> Any:
+        return given, held
+
+    return score
+
+
+@pytest.mark.parametrize(
+    "make_one",
+    [
+        lambda i: Rate(i).score,
+        lambda i: _scorer(default=i),
+        lambda i: _scorer(held=np.array([i])),
+        lambda i: _scorer(held=[{i, "a", "b"}]),
+        lambda i: _scorer(held=_scorer) if i else _scorer(held=make),
+        lambda i: (lambda estimator, X, y: y in (1, 2)) if i else (lambda e, X, y: y in (1, 3)),
+    ],
+    ids=["method", "default", "array", "set", "function", "constant"],
+)
+def test_described__functions_that_hold_something_else__are_others(make_one: Any) -> None:
+    assert _described(make_one(1)) == _described(make_one(1)) != _described(make_one(0))
+
+
+def test_warm_start__other_rows_held_out__has_a_checkpoint_of_its_own(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
+) -> None:
+    X, y = two_class_data
+    make(tiny_llama, pooling="last").fit(X, y).save_pretrained(tmp_path / "out")
+    (tmp_path / "out" / "skgpt.json").unlink()  # which says what they were drawn from
+    dies_at(3)
+    for seed in (0, 1):
+        clf = GPTTextClassifier.from_pretrained(tmp_path / "out", random_state=seed)
+        clf.set_params(random_state=None, warm_start=True, early_stopping=True, batch_size=8)
+        clf.set_params(checkpoint_dir=tmp_path / "root", max_epochs=4)
+        broken_off(clf, X, y)
+    assert len(folders_in(tmp_path / "root")) == 2
 
 
 def _copied(root: Path, clf: GPTTextClassifier, X: Any, y: Any, dies_at: Any, **given: Any) -> Any:

@@ -310,13 +310,16 @@ def edit(path: Path, **changes: Any) -> None:
             "id2label",
         ),
         ({"classes": {"!": "code"}}, "can't be read"),
+        ("[" * 100_000, "can't be read"),
     ],
+    ids=lambda value: "",
 )
 def test_from_pretrained__notes_that_do_not_fit__say_so(
-    changes: dict[str, Any], message: str, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    changes: Any, message: str, tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
     fitted(tiny_llama, two_class_data).save_pretrained(tmp_path / "out")
-    edit(tmp_path / "out" / "skgpt.json", **changes)
+    notes = tmp_path / "out" / "skgpt.json"
+    notes.write_text(changes) if isinstance(changes, str) else edit(notes, **changes)
     with pytest.raises(StateFormatError, match=message):
         GPTTextClassifier.from_pretrained(tmp_path / "out")
     (tmp_path / "out" / "skgpt.json").unlink()

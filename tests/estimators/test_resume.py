@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import skgpt
-from skgpt import GPTTextClassifier
+from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import DivergedError
 from skgpt.training.watch import Monitor, StepDone
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
@@ -235,6 +235,20 @@ def test_warm_start__after_a_fault__goes_on_from_the_same_fitted_model_only(
     assert begins_at == [0, 0, 2]
     expected = make(tiny_llama, warm_start=True).fit(X, y).fit(X, y)
     assert np.array_equal(clf.predict_proba(X), expected.predict_proba(X))
+
+
+def test_warm_start__adapters_drawn_for_more_layers__goes_on_without_a_seed_too(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any, begins_at: list[int]
+) -> None:
+    X, y = two_class_data
+    options: dict[str, Any] = {"lora": LoRA(rank=2), "random_state": None}
+    clf = make(tiny_llama, trainable_layers=1, **options).fit(X, y)
+    clf.set_params(trainable_layers=2, warm_start=True, checkpoint_dir=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(3)])
+        broken_off(clf, X, y)
+    clf.fit(X, y)
+    assert begins_at == [0, 2]
 
 
 def test_fit__diverged__leaves_no_checkpoint_to_diverge_from(

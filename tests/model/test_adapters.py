@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, StateFormatError
+from skgpt.model import adapters
 from skgpt.model.adapters import AdapterSpec, base_name, merged, targets_of
 from skgpt.model.blocks import copy_around
 from skgpt.model.layout import Layout, ids_of
 from skgpt.model.network import TextNetwork
+from skgpt.model.serial import sealed
 from skgpt.model.sources import load_source
+from skgpt.model.state import pack, unpack
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.text.tokens import tokenise
 from tests.helpers import global_random_state_unchanged
@@ -175,3 +178,30 @@ def test_base_name__of_every_parameter__is_one_of_the_base(name: str, tmp_path: 
     base = {n for n, _ in network.source.trunk.named_parameters()}
     names = {n for n, _ in network.trunk.named_parameters() if n not in network.masters}
     assert {base_name(n) for n in names} == base
+
+
+def test_unpack__a_pattern__is_not_matched_again(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = adapted(tiny_llama, replace(ALL, target_modules=".*[qv]_proj"))
+    # A stranger's may take for ever.
+    monkeypatch.setattr(adapters, "_compiled", lambda pattern: pytest.fail("was compiled"))
+    again = unpack(pack(network), dtype=torch.float32, device=CPU)
+    assert again.spec == network.spec
+    assert list(again.masters) == list(network.masters)
+
+
+def _change(state: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    lora = {**state["spec"]["lora"], **settings}
+    rest = {key: value for key, value in state.items() if key != "sha256"}
+    return sealed({**rest, "spec": {**state["spec"], "lora": lora}})
+
+
+@pytest.mark.parametrize("rank", [10**12, 1, "2"])
+def test_unpack__a_rank_that_is_not_that_of_the_adapters__is_refused_before_any_is_made(
+    rank: Any, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = _change(pack(adapted(tiny_llama)), rank=rank)
+    monkeypatch.setattr(TextNetwork, "__init__", lambda *_: pytest.fail("was made"))
+    with pytest.raises(StateFormatError, match="of rank"):
+        unpack(state, dtype=torch.float32, device=CPU)

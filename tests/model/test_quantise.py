@@ -5,6 +5,7 @@ bitsandbytes itself does is tried on GPUs, in tests/test_gpu.py.
 """
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from skgpt.exceptions import ModelNotFoundError
 from skgpt.model import quantise
 from skgpt.model.adapters import AdapterSpec
 from skgpt.model.blocks import find_blocks
+from skgpt.model.memory import token_budget
 from skgpt.model.prefix import CachedPrefix, WholeTrunk, choose_forward
 from skgpt.model.sources import load_source
 from skgpt.model.state import pack, unpack
@@ -99,6 +101,19 @@ def test_quantised__a_base_inside_a_pickle__is_whole_and_rounded_again(tiny_llam
     whole = dict(network.source.trunk.named_parameters())
     for name, parameter in again.source.trunk.named_parameters():
         assert torch.equal(parameter, whole[name]), name
+
+
+def test_token_budget__matrices_packed_to_columns__is_that_of_their_true_sizes(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.model.memory.total_memory", lambda device: 2**24)
+    whole = adapted(tiny_llama, replace(SPEC, quantize_base=None))
+    packed = adapted(tiny_llama, SPEC)
+    for module in packed.trunk.modules():
+        if isinstance(module, _Linear4bit):  # two of bitsandbytes' numbers are one byte
+            module.weight = nn.Parameter(torch.zeros(module.weight.numel() // 2, 1), False)
+    budgets = [token_budget(network, learning=True) for network in (whole, packed)]
+    assert budgets[0] == budgets[1] > 128
 
 
 def test_quantised__without_bitsandbytes__says_what_to_install(

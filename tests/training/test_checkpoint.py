@@ -192,6 +192,15 @@ def test_claimed_checkpoint__diverged__is_gone(tmp_path: Path) -> None:
     assert folders_in(tmp_path) == []
 
 
+def test_claimed_checkpoint__a_fault_before_anything_is_written__leaves_no_folder(
+    tmp_path: Path,
+) -> None:
+    with suppress(ZeroDivisionError), claimed_checkpoint(tmp_path, {}, 0):
+        assert len(folders_in(tmp_path)) == 1
+        raise ZeroDivisionError
+    assert folders_in(tmp_path) == []
+
+
 def test_claimed_checkpoint__several_of_one_kind__have_a_folder_each(tmp_path: Path) -> None:
     with (
         claimed_checkpoint(tmp_path, {}, 1) as one,

@@ -1,5 +1,6 @@
 """The head learns alone first: nothing else moves, layers run once, then all of it learns."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,10 +81,15 @@ def test_head_first__layers__run_once_for_all_its_epochs(
     assert sorted(rows_run) == list(range(12))
 
 
+@pytest.mark.parametrize("lora", [None, replace(LORA, dropout=0.5)], ids=str)
 def test_head_first__no_room_for_pooled_states__runs_the_layers_each_time(
-    tiny_llama: str,
+    lora: AdapterSpec | None, tiny_llama: str
 ) -> None:
+    start = None
+    if lora is not None:  # whose adapters add something
+        start, _ = run(tiny_llama, TEXTS, CODES, trainable="all", n_epochs=2, lora=lora)
     options = {"trainable": "all", "n_epochs": 4, "head_first_epochs": 2}
+    options |= {"lora": lora, "start": start}
     roomy, _ = run(tiny_llama, TEXTS, CODES, **options)
     none, _ = run(tiny_llama, TEXTS, CODES, memory_budget=0, **options)
     for name, tensor in learned(none).items():
