@@ -33,6 +33,10 @@ class FolderTakenError(SkgptError, FileExistsError):
     """There is something else where a folder was to be written; it was left alone."""
 
 
+class FolderNameError(SkgptError, TypeError, ValueError):
+    """What was passed as a folder is not the name of one."""
+
+
 class CheckpointError(SkgptError, OSError):
     """A checkpoint can't be written, or what is there is damaged."""
 

@@ -4,7 +4,6 @@ Nothing in it is unpickled and nothing in it says what code to run: only the cla
 are ever made, of values that `skgpt.plain` knows, and tensors.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ import stat
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,19 +23,22 @@ from skgpt import __version__
 from skgpt.estimators.classifier import GPTTextClassifier
 from skgpt.estimators.lora import LoRA
 from skgpt.exceptions import (
-    FolderTakenError,
     ModelNotFoundError,
     NotSavableError,
-    SaveError,
     SkgptError,
     StateFormatError,
 )
 from skgpt.model.downloads import no_downloads
-from skgpt.model.folders import written_whole
+from skgpt.model.folders import (
+    MANIFEST,
+    as_folder,
+    check_nothing_else,
+    save_errors,
+    written_whole,
+)
 from skgpt.plain import from_plain, to_plain
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 STATE = "state.json"
 
 # What a folder may hold: an estimator of one of these classes ...
@@ -49,7 +51,6 @@ _FILE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*\.(json|safetensors)")
 _MAX_MANIFEST = 1 << 20  # bytes; it has a few hundred
 # What comes of values that are of the right kind of JSON and make no sense.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no EDQUOT
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
 
 
@@ -70,7 +71,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
     ------
     TypeError
         If it is no estimator of skgpt's, or holds something that is neither numbers nor text,
-        like a callable as `scoring`; the message names it.
+        like a callable as `scoring`; the message names it. Or if `folder` is no path.
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     OSError
@@ -93,6 +94,12 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
     >>> skgpt.load("news").predict(["oil prices rose sharply"])  # doctest: +SKIP
     array(['crude'], dtype='<U8')
     """
+    if isinstance(estimator, str | os.PathLike):
+        raise NotSavableError(
+            f"skgpt.save takes a fitted estimator first and a folder second. Got {estimator!r} "
+            "first: swap them."
+        )
+    root = as_folder(folder, "folder")
     name = _name_in(ESTIMATORS, estimator)
     if name is None:
         raise NotSavableError(
@@ -112,7 +119,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
         },
     }
     files[MANIFEST] = _with_hash(manifest)
-    _write(Path(folder), files)
+    _write(root, files)
 
 
 def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
@@ -133,6 +140,8 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
     ------
     OSError
         If there is no such folder, or the base model is not here.
+    TypeError
+        If `folder` is neither a text nor a path object.
     ValueError
         If a file is damaged, or of a format that this version doesn't know; the message names it.
 
@@ -145,7 +154,7 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
     >>> import skgpt
     >>> clf = skgpt.load("news")  # doctest: +SKIP
     """
-    root = Path(folder).expanduser()
+    root = as_folder(folder, "folder")
     manifest = _read_manifest(root)
     kind = ESTIMATORS.get(manifest["class"])
     if kind is None:
@@ -212,8 +221,8 @@ def _without_arrays(value: Any, name: str, files: dict[str, bytes]) -> Any:
 def _own_to_plain(value: Any) -> Any:
     if isinstance(value, _InFile):
         return {"!": "file", "name": str(value)}
-    if isinstance(value, PurePath):
-        return str(value)  # as good to whatever takes a path
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)  # what a path does as a parameter, its text does too
     if (name := _name_in(PARAMETER_OBJECTS, value)) is not None:
         parameters = value.get_params(deep=False)
         return {"!": "object", "class": name, "params": to_plain(parameters, _own_to_plain)}
@@ -253,9 +262,10 @@ def _name_in(registry: Mapping[str, Any], value: Any) -> str | None:
 
 
 def _kind_of(value: Any) -> str:
-    kind = value if isinstance(value, type) else type(value)
+    if isinstance(value, type):
+        return f"the class {value.__module__}.{value.__qualname__} itself"
     what = "an estimator" if isinstance(value, BaseEstimator) else "an object"
-    return f"{what} of {kind.__module__}.{kind.__qualname__}"
+    return f"{what} of {type(value).__module__}.{type(value).__qualname__}"
 
 
 def _dumps(value: Any) -> bytes:
@@ -281,9 +291,8 @@ def _with_hash(manifest: dict[str, Any]) -> bytes:
 
 def _read_manifest(root: Path) -> dict[str, Any]:
     if not root.is_dir() or not (root / MANIFEST).exists():
-        what = f"it has no {MANIFEST}" if root.is_dir() else "there is no such folder"
         raise ModelNotFoundError(
-            f"`folder` must be one that skgpt.save wrote. Got {str(root)!r}: {what}."
+            f"`folder` must be one that skgpt.save wrote. Got {str(root)!r}: {_what_else(root)}."
         )
     content = _read_regular(root / MANIFEST, _MAX_MANIFEST)
     manifest = _loads(content, f"{MANIFEST} in {str(root)!r}")
@@ -298,6 +307,20 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     if content != _with_hash(manifest) or not _is_manifest(manifest):
         raise _damaged(root, MANIFEST)
     return manifest
+
+
+def _what_else(root: Path) -> str:
+    """Return what a path is that isn't a folder of `save`'s, with what opens it."""
+    if (root / "config.json").exists():
+        return (
+            "it is a transformers folder. GPTTextClassifier.from_pretrained opens one with a head; "
+            "one without is a `model` to fit"
+        )
+    if root.is_dir():
+        return f"it has no {MANIFEST}"
+    if root.exists():
+        return "it is a file. Name the folder, or open what joblib or skops dumped with that"
+    return "there is no such folder"
 
 
 def _is_manifest(manifest: Mapping[str, Any]) -> bool:
@@ -344,25 +367,12 @@ def _damaged(root: Path, name: str) -> StateFormatError:
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    try:
-        with written_whole(folder, _may_replace) as draft:
-            for name, content in files.items():
-                (draft / name).write_bytes(content)
-    except SkgptError:
-        raise
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            reason = (
-                f"The disk must have {sum(map(len, files.values())) / 1e6:.1f} MB free for "
-                f"{str(folder)!r}. It is full ({error}): free some space, or name a folder on "
-                "another disk."
-            )
-        else:
-            reason = (
-                f"`folder` must be one that can be written to. {str(folder)!r} can't ({error}): "
-                "name another."
-            )
-        raise SaveError(f"{reason} What was there is as it was.") from error
+    with (
+        save_errors(folder, sum(map(len, files.values()))),
+        written_whole(folder, _may_replace) as draft,
+    ):
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
 
 
 def _may_replace(root: Path) -> bool:
@@ -371,9 +381,5 @@ def _may_replace(root: Path) -> bool:
         ours = {MANIFEST, *_read_manifest(root)["files"]}
     except (ModelNotFoundError, StateFormatError):
         return False
-    if others := {path.name for path in root.iterdir()} - ours:
-        raise FolderTakenError(
-            f"`folder` must hold nothing but what was saved before, as all of it is replaced. In "
-            f"{str(root)!r} there is {min(others)!r} as well: move that, or name another folder."
-        )
+    check_nothing_else(root, ours)
     return True

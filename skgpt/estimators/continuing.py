@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.estimators.lora import LoRA
 from skgpt.exceptions import ContinuationError
 from skgpt.model.adapters import AdapterSpec
 from skgpt.model.network import NetworkSpec, TextNetwork
@@ -48,7 +49,7 @@ def check_same_shape(
         if getattr(now, name) != getattr(then, name):
             raise _other(name, getattr(then, name), getattr(now, name))
     if _form(now) != _form(then):
-        raise _other("lora", then.lora, now.lora)
+        raise _other("lora", _said(then.lora), _said(now.lora))
     if now.trainable_layers != then.trainable_layers and not (
         may_learn_more and _learns(now) > _learns(then)
     ):
@@ -68,6 +69,11 @@ def check_same_shape(
 def _form(spec: NetworkSpec) -> AdapterSpec | None:
     """Return what adapters are but for their dropout, which leaves nothing behind."""
     return None if spec.lora is None else replace(spec.lora, dropout=0.0)
+
+
+def _said(spec: AdapterSpec | None) -> LoRA | None:
+    """Return adapters as the user says them."""
+    return None if spec is None else LoRA(**vars(spec))
 
 
 def _learns(spec: NetworkSpec) -> float:

@@ -17,7 +17,7 @@ from skgpt.estimators.data import FitData
 from skgpt.estimators.params import draw_seed
 from skgpt.exceptions import ModelNotSupportedError, StateFormatError
 from skgpt.model.device import no_more_threads_than_cores
-from skgpt.model.folders import written_whole
+from skgpt.model.folders import as_folder, check_nothing_else, save_errors, written_whole
 from skgpt.model.hf import write_checkpoint
 from skgpt.model.hf_head import NOTES, SavedHead, check_pooling, put_head, read_head
 from skgpt.model.network import TextNetwork
@@ -71,7 +71,8 @@ class HuggingFaceExchange:
         Parameters
         ----------
         folder : str or path-like
-            A new or empty folder, or one that this method wrote, which is replaced.
+            A new or empty folder, or one that this method wrote, which is replaced if nothing
+            else is in it.
 
         Raises
         ------
@@ -81,12 +82,15 @@ class HuggingFaceExchange:
             class for it. The message names the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
+        TypeError
+            If `folder` is neither a text nor a path object.
         """
         check_is_fitted(self)
+        root = as_folder(folder, "folder")
         fitted = copy.copy(self)  # another thread's fit may put another network in its place
         fitted._check_can_be_said()
         names = [str(label) for label in fitted.classes_.tolist()]
-        with written_whole(Path(folder), _is_ours) as draft:
+        with save_errors(root), written_whole(root, _is_ours) as draft:
             write_checkpoint(
                 fitted._network,
                 draft,
@@ -94,9 +98,10 @@ class HuggingFaceExchange:
                 multilabel=fitted._fitted_with["multilabel"],
                 max_length=fitted._fitted_with["max_length"],
             )
-            notes = json.dumps(to_plain(fitted._notes()), indent=2)
-            (draft / NOTES).write_text(notes + "\n", encoding="utf-8")
             (draft / "README.md").write_text(model_card(fitted), encoding="utf-8")
+            files = sorted([NOTES, *(path.name for path in draft.iterdir())])
+            notes = json.dumps(to_plain({**fitted._notes(), "files": files}), indent=2)
+            (draft / NOTES).write_text(notes + "\n", encoding="utf-8")
 
     @classmethod
     @no_more_threads_than_cores()
@@ -134,7 +139,10 @@ class HuggingFaceExchange:
             fit it.
         OSError
             If there is nothing of that name, or it can't be read.
+        TypeError
+            If `folder_or_id` is neither a text nor a path object, or there is no such parameter.
         """
+        as_folder(folder_or_id, "folder_or_id")
         model = os.fspath(folder_or_id)
         _check_fit_the_format(params)
         saved = read_head(model, revision)
@@ -244,12 +252,16 @@ def _check_fit_the_format(params: Mapping[str, Any]) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Say whether `save_pretrained` wrote a folder."""
+    """Say whether `save_pretrained` wrote a folder, and all that is in it."""
     try:
         noted = json.loads((folder / NOTES).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):  # no such file, or somebody else's
         return False
-    return isinstance(noted, dict) and noted.get("written_by") == _WRITTEN_BY
+    if not isinstance(noted, dict) or noted.get("written_by") != _WRITTEN_BY:
+        return False
+    names = noted.get("files")
+    check_nothing_else(folder, map(str, names) if isinstance(names, list) else ())
+    return True
 
 
 def _read_notes(saved: SavedHead, model: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class LoRA(BaseEstimator):
         itself, so it doesn't depend on what shares a batch's memory.
     target_modules : str or list of str, default="all-linear"
         Which linear layers of the blocks have one: all of them, those whose name ends like one of
-        a list (``["q_proj", "v_proj"]``), or those whose whole name a regular expression matches.
+        a list (``["q_proj", "v_proj"]``; none may be in vain), or those whose whole name a regular
+        expression matches.
     quantize_base : {4, None}, default=None
         4 keeps the weights that adapters are beside in 4 bits (NF4), on CUDA only, with the
         package bitsandbytes.
@@ -134,6 +135,11 @@ class TakesLoRA(BaseEstimator):
                 raise ModelNotSupportedError(
                     f"`{nested[0]}` sets a parameter of `lora`, which is None: pass lora=LoRA() "
                     "first, or along with it."
+                )
+            if not isinstance(lora, LoRA):
+                raise ModelNotSupportedError(
+                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA() or None. "
+                    f"Got {lora!r}."
                 )
             # scikit-learn would write into the very object that the caller passed.
             params["lora"] = clone(lora)

@@ -4,7 +4,6 @@ import hashlib
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from skgpt.estimators.data import FitData, Given
 from skgpt.exceptions import ContinuationError
+from skgpt.model.folders import as_folder
 from skgpt.model.network import TextNetwork
 from skgpt.text.split import group_codes
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
@@ -51,6 +51,8 @@ def checkpoint_of(
 
     Raises
     ------
+    FolderNameError
+        If `checkpoint_dir` names nothing.
     CheckpointError
         If the folder can't be written to, or what is there is damaged.
     ContinuationError
@@ -59,7 +61,7 @@ def checkpoint_of(
     if estimator.checkpoint_dir is None:
         yield None
         return
-    root = Path(estimator.checkpoint_dir).expanduser().absolute()
+    root = as_folder(estimator.checkpoint_dir, "checkpoint_dir").absolute()
     belongs_to = {
         **_of_parameters(estimator),
         **_of_data(estimator, given, data),

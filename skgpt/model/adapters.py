@@ -55,26 +55,36 @@ def targets_of(trunk: Any, spec: AdapterSpec, n_frozen: int) -> list[str]:
     Raises
     ------
     ModelNotSupportedError
-        If there are none.
+        If there are none, or one of several names is none of theirs.
     """
     learning = list(find_blocks(trunk))[n_frozen:]
     inside = {id(module) for block in learning for module in block.modules()}
     linear = [n for n, m in trunk.named_modules() if id(m) in inside and is_linear(m)]
     wanted = spec.target_modules
-    if wanted == _ALL:
-        found = linear
-    elif isinstance(wanted, str):
-        pattern = _compiled(wanted)
-        found = [name for name in linear if pattern.fullmatch(name)]
+    if isinstance(wanted, str):
+        pattern = None if wanted == _ALL else _compiled(wanted)
+        found = [name for name in linear if pattern is None or pattern.fullmatch(name)]
+        unknown = [] if found else [wanted]
     else:
-        found = [n for n in linear if any(n == end or n.endswith(f".{end}") for end in wanted)]
-    if not found:
-        ends = sorted({name.rpartition(".")[2] for name in linear})
+        found = [n for n in linear if any(_ends(n, end) for end in wanted)]
+        unknown = [end for end in wanted if not any(_ends(n, end) for n in linear)]
+    if unknown:
+        ends = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        hint = ""
+        if linear and isinstance(wanted, str):
+            hint = (
+                f" A text is a regular expression for whole names, like {linear[0]!r}: pass a list "
+                "for ends of names."
+            )
         raise ModelNotSupportedError(
             f"`lora__target_modules` must name linear layers in the blocks that learn. Got "
-            f"{wanted!r}, and those of {type(trunk).__name__} are called {', '.join(ends)}."
+            f"{unknown[0]!r}, and those of {type(trunk).__name__} are called {ends}.{hint}"
         )
     return found
+
+
+def _ends(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

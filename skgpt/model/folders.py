@@ -1,13 +1,90 @@
-"""A folder that takes its name whole or not at all, whatever fails while it is written."""
+"""Folders that users name: checked, and taking their name whole or not at all."""
 
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from skgpt.exceptions import FolderTakenError
+from skgpt.exceptions import FolderNameError, FolderTakenError, SaveError, SkgptError
+
+MANIFEST = "manifest.json"  # what a folder of skgpt.save is known by
+
+_DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no EDQUOT
+
+
+def as_folder(value: Any, name: str) -> Path:
+    """Return what a user passed as a folder, checked, with ``~`` spelt out.
+
+    Parameters
+    ----------
+    value : object
+    name : str
+        Of the parameter, for the message.
+
+    Raises
+    ------
+    FolderNameError
+        If it is neither a text nor a path object, or names nothing.
+    """
+    wanted = f"`{name}` must be the name of a folder, a text or a path object."
+    try:
+        text = os.fspath(value)
+    except TypeError as error:
+        raise FolderNameError(f"{wanted} Got an object of type {type(value).__name__}.") from error
+    if not isinstance(text, str):
+        raise FolderNameError(f"{wanted} Got {text!r}: use os.fsdecode for names in bytes.")
+    if not text:  # Path would take it for the current folder; mostly it is a variable never set
+        raise FolderNameError(f"{wanted} Got {text!r}: use '.' for the current folder.")
+    if "\0" in text:
+        raise FolderNameError(f"{wanted} Got {text!r}, with a character that no name can have.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise FolderNameError(f"{wanted} Got {text!r}, and there is no such user.") from error
+
+
+def opened_by(folder: Path) -> str:
+    """Return what to say of a folder that `skgpt.save` wrote, where something else was wanted."""
+    return ": skgpt.load opens it" if (folder / MANIFEST).is_file() else ""
+
+
+@contextmanager
+def save_errors(folder: Path, n_bytes: int | None = None) -> Iterator[None]:
+    """Say of a folder that can't be written to what to do.
+
+    Parameters
+    ----------
+    folder : Path
+    n_bytes : int or None, default=None
+        What it takes, where that is known.
+
+    Raises
+    ------
+    SaveError
+        Where the body raises an OSError that is none of skgpt's own.
+    """
+    try:
+        yield
+    except SkgptError:
+        raise
+    except OSError as error:
+        # safetensors says it in words alone
+        if error.errno in _DISK_FULL or f"(os error {errno.ENOSPC})" in str(error):
+            room = "room" if n_bytes is None else f"{n_bytes / 1e6:.1f} MB free"
+            reason = (
+                f"The disk must have {room} for {str(folder)!r}. It is full ({error}): free some "
+                "space, or name a folder on another disk."
+            )
+        else:
+            reason = (
+                f"`folder` must be one that can be written to. {str(folder)!r} can't ({error}): "
+                "name another."
+            )
+        raise SaveError(f"{reason} What was there is as it was.") from error
 
 
 @contextmanager
@@ -31,7 +108,7 @@ def written_whole(folder: Path, may_replace: Callable[[Path], bool]) -> Iterator
     FolderTakenError
         If there is a file of that name, or a folder that may not be replaced.
     """
-    folder = folder.expanduser().resolve()
+    folder = folder.resolve()
     _check_free(folder, may_replace)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -43,6 +120,21 @@ def written_whole(folder: Path, may_replace: Callable[[Path], bool]) -> Iterator
         _swap(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_nothing_else(folder: Path, names: Iterable[str]) -> None:
+    """Check that a folder which is about to be replaced holds only these.
+
+    Raises
+    ------
+    FolderTakenError
+        If there is something else, which would be lost.
+    """
+    if others := {path.name for path in folder.iterdir()} - set(names):
+        raise FolderTakenError(
+            f"`folder` must hold nothing but what was saved before, as all of it is replaced. In "
+            f"{str(folder)!r} there is {min(others)!r} as well: move that, or name another folder."
+        )
 
 
 def _check_free(folder: Path, may_replace: Callable[[Path], bool]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError
 from skgpt.model.conversion import ALIASES, quiet_transformers
+from skgpt.model.folders import opened_by
 from skgpt.model.network import TextNetwork
 from skgpt.model.sources import Source, offline_first, refuse_misnomers
 
@@ -69,9 +70,17 @@ def read_head(model: str, revision: str | None) -> SavedHead:
     path = Path(model).expanduser()
     local = bool(model) and path.exists() and model not in ALIASES
     if model in ALIASES or path.is_file():
+        fits = model in ALIASES or path.suffix == ".gguf"
+        what = f"a model without a head: fit it, with model={model!r}" if fits else "a file"
         raise ModelNotSupportedError(
             "`folder_or_id` must be a sequence-classification checkpoint: a folder or a hub id. "
-            f"{model!r} is a model without a head: fit it, with model={model!r}."
+            f"{model!r} is {what}."
+        )
+    if local and not (path / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
+            f"tokenizer files) or a hub id. {model!r} is a folder without a config.json"
+            f"{opened_by(path)}."
         )
     if not local:
         refuse_misnomers(model)

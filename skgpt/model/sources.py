@@ -21,6 +21,7 @@ from skgpt.model.blocks import PROBE_ERRORS, copy_around, find_blocks, truncate
 from skgpt.model.conversion import ALIASES, alias_folder, quiet_transformers, read_gguf
 from skgpt.model.device import total_memory
 from skgpt.model.downloads import downloads_allowed
+from skgpt.model.folders import opened_by
 from skgpt.model.llama import use_fast_blocks
 from skgpt.model.proof import Proof, prove
 from skgpt.model.tokenizer import TextTokenizer
@@ -209,7 +210,7 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 @torch.inference_mode(False)
 def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
     if local and path.is_dir() and not (path / "config.json").is_file():
-        reason = FileNotFoundError("it has no config.json")
+        reason = FileNotFoundError(f"it has no config.json{opened_by(path)}")
         raise ModelNotFoundError(_not_found(model, revision, local, reason))
     with quiet_transformers():
         try:

@@ -71,6 +71,20 @@ def test_set_params__adapters_while_lora_is_none__says_to_pass_one(tiny_llama: s
         clf.set_params(lora__ranks=3)
 
 
+def test_set_params__adapters_of_what_is_no_lora__are_refused(tiny_llama: str) -> None:
+    with pytest.raises(ValueError, match=r"which must be a LoRA\(\) or None. Got 8"):
+        make(tiny_llama, lora=8).set_params(lora__rank=4)
+
+
+def test_warm_start__other_adapters__are_named_as_the_user_does(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = with_lora(tiny_llama, max_epochs=1, warm_start=True).fit(*two_class_data)
+    clf.set_params(lora=LoRA(rank=3))
+    with pytest.raises(ContinuationError, match=r"Got LoRA\(rank=3\)"):
+        clf.fit(*two_class_data)
+
+
 def test_clone__adapters__are_a_copy(tiny_llama: str) -> None:
     clf = with_lora(tiny_llama)
     twin = clone(clf)
@@ -89,6 +103,7 @@ def test_clone__adapters__are_a_copy(tiny_llama: str) -> None:
         (LoRA(target_modules=[]), r"`lora__target_modules` must .* Got \[\]"),
         (LoRA(target_modules=["q_proj", 3]), r"`lora__target_modules` must .* Got \['q_proj', 3\]"),
         (LoRA(target_modules=["query"]), "called down_proj, gate_proj, k_proj"),
+        (LoRA(target_modules=["q_proj", "v_prj"]), "Got 'v_prj', and those of"),
         ({"rank": 8}, "'lora' parameter of GPTTextClassifier must be"),
         (LoRA, "'lora' parameter of GPTTextClassifier must be"),
     ],

@@ -124,11 +124,26 @@ def test_targets__last_layers__are_in_those_alone(
     assert len(network.masters) == 2 * len(ends)
 
 
-def test_targets__an_end_that_is_only_a_part_of_a_name__is_none(tiny_llama: str) -> None:
-    spec = AdapterSpec(2, 2.0, 0.0, ("proj", "elf_attn.q_proj"))
+@pytest.mark.parametrize("wanted", ["elf_attn.q_proj", "proj", "lm_head"])
+def test_targets__one_name_of_several_that_is_no_layers__is_refused(
+    wanted: str, tiny_llama: str
+) -> None:
+    spec = AdapterSpec(2, 2.0, 0.0, ("q_proj", wanted))
     trunk = load_source(tiny_llama).trunk
-    with pytest.raises(ModelNotSupportedError, match=r"'elf_attn\.q_proj'\).*down_proj, gate_proj"):
+    with pytest.raises(ModelNotSupportedError, match=rf"Got '{wanted}'.*down_proj, gate_proj"):
         targets_of(trunk, spec, 0)
+
+
+def test_targets__a_name_as_a_text__says_that_a_list_is_for_names(tiny_llama: str) -> None:
+    trunk = load_source(tiny_llama).trunk
+    with pytest.raises(ModelNotSupportedError, match=r"whole names, like 'layers\.0.*pass a list"):
+        targets_of(trunk, AdapterSpec(2, 2.0, 0.0, "q_proj"), 0)
+
+
+def test_targets__blocks_without_linear_layers__are_refused(tiny_llama: str) -> None:
+    trunk = load_source(tiny_llama).trunk
+    with pytest.raises(ModelNotSupportedError, match="Got 'all-linear'"):
+        targets_of(trunk, AdapterSpec(2, 2.0, 0.0, "all-linear"), len(trunk.layers))
 
 
 def test_targets__not_a_regular_expression__is_refused(tiny_llama: str) -> None:
