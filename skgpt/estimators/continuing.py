@@ -73,7 +73,10 @@ def _form(spec: NetworkSpec) -> AdapterSpec | None:
 
 def _said(spec: AdapterSpec | None) -> LoRA | None:
     """Return adapters as the user says them."""
-    return None if spec is None else LoRA(**vars(spec))
+    if spec is None:
+        return None
+    whole = float(spec.alpha).is_integer()  # as it is usually written
+    return LoRA(**{**vars(spec), "alpha": int(spec.alpha) if whole else spec.alpha})
 
 
 def _learns(spec: NetworkSpec) -> float:
