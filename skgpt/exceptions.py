@@ -25,6 +25,10 @@ class SearchSpaceError(SkgptError, ValueError):
     """What a search is to choose from, or to choose by, is not as described."""
 
 
+class SearchStorageError(SkgptError, OSError):
+    """Where a search is to be kept can't be opened."""
+
+
 class SearchFailedError(SkgptError, ValueError):
     """A search ended without a single trial that was trained to its end."""
 

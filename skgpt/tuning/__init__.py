@@ -8,14 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skgpt.tuning.search import GPTSearchCV
     from skgpt.tuning.space import default_space, suggest
 
 _HOMES = {
+    "GPTSearchCV": "skgpt.tuning.search",
     "default_space": "skgpt.tuning.space",
     "suggest": "skgpt.tuning.space",
 }
 
-__all__ = ["default_space", "suggest"]
+__all__ = ["GPTSearchCV", "default_space", "suggest"]
 
 
 def __getattr__(name: str) -> Any:

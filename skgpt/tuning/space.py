@@ -1,5 +1,6 @@
 """What a search may choose from: as Optuna's distributions, and what their values stand for."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,6 +42,8 @@ class Space:
     Attributes
     ----------
     distributions : dict of str to optuna.distributions.BaseDistribution
+    given : dict of str to object
+        What they were made of.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class Space:
                 "`param_distributions` must name at least one parameter to search over. "
                 f"Got {param_distributions!r}. {_WAY_OUT}"
             )
+        self.given = dict(param_distributions)
         self.distributions: dict[str, BaseDistribution] = {}
         self._meaning: dict[str, Callable[[Any], Any]] = {}
         for name, given in param_distributions.items():
@@ -103,8 +107,8 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
         low, high = (float(end) for end in given.support())
         if kind == "randint":
             return IntDistribution(int(low), int(high)), None
-        shifted = kind != "uniform" and given.mean() != _log_mean(low, high)
-        if not shifted:
+        # One that was shifted is no longer log-uniform, and its mean is another.
+        if kind == "uniform" or math.isclose(given.mean(), _log_mean(low, high), rel_tol=1e-9):
             return FloatDistribution(low, high, log=kind != "uniform"), None
     if hasattr(given, "ppf"):
         return FloatDistribution(_EDGE, 1 - _EDGE), lambda quantile: given.ppf(quantile).item()
@@ -113,7 +117,7 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
 
 
 def _log_mean(low: float, high: float) -> float:
-    return float(np.float64(high - low) / np.log(high / low)) if low > 0 else np.nan
+    return (high - low) / math.log(high / low)
 
 
 def _plain(value: Any) -> Any:
