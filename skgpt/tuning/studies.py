@@ -123,7 +123,7 @@ def open_storage(storage: Storage) -> BaseStorage:
         if "://" in where:
             return optuna.storages.get_storage(where)
         return _journal(Path(where).expanduser().absolute())
-    except (OSError, ImportError, ValueError, RuntimeError) as error:
+    except Exception as error:  # each database's driver has errors of its own
         raise SearchStorageError(
             "`storage` must be a file that can be written to, in a folder that is there, an URL "
             f"of a database, or an Optuna storage. {where!r} can't be opened: {error}"
