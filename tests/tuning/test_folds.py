@@ -1,8 +1,10 @@
 """Folds that advance together, and trials that are given up on the way."""
 
+import gc
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold, cross_validate
 
 from skgpt import GPTTextClassifier, clear_cache
 from skgpt.training.watch import Monitor
-from skgpt.tuning.folds import Evaluation, evaluate
+from skgpt.tuning.folds import Evaluation, evaluate, forget_frames
 from tests.estimators.dying import folders_in
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
@@ -170,6 +172,34 @@ def test_evaluate__no_fold__sees_the_rows_of_its_test(
     assert evaluate(work, {}, never).state == "COMPLETE"
     for seen, (_, test) in zip(given, work.splits, strict=True):
         assert seen.isdisjoint(unique[test])
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
+def test_evaluate__however_it_ends__no_network_stays(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    networks: list[weakref.ref[Any]] = []
+
+    class Fails(Monitor):
+        def epoch(self, record: Any) -> bool:
+            assert len(networks) < 3
+            return False
+
+    def noting(self: Any, network: Any) -> list[Monitor]:
+        networks.append(weakref.ref(network))
+        return [Fails()] if state == "FAIL" else []
+
+    monkeypatch.setattr(GPTTextClassifier, "_monitors", noting)
+    work = evaluation(make(tiny_llama, max_epochs=2), two_class_data)
+    gc.disable()
+    try:
+        outcome = evaluate(work, {}, lambda epoch, score: state == "PRUNED")
+        if outcome.error is not None:
+            forget_frames(outcome.error)
+        assert outcome.state == state and len(networks) == 3
+        assert [network() for network in networks] == [None] * 3
+    finally:
+        gc.enable()
 
 
 class _BelowChance(BasePruner):
