@@ -18,7 +18,19 @@ class ModelNotSupportedError(SkgptError, ValueError):
 
 
 class ContinuationError(SkgptError, ValueError):
-    """A fit can't go on from a fitted model or a checkpoint; the message names what differs."""
+    """A fit or search can't go on from what is there; the message names what differs."""
+
+
+class SearchSpaceError(SkgptError, ValueError):
+    """What a search is to choose from, or to choose by, is not as described."""
+
+
+class SearchStorageError(SkgptError, OSError):
+    """Where a search is to be kept can't be opened."""
+
+
+class SearchFailedError(SkgptError, ValueError):
+    """A search ended without a single trial that was trained to its end."""
 
 
 class DownloadError(SkgptError, OSError):

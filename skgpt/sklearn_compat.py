@@ -1,8 +1,13 @@
 """The only importer of scikit-learn's private names; if one moves, it is mended here."""
 
+from typing import Any
+
 from sklearn.base import _fit_context as fit_context
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.model_selection._validation import _fit_and_score as fit_and_score
 from sklearn.utils import _safe_indexing as take_rows
 from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import _check_method_params as check_method_params
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 try:
@@ -13,12 +18,23 @@ except ImportError:
         """Has no `set_callbacks`, so that asking for one says that there is none."""
 
 
+def have_it_raise(scorer: Any) -> Any:
+    """Have a scorer of several metrics raise what one of them does, as a single one's would."""
+    if hasattr(scorer, "_raise_exc"):
+        scorer._raise_exc = True
+    return scorer
+
+
 __all__ = [
+    "BaseSearchCV",
     "CallbackSupportMixin",
     "Interval",
     "Options",
     "StrOptions",
+    "check_method_params",
     "check_sample_weight",
+    "fit_and_score",
     "fit_context",
+    "have_it_raise",
     "take_rows",
 ]

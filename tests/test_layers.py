@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # What lies directly in skgpt/ is one folder, and so is everything under one of these names.
-BASE = ("exceptions", "sklearn_compat", "caches", "plain")
+BASE = ("exceptions", "sklearn_compat", "caches", "plain", "fingerprints")
 LAYERS = dict.fromkeys(BASE, 0) | {
     "text": 1,
     "model": 2,

@@ -23,6 +23,7 @@ from skgpt.estimators.data import (
 from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.lora import LoRA, TakesLoRA, adapter_spec
+from skgpt.estimators.outside import monitors_from_outside
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
 from skgpt.estimators.planning import plan_of_fit, plan_of_part
 from skgpt.estimators.resuming import checkpoint_of
@@ -233,7 +234,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
             plan=plan,
             watched=self._watched(network, data),
             moments=moments,
-            monitors=[*self._monitors(network), callbacks],
+            monitors=[*self._all_monitors(network, data), callbacks],
             checkpoint=checkpoint,
         )
 
@@ -323,6 +324,13 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
                 f"`max_length` must be at most {limit}, the positions that {source.model!r} has. "
                 f"Got {self.max_length}."
             )
+
+    def _all_monitors(self, network: TextNetwork, data: FitData) -> list[Monitor]:
+        monitors = self._monitors(network)
+        outside = monitors_from_outside(self, lambda: self._as_fitted(network, data))
+        if outside:  # may have the fit wait for others, which is not time that it takes
+            monitors = [m for m in monitors if not isinstance(m, SlowFitNotice)]
+        return [*monitors, *outside]
 
     def _monitors(self, network: TextNetwork) -> list[Monitor]:
         monitors: list[Monitor] = [SlowFitNotice(advice(network, self.max_length))]

@@ -1,17 +1,11 @@
 """Which checkpoint is a fit's own: all that its result depends on, by names that a user knows."""
 
-import hashlib
-import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-import joblib
-import numpy as np
-
 from skgpt.estimators.data import FitData, Given
-from skgpt.exceptions import ContinuationError
+from skgpt.fingerprints import described, digest, encoded
 from skgpt.model.folders import as_folder
 from skgpt.model.network import TextNetwork
 from skgpt.text.split import group_codes
@@ -75,20 +69,20 @@ def checkpoint_of(
 
 def _of_parameters(estimator: Any) -> dict[str, Any]:
     parameters = estimator.get_params(deep=False)
-    return {f"`{k}`": _described(v) for k, v in parameters.items() if k not in _NOT_ASKED}
+    return {f"`{k}`": described(v) for k, v in parameters.items() if k not in _NOT_ASKED}
 
 
 def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
     groups = None
     if given.groups is not None and given.X_val is None and estimator.early_stopping:
-        groups = _digest([group_codes(given.groups, len(data.target)).tobytes()])
+        groups = digest([group_codes(given.groups, len(data.target)).tobytes()])
     codes = data.target.codes
     return {
-        "the texts": _digest(_encoded(data.columns)),
+        "the texts": digest(encoded(data.columns)),
         "`template`": [list(data.template.words), list(data.template.fields)],
-        "the labels": [str(codes.dtype), list(codes.shape), _digest([codes.tobytes()])],
-        "the classes": _described(data.target.classes.tolist()),
-        "the sample weights": _digest([data.sample_weight.tobytes()]),
+        "the labels": [str(codes.dtype), list(codes.shape), digest([codes.tobytes()])],
+        "the classes": described(data.target.classes.tolist()),
+        "the sample weights": digest([data.sample_weight.tobytes()]),
         "the rows of `X_val`": 0 if given.X_val is None else len(data.split.held_out),
         "the groups": groups,
     }
@@ -97,7 +91,7 @@ def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
 def _of_network(network: TextNetwork) -> dict[str, Any]:
     return {
         "the model's weights": network.source.fingerprint,
-        "the model's tokenizer": _digest([repr(network.source.tokenizer.files()).encode()]),
+        "the model's tokenizer": digest([repr(network.source.tokenizer.files()).encode()]),
         "`device`": network.device.type,
         "`precision`": str(network.dtype),
     }
@@ -110,84 +104,14 @@ def _of_fitted(network: TextNetwork, data: FitData) -> dict[str, Any]:
     """
     return {
         "the fitted weights that it starts from": _learned(network),
-        "the held-out rows": _digest([data.split.held_out.tobytes()]),
+        "the held-out rows": digest([data.split.held_out.tobytes()]),
     }
 
 
 def _learned(network: TextNetwork) -> str:
     tensors = {**network.masters, "head": network.head.weight}
-    return _digest(
+    return digest(
         piece
         for name, tensor in sorted(tensors.items())
         for piece in (name.encode(), tensor.detach().cpu().contiguous().numpy().data)
     )
-
-
-def _encoded(columns: list[list[str]]) -> Iterator[bytes]:
-    for column in columns:
-        yield f"{len(column)} rows;".encode()
-        for text in column:
-            encoded = text.encode("utf-8", "surrogatepass")
-            yield f"{len(encoded)};".encode()
-            yield encoded
-
-
-def _digest(pieces: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _described(value: Any) -> Any:
-    """Return a parameter as plain values that are the same in every process."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return sorted(([_described(k), _described(v)] for k, v in value.items()), key=repr)
-    if isinstance(value, list | tuple):
-        return [_described(item) for item in value]
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    if hasattr(value, "get_params"):  # a parameter object
-        return [kind, _described(value.get_params())]
-    if isinstance(value, MethodType):
-        return [_described(value.__func__), _described(value.__self__)]
-    if isinstance(value, FunctionType):
-        return _function(value)
-    try:
-        return [kind, joblib.hash(value)]
-    except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise ContinuationError(
-            "With `checkpoint_dir`, parameters must be such that another process can tell they "
-            f"are the same: numbers, texts, functions, or what pickles. Got {value!r}: {error}"
-        ) from error
-
-
-def _function(function: FunctionType) -> list[Any]:
-    """Return what a function does and what it holds, not where it stands: many are <lambda>."""
-    closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
-    holds = [closed_over, function.__defaults__, sorted((function.__kwdefaults__ or {}).items())]
-    return [function.__module__, function.__qualname__, _code(function.__code__), _held(holds)]
-
-
-def _code(code: CodeType) -> list[Any]:
-    return [code.co_code.hex(), list(code.co_names), _held(code.co_consts)]
-
-
-def _held(value: Any) -> Any:
-    """Describe what a function holds, as far as it is data; of anything else, what it is."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, CodeType):
-        return _code(value)
-    if isinstance(value, FunctionType):  # no deeper: it may hold itself
-        return [value.__qualname__, _code(value.__code__)]
-    if isinstance(value, list | tuple):
-        return [_held(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
-    if isinstance(value, np.ndarray | np.generic | bytes | complex):
-        return joblib.hash(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -21,6 +21,7 @@ from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError, 
 from skgpt.model.files import read_tensors, remove_leftovers, write_tensors
 from skgpt.plain import to_plain
 from skgpt.training.run_state import State
+from skgpt.training.watch import FitStopped
 
 _EVERY_SECONDS = 300.0
 _FORMAT = 1
@@ -104,8 +105,9 @@ def claimed_checkpoint(
 ) -> Iterator[Checkpoint]:
     """Have a checkpoint for the length of a fit.
 
-    It is removed where the body ends well, and where training diverged, as it would again.
-    Otherwise it stays for the next fit of the kind, if anything was written.
+    It is removed where the body ends well, where training diverged, as it would again, and where
+    the fit was stopped for good. Otherwise it stays for the next fit of the kind, if anything was
+    written.
 
     Parameters
     ----------
@@ -140,6 +142,9 @@ def claimed_checkpoint(
         over = True
     except DivergedError:
         over = True
+        raise
+    except FitStopped as stopped:
+        over = stopped.for_good
         raise
     finally:
         with _storage_errors(folder), _root_lock(root):

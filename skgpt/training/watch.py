@@ -56,6 +56,23 @@ class StepDone:
     mean_loss: Callable[[], float]
 
 
+class FitStopped(BaseException):
+    """Raised by a monitor to end a fit at once, in the middle of whatever it does.
+
+    Nothing comes of that fit: the estimator is as it was. Not an `Exception`, as who catches those
+    takes a fit for one that failed.
+
+    Parameters
+    ----------
+    for_good : bool
+        Whether nobody will want to go on from there; its checkpoint is then removed.
+    """
+
+    def __init__(self, *, for_good: bool) -> None:
+        super().__init__("the fit was stopped by what watches it")
+        self.for_good = for_good
+
+
 class Monitor:
     """Told of a fit as it goes; every method does nothing unless a subclass says otherwise."""
 

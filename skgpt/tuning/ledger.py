@@ -1,0 +1,212 @@
+"""Who works on which trial of a study, and what came of it: shared by all workers.
+
+A trial that is running belongs to a worker, who says again and again until when it may be taken to
+be alive. One whose worker died is failed, not counted, and its parameters are tried again.
+"""
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psutil
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from skgpt.tuning.folds import Outcome
+
+_LOG = logging.getLogger("skgpt")
+_WORKER = "skgpt:worker"
+_RESULT = "skgpt:result"
+_LOST = "skgpt:lost"  # why a trial counts for nothing
+_BEAT_SECONDS = 15.0
+_LEASE_SECONDS = 120.0
+
+
+class Ledger:
+    """The trials of a study, as one of its workers sees and writes them.
+
+    Parameters
+    ----------
+    study : optuna.study.Study
+    distributions : mapping of str to optuna.distributions.BaseDistribution
+    n_trials : int
+        Of all workers together.
+    """
+
+    def __init__(
+        self, study: Study, distributions: Mapping[str, BaseDistribution], n_trials: int
+    ) -> None:
+        self.study = study
+        self.distributions = dict(distributions)
+        self.n_trials = n_trials
+        self.is_exhausted = False
+
+    def counted(self) -> list[FrozenTrial]:
+        """Return the trials that count, running ones included, in order of their numbers."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [t for t in trials if t.state != TrialState.WAITING and _LOST not in t.user_attrs]
+
+    def finished(self) -> list[FrozenTrial]:
+        """Return the trials that count and have come to an end."""
+        return [t for t in self.counted() if t.state.is_finished() and _RESULT in t.user_attrs]
+
+    def is_anybody_working(self) -> bool:
+        """Say whether some trial is running, here or elsewhere."""
+        return any(t.state == TrialState.RUNNING for t in self.counted())
+
+    def take(self) -> Trial | None:
+        """Begin a trial; return None if as many as there are to be have begun or ended."""
+        self._fail_the_dead()
+        if self.is_exhausted or len(self.counted()) >= self.n_trials:
+            return None
+        trial = self.study.ask(self.distributions)
+        trial.set_user_attr(_WORKER, _me())
+        # Others may have begun one at the same time.
+        if sum(t.number < trial.number for t in self.counted()) >= self.n_trials:
+            trial.set_user_attr(_LOST, "one too many, as others began theirs at the same time")
+            self._tell(trial.number, TrialState.FAIL)
+            return None
+        return trial
+
+    def _fail_the_dead(self) -> None:
+        for trial in self.counted():
+            if trial.state == TrialState.RUNNING and _is_dead(trial):
+                _LOG.warning("trial %d: its worker is gone, it will be tried again", trial.number)
+                self.try_again(trial.number, trial._trial_id, trial.params)
+
+    def try_again(self, number: int, trial_id: int, params: Mapping[str, Any]) -> None:
+        """Fail a trial that nobody goes on with, so that it doesn't count; put it in the queue.
+
+        Parameters
+        ----------
+        number, trial_id : int
+            The trial's.
+        params : mapping of str to object
+            As they were drawn.
+        """
+        try:
+            storage = self.study._storage
+            storage.set_trial_user_attr(trial_id, _LOST, "its worker was gone")
+            storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return  # another has done it, or it has come to its end after all
+        self.study.enqueue_trial(dict(params), user_attrs={"skgpt:again": number})
+
+    @contextmanager
+    def working_on(self, trial: Trial) -> Iterator[None]:
+        """Hold a trial for the length of the body; one that is broken off is tried again."""
+        over = threading.Event()
+
+        def keep_alive() -> None:
+            while not over.wait(_BEAT_SECONDS):
+                try:
+                    trial.storage.set_trial_user_attr(trial._trial_id, _WORKER, _me())
+                except UpdateFinishedTrialError:
+                    return  # taken for dead: what comes of it will not be kept
+                except Exception as error:  # the storage may be back at the next beat
+                    _LOG.warning("trial %d: could not renew its lease: %r", trial.number, error)
+
+        beat = threading.Thread(target=keep_alive, daemon=True, name="skgpt-lease")
+        beat.start()
+        try:
+            yield
+        except BaseException:
+            self._stop(over, beat)
+            self.try_again(trial.number, trial._trial_id, trial.params)
+            raise
+        finally:
+            self._stop(over, beat)
+
+    @staticmethod
+    def _stop(over: threading.Event, beat: threading.Thread) -> None:
+        over.set()
+        beat.join()
+
+    def finish(self, trial: Trial, outcome: Outcome) -> None:
+        """Write down what came of a trial.
+
+        Parameters
+        ----------
+        trial : optuna.trial.Trial
+        outcome : Outcome
+        """
+        error = "" if outcome.error is None else _one_line(outcome.error)
+        result = {
+            "n_epochs": outcome.n_epochs,
+            "fit_time": outcome.fit_time,
+            "score_time": outcome.score_time,
+            "test_scores": outcome.test_scores,
+            "train_scores": outcome.train_scores,
+            "error": error,
+        }
+        try:
+            trial.set_user_attr(_RESULT, result)
+            if outcome.state == "COMPLETE":
+                self._tell(trial.number, TrialState.COMPLETE, outcome.value)
+            else:
+                self._tell(trial.number, TrialState[outcome.state])
+        except UpdateFinishedTrialError:
+            _LOG.warning("trial %d was taken for dead meanwhile; it is tried again", trial.number)
+
+    def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
+        # A sampler that has nothing left to draw stops the study, which is not ours to run.
+        self.study.stop = self._stop_drawing  # type: ignore[method-assign]
+        try:
+            self.study.tell(number, value, state=state)
+        finally:
+            del self.study.stop
+
+    def _stop_drawing(self) -> None:
+        self.is_exhausted = True
+
+
+def result_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what `Ledger.finish` wrote down."""
+    result: dict[str, Any] = trial.user_attrs[_RESULT]
+    return result
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _me() -> dict[str, Any]:
+    process = psutil.Process()
+    return {
+        "machine": _machine(),
+        "pid": process.pid,
+        "began": process.create_time(),
+        "until": time.time() + _LEASE_SECONDS,
+    }
+
+
+def _machine() -> str:
+    """Return where a process's number means this process: the machine, or the container."""
+    try:
+        inside = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        inside = ""
+    return f"{platform.node()} {inside}"
+
+
+def _is_dead(trial: FrozenTrial) -> bool:
+    worker = trial.user_attrs.get(_WORKER)
+    if worker is None:  # killed before it could say who it is, or about to
+        began = trial.datetime_start
+        return began is not None and (datetime.now() - began).total_seconds() > _LEASE_SECONDS
+    if worker["machine"] == _machine():
+        try:
+            process = psutil.Process(worker["pid"])
+            is_it = process.create_time() == worker["began"]
+            return not is_it or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+    return bool(time.time() > worker["until"])

@@ -1,0 +1,75 @@
+"""The trials of a search as scikit-learn's ``cv_results_``."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial
+from scipy.stats import rankdata
+
+from skgpt.tuning.ledger import result_of
+from skgpt.tuning.space import Space
+
+# scikit-learn's own: parameters, folds, results of each fit, further columns.
+Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[str, Any]]
+
+
+def cv_results_of(
+    trials: Sequence[FrozenTrial],
+    space: Space,
+    n_splits: int,
+    error_score: float,
+    format_results: Format,
+) -> dict[str, Any]:
+    """Lay trials out as ``cv_results_``.
+
+    Trials that were pruned or failed have no score: theirs are nan, or `error_score` for those
+    that failed, and they come after all others, whatever that is.
+
+    Parameters
+    ----------
+    trials : sequence of optuna.trial.FrozenTrial
+        Finished ones, at least one of them complete.
+    space : Space
+    n_splits : int
+    error_score : float
+    format_results : callable
+        ``BaseSearchCV._format_results`` of the search.
+
+    Returns
+    -------
+    results : dict of str to array
+    """
+    results = [result_of(trial) for trial in trials]
+    complete = np.array([trial.state.name == "COMPLETE" for trial in trials])
+    some = results[int(complete.argmax())]
+    out: list[dict[str, Any]] = []
+    for result, whole in zip(results, complete, strict=True):
+        shown = result if whole else some  # for what has none, a place to be filled in below
+        for i in range(n_splits):
+            row = {"fit_time": result["fit_time"][i], "score_time": result["score_time"][i]}
+            row["test_scores"] = shown["test_scores"][i]
+            if some["train_scores"]:
+                row["train_scores"] = shown["train_scores"][i]
+            out.append(row)
+    more = {
+        "trial_state": [trial.state.name for trial in trials],
+        "n_epochs": [result["n_epochs"] for result in results],
+        "error": [result["error"] for result in results],
+    }
+    table = format_results([space.params(trial.params) for trial in trials], n_splits, out, more)
+    failed = np.array([trial.state.name == "FAIL" for trial in trials])
+    for name, column in table.items():
+        if name.startswith("rank_test_"):
+            table[name] = _rank(table[f"mean_{name.removeprefix('rank_')}"], complete)
+        elif not name.startswith("param") and ("_test_" in name or "_train_" in name):
+            column[~complete] = np.nan
+            column[failed] = 0.0 if name.startswith("std_") else error_score
+    return table
+
+
+def _rank(means: NDArray[np.float64], complete: NDArray[np.bool_]) -> NDArray[np.int32]:
+    ranks = np.full(len(means), complete.sum() + 1, dtype=np.int32)
+    ranks[complete] = rankdata(-means[complete], method="min")
+    return ranks

@@ -1,0 +1,391 @@
+"""GPTSearchCV: a scikit-learn search whose trials are an Optuna study."""
+
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from joblib import effective_n_jobs
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import Study
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import FitFailedWarning
+from sklearn.model_selection import check_cv
+from sklearn.utils import indexable
+from sklearn.utils.parallel import Parallel, delayed
+
+from skgpt.estimators.params import draw_seed
+from skgpt.exceptions import SearchFailedError, SearchSpaceError
+from skgpt.sklearn_compat import (
+    BaseSearchCV,
+    Interval,
+    StrOptions,
+    check_method_params,
+    fit_context,
+    have_it_raise,
+)
+from skgpt.tuning.folds import Evaluation
+from skgpt.tuning.identity import identity_of, name_of
+from skgpt.tuning.ledger import result_of
+from skgpt.tuning.results import cv_results_of
+from skgpt.tuning.space import Space, default_space
+from skgpt.tuning.studies import PRUNERS, Storage, kept_in_memory
+from skgpt.tuning.workers import Job, run_worker
+
+_SHARED = {
+    name: constraint
+    for name, constraint in BaseSearchCV._parameter_constraints.items()
+    if name != "pre_dispatch"
+}
+
+
+class GPTSearchCV(BaseSearchCV):
+    """Search over the parameters of a text estimator, ending early what does not look promising.
+
+    The folds of a trial advance together, epoch by epoch. After each, the mean of their scores is
+    reported to an Optuna study, whose pruner may give the trial up. A search that is kept in
+    `storage` goes on after its process was killed, and several processes may work on it.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A `GPTTextClassifier`, or a Pipeline whose last step is one. Others are searched over as
+        well, but not pruned, since nothing is known of their epochs.
+    param_distributions : dict or None, default=None
+        From parameter names (``clf__lora__rank`` reaches into a Pipeline's step) to Optuna
+        distributions, lists of values, or scipy distributions. None takes
+        ``default_space(estimator)``.
+    n_trials : int, default=20
+        Trials in all, those of earlier calls and of other workers on the same study included.
+    timeout : float or None, default=None
+        Seconds after which no further trial is begun. None is no limit.
+    cv : int, cross-validation generator or iterable, default=None
+        As in scikit-learn's searches; None makes 5 folds, stratified for a classifier. Rows are
+        assigned to folds once for all trials. With `storage`, a generator that shuffles needs an
+        int as its random_state.
+    scoring : str, callable, list, tuple or dict, default=None
+        As in scikit-learn's searches; None is the estimator's own ``score``.
+    refit : bool, str or callable, default=True
+        Whether to fit the best parameters on everything at the end; of several metrics, the name
+        of the one that counts. With a callable or False the first one guides the search.
+    pruner : {"median", "percentile", "halving", "hyperband"}, pruner or None, default="median"
+        What gives trials up. By name, with settings that fit a few epochs: "median" and
+        "percentile" (the best quarter stays) begin with the fourth trial and the second epoch;
+        "halving" and "hyperband" keep half at each rung. Or any Optuna pruner; None prunes
+        nothing.
+    sampler : optuna.samplers.BaseSampler or None, default=None
+        What draws the parameters. None is TPE, seeded by `random_state` and the trial's number.
+        A copy is used.
+    storage : str, path-like, optuna.storages.BaseStorage or None, default=None
+        Where the study is kept: a path becomes a journal file, ``sqlite:///...`` and the like are
+        databases' URLs. None keeps it in memory.
+    study_name : str or None, default=None
+        None makes a name of a fingerprint of data, folds, space and parameters, so that searches
+        that differ share a storage and don't meet.
+    n_jobs : int or None, default=None
+        Processes that work on trials, through joblib. None is one, this one, unless in a
+        `joblib.parallel_config` context.
+    error_score : "raise" or float, default=nan
+        What a trial scores in which something fails; it then counts as failed, whatever the
+        score, and ``cv_results_["error"]`` says why. "raise" ends the search.
+    return_train_score : bool, default=False
+        Whether to score the training rows as well.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the sampler, if that is None. Pass an int for the same trials in each call; the
+        estimator has a `random_state` of its own.
+    verbose : int, default=0
+        1 shows a progress bar, 2 a line per trial as well.
+
+    Attributes
+    ----------
+    cv_results_ : dict of str to array of length n_trials
+        As of scikit-learn's searches, in order of trials, and ``trial_state`` ("COMPLETE",
+        "PRUNED" or "FAIL"), ``n_epochs`` (of the fold that made the most) and ``error``.
+        The scores of trials that were pruned are nan; `study_` knows what they had reached.
+    best_estimator_ : estimator
+        Fitted on everything; only with `refit`.
+    best_score_ : float
+        Mean score over the folds of the best parameters.
+    best_params_ : dict
+    best_index_ : int
+        Where they are in `cv_results_`.
+    scorer_ : function or dict
+    n_splits_ : int
+    refit_time_ : float
+        Seconds.
+    multimetric_ : bool
+    study_ : optuna.study.Study
+        For Optuna's plots and importances. A trial whose worker died is there as failed, and is
+        not in `cv_results_`.
+    classes_ : ndarray of shape (n_classes,)
+        Of the best estimator.
+    n_features_in_ : int
+    feature_names_in_ : ndarray
+
+    References
+    ----------
+    Akiba et al., "Optuna: A Next-generation Hyperparameter Optimization Framework" (2019).
+
+    Examples
+    --------
+    >>> from optuna.distributions import FloatDistribution
+    >>> from skgpt import GPTTextClassifier
+    >>> from skgpt.tuning import GPTSearchCV
+    >>> search = GPTSearchCV(
+    ...     GPTTextClassifier(trainable_layers=2),
+    ...     {"learning_rate": FloatDistribution(1e-5, 1e-3, log=True), "n_layers": [8, 16]},
+    ...     n_trials=20,
+    ...     storage="search.journal",
+    ... )
+    >>> search.fit(X, y).best_params_  # doctest: +SKIP
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = {
+        **_SHARED,
+        "param_distributions": [Mapping, None],
+        "n_trials": [Interval(Integral, 1, None, closed="left")],
+        "timeout": [Interval(Real, 0, None, closed="neither"), None],
+        "pruner": [StrOptions(set(PRUNERS)), BasePruner, None],
+        "sampler": [BaseSampler, None],
+        "storage": [str, PathLike, BaseStorage, None],
+        "study_name": [str, None],
+        "random_state": ["random_state"],
+    }
+
+    # Where scikit-learn's HTML representation links to.
+    _doc_link_module = "skgpt"
+    _doc_link_template = (
+        "https://skgpt.readthedocs.io/en/stable/generated/skgpt.tuning.{estimator_name}.html"
+    )
+
+    def __init__(
+        self,
+        estimator: Any,
+        param_distributions: Mapping[str, Any] | None = None,
+        *,
+        n_trials: int = 20,
+        timeout: float | None = None,
+        cv: Any = None,
+        scoring: Any = None,
+        refit: Any = True,
+        pruner: str | BasePruner | None = "median",
+        sampler: BaseSampler | None = None,
+        storage: Storage = None,
+        study_name: str | None = None,
+        n_jobs: int | None = None,
+        error_score: Any = np.nan,
+        return_train_score: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.param_distributions = param_distributions
+        self.n_trials = n_trials
+        self.timeout = timeout
+        self.cv = cv
+        self.scoring = scoring
+        self.refit = refit
+        self.pruner = pruner
+        self.sampler = sampler
+        self.storage = storage
+        self.study_name = study_name
+        self.n_jobs = n_jobs
+        self.error_score = error_score
+        self.return_train_score = return_train_score
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Self:
+        """Search, and fit the best parameters on everything.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as the estimator takes them.
+        y : array-like of shape (n,) or (n, n_labels)
+            Labels.
+        **params : dict
+            Passed on to the estimator's `fit`, the scorers and the splitter, as in scikit-learn's
+            searches. ``groups`` goes to the splitter; what has as many rows as X is cut like X.
+
+        Returns
+        -------
+        self : GPTSearchCV
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not as described here, if `study_name` names the study of other data
+            or settings, or if no trial came to its end; the search is then as it was before.
+        OSError
+            If `storage` can't be opened.
+        KeyboardInterrupt
+            After Ctrl-C. With `storage`, the same call goes on from there.
+        """
+        if getattr(self, "_skl_callbacks", None):
+            raise SearchSpaceError(
+                "GPTSearchCV calls no callbacks of its own: set them on its estimator."
+            )
+        deadline = np.inf if self.timeout is None else time.time() + self.timeout
+        work, passed_on, refit_metric = self._evaluation(X, y, params)
+        n_splits = len(work.splits)
+        given = self.param_distributions
+        given = default_space(self.estimator) if given is None else dict(given)
+        job = self._job(work, given, deadline)
+        study = self._search(job)
+        ledger = job.ledger(study)
+        trials = ledger.finished()
+        self._check_trials(trials)
+        error_score = np.nan if self.error_score == "raise" else self.error_score
+        results = cv_results_of(trials, Space(given), n_splits, error_score, self._format_results)
+        complete = next(trial for trial in trials if trial.state.name == "COMPLETE")
+        first = result_of(complete)["test_scores"][0]
+        multimetric = isinstance(first, Mapping)
+        if multimetric and callable(self.scoring):
+            self._check_refit_for_multimetric(first)
+            refit_metric = self.refit
+        attributes = {
+            "n_splits_": n_splits,
+            "multimetric_": multimetric,
+            "scorer_": getattr(work.scorer, "_scorers", work.scorer),
+            "cv_results_": results,
+            "study_": study,
+            **self._best(results, refit_metric, multimetric=multimetric),
+        }
+        if self.refit:
+            attributes |= self._refitted(attributes["best_params_"], X, y, passed_on)
+        self._keep(attributes)
+        return self
+
+    def _evaluation(
+        self, X: Any, y: Any, params: dict[str, Any]
+    ) -> tuple[Evaluation, dict[str, Any], Any]:
+        """Return what trials are judged by, what is passed on to `fit`, and the refit metric."""
+        scorer, refit_metric = self._get_scorers()
+        X, y = indexable(X, y)
+        params = check_method_params(X, params=params)
+        routed = self._get_routed_params_for_fit(params)
+        cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        found = cv.split(X, y, **routed.splitter.split)
+        splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
+        if not splits:
+            raise SearchSpaceError(f"`cv` must make at least one fold. Got {self.cv!r}.")
+        work = Evaluation(
+            estimator=clone(self.estimator),
+            X=X,
+            y=y,
+            splits=splits,
+            scorer=have_it_raise(scorer),
+            fit_params=dict(routed.estimator.fit),
+            score_params=dict(routed.scorer.score),
+            main_metric=self.refit if isinstance(self.refit, str) else None,
+            return_train_score=self.return_train_score,
+        )
+        return work, dict(routed.estimator.fit), refit_metric
+
+    def _job(self, work: Evaluation, given: dict[str, Any], deadline: float) -> Job:
+        belongs_to = identity_of(work, self.scoring, Space(given))
+        return Job(
+            work=work,
+            param_distributions=given,
+            storage=self.storage,
+            study_name=self.study_name or name_of(belongs_to),
+            belongs_to=belongs_to,
+            sampler=self.sampler,
+            pruner=self.pruner,
+            seed=draw_seed(self.random_state),
+            n_trials=int(self.n_trials),
+            deadline=float(deadline),
+            raises=self.error_score == "raise",
+            verbose=int(self.verbose),
+        )
+
+    def _search(self, job: Job) -> Study:
+        """Run the trials, here or in processes of their own; return the study."""
+        n_workers = min(effective_n_jobs(self.n_jobs), job.n_trials)
+        if n_workers == 1:
+            study = job.open()
+            run_worker(job, study=study)
+            return study
+        if self.storage is not None:
+            return _in_processes(job, n_workers)
+        with tempfile.TemporaryDirectory(prefix="skgpt-search-") as folder:
+            study = _in_processes(
+                replace(job, storage=str(Path(folder) / "study.journal")), n_workers
+            )
+            return kept_in_memory(study, study._storage)
+
+    def _check_trials(self, trials: list[Any]) -> None:
+        """Raise if no trial came to its end; warn of those that failed."""
+        states = Counter(trial.state.name for trial in trials)
+        errors = [result_of(trial)["error"] for trial in trials if trial.state.name == "FAIL"]
+        if not states["COMPLETE"]:
+            why = f" The first error was: {errors[0]}" if errors else ""
+            raise SearchFailedError(
+                "A search needs a trial that is trained to its end. Of this one's "
+                f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
+                "See error_score='raise', pruner=None, or a longer `timeout`."
+            )
+        if errors:
+            (common, n), *_ = Counter(errors).most_common()
+            warnings.warn(
+                f"{len(errors)} of {len(trials)} trials failed; {n} of them with: {common} "
+                'See cv_results_["error"].',
+                FitFailedWarning,
+                stacklevel=4,
+            )
+
+    def _best(
+        self, results: dict[str, Any], refit_metric: Any, *, multimetric: bool
+    ) -> dict[str, Any]:
+        if not self.refit and multimetric:
+            return {}
+        index = self._select_best_index(self.refit, refit_metric, results)
+        best = {"best_index_": index, "best_params_": results["params"][index]}
+        if not callable(self.refit):
+            best["best_score_"] = results[f"mean_test_{refit_metric}"][index]
+        return best
+
+    def _refitted(
+        self, params: dict[str, Any], X: Any, y: Any, passed_on: dict[str, Any]
+    ) -> dict[str, Any]:
+        best = clone(self.estimator).set_params(**clone(params, safe=False))
+        began = time.time()
+        labels = () if y is None else (y,)
+        best.fit(X, *labels, **passed_on)
+        attributes = {"best_estimator_": best, "refit_time_": time.time() - began}
+        if hasattr(best, "feature_names_in_"):
+            attributes["feature_names_in_"] = best.feature_names_in_
+        return attributes
+
+    def _keep(self, attributes: dict[str, Any]) -> None:
+        """Become fitted, all at once; nothing of an earlier fit stays behind."""
+        parameters = self.get_params(deep=False)
+        kept = {k: v for k, v in vars(self).items() if k in parameters or not k.endswith("_")}
+        self.__dict__ = {**kept, **attributes}
+
+
+def _in_processes(job: Job, n_workers: int) -> Study:
+    if isinstance(job.storage, BaseStorage):
+        _check_can_be_shared(job.storage)
+    study = job.open()  # once, so that an error in it is raised here
+    Parallel(n_jobs=n_workers)(delayed(run_worker)(job, index) for index in range(n_workers))
+    return study
+
+
+def _check_can_be_shared(storage: BaseStorage) -> None:
+    if isinstance(storage, InMemoryStorage):
+        raise SearchSpaceError(
+            "With `n_jobs`, `storage` must be one that processes share. Got one in memory: pass "
+            "a path, an URL, or None for a file that is removed at the end."
+        )

@@ -1,0 +1,280 @@
+"""What a search may choose from: as Optuna's distributions, and what their values stand for."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import Trial
+from sklearn.pipeline import Pipeline
+
+from skgpt.estimators.base import BaseGPTText
+from skgpt.exceptions import SearchSpaceError
+from skgpt.model.device import resolve_device
+from skgpt.model.sources import load_source
+
+_SEEDS = 2**31 - 1
+_EDGE = 1e-9  # of quantiles: at 0 and 1 some are infinite
+_ON_GPU = ("cuda", "mps")
+_WAY_OUT = (
+    "Pass a dict from parameter names to Optuna distributions, lists of values, or scipy "
+    "distributions."
+)
+
+
+class Space:
+    """A search space: distributions that Optuna draws from, and what is drawn as parameters.
+
+    Optuna stores numbers, texts and None. Other values of a list go by their place in it, and of
+    scipy's distributions, but for plain ranges, the quantile is drawn.
+
+    Parameters
+    ----------
+    param_distributions : mapping of str to object
+        As `GPTSearchCV` takes it.
+
+    Attributes
+    ----------
+    distributions : dict of str to optuna.distributions.BaseDistribution
+    given : dict of str to object
+        What they were made of.
+
+    Raises
+    ------
+    SearchSpaceError
+        If a value is none of these; the message names it.
+    """
+
+    def __init__(self, param_distributions: Mapping[str, Any]) -> None:
+        if not isinstance(param_distributions, Mapping) or not param_distributions:
+            raise SearchSpaceError(
+                "`param_distributions` must name at least one parameter to search over. "
+                f"Got {param_distributions!r}. {_WAY_OUT}"
+            )
+        self.given = dict(param_distributions)
+        self.distributions: dict[str, BaseDistribution] = {}
+        self._meaning: dict[str, Callable[[Any], Any]] = {}
+        for name, given in param_distributions.items():
+            self.distributions[name], meaning = _dimension(name, given)
+            if meaning is not None:
+                self._meaning[name] = meaning
+
+    def params(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was drawn as an estimator's parameters, in the order of the space.
+
+        Parameters
+        ----------
+        drawn : mapping of str to object
+            A trial's ``params``.
+
+        Returns
+        -------
+        params : dict of str to object
+        """
+        return {
+            name: self._meaning[name](drawn[name]) if name in self._meaning else drawn[name]
+            for name in self.distributions
+        }
+
+
+def _dimension(name: str, given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None]:
+    if isinstance(given, BaseDistribution):
+        return given, None
+    if hasattr(given, "rvs"):
+        return _of_scipy(given)
+    if isinstance(given, list | tuple | np.ndarray) and len(given):
+        values = list(given.tolist() if isinstance(given, np.ndarray) else given)
+        values = [value.item() if isinstance(value, np.generic) else value for value in values]
+        if all(value is None or isinstance(value, bool | int | float | str) for value in values):
+            return CategoricalDistribution(values), None
+        places = {f"{i}: {type(value).__name__}": value for i, value in enumerate(values)}
+        return CategoricalDistribution(list(places)), places.__getitem__
+    raise SearchSpaceError(
+        f"`param_distributions` must say what {name!r} may be. Got {given!r}. {_WAY_OUT}"
+    )
+
+
+def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None]:
+    """Return a scipy distribution as one of Optuna's that the same values come from."""
+    kind = getattr(getattr(given, "dist", None), "name", None)
+    if kind in ("uniform", "loguniform", "reciprocal", "randint"):
+        low, high = (float(end) for end in given.support())
+        if kind == "randint":
+            return IntDistribution(int(low), int(high)), None
+        # One that was shifted is no longer log-uniform, and its mean is another.
+        if kind == "uniform" or math.isclose(given.mean(), _log_mean(low, high), rel_tol=1e-9):
+            return FloatDistribution(low, high, log=kind != "uniform"), None
+    if hasattr(given, "ppf"):
+        return FloatDistribution(_EDGE, 1 - _EDGE), lambda quantile: given.ppf(quantile).item()
+    # Nothing is known of it but that it can be drawn from.
+    return IntDistribution(0, _SEEDS), lambda seed: _plain(given.rvs(random_state=seed))
+
+
+def _log_mean(low: float, high: float) -> float:
+    return (high - low) / math.log(high / low)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def draw(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """Have a trial suggest a value from each distribution.
+
+    Parameters
+    ----------
+    trial : optuna.trial.Trial
+    distributions : mapping of str to optuna.distributions.BaseDistribution
+
+    Returns
+    -------
+    drawn : dict of str to object
+    """
+    drawn: dict[str, Any] = {}
+    for name, among in distributions.items():
+        if isinstance(among, FloatDistribution):
+            drawn[name] = trial.suggest_float(
+                name, among.low, among.high, step=among.step, log=among.log
+            )
+        elif isinstance(among, IntDistribution):
+            drawn[name] = trial.suggest_int(
+                name, among.low, among.high, step=among.step, log=among.log
+            )
+        elif isinstance(among, CategoricalDistribution):
+            drawn[name] = trial.suggest_categorical(name, among.choices)
+        else:
+            raise SearchSpaceError(
+                "A distribution must be Optuna's of floats, ints or categories. "
+                f"Got {among!r} for {name!r}."
+            )
+    return drawn
+
+
+def final_of(estimator: Any) -> tuple[str, Any]:
+    """Return the last step of a Pipeline, and what names of its parameters begin with.
+
+    Parameters
+    ----------
+    estimator : estimator
+        What is no Pipeline is its own last step.
+
+    Returns
+    -------
+    prefix : str
+        "" or, for one Pipeline, the step's name with two underscores.
+    final : estimator
+    """
+    prefix = ""
+    while isinstance(estimator, Pipeline):
+        name, estimator = estimator.steps[-1]
+        prefix += f"{name}__"
+    return prefix, estimator
+
+
+def default_space(estimator: Any) -> dict[str, BaseDistribution]:
+    """Return what is worth searching over for an estimator, given its model and its device.
+
+    Learning rates, weight decay, batch size, pooling (of decoders), how many layers are kept and
+    how many of them learn, and the rank of adapters where it has some. Not the epochs: those are
+    what a search saves by pruning. On a CPU, at most a quarter of the layers learn, so that what
+    comes before them is computed once for all trials of the same depth. Where nothing but the
+    head learns (``trainable_layers=0``) that stays so, and `n_layers` is the most that is kept.
+
+    Parameters
+    ----------
+    estimator : GPTTextClassifier or Pipeline
+        A Pipeline's last step must be one. It is not changed; its model is loaded.
+
+    Returns
+    -------
+    space : dict of str to optuna.distributions.BaseDistribution
+        By names that ``estimator.set_params`` takes.
+
+    Raises
+    ------
+    SearchSpaceError
+        If the estimator, or the Pipeline's last step, is not one of skgpt's.
+    OSError
+        If the model can't be found, fetched or read.
+
+    Examples
+    --------
+    >>> from skgpt import GPTTextClassifier, LoRA
+    >>> from skgpt.testing import tiny_gpt
+    >>> from skgpt.tuning import default_space
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     space = default_space(GPTTextClassifier(tiny_gpt(folder + "/gpt"), lora=LoRA()))
+    >>> space["lora__rank"].choices
+    (4, 8, 16, 32)
+    """
+    prefix, final = final_of(estimator)
+    if not isinstance(final, BaseGPTText):
+        raise SearchSpaceError(
+            "A default space is known for skgpt's estimators and for Pipelines whose last step is "
+            f"one. Got {type(final).__name__}: pass `param_distributions`."
+        )
+    source = load_source(final.model, final.revision)
+    on_gpu = resolve_device(final.device).type in _ON_GPU
+    space: dict[str, BaseDistribution] = {
+        "head_learning_rate": FloatDistribution(3e-4, 3e-2, log=True),
+        "weight_decay": FloatDistribution(1e-3, 0.3, log=True),
+        "batch_size": CategoricalDistribution([16, 32, 64] if on_gpu else [8, 16, 32]),
+    }
+    if source.proof.causal:
+        space["pooling"] = CategoricalDistribution(["mean", "last"])
+    deepest = source.full_depth if final.n_layers is None else int(final.n_layers)
+    kept = sorted({max(1, round(deepest * share)) for share in (0.5, 0.75, 1.0)})
+    space["n_layers"] = CategoricalDistribution(kept)
+    if final.lora is not None:
+        space["lora__rank"] = CategoricalDistribution([4, 8, 16, 32])
+    if final.trainable_layers != 0:
+        # Adapters start from nothing and are small: they stand, and need, more.
+        low, high = (1e-4, 5e-3) if final.lora is not None else (2e-5, 1e-3)
+        space["learning_rate"] = FloatDistribution(low, high, log=True)
+        space["trainable_layers"] = CategoricalDistribution(_learning(kept, on_gpu))
+    return {prefix + name: among for name, among in space.items()}
+
+
+def _learning(kept: list[int], on_gpu: bool) -> list[Any]:
+    """Return how many layers may learn: as many as the shallowest choice has, at most."""
+    most = min(kept[0], max(1, kept[-1] // (2 if on_gpu else 4)))
+    powers: list[Any] = [2**i for i in range(most.bit_length())]
+    return [*powers, "all"] if on_gpu else powers
+
+
+def suggest(trial: Trial, estimator: Any) -> dict[str, Any]:
+    """Have a trial of a study of your own suggest an estimator's parameters.
+
+    Parameters
+    ----------
+    trial : optuna.trial.Trial
+    estimator : GPTTextClassifier or Pipeline
+        As in `default_space`, which is what is suggested from.
+
+    Returns
+    -------
+    params : dict of str to object
+        For ``estimator.set_params(**params)``.
+
+    Raises
+    ------
+    SearchSpaceError
+        If the estimator, or the Pipeline's last step, is not one of skgpt's.
+
+    Examples
+    --------
+    >>> import optuna
+    >>> from sklearn.base import clone
+    >>> from skgpt.tuning import suggest
+    >>> def objective(trial: optuna.Trial) -> float:
+    ...     candidate = clone(clf).set_params(**suggest(trial, clf))
+    ...     return candidate.fit(X, y).score(X_val, y_val)
+    """
+    return draw(trial, default_space(estimator))

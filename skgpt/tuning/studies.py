@@ -1,0 +1,211 @@
+"""The Optuna study that a search is: where it is kept, what draws for it, what cuts it short."""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from skgpt.exceptions import SearchStorageError
+from skgpt.tuning.identity import check_belongs
+
+Storage = str | PathLike[str] | BaseStorage | None
+
+# Optuna's own defaults are for hundreds of trials of hundreds of epochs. A first epoch says
+# little, as the learning rates are still rising in it.
+_STARTUP = {"n_startup_trials": 3, "n_warmup_steps": 2}
+PRUNERS = {
+    "median": lambda: MedianPruner(**_STARTUP),
+    "percentile": lambda: PercentilePruner(25.0, **_STARTUP),
+    "halving": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    "hyperband": lambda: HyperbandPruner(min_resource=1, reduction_factor=2),
+}
+
+
+def make_pruner(pruner: str | BasePruner | None) -> BasePruner:
+    """Return the pruner of that name, or a copy of one that was passed: fits leave it as it was."""
+    if pruner is None:
+        return NopPruner()
+    if isinstance(pruner, str):
+        return PRUNERS[pruner]()
+    return copy.deepcopy(pruner)
+
+
+def make_sampler(sampler: BaseSampler | None, seed: int) -> BaseSampler:
+    """Return TPE with this seed, or a copy of the sampler that was passed."""
+    return SeededByTrial(seed) if sampler is None else copy.deepcopy(sampler)
+
+
+class SeededByTrial(BaseSampler):
+    """TPE that draws from the seed and the number of the trial.
+
+    So a search that was killed goes on with what it would have drawn next, and not with its first
+    points once more; and no two workers draw the same.
+
+    Parameters
+    ----------
+    seed : int
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._number = -1
+        self._sampler = TPESampler()
+
+    def _of(self, trial: FrozenTrial) -> TPESampler:
+        if trial.number != self._number:
+            drawn = np.random.SeedSequence([self.seed, trial.number]).generate_state(1)
+            self._number, self._sampler = trial.number, TPESampler(seed=int(drawn[0]))
+        return self._sampler
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return what is drawn together."""
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw what is drawn together."""
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        """Draw one parameter by itself."""
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Take note of a trial that has ended."""
+        self._of(trial).after_trial(study, trial, state, values)
+
+
+def open_storage(storage: Storage) -> BaseStorage:
+    """Return Optuna's storage: in memory for None, a journal in a file for a path, or a URL's.
+
+    Raises
+    ------
+    SearchStorageError
+        If the file can't be written to, or the storage not opened.
+    """
+    if storage is None:
+        return InMemoryStorage()
+    if isinstance(storage, BaseStorage):
+        return storage
+    where = os.fspath(storage)
+    try:
+        if "://" in where:
+            return optuna.storages.get_storage(where)
+        return _journal(Path(where).expanduser().absolute())
+    except Exception as error:  # each database's driver has errors of its own
+        raise SearchStorageError(
+            "`storage` must be a file that can be written to, in a folder that is there, an URL "
+            f"of a database, or an Optuna storage. {where!r} can't be opened: {error}"
+        ) from error
+
+
+def _journal(file: Path) -> JournalStorage:
+    lock = JournalFileSymlinkLock(str(file))
+    if file.exists():
+        lock.acquire()
+        try:
+            _cut_torn_line(file)
+        finally:
+            lock.release()
+    return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+
+
+def _cut_torn_line(file: Path) -> None:
+    """Cut off a last line that was not written whole: whatever follows it could not be read."""
+    with open(file, "r+b") as journal:
+        content = journal.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            journal.truncate(whole)
+
+
+def open_study(
+    storage: BaseStorage,
+    name: str,
+    belongs_to: Mapping[str, Any],
+    sampler: BaseSampler,
+    pruner: BasePruner,
+) -> Study:
+    """Open the study of that name, or make it.
+
+    Parameters
+    ----------
+    storage : optuna.storages.BaseStorage
+    name : str
+    belongs_to : mapping of str to object
+        All that its trials' results depend on, by names that a user knows.
+    sampler : optuna.samplers.BaseSampler
+    pruner : optuna.pruners.BasePruner
+
+    Returns
+    -------
+    study : optuna.study.Study
+
+    Raises
+    ------
+    ContinuationError
+        If there is one that belongs to something else; the message names what differs.
+    """
+    with quiet():
+        study = optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            study_name=name,
+            direction="maximize",
+            load_if_exists=True,
+        )
+    check_belongs(study, belongs_to)
+    return study
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna from announcing studies on the terminal."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def kept_in_memory(study: Study, storage: BaseStorage) -> Study:
+    """Return a copy of a study whose storage is about to go."""
+    memory = InMemoryStorage()
+    with quiet():
+        optuna.copy_study(from_study_name=study.study_name, from_storage=storage, to_storage=memory)
+        return optuna.load_study(
+            study_name=study.study_name, storage=memory, sampler=study.sampler, pruner=study.pruner
+        )

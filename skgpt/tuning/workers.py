@@ -1,0 +1,174 @@
+"""What a worker of a search does: take a trial, evaluate it, write down what came of it, and again.
+
+A search has one worker in its own process, or several in processes of their own, which know of
+each other through the study alone.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import Trial
+from tqdm.auto import tqdm
+
+from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
+from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.space import Space
+from skgpt.tuning.studies import Storage, make_pruner, make_sampler, open_storage, open_study
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the workers of a search are given.
+
+    Parameters
+    ----------
+    work : Evaluation
+    param_distributions : dict
+        What `Space` is made of.
+    storage : str, path-like, optuna.storages.BaseStorage or None
+    study_name : str
+    belongs_to : dict
+    sampler : optuna.samplers.BaseSampler or None
+    pruner : str, optuna.pruners.BasePruner or None
+    seed : int
+        Of the sampler.
+    n_trials : int
+        Of all workers together.
+    deadline : float
+        In `time.time`, after which no trial is begun.
+    raises : bool
+        Whether an error in a trial ends the search.
+    verbose : int
+    """
+
+    work: Evaluation
+    param_distributions: dict[str, Any]
+    storage: Storage
+    study_name: str
+    belongs_to: dict[str, Any]
+    sampler: BaseSampler | None
+    pruner: str | BasePruner | None
+    seed: int
+    n_trials: int
+    deadline: float
+    raises: bool
+    verbose: int
+
+    def open(self, index: int = 0) -> Study:
+        """Open the study, as the worker of that index."""
+        sampler = make_sampler(self.sampler, self.seed)
+        if index:  # a sampler of the user's would draw the same in every process
+            sampler.reseed_rng()
+        return open_study(
+            open_storage(self.storage),
+            self.study_name,
+            self.belongs_to,
+            sampler,
+            make_pruner(self.pruner),
+        )
+
+    def ledger(self, study: Study) -> Ledger:
+        """Return the study's trials, as one of its workers sees them."""
+        return Ledger(study, Space(self.param_distributions).distributions, self.n_trials)
+
+
+def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:
+    """Work on a search until there is nothing left to do, here or for others.
+
+    Parameters
+    ----------
+    job : Job
+    index : int, default=0
+        Of the worker; the first one shows how far all of them are.
+    study : optuna.study.Study, default=None
+        None opens it.
+
+    Raises
+    ------
+    Exception
+        What a trial raised, if `job.raises`.
+    """
+    space = Space(job.param_distributions)
+    ledger = job.ledger(job.open(index) if study is None else study)
+    bar = TrialsBar(ledger, job.verbose if index == 0 else 0)
+    try:
+        while time.time() < job.deadline:
+            trial = ledger.take()
+            bar.show()
+            if trial is not None:
+                _work_on(trial, job, space, ledger, bar)
+            elif ledger.is_anybody_working():  # whose trial is tried again if they die
+                time.sleep(_POLL_SECONDS)
+            else:
+                break
+    finally:
+        bar.close()
+
+
+def _work_on(trial: Trial, job: Job, space: Space, ledger: Ledger, bar: "TrialsBar") -> None:
+    def report(epoch: int, score: float) -> bool:
+        trial.report(score, epoch)
+        return trial.should_prune()
+
+    with ledger.working_on(trial):
+        outcome = evaluate(job.work, space.params(trial.params), report)
+        ledger.finish(trial, outcome)
+    bar.show(outcome)
+    if outcome.error is not None:
+        if job.raises:
+            raise outcome.error
+        forget_frames(outcome.error)
+
+
+class TrialsBar:
+    """A tqdm bar of the trials of all workers, with the best score and what became of the others.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    verbose : int
+        0 shows nothing; from 2 on there is a line per trial of this worker.
+    **options
+        Passed on to tqdm, for tests.
+    """
+
+    def __init__(self, ledger: Ledger, verbose: int, **options: Any) -> None:
+        self._ledger = ledger
+        self._verbose = verbose
+        self._bar: Any = None
+        if verbose:
+            done = len(ledger.finished())
+            limits = {"total": ledger.n_trials, "initial": done}
+            self._bar = tqdm(**limits, desc="search", unit="trial", **options)
+
+    def show(self, outcome: Outcome | None = None) -> None:
+        """Show how far the search is, and what came of a trial if one has just ended."""
+        if self._bar is None:
+            return
+        trials = self._ledger.finished()
+        states = [trial.state.name for trial in trials]
+        values = [float(t.values[0]) for t in trials if t.state.name == "COMPLETE"]
+        shown = {"best": f"{max(values):.4f}" if values else "none"}
+        for name, state in (("pruned", "PRUNED"), ("failed", "FAIL")):
+            shown[name] = str(states.count(state))
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(len(trials) - self._bar.n)
+        self._bar.refresh()
+        if outcome is not None and self._verbose > 1:
+            why = "" if outcome.error is None else f" ({outcome.error})"
+            score = "" if outcome.state != "COMPLETE" else f", score {outcome.value:.4f}"
+            self._bar.write(
+                f"{outcome.state.lower()} after {outcome.n_epochs} epochs, "
+                f"{sum(outcome.fit_time):.1f} s{score}{why}"
+            )
+
+    def close(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,44 @@
+"""Searches in processes of their own, which a test may kill."""
+
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+from skgpt import GPTTextClassifier
+from skgpt.training.watch import EpochRecord, Monitor
+from skgpt.tuning import GPTSearchCV
+from tests.estimators.test_classifier import make
+from tests.helpers import make_text_data
+
+# Children are forked from a process that has imported everything and done nothing.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.tuning.process", "tests.estimators.killed"])
+RATES = {"head_learning_rate": [1e-7, 1e-5, 1e-3, 1e-2, 3e-2]}
+
+
+class _Slow(Monitor):
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def epoch(self, record: EpochRecord) -> bool:
+        time.sleep(self.seconds)
+        return False
+
+
+def stored(folder: str, storage: Any, **options: Any) -> GPTSearchCV:
+    """Return the search that the processes make."""
+    given = {"n_trials": 4, "cv": 2, "pruner": None, "random_state": 0, **options}
+    return GPTSearchCV(make(folder, max_epochs=3), RATES, storage=storage, **given)
+
+
+def _search(folder: str, storage: Path, seconds: float, options: dict[str, Any]) -> None:
+    GPTTextClassifier._monitors = lambda *_: [_Slow(seconds)]  # type: ignore[method-assign]
+    stored(folder, storage, **options).fit(*make_text_data(n_classes=2))
+
+
+def begun(folder: str, storage: Path, *, seconds: float = 0.0, **options: Any) -> Any:
+    """Return a process that has begun the search; each epoch takes so many seconds more."""
+    process = _CONTEXT.Process(target=_search, args=(folder, storage, seconds, options))
+    process.start()
+    return process

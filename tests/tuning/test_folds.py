@@ -1,0 +1,245 @@
+"""Folds that advance together, and trials that are given up on the way."""
+
+import gc
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.pruners import BasePruner, ThresholdPruner
+from optuna.trial import TrialState
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import StratifiedKFold, cross_validate
+
+from skgpt import GPTTextClassifier, clear_cache
+from skgpt.training.watch import Monitor
+from skgpt.tuning.folds import Evaluation, evaluate, forget_frames
+from tests.estimators.dying import folders_in
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+from tests.tuning.searching import piped, search
+
+
+def evaluation(estimator: Any, data: TextData, scoring: str = "neg_log_loss") -> Evaluation:
+    X, y = data
+    splits = list(StratifiedKFold(3).split(X, y))
+    return Evaluation(estimator, X, y, splits, get_scorer(scoring), {}, {})
+
+
+def never(epoch: int, score: float) -> bool:
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Iterator[None]:
+    yield
+    assert [t.name for t in threading.enumerate() if t.name.startswith("skgpt")] == []
+
+
+@pytest.mark.parametrize("make_it", [make, piped])
+@pytest.mark.parametrize("options", [{}, {"early_stopping": True, "n_iter_no_change": 1}])
+def test_evaluate__folds_together__are_those_one_after_the_other_bit_for_bit(
+    tiny_llama: str, two_class_data: TextData, make_it: Any, options: dict[str, Any]
+) -> None:
+    X, y = two_class_data
+    estimator = make_it(tiny_llama, max_epochs=4, **options)
+    work = evaluation(estimator, two_class_data)
+    clear_cache()
+    expected = cross_validate(estimator, X, y, cv=work.splits, scoring="neg_log_loss")
+    clear_cache()
+    outcome = evaluate(work, {}, never)
+    assert outcome.test_scores == expected["test_score"].tolist()
+    assert outcome.state == "COMPLETE" and outcome.value == np.mean(outcome.test_scores)
+
+
+@pytest.mark.parametrize("make_it", [make, piped])
+def test_evaluate__each_epoch__reports_what_a_shorter_fit_would_score(
+    tiny_llama: str, two_class_data: TextData, make_it: Any
+) -> None:
+    X, y = two_class_data
+    told: list[tuple[int, float]] = []
+    options = {"lr_schedule": "constant", "warmup_ratio": 0.0}
+    work = evaluation(make_it(tiny_llama, max_epochs=3, **options), two_class_data)
+    evaluate(work, {}, lambda epoch, score: bool(told.append((epoch, score))))
+    assert [epoch for epoch, _ in told] == [1, 2]
+    for epoch, score in told:
+        short = make_it(tiny_llama, max_epochs=epoch, **options)
+        found = cross_validate(short, X, y, cv=work.splits, scoring="neg_log_loss")
+        assert score == pytest.approx(found["test_score"].mean(), rel=1e-6)
+
+
+def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    running: set[int] = set()
+
+    class Noting(Monitor):
+        def epoch_begin(self, epoch: int) -> None:
+            assert not running
+            running.add(threading.get_ident())
+            seen.append((epoch, threading.get_ident()))
+
+        def epoch(self, record: Any) -> bool:
+            running.clear()
+            return False
+
+    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])
+    evaluate(evaluation(make(tiny_llama, max_epochs=3), two_class_data), {}, never)
+    assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    threads = [thread for _, thread in seen]
+    assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
+
+
+def test_evaluate__given_up__stops_every_fold_and_leaves_no_checkpoint(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    clf = make(tiny_llama, max_epochs=50, checkpoint_dir=tmp_path)
+    outcome = evaluate(evaluation(clf, two_class_data), {}, lambda epoch, score: epoch == 2)
+    assert outcome.state == "PRUNED" and outcome.n_epochs == 2 and np.isnan(outcome.value)
+    assert folders_in(tmp_path) == []
+
+
+def test_evaluate__ctrl_c__stops_every_fold_and_keeps_their_checkpoints(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    clf = make(tiny_llama, max_epochs=500, random_state=0, checkpoint_dir=tmp_path)
+
+    def interrupt(epoch: int, score: float) -> bool:
+        if epoch == 2:
+            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+        return False
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluation(clf, two_class_data), {}, interrupt)
+    assert time.monotonic() - began < 20
+    assert len(folders_in(tmp_path)) == 3
+
+
+def test_evaluate__a_fold_that_fails__ends_the_trial(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = iter(range(100))
+
+    class Fails(Monitor):
+        def epoch_begin(self, epoch: int) -> None:
+            if next(made) == 4:  # the second fold's second epoch
+                raise MemoryError("no room")
+
+    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Fails()])
+    outcome = evaluate(evaluation(make(tiny_llama), two_class_data), {}, never)
+    assert outcome.state == "FAIL" and isinstance(outcome.error, MemoryError)
+    assert outcome.n_epochs == 2 and next(made) == 5
+
+
+def test_evaluate__times__are_a_folds_own(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Monitor):
+        def epoch_begin(self, epoch: int) -> None:
+            time.sleep(0.2)
+
+    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Slow()])
+    began = time.perf_counter()
+    outcome = evaluate(evaluation(make(tiny_llama, max_epochs=2), two_class_data), {}, never)
+    whole = time.perf_counter() - began
+    assert all(seconds >= 0.4 for seconds in outcome.fit_time)
+    assert sum(outcome.fit_time) + sum(outcome.score_time) <= whole
+
+
+def test_evaluate__no_fold__sees_the_rows_of_its_test(
+    tiny_llama: str, three_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class weights and early stopping included: what a fit is given is what it may know."""
+    X, y = three_class_data
+    given: list[set[str]] = []
+    fit = GPTTextClassifier.fit
+
+    def noting(self: Any, X: Any, y: Any, *rest: Any, **more: Any) -> Any:
+        given.append(set(X))
+        return fit(self, X, y, *rest, **more)
+
+    monkeypatch.setattr(GPTTextClassifier, "fit", noting)
+    clf = make(tiny_llama, max_epochs=2, class_weight="balanced", early_stopping=True)
+    unique = np.array([f"{text} {i}" for i, text in enumerate(X)], dtype=object)
+    work = evaluation(clf, TextData(unique, y))
+    assert evaluate(work, {}, never).state == "COMPLETE"
+    for seen, (_, test) in zip(given, work.splits, strict=True):
+        assert seen.isdisjoint(unique[test])
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
+def test_evaluate__however_it_ends__no_network_stays(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    networks: list[weakref.ref[Any]] = []
+
+    class Fails(Monitor):
+        def epoch(self, record: Any) -> bool:
+            assert len(networks) < 3
+            return False
+
+    def noting(self: Any, network: Any) -> list[Monitor]:
+        networks.append(weakref.ref(network))
+        return [Fails()] if state == "FAIL" else []
+
+    monkeypatch.setattr(GPTTextClassifier, "_monitors", noting)
+    work = evaluation(make(tiny_llama, max_epochs=2), two_class_data)
+    gc.disable()
+    try:
+        outcome = evaluate(work, {}, lambda epoch, score: state == "PRUNED")
+        if outcome.error is not None:
+            forget_frames(outcome.error)
+        assert outcome.state == state and len(networks) == 3
+        assert [network() for network in networks] == [None] * 3
+    finally:
+        gc.enable()
+
+
+class _BelowChance(BasePruner):
+    def prune(self, study: Any, trial: Any) -> bool:
+        return trial.number % 2 == 1
+
+
+def test_search__trials_that_are_given_up__are_pruned_not_failed(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    found = search(tiny_llama, pruner=_BelowChance(), n_trials=4).fit(*two_class_data)
+    results = found.cv_results_
+    assert results["trial_state"].tolist() == ["COMPLETE", "PRUNED"] * 2
+    assert results["n_epochs"].tolist() == [3, 1] * 2
+    assert np.isnan(results["mean_test_score"][1::2]).all()
+    assert (results["rank_test_score"][1::2] == 3).all()
+    assert [t.state for t in found.study_.trials] == [TrialState.COMPLETE, TrialState.PRUNED] * 2
+    assert list(found.study_.trials[1].intermediate_values) == [1]
+
+
+def test_search__median_pruner__saves_epochs_and_finds_the_same(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    space = {"head_learning_rate": [1e-7, 1e-6, 1e-5, 3e-2]}
+    clf = make(tiny_llama, max_epochs=6)
+    options: dict[str, Any] = {"n_trials": 12, "scoring": "neg_log_loss", "estimator": clf}
+    pruned = search(tiny_llama, space, **options).fit(X, y)
+    whole = search(tiny_llama, space, pruner=None, **options).fit(X, y)
+    assert pruned.best_params_ == whole.best_params_
+    assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 72
+    assert "PRUNED" in pruned.cv_results_["trial_state"]
+
+
+@pytest.mark.parametrize(
+    "pruner", ["percentile", "halving", "hyperband", ThresholdPruner(lower=-9.0)]
+)
+def test_search__every_pruner__ends_with_a_best_trial(
+    tiny_llama: str, two_class_data: TextData, pruner: Any
+) -> None:
+    found = search(tiny_llama, pruner=pruner, n_trials=4).fit(*two_class_data)
+    assert len(found.cv_results_["params"]) == 4
+    assert set(found.cv_results_["trial_state"]) <= {"COMPLETE", "PRUNED"}

@@ -1,0 +1,221 @@
+"""GPTSearchCV as one of scikit-learn's searches."""
+
+import pickle
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn
+from optuna.samplers import GridSampler
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import FitFailedWarning, NotFittedError
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, make_scorer
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
+from sklearn.pipeline import make_pipeline
+
+from skgpt import clear_cache
+from skgpt.exceptions import SearchFailedError, SearchSpaceError
+from skgpt.tuning import GPTSearchCV
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData, global_random_state_unchanged
+from tests.tuning.searching import RATES, piped, rows_of, search
+
+GRID = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
+METRICS = ["accuracy", "neg_log_loss"]
+
+
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_search__a_grid_without_pruning__is_grid_search(
+    tiny_llama: str, two_class_data: TextData, in_pipeline: bool
+) -> None:
+    X, y = two_class_data
+    estimator = (piped if in_pipeline else make)(tiny_llama, max_epochs=2)
+    prefix = "gpttextclassifier__" if in_pipeline else ""
+    grid = {prefix + name: values for name, values in GRID.items()}
+    common: dict[str, Any] = {"cv": 2, "scoring": METRICS, "refit": "neg_log_loss"}
+    common["return_train_score"] = True
+    clear_cache()
+    theirs = GridSearchCV(estimator, grid, **common).fit(X, y)
+    clear_cache()
+    ours = GPTSearchCV(estimator, grid, sampler=GridSampler(grid), pruner=None, **common)
+    ours.fit(X, y)
+    expected, found = rows_of(theirs.cv_results_), rows_of(ours.cv_results_)
+    assert found.keys() == expected.keys()
+    for key, row in expected.items():
+        for name, value in row.items():
+            assert found[key][name] == value, (key, name)
+        assert found[key]["trial_state"] == "COMPLETE" and found[key]["n_epochs"] == 2
+    assert set(ours.cv_results_) == set(theirs.cv_results_) | {"trial_state", "n_epochs", "error"}
+    assert ours.best_params_ == theirs.best_params_ and ours.best_score_ == theirs.best_score_
+    assert (ours.predict_proba(X) == theirs.predict_proba(X)).all()
+    assert ours.n_splits_ == 2 and ours.multimetric_ and set(ours.scorer_) == set(METRICS)
+
+
+def test_search__a_planted_best_point__is_found(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    with global_random_state_unchanged():
+        found = search(tiny_llama, n_trials=6).fit(X, y)
+    assert found.best_params_ == {"head_learning_rate": 3e-2}
+    assert found.best_score_ > 0.7 and found.score(X, y) > 0.7
+    assert found.classes_.tolist() == sorted(set(y))
+    assert len(found.study_.trials) == 6 and found.best_score_ == found.study_.best_value
+    assert not [t for t in threading.enumerate() if t.name.startswith("skgpt")]
+
+
+def test_search__the_same_seed__the_same_trials(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    space = {"head_learning_rate": [1e-5, 1e-4, 1e-3, 1e-2, 3e-2]}
+    one, two = (search(tiny_llama, space, pruner=None).fit(X, y) for _ in range(2))
+    other = search(tiny_llama, space, pruner=None, random_state=1).fit(X, y)
+    assert one.cv_results_["params"] == two.cv_results_["params"]
+    assert one.cv_results_["params"] != other.cv_results_["params"]
+    assert (one.cv_results_["mean_test_score"] == two.cv_results_["mean_test_score"]).all()
+
+
+def test_search__before_and_after_fit__is_a_scikit_learn_estimator(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    unfitted = search(tiny_llama, sampler=GridSampler(RATES), n_trials=2)
+    assert is_classifier(unfitted)
+    with pytest.raises(NotFittedError):
+        unfitted.predict(X)
+    fitted = clone(unfitted)
+    before, sampler = fitted.get_params(), pickle.dumps(fitted.sampler)
+    fitted.fit(X, y)
+    assert all(value is before[name] for name, value in fitted.get_params().items())
+    assert pickle.dumps(fitted.sampler) == sampler
+    opened = pickle.loads(pickle.dumps(fitted))
+    assert (opened.predict(X) == fitted.predict(X)).all()
+    assert len(opened.study_.trials) == 2
+
+
+def test_search__in_an_outer_cross_validation__is_stratified_and_scored(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    found = cross_validate(search(tiny_llama), X, y, cv=2, return_estimator=True)
+    assert len(found["test_score"]) == 2 and np.isfinite(found["test_score"]).all()
+    names = {inner.study_.study_name for inner in found["estimator"]}
+    assert len(names) == 2  # other rows, another study
+
+
+def test_search__single_metric_callable_and_no_refit__like_grid_search(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+
+    def both(estimator: Any, X: Any, y: Any) -> dict[str, float]:
+        right = accuracy_score(y, estimator.predict(X))
+        return {"right": right, "wrong": right - 1}
+
+    found = search(tiny_llama, scoring=both, refit="wrong").fit(X, y)
+    assert found.multimetric_ and found.best_score_ == found.study_.best_value <= 0
+    plain = search(tiny_llama, refit=False).fit(X, y)
+    assert plain.best_params_ and not hasattr(plain, "best_estimator_")
+    with pytest.raises(SearchFailedError, match=r"`refit` must be one of the metrics .*'other'"):
+        search(tiny_llama, scoring=both, refit="other", n_trials=1).fit(X, y)
+
+
+def test_search__weights_and_groups__reach_fit_scorer_and_splitter(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    groups = np.arange(len(X)) % 4
+    weight = np.where(np.arange(len(X)) < 20, 1.0, 3.0)
+    with sklearn.config_context(enable_metadata_routing=True):
+        scorer = make_scorer(accuracy_score).set_score_request(sample_weight=True)
+        estimator = make(tiny_llama, max_epochs=2).set_fit_request(sample_weight=True)
+        common: dict[str, Any] = {"cv": GroupKFold(2), "scoring": scorer}
+        given = {"sample_weight": weight, "groups": groups}
+        grid = {"head_learning_rate": [1e-2]}
+        theirs = GridSearchCV(estimator, grid, **common).fit(X, y, **given)
+        ours = GPTSearchCV(estimator, grid, n_trials=1, **common).fit(X, y, **given)
+    for name in ("split0_test_score", "split1_test_score"):
+        assert ours.cv_results_[name] == theirs.cv_results_[name]
+
+
+def test_search__a_pipeline_of_other_estimators__is_searched_without_pruning(
+    two_class_data: TextData,
+) -> None:
+    X, y = two_class_data
+    other = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    found = GPTSearchCV(other, {"logisticregression__C": [0.01, 1.0]}, n_trials=3, cv=2)
+    found.fit(X, y)
+    assert (found.cv_results_["n_epochs"] == 0).all() and found.best_score_ > 0.9
+
+
+def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    grid = {"trainable_layers": [1, 99]}
+    ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2, error_score=7.0)
+    with pytest.warns(FitFailedWarning, match=r"1 of 2 trials failed; 1 of them with: ModelNot"):
+        ours.fit(X, y)
+    results = ours.cv_results_
+    failed = [params["trainable_layers"] for params in results["params"]].index(99)
+    assert results["trial_state"].tolist()[failed] == "FAIL"
+    assert "at most the" in results["error"][failed] and results["error"][1 - failed] == ""
+    assert results["mean_test_score"][failed] == 7.0 == results["split1_test_score"][failed]
+    assert results["rank_test_score"][failed] == 2 and ours.best_index_ == 1 - failed
+    with pytest.raises(ValueError, match="at most the"):
+        clone(ours).set_params(error_score="raise").fit(X, y)
+
+
+def test_search__all_trials_fail__raises_and_keeps_the_fit_before(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    ours = search(tiny_llama).fit(X, y)
+    before = ours.best_params_, ours.study_
+    ours.set_params(param_distributions={"trainable_layers": [99]})
+    with pytest.raises(SearchFailedError, match=r"3 failed .* The first error was: ModelNot"):
+        ours.fit(X, y)
+    assert (ours.best_params_, ours.study_) == before and len(ours.predict(X)) == len(X)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_trials": 0}, "n_trials"),
+        ({"pruner": "mean"}, "pruner"),
+        ({"timeout": -1.0}, "timeout"),
+        ({"scoring": METRICS}, "refit"),
+        ({"space": {"head_learning_rate": 3}}, "param_distributions"),
+    ],
+)
+def test_search__bad_input__is_refused_before_any_training(
+    tiny_llama: str, two_class_data: TextData, options: dict[str, Any], message: str
+) -> None:
+    X, y = two_class_data
+    with pytest.raises(ValueError, match=message):
+        search(tiny_llama, **options).fit(X, y)
+
+
+def test_search__a_callback_of_its_own__is_refused(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    ours = search(tiny_llama)
+    ours._skl_callbacks = [object()]
+    with pytest.raises(SearchSpaceError, match="set them on its estimator"):
+        ours.fit(*two_class_data)
+
+
+def test_search__a_timeout__begins_no_more_trials(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    ours = search(tiny_llama, n_trials=10_000, timeout=0.5).fit(*two_class_data)
+    assert 1 <= len(ours.cv_results_["params"]) < 10_000
+
+
+def test_search__verbose__says_what_became_of_trials(
+    tiny_llama: str, two_class_data: TextData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(tiny_llama, verbose=2).fit(*two_class_data)
+    shown = capsys.readouterr()
+    assert "search: 100%" in shown.err and "best=" in shown.err and "failed=0" in shown.err
+    assert (shown.out + shown.err).count("complete after 3 epochs") == 3

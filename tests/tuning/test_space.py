@@ -1,0 +1,131 @@
+"""Search spaces: what Optuna draws from, and what is made of what it draws."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from scipy import stats
+from sklearn.dummy import DummyClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from skgpt import LoRA
+from skgpt.exceptions import SearchSpaceError
+from skgpt.tuning import default_space, suggest
+from skgpt.tuning.space import Space, draw
+from tests.estimators.test_classifier import make
+
+
+def drawn(space: Space, n: int = 50) -> list[dict[str, Any]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = [study.ask(space.distributions) for _ in range(n)]
+    return [space.params(trial.params) for trial in trials]
+
+
+def test_space__plain_ranges_of_scipy__are_optunas_own() -> None:
+    space = Space(
+        {
+            "a": stats.uniform(2, 3),
+            "b": stats.loguniform(1e-4, 1e-1),
+            "c": stats.randint(2, 6),
+            "d": [1, None, "two"],
+            "e": np.array([1, 2]),
+        }
+    )
+    assert space.distributions == {
+        "a": FloatDistribution(2.0, 5.0),
+        "b": FloatDistribution(1e-4, 1e-1, log=True),
+        "c": IntDistribution(2, 5),
+        "d": CategoricalDistribution([1, None, "two"]),
+        "e": CategoricalDistribution([1, 2]),
+    }
+    assert all(params["b"] <= 0.1 and type(params["e"]) is int for params in drawn(space))
+
+
+@pytest.mark.parametrize(
+    "given", [stats.norm(3, 0.1), stats.loguniform(1, 2, loc=5), stats.poisson(4)]
+)
+def test_space__another_distribution_of_scipy__is_drawn_from_by_quantile(given: Any) -> None:
+    values = [params["a"] for params in drawn(Space({"a": given}), 300)]
+    assert type(values[0]) is float
+    assert abs(np.mean(values) - given.mean()) < 4 * given.std() / np.sqrt(len(values))
+
+
+def test_space__something_that_only_has_rvs__is_drawn_from_by_seed() -> None:
+    class Own:
+        def rvs(self, random_state: Any = None) -> np.int64:
+            return np.int64(np.random.RandomState(random_state).randint(5))
+
+    values = [params["a"] for params in drawn(Space({"a": Own()}))]
+    assert set(values) == set(range(5)) and type(values[0]) is int
+
+
+def test_space__objects_in_a_list__come_back_as_they_were() -> None:
+    lora = LoRA(rank=2)
+    space = Space({"lora": [None, lora, LoRA(rank=4)]})
+    found = {id(params["lora"]) for params in drawn(space)}
+    assert id(lora) in found and len(found) == 3
+
+
+@pytest.mark.parametrize("given", [{}, None, [{"a": [1]}], {"a": 3}, {"a": []}, {"a": "text"}])
+def test_space__not_as_described__is_refused(given: Any) -> None:
+    with pytest.raises(SearchSpaceError, match="param_distributions"):
+        Space(given)
+
+
+def test_draw__every_kind__is_what_ask_draws() -> None:
+    among = {
+        "a": FloatDistribution(0.1, 1, log=True),
+        "b": FloatDistribution(0, 1, step=0.25),
+        "c": IntDistribution(1, 64, log=True),
+        "d": CategoricalDistribution(["x", 1]),
+    }
+    study = optuna.create_study()
+    trial = study.ask()
+    assert draw(trial, among) == trial.params
+    assert study.trials[0].distributions == among
+
+
+def test_default_space__whatever_is_drawn__can_be_fitted(
+    tiny_model: Callable[[str], str],
+) -> None:
+    X, y = ["one text", "two texts", "a text"] * 2, [0, 1, 1] * 2
+    for options in ({}, {"lora": LoRA()}, {"trainable_layers": 0}, {"n_layers": 1}):
+        for name in ("llama", "bert"):
+            clf = make(tiny_model(name), device="cpu", max_epochs=1, **options)
+            for params in drawn(Space(default_space(clf)), 4):
+                clf.set_params(**params).fit(X, y)
+
+
+def test_default_space__an_estimators_own_choices__are_kept(tiny_llama: str) -> None:
+    def names(**options: Any) -> set[str]:
+        return set(default_space(make(tiny_llama, **options)))
+
+    rest = {"head_learning_rate", "weight_decay", "batch_size", "pooling", "n_layers"}
+    assert names(trainable_layers=0) == rest
+    assert names() == rest | {"learning_rate", "trainable_layers"}
+    assert names(lora=LoRA()) == names() | {"lora__rank"}
+    shallow = default_space(make(tiny_llama, n_layers=1))
+    assert shallow["n_layers"] == CategoricalDistribution([1])
+
+
+def test_default_space__pipeline__reaches_into_its_last_step(tiny_llama: str) -> None:
+    inner = make_pipeline(FunctionTransformer(), make(tiny_llama))
+    outer = make_pipeline(FunctionTransformer(), inner)
+    prefix = "pipeline__gpttextclassifier__"
+    assert set(default_space(outer)) == {prefix + name for name in default_space(make(tiny_llama))}
+    params = suggest(optuna.create_study().ask(), outer)
+    outer.set_params(**params)
+    assert outer[-1][-1].batch_size == params[prefix + "batch_size"]
+
+
+def test_default_space__no_estimator_of_ours__is_refused() -> None:
+    with pytest.raises(SearchSpaceError, match="DummyClassifier: pass `param_distributions`"):
+        default_space(DummyClassifier())

@@ -1,0 +1,259 @@
+"""Searches that are kept: they go on, share a study, and notice who died."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from skgpt import GPTTextClassifier
+from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
+from skgpt.training.watch import Monitor
+from skgpt.tuning import ledger as ledger_module
+from skgpt.tuning.ledger import Ledger
+from tests.helpers import TextData
+from tests.tuning.process import begun, stored
+from tests.tuning.searching import rows_of
+
+_PATIENCE = 60.0
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets an entry for each fit."""
+    made: list[int] = []
+    fit = GPTTextClassifier.fit
+
+    def counting(self: Any, *given: Any, **more: Any) -> Any:
+        made.append(1)
+        return fit(self, *given, **more)
+
+    monkeypatch.setattr(GPTTextClassifier, "fit", counting)
+    return made
+
+
+def trials_in(journal: Path) -> list[Any]:
+    """Return the trials of a journal's only study, as far as it is written."""
+    if not journal.exists():
+        return []
+    storage = JournalStorage(JournalFileBackend(str(journal)))
+    studies = storage.get_all_studies()
+    return storage.get_all_trials(studies[0]._study_id) if studies else []
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.02)
+
+
+def test_storage__the_same_call_again__goes_on_without_repeating(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int]
+) -> None:
+    journal = tmp_path / "search.journal"
+    whole = stored(tiny_llama, None).fit(*two_class_data)
+    fits.clear()
+    stored(tiny_llama, journal, n_trials=2, refit=False).fit(*two_class_data)
+    assert len(fits) == 4
+    again = stored(tiny_llama, str(journal), refit=False).fit(*two_class_data)
+    assert len(fits) == 8
+    for name, column in whole.cv_results_.items():
+        if "time" not in name:
+            np.testing.assert_array_equal(again.cv_results_[name], column, name)
+    url = f"sqlite:///{tmp_path}/search.db"
+    assert stored(tiny_llama, url).fit(*two_class_data).best_params_ == whole.best_params_
+    fits.clear()
+    stored(tiny_llama, url, refit=False).fit(*two_class_data)
+    assert fits == []
+
+
+def test_storage__killed_in_the_middle__goes_on(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int]
+) -> None:
+    whole = stored(tiny_llama, None).fit(*two_class_data)
+    journal = tmp_path / "search.journal"
+    process = begun(tiny_llama, journal, seconds=0.1)
+
+    def is_in_its_second_trial() -> bool:
+        trials = trials_in(journal)
+        return len(trials) == 2 and bool(trials[1].intermediate_values)
+
+    wait_until(is_in_its_second_trial)
+    process.kill()
+    process.join()
+    fits.clear()
+    again = stored(tiny_llama, journal, refit=False).fit(*two_class_data)
+    assert len(fits) == 6  # the first trial was whole, and two folds for each of the others
+    states = [trial.state for trial in again.study_.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 3]
+    assert again.study_.trials[1].params == again.study_.trials[2].params
+    assert again.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
+    found, expected = rows_of(again.cv_results_), rows_of(whole.cv_results_)
+    for params in found.keys() & expected.keys():
+        assert found[params] == expected[params]
+
+
+def test_storage__two_processes_at_once__share_the_trials(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    journal = tmp_path / "search.journal"
+    workers = [begun(tiny_llama, journal, seconds=0.1, n_trials=6) for _ in range(2)]
+    for worker in workers:
+        worker.join(_PATIENCE)
+        assert worker.exitcode == 0
+    trials = [t for t in trials_in(journal) if "skgpt:lost" not in t.user_attrs]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    assert len({trial.user_attrs["skgpt:worker"]["pid"] for trial in trials}) == 2
+    found = stored(tiny_llama, journal, n_trials=6).fit(*two_class_data)
+    assert len(found.cv_results_["params"]) == 6
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_storage__n_jobs__are_processes_on_one_study(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, kept: bool
+) -> None:
+    storage = tmp_path / "search.journal" if kept else None
+    found = stored(tiny_llama, storage, n_jobs=2).fit(*two_class_data)
+    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
+    counted = [t for t in found.study_.trials if t.state == TrialState.COMPLETE]
+    assert len(counted) == 4 and found.study_.best_value == found.best_score_
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["search.journal"] * kept
+
+
+def test_storage__ctrl_c__the_trial_is_tried_again(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupts(Monitor):
+        def epoch_begin(self, epoch: int) -> None:
+            raise KeyboardInterrupt
+
+    journal = tmp_path / "search.journal"
+    with monkeypatch.context() as patched:
+        patched.setattr(GPTTextClassifier, "_monitors", lambda *_: [Interrupts()])
+        with pytest.raises(KeyboardInterrupt):
+            stored(tiny_llama, journal).fit(*two_class_data)
+    (lost, waiting) = trials_in(journal)
+    assert (lost.state, waiting.state) == (TrialState.FAIL, TrialState.WAITING)
+    found = stored(tiny_llama, journal).fit(*two_class_data)
+    assert len(found.cv_results_["params"]) == 4
+    assert found.cv_results_["params"][0] == lost.params
+
+
+def test_storage__other_data_or_settings__another_study_or_refused(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    X, y = two_class_data
+    journal = tmp_path / "search.journal"
+    options: dict[str, Any] = {"n_trials": 1, "refit": False}
+    first = stored(tiny_llama, journal, **options).fit(X, y)
+    same = stored(tiny_llama, journal, **options).fit(list(X), y.tolist())
+    other = stored(tiny_llama, journal, **options).fit(X[::-1], y)
+    assert first.study_.study_name == same.study_.study_name != other.study_.study_name
+    named = {**options, "study_name": "mine"}
+    stored(tiny_llama, journal, **named).fit(X, y)
+    quieter = stored(tiny_llama, journal, **named)
+    quieter.estimator.set_params(store_base=False)
+    quieter.fit(X, y)
+    with pytest.raises(ContinuationError, match=r"'mine' belongs .* this differs: X, `cv`, y\."):
+        stored(tiny_llama, journal, **named).fit(X[:-4], y[:-4])
+    changed = stored(tiny_llama, journal, **named)
+    changed.estimator.set_params(max_epochs=4)
+    with pytest.raises(ContinuationError, match=r"this differs: `max_epochs`\. Set another"):
+        changed.fit(X, y)
+    optuna.create_study(storage=first.study_._storage, study_name="theirs").ask()
+    with pytest.raises(ContinuationError, match="'theirs' belongs"):
+        stored(tiny_llama, journal, **{**named, "study_name": "theirs"}).fit(X, y)
+
+
+def test_storage__a_last_line_written_by_half__is_cut_off(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    journal = tmp_path / "search.journal"
+    stored(tiny_llama, journal, n_trials=1).fit(*two_class_data)
+    with open(journal, "ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    found = stored(tiny_llama, journal, n_trials=2).fit(*two_class_data)
+    assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
+
+
+@pytest.mark.parametrize("where", ["no/such/folder/search.journal", "nosuchdb://a/b"])
+def test_storage__that_can_not_be_opened__is_an_error(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, where: str
+) -> None:
+    storage = where if "://" in where else tmp_path / where
+    with pytest.raises(SearchStorageError, match="`storage` must be"):
+        stored(tiny_llama, storage).fit(*two_class_data)
+
+
+def test_storage__in_memory_with_processes__is_refused(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    memory = optuna.storages.InMemoryStorage()
+    with pytest.raises(SearchSpaceError, match="one in memory: pass"):
+        stored(tiny_llama, memory, n_jobs=2).fit(*two_class_data)
+
+
+def ledger(n_trials: int = 3) -> Ledger:
+    among = {"a": optuna.distributions.FloatDistribution(0, 1)}
+    return Ledger(optuna.create_study(direction="maximize"), among, n_trials)
+
+
+def elsewhere(until: float) -> dict[str, Any]:
+    return {"machine": "another", "pid": 1, "began": 0.0, "until": until}
+
+
+def test_ledger__a_worker_elsewhere__is_dead_when_its_lease_is_over() -> None:
+    book = ledger()
+    alive, dead = book.take(), book.take()
+    assert alive is not None and dead is not None
+    alive.set_user_attr("skgpt:worker", elsewhere(time.time() + 60))
+    dead.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
+    again = book.take()
+    assert again is not None and again.params == dead.params
+    assert [t.number for t in book.counted()] == [alive.number, again.number]
+    assert book.is_anybody_working()
+    other = book.take()
+    assert other is not None and other.params not in (dead.params, alive.params)
+    assert book.take() is None
+
+
+def test_ledger__a_lease__is_renewed_while_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_BEAT_SECONDS", 0.01)
+    book = ledger()
+    trial = book.take()
+    assert trial is not None
+    first = trial.user_attrs["skgpt:worker"]["until"]
+
+    def until() -> float:
+        return float(book.study.trials[0].user_attrs["skgpt:worker"]["until"])
+
+    with book.working_on(trial):
+        wait_until(lambda: until() > first)
+    last = until()
+    time.sleep(0.05)
+    assert until() == last
+
+
+def test_ledger__two_that_begin_the_last_trial__one_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    book = ledger(n_trials=1)
+    other = Ledger(book.study, book.distributions, 1)
+    ask = book.study.ask
+
+    def late(*given: Any) -> Any:
+        monkeypatch.setattr(book.study, "ask", ask)
+        assert other.take() is not None
+        return ask(*given)
+
+    monkeypatch.setattr(book.study, "ask", late)
+    assert book.take() is None
+    assert [trial.number for trial in book.counted()] == [0]
+    assert book.study.trials[1].state == TrialState.FAIL
