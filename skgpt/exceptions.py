@@ -57,6 +57,14 @@ class SaveError(SkgptError, OSError):
     """A fitted model could not be written; what was there before is as it was."""
 
 
+class TuningError(SkgptError, ValueError):
+    """A search or a comparison can't be run as it was asked for."""
+
+
+class MissingPackageError(SkgptError, ImportError):
+    """An optional package is not there, or too old; the message says what to install."""
+
+
 class SlowFitWarning(UserWarning):
     """A fit is going to take more than ten minutes; the message says what would shorten it."""
 
@@ -71,3 +79,11 @@ class InterruptedFitWarning(UserWarning):
 
 class SkippedStepsWarning(UserWarning):
     """Optimiser steps were skipped, as their loss or gradient was not finite."""
+
+
+class BaselineWarning(UserWarning):
+    """A linear model on TF-IDF did no worse than the GPT that it was compared with."""
+
+
+class IdlePrunerWarning(UserWarning):
+    """A study's pruner can't save anything with so few folds."""
