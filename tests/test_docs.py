@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDES = ("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md")
+GUIDES = ("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md", "searches.md")
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _EXPECTED = re.compile(r"  # -> (?P<value>.+)$", re.MULTILINE)

@@ -210,7 +210,7 @@ def compare_with_baseline(
         For splitters that keep groups whole.
     sample_weight : array-like of shape (n,), default=None
         Weights of the rows in both fits; scores are not weighted. With metadata routing on, the
-        estimator must have asked for them.
+        estimator must have said whether its ``fit`` and ``score`` want them, or the scorer has.
     baseline : estimator or None, default=None
         Another model to beat. None is the one above; words are not set apart by spaces in every
         language, and for those a TfidfVectorizer of characters is a better one.

@@ -14,7 +14,6 @@ from skgpt.tuning.folds import draw_folds, one_scorer
 try:
     import optuna
     from optuna.distributions import (
-        BaseDistribution,
         CategoricalDistribution,
         FloatDistribution,
         IntDistribution,
@@ -28,6 +27,8 @@ except ImportError as error:
         "skgpt.tuning needs the package optuna, which can't be imported: run "
         f"`pip install 'skgpt[optuna]'`. ({error})"
     ) from error
+
+Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 
 # The Wilcoxon test of n folds is below 0.1 from n = 4 on, and after the last fold nothing is saved.
 _FOLDS_FOR_WILCOXON = 5
@@ -157,7 +158,7 @@ def objective(
     estimator: Any,
     X: Any,
     y: Any,
-    space: Mapping[str, BaseDistribution],
+    space: Mapping[str, Distribution],
     cv: Any = None,
     scoring: str | Callable[..., float] | None = None,
     *,
@@ -260,14 +261,14 @@ def _check_space(space: Any, estimator: Any) -> None:
                 f"{type(estimator).__name__}: see get_params(); those of `lora` are there once it "
                 "is a LoRA(), those of a Pipeline's step as <step>__<name>."
             )
-        if not isinstance(values, FloatDistribution | IntDistribution | CategoricalDistribution):
+        if not isinstance(values, Distribution):
             raise TuningError(
                 "`space` must hold Optuna distributions: FloatDistribution, IntDistribution or "
                 f"CategoricalDistribution. Got {values!r} for {name!r}."
             )
 
 
-def _suggest(trial: BaseTrial, name: str, values: BaseDistribution) -> Any:
+def _suggest(trial: BaseTrial, name: str, values: Distribution) -> Any:
     if isinstance(values, FloatDistribution):
         return trial.suggest_float(name, values.low, values.high, step=values.step, log=values.log)
     if isinstance(values, IntDistribution):

@@ -27,6 +27,8 @@ from tests.helpers import TextData
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+# The WilcoxonPruner is said to be experimental.
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 needs_callbacks = pytest.mark.skipif(
     not own_study.HAS_CALLBACKS, reason="scikit-learn before 1.9 has no callbacks"
 )
