@@ -21,6 +21,14 @@ class ContinuationError(SkgptError, ValueError):
     """A fit can't go on from a fitted model or a checkpoint; the message names what differs."""
 
 
+class MissingPackageError(SkgptError, ImportError):
+    """Something needs a package that is not installed; the message names it."""
+
+
+class TuningError(SkgptError, ValueError):
+    """A search or a comparison can't be run as it was asked for."""
+
+
 class DownloadError(SkgptError, OSError):
     """A file could not be fetched, or what came was not what was expected."""
 
@@ -55,14 +63,6 @@ class NotSavableError(SkgptError, TypeError):
 
 class SaveError(SkgptError, OSError):
     """A fitted model could not be written; what was there before is as it was."""
-
-
-class TuningError(SkgptError, ValueError):
-    """A search or a comparison can't be run as it was asked for."""
-
-
-class MissingPackageError(SkgptError, ImportError):
-    """An optional package is not there, or too old; the message says what to install."""
 
 
 class SlowFitWarning(UserWarning):

@@ -1,17 +1,17 @@
-"""Searches for parameters, and whether what they find is worth it.
+"""Searches over the parameters of text estimators, and whether what they find is worth it.
 
-What needs Optuna (the extra ``optuna``) is imported when it is first used; `compare_with_baseline`
-doesn't.
+What needs the package optuna, all but `compare_with_baseline`, says so where it is missing:
+``pip install "skgpt[optuna]"``. The names are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from skgpt.exceptions import MissingPackageError
+
 if TYPE_CHECKING:
     from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
     from skgpt.tuning.own_study import PruningCallback, objective
-
-__all__ = ["BaselineReport", "PruningCallback", "compare_with_baseline", "objective"]
 
 _HOMES = {
     "BaselineReport": "skgpt.tuning.baseline",
@@ -20,10 +20,20 @@ _HOMES = {
     "objective": "skgpt.tuning.own_study",
 }
 
+__all__ = ["BaselineReport", "PruningCallback", "compare_with_baseline", "objective"]
+
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "optuna":
+                raise
+            raise MissingPackageError(
+                f"`{name}` needs the package optuna, which can't be imported: run "
+                f'`pip install "skgpt[optuna]"`. ({error})'
+            ) from error
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 
 

@@ -14,8 +14,8 @@ from sklearn.base import clone, is_classifier
 from sklearn.pipeline import Pipeline
 
 from skgpt.exceptions import BaselineWarning, TuningError
-from skgpt.tuning.folds import Folds, draw_folds, last_step, one_scorer
 from skgpt.tuning.linear import LinearTextClassifier
+from skgpt.tuning.same_folds import Folds, FoldScores, draw_folds, last_step, one_scorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,47 +251,62 @@ def compare_with_baseline(
     folds = draw_folds(estimator, X, y, cv, groups, sample_weight)
     rival = baseline_for(estimator) if baseline is None else clone(baseline)
     theirs = folds.score(rival, scorer)
-    check_scores(theirs["test_score"], "baseline")
+    _check_scores(theirs, "the baseline")
     ours = folds.score(estimator, scorer, n_jobs=n_jobs)
-    check_scores(ours["test_score"], name_of(estimator))
-    return report_of(estimator, scoring, folds, ours, theirs)
+    return _report(estimator, ours, theirs, folds, scoring)
 
 
-def report_of(
+def compare_scores(
     estimator: Any,
-    scoring: Any,
+    scores: NDArray[np.float64],
+    seconds: NDArray[np.float64],
     folds: Folds,
-    ours: dict[str, NDArray[np.float64]],
-    theirs: dict[str, NDArray[np.float64]],
+    scoring: str | Callable[..., float] | None = None,
 ) -> BaselineReport:
-    """Put two results of `Folds.score` side by side, and warn if the estimator did not win.
+    """Compare scores that an estimator has already, as after a search, with the baseline's.
 
     Parameters
     ----------
     estimator : estimator
-    scoring : str, callable or None
+        As in `compare_with_baseline`; it is not fitted.
+    scores, seconds : ndarray of shape (n_folds,)
     folds : Folds
-    ours, theirs : dict of ndarray
+        Those that the scores are of.
+    scoring : str, callable or None
+        What they are.
 
     Returns
     -------
     report : BaselineReport
+
+    Warns
+    -----
+    BaselineWarning
+        If their mean is no higher than the baseline's.
     """
+    theirs = folds.score(baseline_for(estimator), one_scorer(estimator, scoring))
+    _check_scores(theirs, "the baseline")
+    return _report(estimator, FoldScores(scores, seconds), theirs, folds, scoring)
+
+
+def _report(
+    estimator: Any, ours: FoldScores, theirs: FoldScores, folds: Folds, scoring: Any
+) -> BaselineReport:
+    _check_scores(ours, _name_of(estimator))
     report = BaselineReport(
-        scores=ours["test_score"],
-        baseline_scores=theirs["test_score"],
-        seconds=ours["seconds"],
-        baseline_seconds=theirs["seconds"],
+        scores=ours.scores,
+        baseline_scores=theirs.scores,
+        seconds=ours.seconds,
+        baseline_seconds=theirs.seconds,
         test_to_train=folds.test_to_train,
         scoring=_called(scoring),
-        name=name_of(estimator),
+        name=_name_of(estimator),
     )
     if report.winner != "estimator":
         warnings.warn(
-            f"{report.verdict} A linear model on TF-IDF took "
-            f"{report.baseline_seconds.sum():.1f} s, {report.name} {report.seconds.sum():.0f} s: "
-            "try other parameters (more epochs, another pooling or learning rate), or use the "
-            "linear model.",
+            f"{report.verdict} The baseline took {report.baseline_seconds.sum():.1f} s, "
+            f"{report.name} {report.seconds.sum():.0f} s: try other parameters (more epochs, "
+            "another pooling or learning rate), or use the linear model.",
             BaselineWarning,
             stacklevel=3,
         )
@@ -328,25 +343,17 @@ def _in_place_of_last(estimator: Any, linear: LinearTextClassifier) -> Any:
     return copied
 
 
-def check_scores(scores: NDArray[np.float64], of: str) -> None:
-    """Check that every fold has a score.
-
-    Raises
-    ------
-    TuningError
-        If one is no number.
-    """
-    if np.isnan(scores).any():
-        fold = int(np.flatnonzero(np.isnan(scores))[0])
+def _check_scores(result: FoldScores, of: str) -> None:
+    missing = np.flatnonzero(np.isnan(result.scores))
+    if len(missing):
         raise TuningError(
-            f"`scoring` must give a number on every fold. For {of} it gives none on fold {fold}: "
-            "a metric that needs every class finds too few rows there. Take fewer folds, "
-            "stratified ones, or another `scoring`."
+            f"`scoring` must give a number on every fold. For {of} it gives none on fold "
+            f"{missing[0]}: a metric that needs every class finds too few rows there. Take fewer "
+            "folds, stratified ones, or another `scoring`."
         )
 
 
-def name_of(estimator: Any) -> str:
-    """Return the class of an estimator, or of a Pipeline's last step."""
+def _name_of(estimator: Any) -> str:
     return type(last_step(estimator)).__name__
 
 

@@ -5,28 +5,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import WilcoxonPruner
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import BaseTrial
 from sklearn.base import clone
 
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
 from skgpt.sklearn_compat import HAS_CALLBACKS
-from skgpt.tuning.folds import draw_folds, one_scorer
-
-try:
-    import optuna
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-    from optuna.pruners import WilcoxonPruner
-    from optuna.storages import InMemoryStorage
-    from optuna.study import StudyDirection
-    from optuna.trial import BaseTrial
-except ImportError as error:
-    raise MissingPackageError(
-        "skgpt.tuning needs the package optuna, which can't be imported: run "
-        f"`pip install 'skgpt[optuna]'`. ({error})"
-    ) from error
+from skgpt.tuning.same_folds import draw_folds, one_scorer
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 
@@ -236,7 +225,7 @@ def objective(
         scores: list[float] = []
         for number in range(len(folds)):
             result = folds.score(candidate, scorer, slice(number, number + 1))
-            scores.append(float(result["test_score"][0]))
+            scores.append(float(result.scores[0]))
             trial.set_user_attr("fold_scores", list(scores))
             trial.report(scores[-1] if by_fold else float(np.mean(scores)), number)
             # After the last fold nothing is left to save.

@@ -18,9 +18,9 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
-from skgpt.tuning.baseline import baseline_for
-from skgpt.tuning.folds import Folds, draw_folds
+from skgpt.tuning.baseline import baseline_for, compare_scores
 from skgpt.tuning.linear import LinearTextClassifier
+from skgpt.tuning.same_folds import Folds, draw_folds
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
@@ -137,6 +137,22 @@ def test_compare__metadata_routing__weights_reach_both(
         found = compare_with_baseline(clf, X, y, cv=2, sample_weight=weight)
     np.testing.assert_array_equal(found.scores, [0.5, 0.5])
     np.testing.assert_array_equal(found.baseline_scores, [0.5, 0.5])
+
+
+def test_compare_scores__of_a_search__says_what_the_comparison_says(
+    two_class_data: TextData,
+) -> None:
+    with pytest.warns(BaselineWarning):
+        whole = compare_with_baseline(Oracle(), *two_class_data, cv=4)
+    folds = draw_folds(Oracle(), *two_class_data, cv=4)
+    Oracle.seen.clear()
+    with pytest.warns(BaselineWarning) as caught:
+        again = compare_scores(Oracle(), whole.scores, whole.seconds, folds)
+    assert not Oracle.seen and caught[0].filename == __file__
+    np.testing.assert_array_equal(again.baseline_scores, whole.baseline_scores)
+    assert again.verdict == whole.verdict
+    with pytest.raises(TuningError, match="For Oracle it gives none on fold 2"):
+        compare_scores(Oracle(), np.array([1, 1, np.nan, 1]), whole.seconds, folds)
 
 
 def test_draw_folds__groups__are_never_split(two_class_data: TextData) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,13 @@ from sklearn.pipeline import Pipeline
 from skgpt.exceptions import TuningError
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to train on, rows to judge
+
+
+class FoldScores(NamedTuple):
+    """A score for each fold, and the seconds that it took to fit and to score."""
+
+    scores: NDArray[np.float64]
+    seconds: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Folds:
 
     def score(
         self, estimator: Any, scorer: Any, numbers: slice = slice(None), n_jobs: int | None = None
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> FoldScores:
         """Fit clones on some of the folds and score them; whatever goes wrong is raised.
 
         Parameters
@@ -58,8 +65,7 @@ class Folds:
 
         Returns
         -------
-        results : dict of ndarray
-            ``test_score`` and ``seconds``, one value per fold.
+        results : FoldScores
         """
         result = cross_validate(
             estimator,
@@ -71,10 +77,10 @@ class Folds:
             n_jobs=n_jobs,
             error_score="raise",
         )
-        return {
-            "test_score": np.asarray(result["test_score"], dtype=np.float64),
-            "seconds": np.asarray(result["fit_time"] + result["score_time"]),
-        }
+        return FoldScores(
+            np.asarray(result["test_score"], dtype=np.float64),
+            np.asarray(result["fit_time"] + result["score_time"]),
+        )
 
     def _params(self, estimator: Any) -> dict[str, Any] | None:
         if self.sample_weight is None:
