@@ -34,16 +34,16 @@ _HOMES = {
     "save": "skgpt.persistence",
 }
 
-_FOLDERS = ("testing", "tuning")
+_PACKAGES = ("testing", "tuning")
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in _FOLDERS:
+    if name in _PACKAGES:
         return import_module(f"skgpt.{name}")
     raise AttributeError(f"module 'skgpt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_FOLDERS])
+    return sorted([*__all__, *_PACKAGES])

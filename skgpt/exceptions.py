@@ -33,6 +33,14 @@ class SearchFailedError(SkgptError, ValueError):
     """A search ended without a single trial that was trained to its end."""
 
 
+class MissingPackageError(SkgptError, ImportError):
+    """Something needs a package that is not installed; the message names it."""
+
+
+class TuningError(SkgptError, ValueError):
+    """A search or a comparison can't be run as it was asked for."""
+
+
 class DownloadError(SkgptError, OSError):
     """A file could not be fetched, or what came was not what was expected."""
 
@@ -87,3 +95,11 @@ class InterruptedFitWarning(UserWarning):
 
 class SkippedStepsWarning(UserWarning):
     """Optimiser steps were skipped, as their loss or gradient was not finite."""
+
+
+class BaselineWarning(UserWarning):
+    """A linear model on TF-IDF did no worse than the GPT that it was compared with."""
+
+
+class IdlePrunerWarning(UserWarning):
+    """A study's pruner can't save anything with so few folds."""

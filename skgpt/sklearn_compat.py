@@ -12,7 +12,10 @@ from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
 try:
     from sklearn.callback import CallbackSupportMixin  # from 1.9 on; its fit_context tears down
+
+    HAS_CALLBACKS = True
 except ImportError:
+    HAS_CALLBACKS = False
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Has no `set_callbacks`, so that asking for one says that there is none."""
@@ -26,6 +29,7 @@ def have_it_raise(scorer: Any) -> Any:
 
 
 __all__ = [
+    "HAS_CALLBACKS",
     "BaseSearchCV",
     "CallbackSupportMixin",
     "Interval",

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDES = ("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md", "tuning.md")
+GUIDES = (
+    *("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md"),
+    *("tuning.md", "searches.md"),
+)
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _EXPECTED = re.compile(r"  # -> (?P<value>.+)$", re.MULTILINE)

@@ -101,52 +101,22 @@ def run_trainer(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
 
 def run_skorch(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
     """Cross-validate K."""
-    import torch
-    from _trainer import load_classifier, load_tokenizer
-    from sklearn.pipeline import make_pipeline
-    from skorch import NeuralNetClassifier
-    from skorch.hf import HuggingfacePretrainedTokenizer
+    from _skorch import skorch_pipeline
 
-    _, codes = np.unique(news.topics, return_inverse=True)
+    names, codes = np.unique(news.topics, return_inverse=True)
+    pipeline, tokenizer, net = skorch_pipeline(len(names), setting)
+    fit_tokenizer = tokenizer.fit
 
-    class Module(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = load_classifier(int(codes.max()) + 1, setting)
-            self.model.config.pad_token_id = load_tokenizer().pad_token_id
+    def fit(*args: Any, **kwargs: Any) -> Any:
+        watch.lap()  # the first step of the pipeline
+        with watch.part("load"):
+            return fit_tokenizer(*args, **kwargs)
 
-        def forward(self, **inputs: Any) -> Any:
-            return self.model(**inputs).logits
-
-    class Net(NeuralNetClassifier):
-        def fit(self, X: Any, y: Any) -> Any:
-            torch.manual_seed(setting.seed)
-            return super().fit(X, y)
-
-    class Tokenizer(HuggingfacePretrainedTokenizer):
-        def fit(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
-            watch.lap()  # the first step of the pipeline
-            with watch.part("load"):
-                return super().fit(X, y, **kwargs)
-
-    watch.wrap(Net, "initialize", "load")
-    watch.wrap(Net, "fit_loop", "train")
-    watch.wrap(Net, "predict", "predict")
-    watch.wrap(Tokenizer, "transform", "tokenise")
-    net = Net(
-        Module,
-        criterion=torch.nn.CrossEntropyLoss,
-        optimizer=torch.optim.AdamW,
-        lr=setting.learning_rate,
-        batch_size=setting.batch,
-        max_epochs=setting.epochs,
-        train_split=None,
-        iterator_train__shuffle=True,
-        device=setting.device,
-        verbose=0,
-    )
-    # A tokenizer of our own making, for some models' files know no padding.
-    pipeline = make_pipeline(Tokenizer(load_tokenizer(), max_length=setting.max_length), net)
+    setattr(tokenizer, "fit", fit)  # noqa: B010
+    watch.wrap(net, "initialize", "load")
+    watch.wrap(net, "fit_loop", "train")
+    watch.wrap(net, "predict", "predict")
+    watch.wrap(tokenizer, "transform", "tokenise")
     scores = cross_validate(pipeline, news.texts, codes, cv=folds_of(news), error_score="raise")
     watch.stop()
     return list(map(float, scores["test_score"]))

@@ -1,28 +1,52 @@
-"""Searches over the parameters of text estimators, as Optuna studies.
+"""Searches over the parameters of text estimators, and whether what they find is worth it.
 
-Needs the package optuna: ``pip install "skgpt[optuna]"``. The names are imported when they are
-first used.
+What needs the package optuna, all but `compare_with_baseline`, says so where it is missing:
+``pip install "skgpt[optuna]"``. The names are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from skgpt.exceptions import MissingPackageError
+
 if TYPE_CHECKING:
+    from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
+    from skgpt.tuning.own_study import PruningCallback, objective
     from skgpt.tuning.search import GPTSearchCV
     from skgpt.tuning.space import default_space, suggest
 
 _HOMES = {
+    "BaselineReport": "skgpt.tuning.baseline",
     "GPTSearchCV": "skgpt.tuning.search",
+    "PruningCallback": "skgpt.tuning.own_study",
+    "compare_with_baseline": "skgpt.tuning.baseline",
     "default_space": "skgpt.tuning.space",
+    "objective": "skgpt.tuning.own_study",
     "suggest": "skgpt.tuning.space",
 }
 
-__all__ = ["GPTSearchCV", "default_space", "suggest"]
+__all__ = [
+    "BaselineReport",
+    "GPTSearchCV",
+    "PruningCallback",
+    "compare_with_baseline",
+    "default_space",
+    "objective",
+    "suggest",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "optuna":
+                raise
+            raise MissingPackageError(
+                f"`{name}` needs the package optuna, which can't be imported: run "
+                f'`pip install "skgpt[optuna]"`. ({error})'
+            ) from error
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 
 

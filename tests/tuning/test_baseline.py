@@ -1,0 +1,307 @@
+"""The baseline guard: same folds, same texts, same weights, and an honest verdict."""
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from skgpt.exceptions import BaselineWarning, TuningError
+from skgpt.tuning import BaselineReport, compare_with_baseline
+from skgpt.tuning.baseline import baseline_for, compare_scores
+from skgpt.tuning.linear import LinearTextClassifier
+from skgpt.tuning.same_folds import Folds, draw_folds
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+
+
+class Oracle(ClassifierMixin, BaseEstimator):
+    """Knows the label of each text, or none of them; remembers what it was fitted on."""
+
+    seen: list[Any] = []
+
+    def __init__(self, truth: Any = None, template: Any = None, class_weight: Any = None) -> None:
+        self.truth = truth
+        self.template = template
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        Oracle.seen.append((list(X), sample_weight))
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        truth = self.truth or {}
+        return np.array([truth.get(text, self.classes_[0]) for text in X])
+
+
+def report(own: list[float], other: list[float], test_to_train: float = 0.25) -> BaselineReport:
+    ones = np.ones(len(own))
+    return BaselineReport(np.array(own), np.array(other), ones, ones, test_to_train)
+
+
+def lower(X: Any) -> list[str]:
+    return [text.lower() for text in X]
+
+
+def test_compare__a_model_that_knows_nothing__warns_and_says_who_won(
+    two_class_data: TextData,
+) -> None:
+    with pytest.warns(BaselineWarning, match="The baseline wins by") as caught:
+        found = compare_with_baseline(Oracle(), *two_class_data, cv=4)
+    assert caught[0].filename == __file__
+    assert found.winner == "baseline" and found.difference < -0.3
+    assert len(found.scores) == len(found.baseline_scores) == 4
+    assert (found.seconds > 0).all() and (found.baseline_seconds > 0).all()
+
+
+def test_compare__a_model_that_knows_all__wins_without_a_warning(two_class_data: TextData) -> None:
+    X, y = two_class_data
+    noisy = np.where(np.arange(len(y)) % 3 == 0, y[::-1], y)  # words don't say these
+    names = np.array([f"text{i} {text}" for i, text in enumerate(X)], dtype=object)
+    found = compare_with_baseline(Oracle(dict(zip(names, noisy, strict=True))), names, noisy, cv=5)
+    assert found.winner == "estimator" and found.scores.tolist() == [1.0] * 5
+    assert found.verdict.startswith("Oracle wins by")
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__a_cv_that_draws__both_see_the_same_folds(two_class_data: TextData) -> None:
+    X, y = two_class_data
+    np.random.seed(3)
+    cv = ShuffleSplit(4, random_state=None)
+    Oracle.seen.clear()
+    found = compare_with_baseline(Oracle(), X, y, cv=cv, baseline=Oracle(), scoring="accuracy")
+    fitted = [texts for texts, _ in Oracle.seen]
+    assert fitted[:4] == fitted[4:] and fitted[0] != fitted[1]
+    assert found.winner is None and found.difference == 0 == found.n_std
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__our_classifier__scores_are_those_of_cross_val_score(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=2)
+    cv = KFold(3)
+    found = compare_with_baseline(clf, X, y, cv=cv, scoring="neg_log_loss")
+    np.testing.assert_array_equal(
+        found.scores, cross_val_score(clf, X, y, cv=cv, scoring="neg_log_loss")
+    )
+    np.testing.assert_array_equal(
+        found.baseline_scores,
+        cross_val_score(LinearTextClassifier(), X, y, cv=cv, scoring="neg_log_loss"),
+    )
+    assert (found.name, found.scoring) == ("GPTTextClassifier", "neg_log_loss")
+    assert not hasattr(clf, "classes_")  # clones were fitted
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__a_pipeline_with_weights__both_get_them_and_the_steps_before(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    weight = np.linspace(0.1, 2, len(X))
+    pipeline = make_pipeline(FunctionTransformer(lower), Oracle(template="{text}"))
+    Oracle.seen.clear()
+    compare_with_baseline(pipeline, [t.upper() for t in X], y, cv=KFold(2), sample_weight=weight)
+    first, weights = Oracle.seen[0]
+    assert first == X[20:].tolist()
+    np.testing.assert_array_equal(weights, weight[20:])
+    rival = baseline_for(pipeline)
+    assert isinstance(rival[-1], LinearTextClassifier) and rival[-1].template == "{text}"
+    assert rival[0] is not pipeline[0] and isinstance(pipeline[-1], Oracle)
+    clf = make(tiny_llama, max_epochs=1)
+    whole = Pipeline([("clean", FunctionTransformer(lower)), ("gpt", clf)])
+    assert len(compare_with_baseline(whole, X, y, cv=2, sample_weight=weight).scores) == 2
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__metadata_routing__weights_reach_both(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    weight = np.where(y == y[0], 1.0, 0.0)  # who gets them, knows one class alone
+    with sklearn.config_context(enable_metadata_routing=True):
+        clf = make(tiny_llama, max_epochs=4, learning_rate=1e-2)
+        clf.set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+        found = compare_with_baseline(clf, X, y, cv=2, sample_weight=weight)
+    np.testing.assert_array_equal(found.scores, [0.5, 0.5])
+    np.testing.assert_array_equal(found.baseline_scores, [0.5, 0.5])
+
+
+def test_compare_scores__of_a_search__says_what_the_comparison_says(
+    two_class_data: TextData,
+) -> None:
+    with pytest.warns(BaselineWarning):
+        whole = compare_with_baseline(Oracle(), *two_class_data, cv=4)
+    folds = draw_folds(Oracle(), *two_class_data, cv=4)
+    Oracle.seen.clear()
+    with pytest.warns(BaselineWarning) as caught:
+        again = compare_scores(Oracle(), whole.scores, whole.seconds, folds)
+    assert not Oracle.seen and caught[0].filename == __file__
+    np.testing.assert_array_equal(again.baseline_scores, whole.baseline_scores)
+    assert again.verdict == whole.verdict
+    with pytest.raises(TuningError, match="For Oracle it gives none on fold 2"):
+        compare_scores(Oracle(), np.array([1, 1, np.nan, 1]), whole.seconds, folds)
+
+
+def test_draw_folds__groups__are_never_split(two_class_data: TextData) -> None:
+    X, y = two_class_data
+    groups = np.arange(len(X)) // 4
+    folds = draw_folds(Oracle(), X, y, GroupKFold(3), groups)
+    for train, test in folds.rows:
+        assert not set(groups[train]) & set(groups[test])
+
+
+def test_folds__sizes__ratio_is_the_mean() -> None:
+    rows = [(np.arange(10), np.arange(5)), (np.arange(10), np.arange(2))]
+    assert Folds(None, None, rows).test_to_train == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options", "message"),
+    [
+        (LinearRegression(), {}, "must be a classifier of texts"),
+        (Oracle(), {"scoring": ["accuracy", "f1_macro"]}, "must be one scorer"),
+        (Oracle(), {"cv": []}, "at least one fold"),
+    ],
+)
+def test_compare__what_it_can_not_do__is_said_before_anything_is_fitted(
+    estimator: Any, options: dict[str, Any], message: str, two_class_data: TextData
+) -> None:
+    Oracle.seen.clear()
+    with pytest.raises(TuningError, match=message):
+        compare_with_baseline(estimator, *two_class_data, **options)
+    assert not Oracle.seen
+
+
+def test_compare__a_score_that_is_no_number__names_the_fold_before_the_gpt_is_fitted(
+    two_class_data: TextData,
+) -> None:
+    Oracle.seen.clear()
+    with pytest.raises(TuningError, match="none on fold 0"):
+        compare_with_baseline(Oracle(), *two_class_data, scoring=lambda *_: math.nan)
+    assert not Oracle.seen
+
+
+def test_report__known_differences__nadeau_and_bengio_by_hand() -> None:
+    found = report([0.9, 0.8, 0.7], [0.8, 0.8, 0.6], test_to_train=0.5)
+    assert found.difference == pytest.approx(0.2 / 3)
+    spread = np.var([0.1, 0.0, 0.1], ddof=1)
+    assert found.std == pytest.approx(math.sqrt(spread * (1 / 3 + 0.5)))
+    assert found.n_std == pytest.approx(found.difference / found.std)
+    # Swapped, the other wins by as much.
+    other = BaselineReport(
+        found.baseline_scores, found.scores, found.seconds, found.baseline_seconds, 0.5
+    )
+    assert (other.winner, found.winner) == ("baseline", "estimator")
+    assert other.n_std == pytest.approx(-found.n_std) and other.std == pytest.approx(found.std)
+
+
+def test_report__one_fold_or_equal_differences__says_what_can_be_said() -> None:
+    single = report([0.9], [0.8])
+    assert math.isnan(single.std) and math.isnan(single.n_std)
+    assert "standard deviations" not in single.verdict and single.winner == "estimator"
+    assert report([1.0, 0.5], [0.5, 0.0]).n_std == math.inf
+    assert report([0.5, 0.0], [1.0, 0.5]).n_std == -math.inf
+    assert "level" in report([0.5, 0.5], [0.5, 0.5]).verdict
+    assert "may be chance" in report([0.9, 0.5], [0.5, 0.8]).verdict
+    assert "may be chance" not in report([0.9, 0.8], [0.5, 0.39]).verdict
+
+
+def test_report__shown__holds_every_fold_and_nothing_raw() -> None:
+    found = report([0.91, 0.82], [0.73, 0.64])
+    for number in ("0.9100", "0.8200", "0.7300", "0.6400", "fold 1", found.verdict):
+        assert number in str(found) and number in found._repr_html_()
+    spiteful = BaselineReport(
+        found.scores, found.scores, found.seconds, found.seconds, 0.2, "<b>", "a&b"
+    )
+    assert "<b>" not in spiteful._repr_html_() and "a&amp;b" in spiteful._repr_html_()
+    again = json.loads(json.dumps(found.to_dict()))
+    assert again["scores"] == [0.91, 0.82] and again["winner"] == "estimator"
+    frame = found.to_frame()
+    assert isinstance(frame, pd.DataFrame) and frame.shape == (2, 5)
+    assert frame["difference"].mean() == pytest.approx(found.difference)
+
+
+def test_linear__predictions__agree_with_each_other(three_class_data: TextData) -> None:
+    X, y = three_class_data
+    clf = LinearTextClassifier().fit(X, y)
+    assert clf.score(X, y) == 1.0
+    proba = clf.predict_proba(X)
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    assert (clf.classes_[proba.argmax(axis=1)] == clf.predict(X)).all()
+    # Each class's own probability, over the sum of them.
+    own = np.stack(
+        [m.predict_proba(clf.vectoriser_.transform(X))[:, 1] for m in clf.models_], axis=1
+    )
+    np.testing.assert_allclose(proba, own / own.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_linear__two_classes__is_one_regression(two_class_data: TextData) -> None:
+    X, y = two_class_data
+    clf = LinearTextClassifier().fit(X, y)
+    (model,) = clf.models_
+    np.testing.assert_allclose(
+        clf.predict_proba(X)[:, 1],
+        model.predict_proba(clf.vectoriser_.transform(X))[:, 1],
+        rtol=1e-5,
+    )
+
+
+def test_linear__weights__two_is_the_row_twice_and_scale_is_nothing(
+    two_class_data: TextData,
+) -> None:
+    X, y = two_class_data[0][:12], two_class_data[1][:12]
+
+    def scores(weight: Any, **options: Any) -> Any:
+        return LinearTextClassifier(**options).fit(X, y, weight).decision_function(X)
+
+    weight = np.linspace(1, 3, 12)
+    np.testing.assert_allclose(scores(weight), scores(1000 * weight), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(scores(None), scores(np.ones(12)))
+    by_class = scores(None, class_weight={y[0]: 3.0})
+    np.testing.assert_allclose(by_class, scores(np.where(y == y[0], 3.0, 1.0)), rtol=1e-6)
+    assert np.abs(by_class - scores(None)).max() > 0.01
+
+
+def test_linear__multilabel__with_a_label_of_no_row_and_one_of_all(
+    two_class_data: TextData,
+) -> None:
+    X, y = two_class_data
+    tags = np.column_stack([y == "sport", np.zeros(len(y)), np.ones(len(y))]).astype(int)
+    clf = LinearTextClassifier(class_weight="balanced").fit(X, tags)
+    np.testing.assert_array_equal(clf.predict(X), tags)
+    proba = clf.predict_proba(X)
+    assert proba.shape == (len(X), 3) and ((proba > 0) & (proba < 1)).all()
+
+
+def test_linear__columns__joined_as_the_template_says() -> None:
+    table = pd.DataFrame({"title": ["a", "b"] * 6, "body": ["same", "same"] * 6})
+    labels = [0, 1] * 6
+    assert LinearTextClassifier().fit(table, labels).score(table, labels) == 1.0
+    blind = LinearTextClassifier(template="{body}").fit(table, labels)
+    assert len(set(blind.predict(table))) == 1
+    assert LinearTextClassifier().fit(["😀", "😡"] * 3, [0, 1] * 3).predict(["😡"]).tolist() == [1]
+
+
+def test_import__compare_with_baseline__needs_no_optuna() -> None:
+    code = (
+        "import sys; sys.modules['optuna'] = None\n"
+        "import skgpt\n"
+        "skgpt.tuning.compare_with_baseline\n"
+        "try:\n    skgpt.tuning.objective\n"
+        "except ImportError as error:\n    print(type(error).__name__, 'optuna' in str(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["MissingPackageError", "True"], done.stderr

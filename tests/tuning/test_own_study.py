@@ -1,0 +1,361 @@
+"""An Optuna study of one's own: what is reported, what is pruned, what is refused."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, WilcoxonPruner
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FixedTrial, TrialState
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from skgpt import LoRA
+from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
+from skgpt.tuning import PruningCallback, objective, own_study
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+# The WilcoxonPruner is said to be experimental.
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+needs_callbacks = pytest.mark.skipif(
+    not own_study.HAS_CALLBACKS, reason="scikit-learn before 1.9 has no callbacks"
+)
+
+
+class PrunesAt(BasePruner):
+    """Prunes trials once they have reported a step."""
+
+    def __init__(self, step: int, trials: tuple[int, ...] = (0,)) -> None:
+        self.step = step
+        self.trials = trials
+
+    def prune(self, study: Any, trial: Any) -> bool:
+        return trial.number in self.trials and trial.last_step >= self.step
+
+
+def new_study(
+    direction: str = "maximize", pruner: BasePruner | None = None, **options: Any
+) -> optuna.Study:
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    return optuna.create_study(
+        direction=direction, pruner=pruner or NopPruner(), sampler=sampler, **options
+    )
+
+
+class Scored(ClassifierMixin, BaseEstimator):
+    """Scores what its parameter says, less 0.01 for each fold before; counts its fits."""
+
+    fits: list[float] = []
+
+    def __init__(self, quality: float = 0.5) -> None:
+        self.quality = quality
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        Scored.fits.append(self.quality)
+        self.classes_ = np.unique(y)
+        return self
+
+    def score(self, X: Any, y: Any) -> float:
+        return self.quality - int(X[0]) / 1000
+
+
+ROWS = [str(i) for i in range(60)]
+LABELS = [0, 1] * 30
+
+
+@pytest.fixture(autouse=True)
+def no_fits_so_far() -> None:
+    Scored.fits.clear()
+
+
+# --- the callback
+
+
+@needs_callbacks
+def test_pruning_callback__not_pruned__every_epoch_is_reported(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    study = new_study()
+    trial = study.ask()
+    clf = make(tiny_llama, max_epochs=3).set_callbacks(PruningCallback(trial))
+    clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
+    reported = study.trials[0].intermediate_values
+    assert reported == dict(zip((1, 2, 3), clf.validation_scores_, strict=True))
+
+
+@needs_callbacks
+@pytest.mark.parametrize("monitor", ["loss", "validation_loss"])
+def test_pruning_callback__a_loss__is_that_of_the_history(
+    monitor: str, tiny_llama: str, two_class_data: TextData
+) -> None:
+    study = new_study("minimize")
+    callback = PruningCallback(study.ask(), monitor)
+    clf = make(tiny_llama, max_epochs=2, early_stopping=True).set_callbacks(callback)
+    clf.fit(*two_class_data)
+    wanted = {record["epoch"]: record[monitor] for record in clf.history_}
+    assert study.trials[0].intermediate_values == wanted
+
+
+@needs_callbacks
+def test_pruning_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    fitted: list[Any] = []
+
+    def train(trial: optuna.Trial) -> float:
+        clf = make(tiny_llama, max_epochs=5, early_stopping=True)
+        fitted.append(clf.set_callbacks(PruningCallback(trial)))
+        clf.fit(*two_class_data)
+        return float(clf.validation_scores_[-1])
+
+    study = new_study(pruner=PrunesAt(2))
+    study.optimize(train, n_trials=2)
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert sorted(study.trials[0].intermediate_values) == [1, 2]
+    assert not hasattr(fitted[0], "history_") and hasattr(fitted[1], "history_")
+
+
+@needs_callbacks
+@pytest.mark.parametrize("copied", [clone, copy.deepcopy, copy.copy])
+def test_pruning_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
+    copied: Callable[[Any], Any], tiny_llama: str, two_class_data: TextData
+) -> None:
+    study = new_study()
+    clf = make(tiny_llama, max_epochs=2, early_stopping=True)
+    copied(clf.set_callbacks(PruningCallback(study.ask()))).fit(*two_class_data)
+    assert sorted(study.trials[0].intermediate_values) == [1, 2]
+
+
+@needs_callbacks
+def test_pruning_callback__in_a_pipeline_and_cross_validation__one_fold_works(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    study = new_study(pruner=PrunesAt(1))
+    clf = make(tiny_llama, max_epochs=2, early_stopping=True)
+    clf.set_callbacks(PruningCallback(study.ask()))
+    pipeline = make_pipeline(FunctionTransformer(), clf)
+    with pytest.raises(optuna.TrialPruned, match="after epoch 1"):
+        cross_val_score(
+            pipeline, X, y, cv=[(np.arange(30), np.arange(30, 40))], error_score="raise"
+        )
+
+
+@needs_callbacks
+def test_pruning_callback__a_second_fold__is_refused_before_it_trains(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    study = new_study()
+    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
+    clf.set_callbacks(PruningCallback(study.ask()))
+    with pytest.raises(TuningError, match="one fit of one trial"):
+        cross_val_score(clf, *two_class_data, cv=2, error_score="raise")
+    clf.set_callbacks(PruningCallback(study.ask())).fit(*two_class_data)
+    with pytest.raises(TuningError, match="one fit of one trial"):
+        clf.fit(*two_class_data)
+
+
+@needs_callbacks
+def test_pruning_callback__partial_fit__steps_go_on(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    study = new_study("minimize")
+    clf = make(tiny_llama).set_callbacks(PruningCallback(study.ask(), "loss"))
+    for _ in range(3):
+        clf.partial_fit(*two_class_data, classes=["money", "sport"])
+    assert sorted(study.trials[0].intermediate_values) == [1, 2, 3]
+
+
+@needs_callbacks
+def test_pruning_callback__nothing_held_out__says_what_to_do(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, max_epochs=2).set_callbacks(PruningCallback(new_study().ask()))
+    with pytest.raises(TuningError, match="early_stopping=True, or pass X_val"):
+        clf.fit(*two_class_data)
+
+
+@needs_callbacks
+@pytest.mark.parametrize(
+    ("monitor", "direction", "message"),
+    [
+        ("accuracy", "maximize", "must be one of validation_score"),
+        ("validation_score", "minimize", "'maximize'"),
+        ("loss", "maximize", "'minimize'"),
+    ],
+)
+def test_pruning_callback__wrong_monitor_or_direction__is_refused(
+    monitor: str, direction: str, message: str
+) -> None:
+    with pytest.raises(TuningError, match=message):
+        PruningCallback(new_study(direction).ask(), monitor)
+    two = optuna.create_study(directions=["maximize", "minimize"])
+    with pytest.raises(TuningError, match="'maximize, minimize'"):
+        PruningCallback(two.ask())
+
+
+def test_pruning_callback__older_scikit_learn__says_which_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_study, "HAS_CALLBACKS", False)
+    with pytest.raises(MissingPackageError, match=r"1\.9 or newer"):
+        PruningCallback(new_study().ask())
+
+
+@needs_callbacks
+def test_pruning_callback__pickled_with_a_study_in_memory__predicts_but_does_not_report(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
+    clf.set_callbacks(PruningCallback(new_study().ask())).fit(X, y)
+    opened = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(opened.predict(X), clf.predict(X))
+    with pytest.raises(TuningError, match="in memory"):
+        opened.fit(X, y)
+    assert opened.set_callbacks().fit(X, y).n_iter_ == 1
+
+
+@needs_callbacks
+def test_pruning_callback__pickled_with_a_shared_storage__reports(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    study = new_study(storage=storage)
+    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
+    clf.set_callbacks(PruningCallback(study.ask()))
+    pickle.loads(pickle.dumps(clf)).fit(*two_class_data)
+    assert sorted(study.trials[0].intermediate_values) == [1]
+
+
+# --- the objective
+
+
+def test_objective__our_classifier__is_the_mean_of_cross_val_score(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=2, lora=LoRA())
+    space = {
+        "head_learning_rate": FloatDistribution(1e-4, 1e-1, log=True),
+        "lora__rank": IntDistribution(2, 4, step=2),
+        "pooling": CategoricalDistribution(["mean", "last"]),
+    }
+    values = {"head_learning_rate": 3e-2, "lora__rank": 4, "pooling": "last"}
+    cv = KFold(3, shuffle=True, random_state=0)
+    study = new_study()
+    study.enqueue_trial(values)
+    study.optimize(objective(clf, X, y, space, cv, "neg_log_loss"), n_trials=1)
+    scores = cross_val_score(clone(clf).set_params(**values), X, y, cv=cv, scoring="neg_log_loss")
+    assert study.best_trial.user_attrs["fold_scores"] == scores.tolist()
+    assert study.best_value == pytest.approx(scores.mean()) and study.best_params == values
+    assert clf.lora.rank == 8  # the user's object is as it was
+
+
+def test_objective__a_planted_best__is_found_in_a_pipeline() -> None:
+    pipeline = make_pipeline(FunctionTransformer(), Scored())
+    space = {"scored__quality": FloatDistribution(0.0, 1.0)}
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=0), pruner=NopPruner()
+    )
+    study.optimize(objective(pipeline, ROWS, LABELS, space, cv=3), n_trials=30)
+    assert study.best_params["scored__quality"] > 0.95
+
+
+def test_objective__a_cv_that_draws__all_trials_have_the_same_folds() -> None:
+    cv = KFold(3, shuffle=True)
+    study = new_study()
+    space = {"quality": CategoricalDistribution([0.5])}
+    study.optimize(objective(Scored(), ROWS, LABELS, space, cv), n_trials=3)
+    first, *others = (trial.user_attrs["fold_scores"] for trial in study.trials)
+    assert others == [first, first]
+
+
+def test_objective__wilcoxon__is_told_each_folds_score_and_prunes() -> None:
+    study = new_study(pruner=WilcoxonPruner())
+    for quality in (0.9, 0.2):
+        study.enqueue_trial({"quality": quality})
+    space = {"quality": FloatDistribution(0, 1)}
+    cv = KFold(6)
+    study.optimize(objective(Scored(), ROWS, LABELS, space, cv), n_trials=2)
+    good, bad = study.trials
+    assert list(good.intermediate_values.values()) == good.user_attrs["fold_scores"]
+    assert sorted(good.intermediate_values) == [0, 1, 2, 3, 4, 5]
+    assert bad.state == TrialState.PRUNED and len(bad.intermediate_values) == 4
+    assert Scored.fits == [0.9] * 6 + [0.2] * 4  # what is pruned is not fitted
+
+
+def test_objective__another_pruner__is_told_the_mean_so_far() -> None:
+    study = new_study(pruner=MedianPruner(n_startup_trials=1))
+    for quality in (0.9, 0.2):
+        study.enqueue_trial({"quality": quality})
+    space = {"quality": FloatDistribution(0, 1)}
+    study.optimize(objective(Scored(), ROWS, LABELS, space, KFold(3)), n_trials=2)
+    good, bad = study.trials
+    scores = good.user_attrs["fold_scores"]
+    means = np.cumsum(scores) / [1, 2, 3]
+    np.testing.assert_allclose(list(good.intermediate_values.values()), means)
+    assert good.value == pytest.approx(means[-1]) and len(set(scores)) == 3
+    assert bad.state == TrialState.PRUNED and Scored.fits == [0.9] * 3 + [0.2]
+
+
+def test_objective__hopeless_on_the_last_fold__is_complete() -> None:
+    study = new_study(pruner=PrunesAt(2))
+    space = {"quality": FloatDistribution(0, 1)}
+    study.optimize(objective(Scored(), ROWS, LABELS, space, KFold(3)), n_trials=1)
+    assert study.trials[0].state == TrialState.COMPLETE
+
+
+def test_objective__wilcoxon_with_few_folds__warns_once() -> None:
+    study = new_study(pruner=WilcoxonPruner())
+    space = {"quality": FloatDistribution(0, 1)}
+    with pytest.warns(IdlePrunerWarning, match="with 4 folds") as caught:
+        study.optimize(objective(Scored(), ROWS, LABELS, space, KFold(4)), n_trials=2)
+    assert [w.category for w in caught].count(IdlePrunerWarning) == 1
+
+
+def test_objective__fixed_trial__needs_no_study() -> None:
+    space = {"quality": FloatDistribution(0, 1)}
+    score = objective(Scored(), ROWS, LABELS, space, KFold(2))
+    assert score(FixedTrial({"quality": 0.7})) == pytest.approx(0.7 - 0.015)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "must be a dict"),
+        ([("quality", FloatDistribution(0, 1))], "must be a dict"),
+        ({"qualty": FloatDistribution(0, 1)}, "'qualty' is none of Scored"),
+        ({"quality": [0.1, 0.2]}, "must hold Optuna distributions"),
+    ],
+)
+def test_objective__a_space_that_is_none__is_refused(space: Any, message: str) -> None:
+    with pytest.raises(TuningError, match=message):
+        objective(Scored(), ROWS, LABELS, space)
+
+
+def test_objective__a_study_that_minimises__is_refused_before_a_fit() -> None:
+    space = {"quality": FloatDistribution(0, 1)}
+    with pytest.raises(TuningError, match="'maximize'"):
+        new_study("minimize").optimize(objective(Scored(), ROWS, LABELS, space), n_trials=1)
+    assert not Scored.fits
+
+
+def test_objective__a_fit_that_fails__goes_up(two_class_data: TextData) -> None:
+    space = {"learning_rate": FloatDistribution(1e-5, 1e-3)}
+    score = objective(make("no-such-folder/at-all"), *two_class_data, space, cv=2)
+    with pytest.raises(OSError, match="no-such-folder"):
+        score(FixedTrial({"learning_rate": 1e-4}))
