@@ -31,6 +31,7 @@ class BaselineReport:
     seconds : ndarray of shape (n_folds,)
         What the estimator took to fit and score each fold.
     baseline_seconds : ndarray of shape (n_folds,)
+        What the baseline took.
     test_to_train : float
         Rows that are judged for each row that is trained on.
     scoring : str

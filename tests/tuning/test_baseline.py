@@ -139,6 +139,20 @@ def test_compare__metadata_routing__weights_reach_both(
     np.testing.assert_array_equal(found.baseline_scores, [0.5, 0.5])
 
 
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__label_sets_in_nested_pipelines__both_are_scored(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
+    clf = make(tiny_llama, max_epochs=1, class_weight=[{1: 2.0}, {0: 3.0}])
+    nested = make_pipeline(FunctionTransformer(lower), make_pipeline(clf))
+    rival = baseline_for(nested)
+    assert rival[-1][-1].class_weight == clf.class_weight and nested[-1][-1] is clf
+    found = compare_with_baseline(nested, X, tags, cv=2, scoring="f1_micro")
+    assert found.name == "GPTTextClassifier" and (found.baseline_scores > 0.4).all()
+
+
 def test_compare_scores__of_a_search__says_what_the_comparison_says(
     two_class_data: TextData,
 ) -> None:
