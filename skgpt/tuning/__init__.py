@@ -7,6 +7,8 @@ first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from skgpt.exceptions import MissingPackageError
+
 if TYPE_CHECKING:
     from skgpt.tuning.search import GPTSearchCV
     from skgpt.tuning.space import default_space, suggest
@@ -22,7 +24,15 @@ __all__ = ["GPTSearchCV", "default_space", "suggest"]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "optuna":
+                raise
+            raise MissingPackageError(
+                f"`{name}` needs the package optuna, which can't be imported: run "
+                f'`pip install "skgpt[optuna]"`. ({error})'
+            ) from error
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 
 
