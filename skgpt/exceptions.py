@@ -21,6 +21,10 @@ class ContinuationError(SkgptError, ValueError):
     """A fit or search can't go on from what is there; the message names what differs."""
 
 
+class MissingPackageError(SkgptError, ImportError):
+    """Something needs a package that is not installed; the message names it."""
+
+
 class SearchSpaceError(SkgptError, ValueError):
     """What a search is to choose from, or to choose by, is not as described."""
 

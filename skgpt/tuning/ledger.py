@@ -16,7 +16,6 @@ from typing import Any
 
 import psutil
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -92,11 +91,13 @@ class Ledger:
         params : mapping of str to object
             As they were drawn.
         """
+        storage = self.study._storage
         try:
-            storage = self.study._storage
             storage.set_trial_user_attr(trial_id, _LOST, "its worker was gone")
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        except UpdateFinishedTrialError:
+        except RuntimeError:  # Optuna's of a trial that has ended is one
+            if not storage.get_trial(trial_id).state.is_finished():
+                raise
             return  # another has done it, or it has come to its end after all
         self.study.enqueue_trial(dict(params), user_attrs={"skgpt:again": number})
 
@@ -109,8 +110,6 @@ class Ledger:
             while not over.wait(_BEAT_SECONDS):
                 try:
                     trial.storage.set_trial_user_attr(trial._trial_id, _WORKER, _me())
-                except UpdateFinishedTrialError:
-                    return  # taken for dead: what comes of it will not be kept
                 except Exception as error:  # the storage may be back at the next beat
                     _LOG.warning("trial %d: could not renew its lease: %r", trial.number, error)
 
@@ -153,7 +152,9 @@ class Ledger:
                 self._tell(trial.number, TrialState.COMPLETE, outcome.value)
             else:
                 self._tell(trial.number, TrialState[outcome.state])
-        except UpdateFinishedTrialError:
+        except (RuntimeError, ValueError):  # Optuna's of a trial that has ended are such
+            if _LOST not in trial.storage.get_trial(trial._trial_id).user_attrs:
+                raise
             _LOG.warning("trial %d was taken for dead meanwhile; it is tried again", trial.number)
 
     def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:

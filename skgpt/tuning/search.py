@@ -1,27 +1,21 @@
 """GPTSearchCV: a scikit-learn search whose trials are an Optuna study."""
 
-import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from numbers import Integral, Real
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from joblib import effective_n_jobs
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.study import Study
+from optuna.storages import BaseStorage
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import FitFailedWarning
 from sklearn.model_selection import check_cv
 from sklearn.utils import indexable
-from sklearn.utils.parallel import Parallel, delayed
 
 from skgpt.estimators.params import draw_seed
 from skgpt.exceptions import SearchFailedError, SearchSpaceError
@@ -38,8 +32,8 @@ from skgpt.tuning.identity import identity_of, name_of
 from skgpt.tuning.ledger import result_of
 from skgpt.tuning.results import cv_results_of
 from skgpt.tuning.space import Space, default_space
-from skgpt.tuning.studies import PRUNERS, Storage, kept_in_memory
-from skgpt.tuning.workers import Job, run_worker
+from skgpt.tuning.studies import PRUNERS, Storage
+from skgpt.tuning.workers import Job, run
 
 _SHARED = {
     name: constraint
@@ -242,9 +236,8 @@ class GPTSearchCV(BaseSearchCV):
         given = self.param_distributions
         given = default_space(self.estimator) if given is None else dict(given)
         job = self._job(work, given, deadline)
-        study = self._search(job)
-        ledger = job.ledger(study)
-        trials = ledger.finished()
+        study = run(job, self.n_jobs)
+        trials = job.ledger(study).finished()
         self._check_trials(trials)
         error_score = np.nan if self.error_score == "raise" else self.error_score
         results = cv_results_of(trials, Space(given), n_splits, error_score, self._format_results)
@@ -310,21 +303,6 @@ class GPTSearchCV(BaseSearchCV):
             verbose=int(self.verbose),
         )
 
-    def _search(self, job: Job) -> Study:
-        """Run the trials, here or in processes of their own; return the study."""
-        n_workers = min(effective_n_jobs(self.n_jobs), job.n_trials)
-        if n_workers == 1:
-            study = job.open()
-            run_worker(job, study=study)
-            return study
-        if self.storage is not None:
-            return _in_processes(job, n_workers)
-        with tempfile.TemporaryDirectory(prefix="skgpt-search-") as folder:
-            study = _in_processes(
-                replace(job, storage=str(Path(folder) / "study.journal")), n_workers
-            )
-            return kept_in_memory(study, study._storage)
-
     def _check_trials(self, trials: list[Any]) -> None:
         """Raise if no trial came to its end; warn of those that failed."""
         states = Counter(trial.state.name for trial in trials)
@@ -373,19 +351,3 @@ class GPTSearchCV(BaseSearchCV):
         parameters = self.get_params(deep=False)
         kept = {k: v for k, v in vars(self).items() if k in parameters or not k.endswith("_")}
         self.__dict__ = {**kept, **attributes}
-
-
-def _in_processes(job: Job, n_workers: int) -> Study:
-    if isinstance(job.storage, BaseStorage):
-        _check_can_be_shared(job.storage)
-    study = job.open()  # once, so that an error in it is raised here
-    Parallel(n_jobs=n_workers)(delayed(run_worker)(job, index) for index in range(n_workers))
-    return study
-
-
-def _check_can_be_shared(storage: BaseStorage) -> None:
-    if isinstance(storage, InMemoryStorage):
-        raise SearchSpaceError(
-            "With `n_jobs`, `storage` must be one that processes share. Got one in memory: pass "
-            "a path, an URL, or None for a file that is removed at the end."
-        )

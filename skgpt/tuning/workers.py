@@ -4,20 +4,33 @@ A search has one worker in its own process, or several in processes of their own
 each other through the study alone.
 """
 
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from joblib import effective_n_jobs
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
 from optuna.study import Study
 from optuna.trial import Trial
+from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
+from skgpt.exceptions import SearchSpaceError
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
 from skgpt.tuning.ledger import Ledger
 from skgpt.tuning.space import Space
-from skgpt.tuning.studies import Storage, make_pruner, make_sampler, open_storage, open_study
+from skgpt.tuning.studies import (
+    Storage,
+    kept_in_memory,
+    make_pruner,
+    make_sampler,
+    open_storage,
+    open_study,
+)
 
 _POLL_SECONDS = 0.5
 
@@ -76,6 +89,48 @@ class Job:
     def ledger(self, study: Study) -> Ledger:
         """Return the study's trials, as one of its workers sees them."""
         return Ledger(study, Space(self.param_distributions).distributions, self.n_trials)
+
+
+def run(job: Job, n_jobs: int | None) -> Study:
+    """Run a search to its end, here or in processes of their own.
+
+    Parameters
+    ----------
+    job : Job
+    n_jobs : int or None
+        As joblib takes it.
+
+    Returns
+    -------
+    study : optuna.study.Study
+
+    Raises
+    ------
+    SearchSpaceError
+        If several processes are to share a storage in memory.
+    """
+    n_workers = min(effective_n_jobs(n_jobs), job.n_trials)
+    if n_workers == 1:
+        study = job.open()
+        run_worker(job, study=study)
+        return study
+    if isinstance(job.storage, InMemoryStorage):
+        raise SearchSpaceError(
+            "With `n_jobs`, `storage` must be one that processes share. Got one in memory: pass "
+            "a path, an URL, or None for a file that is removed at the end."
+        )
+    if job.storage is not None:
+        return _run_in_processes(job, n_workers)
+    with tempfile.TemporaryDirectory(prefix="skgpt-search-") as folder:
+        shared = replace(job, storage=str(Path(folder) / "study.journal"))
+        study = _run_in_processes(shared, n_workers)
+        return kept_in_memory(study, study._storage)
+
+
+def _run_in_processes(job: Job, n_workers: int) -> Study:
+    study = job.open()  # so that an error in it is raised here, and once
+    Parallel(n_jobs=n_workers)(delayed(run_worker)(job, index) for index in range(n_workers))
+    return study
 
 
 def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:

@@ -1,11 +1,13 @@
 """Search spaces: what Optuna draws from, and what is made of what it draws."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from numpydoc.validate import validate
 from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
@@ -16,8 +18,9 @@ from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+import skgpt.tuning
 from skgpt import LoRA
-from skgpt.exceptions import SearchSpaceError
+from skgpt.exceptions import MissingPackageError, SearchSpaceError
 from skgpt.tuning import default_space, suggest
 from skgpt.tuning.space import Space, draw
 from tests.estimators.test_classifier import make
@@ -124,6 +127,23 @@ def test_default_space__pipeline__reaches_into_its_last_step(tiny_llama: str) ->
     params = suggest(optuna.create_study().ask(), outer)
     outer.set_params(**params)
     assert outer[-1][-1].batch_size == params[prefix + "batch_size"]
+
+
+def test_tuning__without_optuna__says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("skgpt.tuning.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    for name in [name for name in sys.modules if name.startswith("optuna.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(MissingPackageError, match="`GPTSearchCV` needs the package optuna"):
+        _ = skgpt.tuning.GPTSearchCV
+
+
+@pytest.mark.parametrize("name", skgpt.tuning.__all__)
+def test_tuning__every_public_name__is_documented(name: str) -> None:
+    kinds = {"GL08", "PR01", "PR02", "RT01", "SS01", "SS06"}
+    errors = validate(f"skgpt.tuning.{name}")["errors"]
+    assert [what for code, what in errors if code in kinds] == []
 
 
 def test_default_space__no_estimator_of_ours__is_refused() -> None:

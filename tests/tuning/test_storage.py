@@ -16,6 +16,7 @@ from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
 from skgpt.training.watch import Monitor
 from skgpt.tuning import ledger as ledger_module
+from skgpt.tuning.folds import Outcome
 from skgpt.tuning.ledger import Ledger
 from tests.helpers import TextData
 from tests.tuning.process import begun, stored
@@ -222,6 +223,18 @@ def test_ledger__a_worker_elsewhere__is_dead_when_its_lease_is_over() -> None:
     other = book.take()
     assert other is not None and other.params not in (dead.params, alive.params)
     assert book.take() is None
+
+
+def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
+    book = ledger()
+    trial = book.take()
+    assert trial is not None
+    trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
+    again = book.take()
+    book.finish(trial, Outcome("COMPLETE", 1.0))
+    book.try_again(trial.number, trial._trial_id, trial.params)
+    assert again is not None and [t.number for t in book.counted()] == [again.number]
+    assert len(book.study.trials) == 2
 
 
 def test_ledger__a_lease__is_renewed_while_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
