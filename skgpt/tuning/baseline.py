@@ -307,7 +307,7 @@ def _report(
         warnings.warn(
             f"{report.verdict} The baseline took {report.baseline_seconds.sum():.1f} s, "
             f"{report.name} {report.seconds.sum():.0f} s: try other parameters (more epochs, "
-            "another pooling or learning rate), or use the linear model.",
+            "another pooling or learning rate), or use the baseline.",
             BaselineWarning,
             stacklevel=3,
         )
