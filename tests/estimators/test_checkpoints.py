@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import make_scorer, matthews_corrcoef
 
 from skgpt import GPTTextClassifier
-from skgpt.estimators.resuming import _described
 from skgpt.exceptions import CheckpointError, ContinuationError
+from skgpt.fingerprints import described
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
@@ -97,7 +97,7 @@ def _scorer(*, default: float = 0.0, held: Any = None) -> Any:
     ids=["method", "default", "array", "set", "function", "constant"],
 )
 def test_described__functions_that_hold_something_else__are_others(make_one: Any) -> None:
-    assert _described(make_one(1)) == _described(make_one(1)) != _described(make_one(0))
+    assert described(make_one(1)) == described(make_one(1)) != described(make_one(0))
 
 
 def test_warm_start__other_rows_held_out__has_a_checkpoint_of_its_own(
