@@ -37,10 +37,6 @@ class SearchFailedError(SkgptError, ValueError):
     """A search ended without a single trial that was trained to its end."""
 
 
-class MissingPackageError(SkgptError, ImportError):
-    """Something needs a package that is not installed; the message names it."""
-
-
 class TuningError(SkgptError, ValueError):
     """A search or a comparison can't be run as it was asked for."""
 
