@@ -28,8 +28,8 @@ MB = 1e6
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"trainable_layers": "all", "learning_rate": 1e-4},
     "last 4": {"trainable_layers": 4, "learning_rate": 2e-4},
-    "LoRA": {"trainable_layers": "all", "learning_rate": 5e-4},
-    "LoRA, last 4": {"trainable_layers": 4, "learning_rate": 1e-3},
+    "LoRA": {"trainable_layers": "all", "learning_rate": 2e-3},
+    "LoRA, last 4": {"trainable_layers": 4, "learning_rate": 2e-3},
     "head": {"trainable_layers": 0, "head_learning_rate": 1e-2},
     "head, then last 4": {"trainable_layers": 4, "learning_rate": 2e-4, "head_first_epochs": 5},
     "T": {},

@@ -53,8 +53,8 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
     lora : LoRA or None, default=None
         Low-rank adapters learn in the place of those layers' weights: `trainable_layers` says
         which blocks have them ("all": every block; embeddings and norms stay as they are). Never
-        modified; ``lora__rank`` and its like reach its parameters in a search. Needs the package
-        peft.
+        modified; ``lora__rank`` and its like reach its parameters in a search. Adapters want a
+        `learning_rate` of 1e-3 or more. Needs the package peft.
     head_first_epochs : int, default=0
         Passes before those of `max_epochs` in which the head learns alone, at the peak of its
         learning rate, so that what the pretrained layers know is not washed out by a head that
