@@ -43,7 +43,7 @@ class LoRA(BaseEstimator):
     Examples
     --------
     >>> from skgpt import GPTTextClassifier, LoRA
-    >>> clf = GPTTextClassifier(lora=LoRA(rank=4), learning_rate=5e-4)
+    >>> clf = GPTTextClassifier(lora=LoRA(rank=4), learning_rate=2e-3)
     >>> clf.set_params(lora__rank=16).lora
     LoRA(rank=16)
     """
