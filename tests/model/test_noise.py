@@ -62,6 +62,11 @@ def test_dropout__another_layer_step_or_seed__drops_others(change: dict[str, obj
     assert not torch.equal(one[2], other[2])
 
 
+def test_dropout__two_rows_of_a_step__drop_others() -> None:
+    left = dropped([0, 2])
+    assert not torch.equal(left[0], left[2][: LENGTHS[0]])
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_dropout__many_values__drops_its_share_and_keeps_the_mean(share: float) -> None:
     noise = RowNoise(padded=False)
