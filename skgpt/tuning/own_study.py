@@ -16,6 +16,7 @@ from sklearn.base import clone
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
 from skgpt.sklearn_compat import HAS_CALLBACKS
 from skgpt.tuning.same_folds import draw_folds, one_scorer
+from skgpt.tuning.space import draw
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 
@@ -220,8 +221,7 @@ def objective(
     def mean_score(trial: BaseTrial) -> float:
         _check_direction(trial, StudyDirection.MAXIMIZE, "A scorer")
         by_fold = _prunes_by_fold(trial, len(folds))
-        params = {name: _suggest(trial, name, values) for name, values in space.items()}
-        candidate = clone(estimator).set_params(**params)
+        candidate = clone(estimator).set_params(**draw(trial, space))
         scores: list[float] = []
         for number in range(len(folds)):
             result = folds.score(candidate, scorer, slice(number, number + 1))
@@ -255,14 +255,6 @@ def _check_space(space: Any, estimator: Any) -> None:
                 "`space` must hold Optuna distributions: FloatDistribution, IntDistribution or "
                 f"CategoricalDistribution. Got {values!r} for {name!r}."
             )
-
-
-def _suggest(trial: BaseTrial, name: str, values: Distribution) -> Any:
-    if isinstance(values, FloatDistribution):
-        return trial.suggest_float(name, values.low, values.high, step=values.step, log=values.log)
-    if isinstance(values, IntDistribution):
-        return trial.suggest_int(name, values.low, values.high, step=values.step, log=values.log)
-    return trial.suggest_categorical(name, values.choices)
 
 
 def _prunes_by_fold(trial: BaseTrial, n_folds: int) -> bool:

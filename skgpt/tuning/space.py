@@ -11,7 +11,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import Trial
+from optuna.trial import BaseTrial, Trial
 from sklearn.pipeline import Pipeline
 
 from skgpt.estimators.base import BaseGPTText
@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def draw(trial: Trial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """Have a trial suggest a value from each distribution.
 
     Parameters
