@@ -6,6 +6,7 @@ system as long as its process lives.
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
@@ -23,6 +24,7 @@ from skgpt.plain import to_plain
 from skgpt.training.run_state import State
 from skgpt.training.watch import FitStopped
 
+_LOG = logging.getLogger("skgpt")
 _EVERY_SECONDS = 300.0
 _FORMAT = 1
 _FILE = "checkpoint.safetensors"
@@ -80,6 +82,7 @@ class Checkpoint:
             )
         self.seed = values["seed"]
         self.found = State(tensors, values["state"])
+        _LOG.info("goes on from the checkpoint %s", self.file)
 
     def is_due(self) -> bool:
         """Say whether the last one was written so long ago that another had better be."""

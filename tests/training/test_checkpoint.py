@@ -169,16 +169,19 @@ def folders_in(root: Path) -> list[Path]:
 
 
 def test_claimed_checkpoint__left_by_a_fault__is_found_with_its_seed_and_gone_in_the_end(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "skgpt")
     root = tmp_path / "new" / "root"
     file = leave_one(root, seed=7, a=(1, 2))
+    assert not caplog.messages
     with claimed_checkpoint(root, {"a": (1, 2)}, 8) as checkpoint:
         assert checkpoint.file == file
         assert checkpoint.seed == 7
         assert checkpoint.found is not None
         assert torch.equal(checkpoint.found.tensors["a"], STATE.tensors["a"])
         assert checkpoint.found.values == STATE.values
+    assert [str(file) in message for message in caplog.messages] == [True]
     assert folders_in(root) == []
     with claimed_checkpoint(root, {"a": (1, 2)}, 8) as checkpoint:
         assert checkpoint.found is None and checkpoint.seed == 8
