@@ -65,20 +65,19 @@ class Ledger:
     def take(self) -> Trial | None:
         """Begin a trial; return None if there is none to begin, as far as is known by now."""
         self._fail_the_dead()
-        if len(self.counted()) >= self.n_trials or self._has_nothing_left():
-            return None
-        trial = self.study.ask(self.distributions)
-        trial.set_user_attr(_WORKER, _me())
-        # Others may have begun one at the same time.
-        before = [t for t in self.counted() if t.number < trial.number]
-        if len(before) >= self.n_trials:
-            self._give_up(trial, "one too many, as others began theirs at the same time")
-            self._queue(trial.storage.get_trial(trial._trial_id))
-            return None
-        if self._draws_once and trial.params in [t.params for t in before]:
-            self._give_up(trial, "of a point that there is a trial of already")
-            return None
-        return trial
+        while len(self.counted()) < self.n_trials and not self._has_nothing_left():
+            trial = self.study.ask(self.distributions)
+            trial.set_user_attr(_WORKER, _me())
+            # Others may have begun one at the same time.
+            before = [t for t in self.counted() if t.number < trial.number]
+            if len(before) >= self.n_trials:
+                self._give_up(trial, "one too many, as others began theirs at the same time")
+                self._queue(trial.storage.get_trial(trial._trial_id))
+            elif self._draws_once and trial.params in [t.params for t in before]:
+                self._give_up(trial, "of a point that there is a trial of already")
+            else:
+                return trial
+        return None
 
     @property
     def _draws_once(self) -> bool:
