@@ -174,12 +174,17 @@ def load_source(model: str, revision: str | None = None) -> Source:
     ModelNotSupportedError
         If what is there can't be used: weights missing, no stack of blocks, ...
     """
-    path = Path(model).expanduser()
-    local = bool(model) and path.exists() and model not in ALIASES
+    path, local = place_of(model)
     if not local and model not in ALIASES:
         refuse_misnomers(model)
     key = (model, revision, _stamp(path) if local else None)
     return _SOURCES.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_source)
+
+
+def place_of(model: str) -> tuple[Path, bool]:
+    """Return the path that a name is, and whether it names what is there."""
+    path = Path(model).expanduser()
+    return path, bool(model) and path.exists() and model not in ALIASES
 
 
 def refuse_misnomers(model: str) -> None:

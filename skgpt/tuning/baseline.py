@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from sklearn import get_config
 from sklearn.base import clone, is_classifier
 from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import get_routing_for_object
 
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning.linear import LinearTextClassifier
-from skgpt.tuning.same_folds import Folds, FoldScores, draw_folds, last_step, one_scorer
+from skgpt.tuning.same_folds import FoldScores, draw_folds, last_step, one_scorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,64 +255,69 @@ def compare_with_baseline(
     theirs = folds.score(rival, scorer)
     _check_scores(theirs, "the baseline")
     ours = folds.score(estimator, scorer, n_jobs=n_jobs)
-    return _report(estimator, ours, theirs, folds, scoring)
+    report = compare_scores(estimator, ours, theirs, folds.test_to_train, scoring)
+    warn_unless_won(report, stacklevel=3)
+    return report
 
 
 def compare_scores(
-    estimator: Any,
-    scores: NDArray[np.float64],
-    seconds: NDArray[np.float64],
-    folds: Folds,
-    scoring: str | Callable[..., float] | None = None,
+    estimator: Any, ours: FoldScores, theirs: FoldScores, test_to_train: float, scoring: Any = None
 ) -> BaselineReport:
-    """Compare scores that an estimator has already, as after a search, with the baseline's.
+    """Compare scores that there are already, as after a search.
 
     Parameters
     ----------
     estimator : estimator
-        As in `compare_with_baseline`; it is not fitted.
-    scores, seconds : ndarray of shape (n_folds,)
-    folds : Folds
-        Those that the scores are of.
+        What is compared with the baseline; it is not fitted.
+    ours, theirs : FoldScores
+        Its own and the baseline's, on the same folds.
+    test_to_train : float
+        Rows that are judged for each row that is trained on.
     scoring : str, callable or None
-        What they are.
+        What the scores are.
 
     Returns
     -------
     report : BaselineReport
 
-    Warns
-    -----
-    BaselineWarning
-        If their mean is no higher than the baseline's.
+    Raises
+    ------
+    TuningError
+        If a score is not a number.
     """
-    theirs = folds.score(baseline_for(estimator), one_scorer(estimator, scoring))
-    _check_scores(theirs, "the baseline")
-    return _report(estimator, FoldScores(scores, seconds), theirs, folds, scoring)
-
-
-def _report(
-    estimator: Any, ours: FoldScores, theirs: FoldScores, folds: Folds, scoring: Any
-) -> BaselineReport:
     _check_scores(ours, _name_of(estimator))
-    report = BaselineReport(
+    return BaselineReport(
         scores=ours.scores,
         baseline_scores=theirs.scores,
         seconds=ours.seconds,
         baseline_seconds=theirs.seconds,
-        test_to_train=folds.test_to_train,
+        test_to_train=test_to_train,
         scoring=_called(scoring),
         name=_name_of(estimator),
     )
+
+
+def warn_unless_won(report: BaselineReport, stacklevel: int) -> None:
+    """Warn if the estimator of a report did no better than the baseline.
+
+    Parameters
+    ----------
+    report : BaselineReport
+    stacklevel : int
+        As of `warnings.warn`, seen from here.
+
+    Warns
+    -----
+    BaselineWarning
+    """
     if report.winner != "estimator":
         warnings.warn(
             f"{report.verdict} The baseline took {report.baseline_seconds.sum():.1f} s, "
             f"{report.name} {report.seconds.sum():.0f} s: try other parameters (more epochs, "
             "another pooling or learning rate), or use the baseline.",
             BaselineWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-    return report
 
 
 def baseline_for(estimator: Any) -> Any:
@@ -331,8 +337,18 @@ def baseline_for(estimator: Any) -> Any:
         template=getattr(last, "template", None), class_weight=getattr(last, "class_weight", None)
     )
     if get_config()["enable_metadata_routing"]:
-        linear.set_fit_request(sample_weight=True)
+        _ask_like(last, linear)
     return _in_place_of_last(estimator, linear)
+
+
+def _ask_like(last: Any, linear: LinearTextClassifier) -> None:
+    """Have the baseline want weights where the estimator does, under the name it has for them."""
+    asked = get_routing_for_object(last)
+    # Of one that has not said what it wants, it is for scikit-learn to complain.
+    for method, unsaid in (("fit", True), ("score", False)):
+        wanted = getattr(asked, method).requests if hasattr(asked, method) else {}
+        said = wanted.get("sample_weight")
+        getattr(linear, f"set_{method}_request")(sample_weight=unsaid if said is None else said)
 
 
 def _in_place_of_last(estimator: Any, linear: LinearTextClassifier) -> Any:

@@ -60,14 +60,16 @@ class Evaluation:
 
     def main(self, scores: Any) -> float:
         """Return the score that counts, of what the scorer returned."""
-        if not isinstance(scores, Mapping):
-            return float(scores)
+        return float(scores[self.metric(scores)] if isinstance(scores, Mapping) else scores)
+
+    def metric(self, scores: Mapping[str, Any]) -> str:
+        """Return the name of the metric that counts."""
         if self.main_metric is not None and self.main_metric not in scores:
             raise SearchSpaceError(
                 f"`refit` must be one of the metrics of `scoring`, {sorted(scores)}. "
                 f"Got {self.main_metric!r}."
             )
-        return float(scores[self.main_metric or next(iter(scores))])
+        return self.main_metric or next(iter(scores))
 
 
 @dataclass

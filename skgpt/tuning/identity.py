@@ -12,6 +12,7 @@ from scipy import sparse
 
 from skgpt.exceptions import ContinuationError
 from skgpt.fingerprints import described, digest
+from skgpt.model.contents import files_digest
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.space import Space
 
@@ -42,6 +43,7 @@ def identity_of(work: Evaluation, scoring: Any, space: Space) -> dict[str, Any]:
     """
     return {
         **_of_parameters(work.estimator),
+        **_of_files(work.estimator, space),
         "X": digest(_rows(work.X)),
         "y": digest(_rows(work.y)),
         "`cv`": digest(_splits(work.splits)),
@@ -91,6 +93,18 @@ def _of_parameters(estimator: Any) -> dict[str, Any]:
         "the estimator": _kind(estimator),
         **{f"`{name}`": _shallow(value) for name, value in asked.items()},
     }
+
+
+def _of_files(estimator: Any, space: Space) -> dict[str, Any]:
+    """Describe the models in folders: what was written into one anew is another under its name."""
+    named = list(estimator.get_params(deep=True).items())
+    for name, given in space.given.items():
+        choices = getattr(given, "choices", given)
+        if isinstance(choices, list | tuple | np.ndarray):
+            named += [(name, choice) for choice in choices]
+    models = {v for n, v in named if n.split("__")[-1] == "model" and isinstance(v, str)}
+    digests = {model: files_digest(model) for model in sorted(models)}
+    return {f"the files of {model!r}": found for model, found in digests.items() if found}
 
 
 def _shallow(value: Any) -> Any:

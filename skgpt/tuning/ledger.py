@@ -16,8 +16,9 @@ from typing import Any
 
 import psutil
 from optuna.distributions import BaseDistribution
+from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from skgpt.tuning.folds import Outcome
 
@@ -62,34 +63,55 @@ class Ledger:
         return any(t.state == TrialState.RUNNING for t in self.counted())
 
     def take(self) -> Trial | None:
-        """Begin a trial; return None if as many as there are to be have begun or ended."""
+        """Begin a trial; return None if there is none to begin, as far as is known by now."""
         self._fail_the_dead()
-        if self.is_exhausted or len(self.counted()) >= self.n_trials:
-            return None
-        trial = self.study.ask(self.distributions)
-        trial.set_user_attr(_WORKER, _me())
-        # Others may have begun one at the same time.
-        if sum(t.number < trial.number for t in self.counted()) >= self.n_trials:
-            trial.set_user_attr(_LOST, "one too many, as others began theirs at the same time")
-            self._tell(trial.number, TrialState.FAIL)
-            return None
-        return trial
+        while len(self.counted()) < self.n_trials and not self._has_nothing_left():
+            trial = self.study.ask(self.distributions)
+            trial.set_user_attr(_WORKER, _me())
+            # Others may have begun one at the same time.
+            before = [t for t in self.counted() if t.number < trial.number]
+            if len(before) >= self.n_trials:
+                self._give_up(trial, "one too many, as others began theirs at the same time")
+                self._queue(trial.storage.get_trial(trial._trial_id))
+            elif self._draws_once and trial.params in [t.params for t in before]:
+                self._give_up(trial, "of a point that there is a trial of already")
+            else:
+                return trial
+        return None
+
+    @property
+    def _draws_once(self) -> bool:
+        return isinstance(self.study.sampler, GridSampler | BruteForceSampler)
+
+    def _has_nothing_left(self) -> bool:
+        """Say whether nothing is in the queue, and the sampler has no point that is not begun."""
+        if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return False
+        sampler = self.study.sampler
+        if self.is_exhausted or not isinstance(sampler, GridSampler):
+            return self.is_exhausted
+        # Asked for more, it would draw a point once more, in a search that goes on as well.
+        marks = [t.system_attrs for t in self.counted() if "grid_id" in t.system_attrs]
+        begun = {m["grid_id"] for m in marks if sampler._same_search_space(m["search_space"])}
+        return len(begun) == sampler._n_min_trials
+
+    def _give_up(self, trial: Trial, why: str) -> None:
+        trial.set_user_attr(_LOST, why)
+        self._tell(trial.number, TrialState.FAIL)
 
     def _fail_the_dead(self) -> None:
         for trial in self.counted():
             if trial.state == TrialState.RUNNING and _is_dead(trial):
                 _LOG.warning("trial %d: its worker is gone, it will be tried again", trial.number)
-                self.try_again(trial.number, trial._trial_id, trial.params)
+                self.try_again(trial._trial_id)
 
-    def try_again(self, number: int, trial_id: int, params: Mapping[str, Any]) -> None:
+    def try_again(self, trial_id: int) -> None:
         """Fail a trial that nobody goes on with, so that it doesn't count; put it in the queue.
 
         Parameters
         ----------
-        number, trial_id : int
-            The trial's.
-        params : mapping of str to object
-            As they were drawn.
+        trial_id : int
+            The storage's, of the trial.
         """
         storage = self.study._storage
         try:
@@ -99,7 +121,18 @@ class Ledger:
             if not storage.get_trial(trial_id).state.is_finished():
                 raise
             return  # another has done it, or it has come to its end after all
-        self.study.enqueue_trial(dict(params), user_attrs={"skgpt:again": number})
+        self._queue(storage.get_trial(trial_id))
+
+    def _queue(self, lost: FrozenTrial) -> None:
+        """Have what was drawn tried again, with the sampler's notes on it: whose point it is."""
+        again = create_trial(
+            state=TrialState.WAITING,
+            params=lost.params,
+            distributions=lost.distributions,
+            system_attrs=lost.system_attrs,
+            user_attrs={"skgpt:again": lost.number},
+        )
+        self.study.add_trial(again)
 
     @contextmanager
     def working_on(self, trial: Trial) -> Iterator[None]:
@@ -119,7 +152,7 @@ class Ledger:
             yield
         except BaseException:
             self._stop(over, beat)
-            self.try_again(trial.number, trial._trial_id, trial.params)
+            self.try_again(trial._trial_id)
             raise
         finally:
             self._stop(over, beat)

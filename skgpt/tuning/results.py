@@ -1,5 +1,7 @@
-"""The trials of a search as scikit-learn's ``cv_results_``."""
+"""What came of a search's trials: whether it is enough, and as scikit-learn's ``cv_results_``."""
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,12 +9,57 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 from scipy.stats import rankdata
+from sklearn.exceptions import FitFailedWarning
 
+from skgpt.exceptions import SearchFailedError
 from skgpt.tuning.ledger import result_of
 from skgpt.tuning.space import Space
 
 # scikit-learn's own: parameters, folds, results of each fit, further columns.
 Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[str, Any]]
+
+
+def check_trials(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
+    """Raise if no trial came to its end; warn of those that failed.
+
+    Parameters
+    ----------
+    trials : sequence of optuna.trial.FrozenTrial
+        Finished ones.
+    stacklevel : int
+        As of `warnings.warn`, seen from here.
+
+    Raises
+    ------
+    SearchFailedError
+
+    Warns
+    -----
+    FitFailedWarning
+    """
+    states = Counter(trial.state.name for trial in trials)
+    errors = [result_of(trial)["error"] for trial in trials if trial.state.name == "FAIL"]
+    if not states["COMPLETE"]:
+        why = f" The first error was: {errors[0]}" if errors else ""
+        raise SearchFailedError(
+            "A search needs a trial that is trained to its end. Of this one's "
+            f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
+            "See error_score='raise', pruner=None, or a longer `timeout`."
+        )
+    if errors:
+        (common, n), *_ = Counter(errors).most_common()
+        warnings.warn(
+            f"{len(errors)} of {len(trials)} trials failed; {n} of them with: {common} "
+            'See cv_results_["error"].',
+            FitFailedWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def best_trial(trials: Sequence[FrozenTrial]) -> int:
+    """Return the place of the trial whose value is the highest; one of them is complete."""
+    complete = [i for i, trial in enumerate(trials) if trial.state.name == "COMPLETE"]
+    return max(complete, key=lambda i: float(trials[i].values[0]))
 
 
 def cv_results_of(

@@ -1,8 +1,6 @@
 """GPTSearchCV: a scikit-learn search whose trials are an Optuna study."""
 
 import time
-import warnings
-from collections import Counter
 from collections.abc import Mapping
 from numbers import Integral, Real
 from os import PathLike
@@ -13,12 +11,11 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from sklearn.base import clone, is_classifier
-from sklearn.exceptions import FitFailedWarning
 from sklearn.model_selection import check_cv
 from sklearn.utils import indexable
 
 from skgpt.estimators.params import draw_seed
-from skgpt.exceptions import SearchFailedError, SearchSpaceError
+from skgpt.exceptions import SearchSpaceError
 from skgpt.sklearn_compat import (
     BaseSearchCV,
     Interval,
@@ -28,9 +25,10 @@ from skgpt.sklearn_compat import (
     have_it_raise,
 )
 from skgpt.tuning.folds import Evaluation
+from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.identity import identity_of, name_of
 from skgpt.tuning.ledger import result_of
-from skgpt.tuning.results import cv_results_of
+from skgpt.tuning.results import best_trial, check_trials, cv_results_of
 from skgpt.tuning.space import Space, default_space
 from skgpt.tuning.studies import PRUNERS, Storage
 from skgpt.tuning.workers import Job, run
@@ -93,6 +91,11 @@ class GPTSearchCV(BaseSearchCV):
         score, and ``cv_results_["error"]`` says why. "raise" ends the search.
     return_train_score : bool, default=False
         Whether to score the training rows as well.
+    baseline : bool, default=False
+        Whether to judge TF-IDF with a linear model on the same folds, before the trials, and to
+        warn if the best of them does no better; see `compare_with_baseline`. It has the template,
+        class weights and steps of `estimator`, as they are there, and weights of rows if they are
+        passed; what else is passed for its last step alone is not for it.
     random_state : int, RandomState instance or None, default=None
         Seeds the sampler, if that is None. Pass an int for the same trials in each call; the
         estimator has a `random_state` of its own.
@@ -120,6 +123,10 @@ class GPTSearchCV(BaseSearchCV):
     study_ : optuna.study.Study
         For Optuna's plots and importances. A trial whose worker died is there as failed, and is
         not in `cv_results_`.
+    baseline_ : BaselineReport or None
+        Only with `baseline`: the scores of `best_index_` on each fold beside the baseline's. Of
+        several metrics it is the one that `refit` names; with a callable or False, the first one,
+        and with no `best_index_` the best by that. None if a callable chose a trial without scores.
     classes_ : ndarray of shape (n_classes,)
         Of the best estimator.
     n_features_in_ : int
@@ -152,6 +159,7 @@ class GPTSearchCV(BaseSearchCV):
         "sampler": [BaseSampler, None],
         "storage": [str, PathLike, BaseStorage, None],
         "study_name": [str, None],
+        "baseline": ["boolean"],
         "random_state": ["random_state"],
     }
 
@@ -178,6 +186,7 @@ class GPTSearchCV(BaseSearchCV):
         n_jobs: int | None = None,
         error_score: Any = np.nan,
         return_train_score: bool = False,
+        baseline: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -195,6 +204,7 @@ class GPTSearchCV(BaseSearchCV):
         self.n_jobs = n_jobs
         self.error_score = error_score
         self.return_train_score = return_train_score
+        self.baseline = baseline
         self.random_state = random_state
         self.verbose = verbose
 
@@ -220,11 +230,19 @@ class GPTSearchCV(BaseSearchCV):
         ------
         ValueError
             If a parameter is not as described here, if `study_name` names the study of other data
-            or settings, or if no trial came to its end; the search is then as it was before.
+            or settings, if the baseline can't be judged (which comes first), or if no trial came to
+            its end; the search is then as it was before.
         OSError
             If `storage` can't be opened.
         KeyboardInterrupt
             After Ctrl-C. With `storage`, the same call goes on from there.
+
+        Warns
+        -----
+        BaselineWarning
+            With `baseline`, if the best trial's mean score is no higher.
+        FitFailedWarning
+            If some trials failed.
         """
         if getattr(self, "_skl_callbacks", None):
             raise SearchSpaceError(
@@ -236,9 +254,11 @@ class GPTSearchCV(BaseSearchCV):
         given = self.param_distributions
         given = default_space(self.estimator) if given is None else dict(given)
         job = self._job(work, given, deadline)
+        # Before the trials: what is wrong with it must not lose them.
+        theirs = judge_baseline(work) if self.baseline else None
         study = run(job, self.n_jobs)
         trials = job.ledger(study).finished()
-        self._check_trials(trials)
+        check_trials(trials, stacklevel=4)
         error_score = np.nan if self.error_score == "raise" else self.error_score
         results = cv_results_of(trials, Space(given), n_splits, error_score, self._format_results)
         complete = next(trial for trial in trials if trial.state.name == "COMPLETE")
@@ -255,9 +275,15 @@ class GPTSearchCV(BaseSearchCV):
             "study_": study,
             **self._best(results, refit_metric, multimetric=multimetric),
         }
+        if theirs is not None:
+            # Without a best trial, the best one by the metric that guided the search.
+            index = attributes.get("best_index_", best_trial(trials))
+            attributes["baseline_"] = meet_baseline(work, trials[index], theirs, self.scoring)
         if self.refit:
             attributes |= self._refitted(attributes["best_params_"], X, y, passed_on)
         self._keep(attributes)
+        if theirs is not None:
+            warn_unless_better(attributes["baseline_"], stacklevel=4)  # last: it may be an error
         return self
 
     def _evaluation(
@@ -302,26 +328,6 @@ class GPTSearchCV(BaseSearchCV):
             raises=self.error_score == "raise",
             verbose=int(self.verbose),
         )
-
-    def _check_trials(self, trials: list[Any]) -> None:
-        """Raise if no trial came to its end; warn of those that failed."""
-        states = Counter(trial.state.name for trial in trials)
-        errors = [result_of(trial)["error"] for trial in trials if trial.state.name == "FAIL"]
-        if not states["COMPLETE"]:
-            why = f" The first error was: {errors[0]}" if errors else ""
-            raise SearchFailedError(
-                "A search needs a trial that is trained to its end. Of this one's "
-                f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
-                "See error_score='raise', pruner=None, or a longer `timeout`."
-            )
-        if errors:
-            (common, n), *_ = Counter(errors).most_common()
-            warnings.warn(
-                f"{len(errors)} of {len(trials)} trials failed; {n} of them with: {common} "
-                'See cv_results_["error"].',
-                FitFailedWarning,
-                stacklevel=4,
-            )
 
     def _best(
         self, results: dict[str, Any], refit_metric: Any, *, multimetric: bool

@@ -75,16 +75,17 @@ class Job:
 
     def open(self, index: int = 0) -> Study:
         """Open the study, as the worker of that index."""
-        sampler = make_sampler(self.sampler, self.seed)
-        if index:  # a sampler of the user's would draw the same in every process
-            sampler.reseed_rng()
-        return open_study(
+        study = open_study(
             open_storage(self.storage),
             self.study_name,
             self.belongs_to,
-            sampler,
+            make_sampler(self.sampler, self.seed),
             make_pruner(self.pruner),
         )
+        # A sampler of the user's would draw the same in every process, and in each call anew.
+        if index or study.get_trials(deepcopy=False):
+            study.sampler.reseed_rng()
+        return study
 
     def ledger(self, study: Study) -> Ledger:
         """Return the study's trials, as one of its workers sees them."""

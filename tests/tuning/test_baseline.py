@@ -18,9 +18,9 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
-from skgpt.tuning.baseline import baseline_for, compare_scores
+from skgpt.tuning.baseline import baseline_for, compare_scores, warn_unless_won
 from skgpt.tuning.linear import LinearTextClassifier
-from skgpt.tuning.same_folds import Folds, draw_folds
+from skgpt.tuning.same_folds import Folds, FoldScores, draw_folds
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
@@ -153,20 +153,21 @@ def test_compare__label_sets_in_nested_pipelines__both_are_scored(
     assert found.name == "GPTTextClassifier" and (found.baseline_scores > 0.4).all()
 
 
-def test_compare_scores__of_a_search__says_what_the_comparison_says(
+def test_compare_scores__there_already__says_what_the_comparison_says(
     two_class_data: TextData,
 ) -> None:
-    with pytest.warns(BaselineWarning):
-        whole = compare_with_baseline(Oracle(), *two_class_data, cv=4)
-    folds = draw_folds(Oracle(), *two_class_data, cv=4)
-    Oracle.seen.clear()
     with pytest.warns(BaselineWarning) as caught:
-        again = compare_scores(Oracle(), whole.scores, whole.seconds, folds)
-    assert not Oracle.seen and caught[0].filename == __file__
-    np.testing.assert_array_equal(again.baseline_scores, whole.baseline_scores)
-    assert again.verdict == whole.verdict
+        whole = compare_with_baseline(Oracle(), *two_class_data, cv=4)
+    ours = FoldScores(whole.scores, whole.seconds)
+    theirs = FoldScores(whole.baseline_scores, whole.baseline_seconds)
+    Oracle.seen.clear()
+    again = compare_scores(Oracle(), ours, theirs, whole.test_to_train)
+    assert not Oracle.seen and again.to_dict() == whole.to_dict()
+    with pytest.warns(BaselineWarning) as anew:
+        warn_unless_won(again, stacklevel=2)
+    assert str(anew[0].message) == str(caught[0].message) and anew[0].filename == __file__
     with pytest.raises(TuningError, match="For Oracle it gives none on fold 2"):
-        compare_scores(Oracle(), np.array([1, 1, np.nan, 1]), whole.seconds, folds)
+        compare_scores(Oracle(), ours._replace(scores=np.array([1, 1, np.nan, 1])), theirs, 0.3)
 
 
 def test_draw_folds__groups__are_never_split(two_class_data: TextData) -> None:

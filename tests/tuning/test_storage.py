@@ -232,7 +232,7 @@ def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
     trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
     again = book.take()
     book.finish(trial, Outcome("COMPLETE", 1.0))
-    book.try_again(trial.number, trial._trial_id, trial.params)
+    book.try_again(trial._trial_id)
     assert again is not None and [t.number for t in book.counted()] == [again.number]
     assert len(book.study.trials) == 2
 

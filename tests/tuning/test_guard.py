@@ -1,0 +1,299 @@
+"""The baseline guard of a search: the same rows, before the trials, and nothing lost by it."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn
+from optuna.samplers import GridSampler
+from sklearn.base import clone
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, log_loss, make_scorer
+from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from skgpt import GPTTextClassifier
+from skgpt.exceptions import BaselineWarning, TuningError
+from skgpt.tuning import compare_with_baseline
+from skgpt.tuning.linear import LinearTextClassifier
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+from tests.tuning.process import stored
+from tests.tuning.searching import RATES, piped, search, upper
+
+RATE = {"head_learning_rate": [1e-7]}  # nothing is learned, so the baseline wins
+METRICS = ["neg_log_loss", "accuracy"]
+loses = pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+
+Seen = list[tuple[list[str], Any]]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Seen]:
+    """Return, by estimator, the texts and weights of each fit."""
+    made: dict[str, Seen] = {"gpt": [], "baseline": []}
+    for name, kind in (("gpt", GPTTextClassifier), ("baseline", LinearTextClassifier)):
+
+        def noting(
+            self: Any,
+            X: Any,
+            y: Any,
+            sample_weight: Any = None,
+            _fit: Any = kind.fit,
+            _into: Seen = made[name],
+            **more: Any,
+        ) -> Any:
+            weight = None if sample_weight is None else np.asarray(sample_weight).tolist()
+            _into.append((list(X), weight))
+            return _fit(self, X, y, sample_weight, **more)
+
+        # Which metadata it takes is read from the class, so the signature stays.
+        noting.__signature__ = inspect.signature(kind.fit)  # type: ignore[attr-defined]
+        monkeypatch.setattr(kind, "fit", noting)
+    return made
+
+
+def is_gpt(estimator: Any, X: Any, y: Any) -> float:
+    """Score a GPT 1 and the baseline 0."""
+    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    return float(isinstance(final, GPTTextClassifier))
+
+
+@loses
+@pytest.mark.parametrize("in_pipeline", [False, True])
+def test_guard__best_and_baseline__scores_are_those_of_the_comparison(
+    tiny_llama: str, two_class_data: TextData, in_pipeline: bool
+) -> None:
+    X, y = two_class_data
+    estimator = (piped if in_pipeline else make)(tiny_llama, max_epochs=2)
+    name = "gpttextclassifier__" * in_pipeline + "head_learning_rate"
+    cv = StratifiedKFold(3, shuffle=True, random_state=5)
+    options: dict[str, Any] = {"cv": cv, "scoring": "neg_log_loss", "pruner": None}
+    found = search(
+        tiny_llama, {name: [1e-7, 3e-2]}, estimator=estimator, baseline=True, **options
+    ).fit(X, y)
+    report = found.baseline_
+    best = clone(estimator).set_params(**found.best_params_)
+    again = compare_with_baseline(best, X, y, cv=cv, scoring="neg_log_loss")
+    # How texts share a micro-batch may move a last digit.
+    np.testing.assert_allclose(report.scores, again.scores, rtol=1e-4)
+    np.testing.assert_array_equal(report.baseline_scores, again.baseline_scores)
+    assert report.test_to_train == again.test_to_train
+    assert (report.scoring, report.name) == ("neg_log_loss", "GPTTextClassifier")
+    for i, score in enumerate(report.scores):
+        assert score == found.cv_results_[f"split{i}_test_score"][found.best_index_]
+    assert report.scores.mean() == pytest.approx(found.best_score_)
+    assert (report.seconds > 0).all() and (report.baseline_seconds > 0).all()
+
+
+def test_guard__the_gpt_loses__warns_and_without_it_says_nothing(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
+    with pytest.warns(BaselineWarning, match=r"The baseline wins by .* deviation") as caught:
+        ours.fit(*two_class_data)
+    assert caught[0].filename == __file__ and ours.baseline_.winner == "baseline"
+    ours.set_params(baseline=False).fit(*two_class_data)  # warnings are errors here
+    assert not hasattr(ours, "baseline_")
+
+
+def test_guard__the_gpt_wins__says_nothing(tiny_llama: str, two_class_data: TextData) -> None:
+    found = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring=is_gpt)
+    found.fit(*two_class_data)
+    assert found.baseline_.scores.tolist() == [1, 1]
+    assert found.baseline_.baseline_scores.tolist() == [0, 0]
+    assert found.baseline_.verdict.startswith("GPTTextClassifier wins by 1.0000 (is_gpt)")
+
+
+def test_guard__warnings_are_errors__the_search_is_fitted_all_the_same(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
+    with pytest.raises(BaselineWarning):
+        ours.fit(*two_class_data)
+    assert len(ours.predict(two_class_data.X)) == 40 and ours.baseline_.winner == "baseline"
+
+
+@loses
+@pytest.mark.parametrize("nested", [0, 1, 2])
+def test_guard__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
+    tiny_llama: str, two_class_data: TextData, seen: dict[str, Seen], nested: int
+) -> None:
+    X, y = two_class_data
+    clf: Any = make(tiny_llama, max_epochs=1)
+    prefix = ""
+    for _ in range(nested):
+        clf = Pipeline([("upper", FunctionTransformer(upper)), ("clf", clf)])
+        prefix += "clf__"
+    weight = np.linspace(0.5, 2, len(X))
+    given = {"sample_weight": weight, "X_val": list(X[:7]), "y_val": list(y[:7])}
+    space = {f"{prefix}head_learning_rate": [1e-2]}
+    ours = search(tiny_llama, space, estimator=clf, n_trials=1, baseline=True, refit=False)
+    ours.fit(X, y, **{prefix + name: value for name, value in given.items()})
+    assert len(seen["gpt"]) == 2 and seen["baseline"] == seen["gpt"]
+    assert seen["gpt"][0][1] != seen["gpt"][1][1] and len(ours.baseline_.scores) == 2
+
+
+@loses
+@pytest.mark.parametrize("in_pipeline", [False, True])
+@pytest.mark.parametrize("request_", [True, False, "importance"])
+def test_guard__metadata_routing__the_baseline_wants_what_the_estimator_wants(
+    tiny_llama: str,
+    two_class_data: TextData,
+    seen: dict[str, Seen],
+    in_pipeline: bool,
+    request_: Any,
+) -> None:
+    X, y = two_class_data
+    name = request_ if isinstance(request_, str) else "sample_weight"
+    given = {name: np.linspace(0.5, 2, len(X)), "groups": np.arange(len(X)) % 4}
+    given |= {"X_val": list(X[:7]), "y_val": list(y[:7])}
+    with sklearn.config_context(enable_metadata_routing=True):
+        clf: Any = make(tiny_llama, max_epochs=1).set_fit_request(
+            sample_weight=request_, X_val=True, y_val=True
+        )
+        clf.set_score_request(sample_weight=request_)
+        scorer = make_scorer(accuracy_score).set_score_request(sample_weight=name)
+        # Another name in a Pipeline's own score is more than scikit-learn's searches can do.
+        options: dict[str, Any] = {} if request_ is True else {"scoring": scorer}
+        space = {"head_learning_rate": [1e-2]}
+        if in_pipeline:
+            steps = [("upper", FunctionTransformer(upper)), ("clf", clf)]
+            clf = Pipeline(steps, transform_input=["X_val"])
+            space = {"clf__head_learning_rate": [1e-2]}
+        ours = search(
+            tiny_llama, space, estimator=clf, cv=GroupKFold(2), n_trials=1, refit=False, **options
+        )
+        ours.set_params(baseline=True).fit(X, y, **given)
+    assert len(seen["gpt"]) == 2 and seen["baseline"] == seen["gpt"]
+    assert (seen["gpt"][0][1] is None) == (request_ is False)
+    assert len(ours.baseline_.scores) == 2
+
+
+def both(estimator: Any, X: Any, y: Any) -> dict[str, float]:
+    right = accuracy_score(y, estimator.predict(X))
+    return {"loss": -log_loss(y, estimator.predict_proba(X)), "right": right}
+
+
+def worst(results: Any) -> int:
+    return int(results["rank_test_neg_log_loss"].argmax())
+
+
+@loses
+@pytest.mark.parametrize(
+    ("scoring", "refit", "metric"),
+    [
+        (METRICS, "accuracy", "accuracy"),
+        (METRICS, worst, "neg_log_loss"),
+        (METRICS, False, "neg_log_loss"),
+        (both, "right", "right"),
+        ({"a": "accuracy", "b": "neg_log_loss"}, "a", "a"),
+    ],
+)
+def test_guard__several_metrics__the_one_that_counts_is_compared(
+    tiny_llama: str, two_class_data: TextData, scoring: Any, refit: Any, metric: str
+) -> None:
+    X, y = two_class_data
+    ours = search(tiny_llama, RATES, scoring=scoring, refit=refit, baseline=True)
+    ours.set_params(sampler=GridSampler(RATES), n_trials=2, pruner=None).fit(X, y)
+    ranks = ours.cv_results_[f"rank_test_{metric}"]
+    index = ranks.argmax() if callable(refit) else ranks.argmin()
+    assert ours.baseline_.scoring == metric
+    assert metric != "neg_log_loss" or sorted(ranks) == [1, 2]  # so the index says which
+    for i, score in enumerate(ours.baseline_.scores):
+        assert score == ours.cv_results_[f"split{i}_test_{metric}"][index]
+    single = "neg_log_loss" if metric == "neg_log_loss" else "accuracy"
+    theirs = cross_val_score(LinearTextClassifier(), X, y, cv=2, scoring=single)
+    np.testing.assert_array_equal(ours.baseline_.baseline_scores, theirs)
+
+
+def test_guard__a_callable_that_chooses_a_pruned_trial__warns_that_it_has_no_scores(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    grid = {"head_learning_rate": [3e-2, 1e-7, 1e-6, 1e-5]}
+
+    def pruned(results: Any) -> int:
+        return results["trial_state"].tolist().index("PRUNED")
+
+    options: dict[str, Any] = {"n_trials": 10, "scoring": "neg_log_loss", "baseline": True}
+    ours = search(tiny_llama, grid, estimator=make(tiny_llama, max_epochs=4), **options)
+    ours.set_params(refit=pruned)
+    with pytest.warns(BaselineWarning, match="no scores to compare") as caught:
+        ours.fit(*two_class_data)
+    assert ours.baseline_ is None and caught[0].filename == __file__
+    assert len(ours.predict(two_class_data.X)) == 40
+
+
+@loses
+def test_guard__label_sets__are_compared(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
+    ours = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring="f1_micro").fit(X, tags)
+    again = compare_with_baseline(ours.estimator, X, tags, cv=2, scoring="f1_micro")
+    np.testing.assert_array_equal(ours.baseline_.baseline_scores, again.baseline_scores)
+
+
+def no_baseline(estimator: Any, X: Any, y: Any) -> float:
+    if isinstance(estimator, LinearTextClassifier):
+        raise RuntimeError("no such thing")
+    return accuracy_score(y, estimator.predict(X))
+
+
+def test_guard__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, seen: dict[str, Seen]
+) -> None:
+    journal = tmp_path / "search.journal"
+    ours = stored(tiny_llama, journal, scoring=no_baseline).fit(*two_class_data)
+    results, n_fits = ours.cv_results_, len(seen["gpt"])
+    with pytest.raises(TuningError, match=r"RuntimeError: no such thing Mend that, or pass bas"):
+        ours.set_params(baseline=True).fit(*two_class_data)
+    assert ours.cv_results_ is results and len(ours.predict(two_class_data.X)) == 40
+    again = stored(tiny_llama, journal, scoring=no_baseline, refit=False).fit(*two_class_data)
+    assert len(seen["gpt"]) == n_fits  # the trials are there
+    np.testing.assert_array_equal(again.cv_results_["mean_test_score"], results["mean_test_score"])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options", "message"),
+    [
+        (make_pipeline(TfidfVectorizer(), LogisticRegression()), {}, "ends in LogisticRegr"),
+        (None, {"scoring": lambda *_: np.nan}, "must give a number for every fold"),
+        (None, {"baseline": "yes"}, "baseline"),
+    ],
+)
+def test_guard__what_it_can_not_do__is_said_before_any_training(
+    tiny_llama: str,
+    two_class_data: TextData,
+    seen: dict[str, Seen],
+    estimator: Any,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    space = RATE if estimator is None else {"logisticregression__C": [1.0]}
+    ours = search(tiny_llama, space, estimator=estimator, **{"baseline": True, **options})
+    with pytest.raises(ValueError, match=message):
+        ours.fit(*two_class_data)
+    assert not seen["gpt"] and not hasattr(ours, "study_")
+
+
+@loses
+def test_guard__resumed_and_with_workers__is_what_it_is_in_one_go(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, seen: dict[str, Seen]
+) -> None:
+    whole = stored(tiny_llama, None, baseline=True).fit(*two_class_data)
+    journal = tmp_path / "search.journal"
+    stored(tiny_llama, journal, n_trials=2).fit(*two_class_data)  # asked for on the way
+    again = stored(tiny_llama, journal, baseline=True).fit(*two_class_data)
+    n_fits = len(seen["gpt"])
+    shared = stored(tiny_llama, journal, baseline=True, n_jobs=2, refit=False)
+    shared.fit(*two_class_data)
+    assert len(seen["gpt"]) == n_fits
+    for found in (again, shared):
+        np.testing.assert_array_equal(found.baseline_.scores, whole.baseline_.scores)
+        np.testing.assert_array_equal(
+            found.baseline_.baseline_scores, whole.baseline_.baseline_scores
+        )

@@ -1,0 +1,84 @@
+"""Which study is a search's own, where models are in folders that somebody writes into."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.distributions import CategoricalDistribution
+
+from skgpt.exceptions import ContinuationError
+from skgpt.model import contents
+from skgpt.model.contents import files_digest
+from skgpt.testing import tiny_gpt
+from skgpt.tuning.folds import Evaluation
+from skgpt.tuning.identity import check_belongs, identity_of, name_of
+from skgpt.tuning.space import Space
+from skgpt.tuning.studies import make_pruner, make_sampler, open_storage, open_study
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+from tests.tuning.searching import RATES, piped
+
+
+def identity(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]:
+    rows = np.arange(len(data.X))
+    work = Evaluation(estimator, data.X, data.y, [(rows[:20], rows[20:])], None, {}, {})
+    return identity_of(work, None, Space(space))
+
+
+@pytest.mark.parametrize("build", [make, piped])
+def test_identity__another_model_in_the_same_folder__is_another_search(
+    tmp_path: Path, two_class_data: TextData, build: Any
+) -> None:
+    folder = tiny_gpt(str(tmp_path / "model"))
+    first = identity(build(folder), two_class_data)
+    shutil.copytree(folder, tmp_path / "kept")
+    (tmp_path / "model" / "search.journal").write_text("not the model's")
+    os.utime(tmp_path / "model" / "config.json")
+    assert identity(build(folder), two_class_data) == first
+    shutil.rmtree(folder)
+    tiny_gpt(folder, seed=1)
+    other = identity(build(folder), two_class_data)
+    assert name_of(other) != name_of(first)
+    assert {n for n in first if first[n] != other[n]} == {f"the files of {folder!r}"}
+    study = open_study(open_storage(None), "mine", first, make_sampler(None, 0), make_pruner(None))
+    with pytest.raises(ContinuationError, match=r"differs: the files of '.*model'\. Set"):
+        check_belongs(study, other)
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "kept", folder)
+    assert name_of(identity(build(folder), two_class_data)) == name_of(first)
+
+
+def test_identity__models_to_choose_from__their_files_count(
+    tmp_path: Path, two_class_data: TextData
+) -> None:
+    folders = [tiny_gpt(str(tmp_path / name), seed=i) for i, name in enumerate("ab")]
+    for among in (folders, CategoricalDistribution(folders)):
+        found = identity(make("smollm2-135m"), two_class_data, {"model": among})
+        assert [n for n in found if n.startswith("the files")] == [
+            f"the files of {folder!r}" for folder in folders
+        ]
+        assert len({found[f"the files of {folder!r}"] for folder in folders}) == 2
+
+
+def test_files_digest__what_is_had_by_name_or_is_none__is_none(tmp_path: Path) -> None:
+    assert files_digest("smollm2-135m") is None and files_digest("someone/something") is None
+    assert files_digest(str(tmp_path)) is None and files_digest("") is None
+
+
+def test_files_digest__files_as_they_were__are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_gpt(str(tmp_path / "model"))
+    first = files_digest(folder)
+    weights = max(Path(folder).glob("*.safetensors"))
+    assert first is not None and files_digest(str(weights)) not in (None, first)
+    with monkeypatch.context() as patched:
+        patched.setattr(contents.hashlib, "file_digest", None)  # so that reading fails
+        assert files_digest(folder) == first
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert files_digest(folder) != first

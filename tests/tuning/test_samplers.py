@@ -1,0 +1,229 @@
+"""Samplers of the user's: each point of a grid once, and no draw repeated when a search goes on."""
+
+import importlib.util
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from skgpt import GPTTextClassifier
+from skgpt.tuning.folds import Outcome
+from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.space import Space
+from skgpt.tuning.studies import PRUNERS
+from tests.helpers import TextData
+from tests.tuning.searching import search
+
+GRID: dict[str, list[Any]] = {"a": [1, 2, 3], "b": ["x", "y"]}
+N_POINTS = 6
+POINTS = sorted((a, b) for a in GRID["a"] for b in GRID["b"])
+
+
+def open_study(
+    storage: Any = None, sampler: BaseSampler | None = None, pruner: BasePruner | None = None
+) -> Study:
+    return optuna.create_study(
+        study_name="a study",  # brackets go by it
+        storage=storage,
+        sampler=sampler or GridSampler(GRID, seed=0),
+        pruner=pruner or NopPruner(),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def ledger(study: Study, n_trials: int = 100) -> Ledger:
+    return Ledger(study, Space(GRID).distributions, n_trials)
+
+
+def finish(book: Ledger, trial: Trial) -> None:
+    """End a trial of up to four epochs as a search would."""
+    value = float(trial.params["a"])
+    for epoch in range(1, 4):
+        trial.report(value, epoch)
+        if trial.should_prune():
+            return book.finish(trial, Outcome("PRUNED"))
+    return book.finish(trial, Outcome("COMPLETE", value))
+
+
+def play(book: Ledger) -> None:
+    while trial := book.take():
+        finish(book, trial)
+
+
+def points(book: Ledger) -> list[tuple[Any, Any]]:
+    return sorted((t.params["a"], t.params["b"]) for t in book.finished())
+
+
+def kill(trial: Trial) -> None:
+    """Have a trial's worker be one on another machine whose lease is over."""
+    gone = {"machine": "another", "pid": 1, "began": 0.0, "until": time.time() - 1}
+    trial.set_user_attr("skgpt:worker", gone)
+
+
+def of_all_points(name: str) -> BaseSampler:
+    if name == "grid":
+        return GridSampler(GRID, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return BruteForceSampler(seed=0)
+
+
+@pytest.mark.parametrize("pruner", [NopPruner, PRUNERS["hyperband"]])
+@pytest.mark.parametrize("sampler", ["grid", "brute force"])
+def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
+    sampler: str, pruner: Any
+) -> None:
+    storage = optuna.storages.InMemoryStorage()
+
+    def book(n_trials: int) -> Ledger:
+        return ledger(open_study(storage, of_all_points(sampler), pruner()), n_trials)
+
+    first = book(4)
+    play(first)
+    assert len(first.finished()) == 4 == len(set(points(first)))
+    for _ in range(2):
+        again = book(100)
+        play(again)
+        assert points(again) == POINTS
+        assert len(again.counted()) == N_POINTS and not again.is_anybody_working()
+
+
+def test_grid__all_points_begun__others_wait_for_those_whose_worker_dies() -> None:
+    study = open_study()
+    book, other = ledger(study), ledger(study)
+    trials = [trial for _ in range(N_POINTS) if (trial := book.take())]
+    assert book.take() is None and other.take() is None and len(study.trials) == N_POINTS
+    kill(trials[2])
+    *done, last = trials[:2] + trials[3:]
+    for trial in done:
+        finish(book, trial)
+    again = other.take()
+    assert again is not None and again.params == trials[2].params
+    finish(other, again)  # with one left, Optuna asks which point this one was
+    finish(book, last)
+    assert points(book) == POINTS and book.take() is None and other.take() is None
+    assert [t.state for t in study.trials].count(TrialState.FAIL) == 1
+
+
+def test_grid__killed_before_it_was_drawn_whole__the_point_is_not_lost() -> None:
+    study = open_study()
+    book = ledger(study)
+    trial = study.ask()  # it has a place in the grid, and no values yet
+    kill(trial)
+    play(book)
+    assert points(book) == POINTS
+
+
+def test_grid__two_that_draw_the_same_point__one_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = open_study()
+    book, other = ledger(study), ledger(study)
+    first = book.take()
+    assert first is not None
+    marks = study.trials[0].system_attrs
+    ask = study.ask
+
+    def as_well(among: Any) -> Trial:
+        monkeypatch.setattr(study, "ask", ask)
+        study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=marks))
+        return ask(among)
+
+    monkeypatch.setattr(study, "ask", as_well)
+    second = other.take()
+    assert second is not None and second.params != first.params
+    assert [t.number for t in book.counted()] == [first.number, second.number]
+    finish(book, first)
+    finish(other, second)
+    play(other)
+    assert points(book) == POINTS
+
+
+def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = open_study()
+    book, other = ledger(study, n_trials=1), ledger(study, n_trials=1)
+    ask = study.ask
+
+    def late(among: Any) -> Trial:
+        monkeypatch.setattr(study, "ask", ask)
+        earlier = other.take()
+        assert earlier is not None
+        finish(other, earlier)
+        return ask(among)
+
+    monkeypatch.setattr(study, "ask", late)
+    assert book.take() is None and len(book.finished()) == 1
+    more = ledger(study)
+    play(more)
+    assert points(more) == POINTS
+
+
+def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = {"head_learning_rate": [1e-7, 1e-3, 3e-2], "pooling": ["mean", "last"]}
+    options: dict[str, Any] = {"sampler": GridSampler(grid), "pruner": "hyperband", "refit": False}
+    options |= {"storage": tmp_path / "search.journal", "scoring": "neg_log_loss"}
+    search(tiny_llama, grid, n_trials=3, **options).fit(*two_class_data)
+    whole = search(tiny_llama, grid, n_trials=20, **options).fit(*two_class_data)
+    found = whole.cv_results_["params"]
+    assert len(found) == 6 == len({repr(sorted(params.items())) for params in found})
+    assert whole.best_params_["head_learning_rate"] == 3e-2
+
+    def fit(*given: Any, **more: Any) -> Any:
+        raise AssertionError("there is nothing left to fit")
+
+    monkeypatch.setattr(GPTTextClassifier, "fit", fit)
+    again = search(tiny_llama, grid, n_trials=30, **options).fit(*two_class_data)
+    assert again.cv_results_["params"] == found and len(again.study_.trials) == 6
+
+
+def seeded(name: str) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return getattr(optuna.samplers, name)(seed=0)
+
+
+needs_cmaes = pytest.mark.skipif(
+    importlib.util.find_spec("cmaes") is None, reason="CmaEsSampler needs the package cmaes"
+)
+
+
+@pytest.mark.parametrize("pruner", [None, "hyperband"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RandomSampler",
+        "TPESampler",
+        "QMCSampler",
+        pytest.param("CmaEsSampler", marks=needs_cmaes),
+    ],
+)
+def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
+    two_class_data: TextData, tmp_path: Path, name: str, pruner: str | None
+) -> None:
+    quick = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    space = {
+        "logisticregression__C": FloatDistribution(1e-3, 1e3, log=True),
+        "logisticregression__tol": FloatDistribution(1e-5, 1e-3),
+    }
+    options: dict[str, Any] = {"estimator": quick, "sampler": seeded(name), "pruner": pruner}
+    options |= {"storage": tmp_path / "search.journal", "refit": False}
+    for n_trials in (4, 12):
+        found = search("", space, n_trials=n_trials, **options).fit(*two_class_data)
+        drawn = {tuple(params.values()) for params in found.cv_results_["params"]}
+        assert len(drawn) == n_trials
