@@ -128,16 +128,31 @@ def open_storage(storage: Storage) -> BaseStorage:
     try:
         return _database(where) if "://" in where else _journal(Path(where))
     except Exception as error:  # each database's driver has errors of its own
-        shown = re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", where)  # without the password
         raise SearchStorageError(
             "`storage` must be a file that can be written to, in a folder that is there, an URL "
-            f"of a database, or an Optuna storage. {shown!r} can't be opened: {error}"
+            f"of a database, or an Optuna storage. {shown(storage)} can't be opened: {error}"
         ) from error
+
+
+def shown(storage: Storage) -> str:
+    """Return a storage as messages name it, an URL without its password."""
+    if isinstance(storage, BaseStorage | None):
+        return repr(storage)
+    return repr(re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", os.fspath(storage)))
 
 
 def located(where: str) -> str:
     """Return a path as one that is the same from every folder, and an URL as it is."""
     return where if "://" in where else str(Path(where).expanduser().absolute())
+
+
+def has_study(storage: Storage, name: str) -> bool:
+    """Say whether there is a study of that name; no file is made to find out."""
+    if isinstance(storage, str | PathLike):
+        where = located(os.fspath(storage))
+        if "://" not in where and not Path(where).exists():
+            return False
+    return name in optuna.get_all_study_names(open_storage(storage))
 
 
 def _database(url: str) -> BaseStorage:
