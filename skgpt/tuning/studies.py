@@ -146,13 +146,14 @@ def located(where: str) -> str:
     return where if "://" in where else str(Path(where).expanduser().absolute())
 
 
-def has_study(storage: Storage, name: str) -> bool:
-    """Say whether there is a study of that name; no file is made to find out."""
+def storage_with(storage: Storage, name: str) -> BaseStorage | None:
+    """Open a storage if there is a study of that name in it; no file is made to find out."""
     if isinstance(storage, str | PathLike):
         where = located(os.fspath(storage))
         if "://" not in where and not Path(where).exists():
-            return False
-    return name in optuna.get_all_study_names(open_storage(storage))
+            return None
+    opened = open_storage(storage)
+    return opened if name in optuna.get_all_study_names(opened) else None
 
 
 def _database(url: str) -> BaseStorage:

@@ -29,7 +29,6 @@ from skgpt.tuning.ledger import Ledger
 from skgpt.tuning.space import Space
 from skgpt.tuning.studies import (
     Storage,
-    has_study,
     kept_in_memory,
     located,
     make_pruner,
@@ -37,6 +36,7 @@ from skgpt.tuning.studies import (
     open_storage,
     open_study,
     shown,
+    storage_with,
 )
 
 _POLL_SECONDS = 0.5
@@ -170,7 +170,8 @@ def run_called(job: Job, index: int) -> None:
     SearchStorageError
         If this process doesn't see the study that the caller has opened.
     """
-    study = job.open(index) if has_study(job.storage, job.study_name) else None
+    opened = storage_with(job.storage, job.study_name)
+    study = None if opened is None else replace(job, storage=opened).open(index)
     if study is None or job.call not in study.user_attrs:
         raise SearchStorageError(
             "With workers on other machines, `storage` must be one that all of them see: a "
