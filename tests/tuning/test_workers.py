@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_ledger__of_no_known_worker__is_dead_after_a_lease_by_our_own_clock(
     lost = book.study.ask(book.distributions)  # killed before it said whose it is
     taken = book.take()
     assert taken is not None and taken.params != lost.params
-    now = workers.time.monotonic()
+    now = time.monotonic()
     monkeypatch.setattr("skgpt.tuning.ledger.time.monotonic", lambda: now + 3600)
     again = book.take()
     assert again is not None and again.params == lost.params
