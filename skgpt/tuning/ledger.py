@@ -9,9 +9,10 @@ import os
 import platform
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,6 +27,7 @@ _LOG = logging.getLogger("skgpt")
 _WORKER = "skgpt:worker"
 _RESULT = "skgpt:result"
 _LOST = "skgpt:lost"  # why a trial counts for nothing
+_AGAIN = "skgpt:again"  # the number of the lost trial that one tries again
 _BEAT_SECONDS = 15.0
 _LEASE_SECONDS = 120.0
 
@@ -48,6 +50,7 @@ class Ledger:
         self.distributions = dict(distributions)
         self.n_trials = n_trials
         self.is_exhausted = False
+        self._nobodys: dict[int, float] = {}  # trials by number, and when they were first seen
 
     def counted(self) -> list[FrozenTrial]:
         """Return the trials that count, running ones included, in order of their numbers."""
@@ -68,13 +71,15 @@ class Ledger:
         while len(self.counted()) < self.n_trials and not self._has_nothing_left():
             trial = self.study.ask(self.distributions)
             trial.set_user_attr(_WORKER, _me())
-            # Others may have begun one at the same time.
             before = [t for t in self.counted() if t.number < trial.number]
-            if len(before) >= self.n_trials:
-                self._give_up(trial, "one too many, as others began theirs at the same time")
+            again = trial.user_attrs.get(_AGAIN)
+            if again is not None and any(t.user_attrs.get(_AGAIN) == again for t in before):
+                self._leave(trial, "two workers had put the same lost trial in the queue")
+            elif len(before) >= self.n_trials:  # others may have begun one at the same time
+                self._leave(trial, "one too many, as others began theirs at the same time")
                 self._queue(trial.storage.get_trial(trial._trial_id))
             elif self._draws_once and trial.params in [t.params for t in before]:
-                self._give_up(trial, "of a point that there is a trial of already")
+                self._leave(trial, "of a point that there is a trial of already")
             else:
                 return trial
         return None
@@ -95,15 +100,30 @@ class Ledger:
         begun = {m["grid_id"] for m in marks if sampler._same_search_space(m["search_space"])}
         return len(begun) == sampler._n_min_trials
 
-    def _give_up(self, trial: Trial, why: str) -> None:
+    def _leave(self, trial: Trial, why: str) -> None:
         trial.set_user_attr(_LOST, why)
         self._tell(trial.number, TrialState.FAIL)
 
     def _fail_the_dead(self) -> None:
         for trial in self.counted():
-            if trial.state == TrialState.RUNNING and _is_dead(trial):
+            if trial.state == TrialState.RUNNING and self._is_dead(trial):
                 _LOG.warning("trial %d: its worker is gone, it will be tried again", trial.number)
                 self.try_again(trial._trial_id)
+
+    def _is_dead(self, trial: FrozenTrial) -> bool:
+        worker = trial.user_attrs.get(_WORKER)
+        if worker is None:  # killed before it could say who it is, or about to
+            # Its time of beginning is in the local time of who knows which machine.
+            seen = self._nobodys.setdefault(trial.number, time.monotonic())
+            return time.monotonic() - seen > _LEASE_SECONDS
+        if worker["machine"] == _machine():
+            try:
+                process = psutil.Process(worker["pid"])
+                is_it = process.create_time() == worker["began"]
+                return not is_it or process.status() == psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                return True
+        return bool(time.time() > worker["until"])
 
     def try_again(self, trial_id: int) -> None:
         """Fail a trial that nobody goes on with, so that it doesn't count; put it in the queue.
@@ -130,7 +150,7 @@ class Ledger:
             params=lost.params,
             distributions=lost.distributions,
             system_attrs=lost.system_attrs,
-            user_attrs={"skgpt:again": lost.number},
+            user_attrs={_AGAIN: lost.number},
         )
         self.study.add_trial(again)
 
@@ -226,21 +246,7 @@ def _machine() -> str:
     """Return where a process's number means this process: the machine, or the container."""
     try:
         inside = os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:  # not Linux
-        inside = ""
-    return f"{platform.node()} {inside}"
-
-
-def _is_dead(trial: FrozenTrial) -> bool:
-    worker = trial.user_attrs.get(_WORKER)
-    if worker is None:  # killed before it could say who it is, or about to
-        began = trial.datetime_start
-        return began is not None and (datetime.now() - began).total_seconds() > _LEASE_SECONDS
-    if worker["machine"] == _machine():
-        try:
-            process = psutil.Process(worker["pid"])
-            is_it = process.create_time() == worker["began"]
-            return not is_it or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-    return bool(time.time() > worker["until"])
+        inside, boot = "", f"{uuid.getnode():x}"
+    return f"{platform.node()} {boot} {inside}"  # names are often the same: localhost, ubuntu

@@ -2,6 +2,9 @@
 
 import copy
 import os
+import random
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -24,6 +27,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DBAPIError
 
 from skgpt.exceptions import SearchStorageError
 from skgpt.tuning.identity import check_belongs
@@ -33,6 +37,8 @@ Storage = str | PathLike[str] | BaseStorage | None
 # Optuna's own defaults are for hundreds of trials of hundreds of epochs. A first epoch says
 # little, as the learning rates are still rising in it.
 _STARTUP = {"n_startup_trials": 3, "n_warmup_steps": 2}
+_WAITS = (0.2, 0.5, 1.0)  # seconds between tries to open a database
+
 PRUNERS = {
     "median": lambda: MedianPruner(**_STARTUP),
     "percentile": lambda: PercentilePruner(25.0, **_STARTUP),
@@ -118,16 +124,46 @@ def open_storage(storage: Storage) -> BaseStorage:
         return InMemoryStorage()
     if isinstance(storage, BaseStorage):
         return storage
-    where = os.fspath(storage)
+    where = located(os.fspath(storage))
     try:
-        if "://" in where:
-            return optuna.storages.get_storage(where)
-        return _journal(Path(where).expanduser().absolute())
+        return _database(where) if "://" in where else _journal(Path(where))
     except Exception as error:  # each database's driver has errors of its own
         raise SearchStorageError(
             "`storage` must be a file that can be written to, in a folder that is there, an URL "
-            f"of a database, or an Optuna storage. {where!r} can't be opened: {error}"
+            f"of a database, or an Optuna storage. {shown(storage)} can't be opened: {error}"
         ) from error
+
+
+def shown(storage: Storage) -> str:
+    """Return a storage as messages name it, an URL without its password."""
+    if isinstance(storage, BaseStorage | None):
+        return repr(storage)
+    return repr(re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", os.fspath(storage)))
+
+
+def located(where: str) -> str:
+    """Return a path as one that is the same from every folder, and an URL as it is."""
+    return where if "://" in where else str(Path(where).expanduser().absolute())
+
+
+def storage_with(storage: Storage, name: str) -> BaseStorage | None:
+    """Open a storage if there is a study of that name in it; no file is made to find out."""
+    if isinstance(storage, str | PathLike):
+        where = located(os.fspath(storage))
+        if "://" not in where and not Path(where).exists():
+            return None
+    opened = open_storage(storage)
+    return opened if name in optuna.get_all_study_names(opened) else None
+
+
+def _database(url: str) -> BaseStorage:
+    # Of those that find a database empty at the same time, one makes the tables; the others fail.
+    for seconds in _WAITS:
+        try:
+            return optuna.storages.get_storage(url)
+        except DBAPIError:
+            time.sleep(seconds * random.uniform(0.5, 1.0))
+    return optuna.storages.get_storage(url)
 
 
 def _journal(file: Path) -> JournalStorage:

@@ -4,9 +4,13 @@ A search has one worker in its own process, or several in processes of their own
 each other through the study alone.
 """
 
+import platform
 import tempfile
 import time
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +23,20 @@ from optuna.trial import Trial
 from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
-from skgpt.exceptions import SearchSpaceError
+from skgpt.exceptions import SearchSpaceError, SearchStorageError
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
 from skgpt.tuning.ledger import Ledger
 from skgpt.tuning.space import Space
 from skgpt.tuning.studies import (
     Storage,
     kept_in_memory,
+    located,
     make_pruner,
     make_sampler,
     open_storage,
     open_study,
+    shown,
+    storage_with,
 )
 
 _POLL_SECONDS = 0.5
@@ -58,6 +65,8 @@ class Job:
     raises : bool
         Whether an error in a trial ends the search.
     verbose : int
+    call : str
+        Under which the caller's word to its workers is kept in the study; empty without any.
     """
 
     work: Evaluation
@@ -72,6 +81,7 @@ class Job:
     deadline: float
     raises: bool
     verbose: int
+    call: str = ""
 
     def open(self, index: int = 0) -> Study:
         """Open the study, as the worker of that index."""
@@ -111,9 +121,11 @@ def run(job: Job, n_jobs: int | None) -> Study:
         If several processes are to share a storage in memory.
     """
     n_workers = min(effective_n_jobs(n_jobs), job.n_trials)
+    if n_jobs is not None and n_jobs > 0:
+        n_workers = min(n_workers, n_jobs)  # a cluster's backend counts all that it has
     if n_workers == 1:
         study = job.open()
-        run_worker(job, study=study)
+        run_worker(job, study)
         return study
     if isinstance(job.storage, InMemoryStorage):
         raise SearchSpaceError(
@@ -129,21 +141,69 @@ def run(job: Job, n_jobs: int | None) -> Study:
 
 
 def _run_in_processes(job: Job, n_workers: int) -> Study:
+    if isinstance(job.storage, str | PathLike):  # workers may be in another folder
+        job = replace(job, storage=located(fspath(job.storage)))
+    job = replace(job, call=f"skgpt:call {uuid.uuid4().hex}")
     study = job.open()  # so that an error in it is raised here, and once
-    Parallel(n_jobs=n_workers)(delayed(run_worker)(job, index) for index in range(n_workers))
+    study.set_user_attr(job.call, True)
+    try:
+        Parallel(n_jobs=n_workers)(delayed(run_called)(job, index) for index in range(n_workers))
+    finally:  # a cluster's workers go on with what they are at, whatever became of the caller
+        study.set_user_attr(job.call, False)
     return study
 
 
-def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:
+class _CalledOff(BaseException):
+    """The caller waits no longer; not an error of the trial that it ends."""
+
+
+def run_called(job: Job, index: int) -> None:
+    """Work on a search in another process than its caller, while that one waits.
+
+    Parameters
+    ----------
+    job : Job
+    index : int
+        Of the worker.
+
+    Raises
+    ------
+    SearchStorageError
+        If this process doesn't see the study that the caller has opened.
+    """
+    opened = storage_with(job.storage, job.study_name)
+    study = None if opened is None else replace(job, storage=opened).open(index)
+    if study is None or job.call not in study.user_attrs:
+        raise SearchStorageError(
+            "With workers on other machines, `storage` must be one that all of them see: a "
+            "database, Optuna's gRPC proxy, or a file on a disk that they share; None is a "
+            f"temporary file of the caller's. The worker on {platform.node()!r} doesn't find the "
+            f"caller's study in {shown(job.storage)}."
+        )
+
+    def heed() -> None:
+        if not study.user_attrs[job.call]:
+            raise _CalledOff
+
+    try:
+        run_worker(job, study, index, heed)
+    except _CalledOff:
+        return
+
+
+def run_worker(
+    job: Job, study: Study, index: int = 0, heed: Callable[[], None] = lambda: None
+) -> None:
     """Work on a search until there is nothing left to do, here or for others.
 
     Parameters
     ----------
     job : Job
+    study : optuna.study.Study
     index : int, default=0
         Of the worker; the first one shows how far all of them are.
-    study : optuna.study.Study, default=None
-        None opens it.
+    heed : callable, default does nothing
+        Called before each trial and after each epoch; what it raises ends the work.
 
     Raises
     ------
@@ -151,14 +211,15 @@ def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:
         What a trial raised, if `job.raises`.
     """
     space = Space(job.param_distributions)
-    ledger = job.ledger(job.open(index) if study is None else study)
+    ledger = job.ledger(study)
     bar = TrialsBar(ledger, job.verbose if index == 0 else 0)
     try:
         while time.time() < job.deadline:
+            heed()
             trial = ledger.take()
             bar.show()
             if trial is not None:
-                _work_on(trial, job, space, ledger, bar)
+                _work_on(trial, job, space, ledger, bar, heed)
             elif ledger.is_anybody_working():  # whose trial is tried again if they die
                 time.sleep(_POLL_SECONDS)
             else:
@@ -167,8 +228,16 @@ def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:
         bar.close()
 
 
-def _work_on(trial: Trial, job: Job, space: Space, ledger: Ledger, bar: "TrialsBar") -> None:
+def _work_on(
+    trial: Trial,
+    job: Job,
+    space: Space,
+    ledger: Ledger,
+    bar: "TrialsBar",
+    heed: Callable[[], None],
+) -> None:
     def report(epoch: int, score: float) -> bool:
+        heed()
         trial.report(score, epoch)
         return trial.should_prune()
 

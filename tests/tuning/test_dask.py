@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV
 
 import skgpt
+from skgpt import GPTTextClassifier
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
+from tests.tuning.process import Slow, stored, trials_in, wait_until
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
@@ -65,7 +69,8 @@ def test_dask__grid_search_on_two_processes__has_what_one_process_has(
 
 
 def test_dask__the_guides_snippet__runs(tiny_llama: str, two_class_data: TextData) -> None:
-    (snippet,) = re.findall(r"^```py\n(.*?)^```$", GUIDE.read_text("utf-8"), re.DOTALL | re.M)
+    section = GUIDE.read_text("utf-8").partition("### Dask")[2].partition("###")[0]
+    (snippet,) = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.M)
     names: dict[str, Any] = {
         "GridSearchCV": GridSearchCV,
         "clf": make(tiny_llama, max_epochs=1),
@@ -74,3 +79,59 @@ def test_dask__the_guides_snippet__runs(tiny_llama: str, two_class_data: TextDat
     }
     exec(compile(snippet, "the guide's snippet", "exec"), names)
     assert len(names["search"].cv_results_["params"]) == 2
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
+    client: Any,
+    tiny_llama: str,
+    two_class_data: TextData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_file: bool,
+) -> None:
+    alone = stored(tiny_llama, None, refit=False).fit(*two_class_data).cv_results_
+    monkeypatch.chdir(tmp_path)  # where the cluster's processes are not
+    before = kept("states on cpu")
+    with parallel_config(backend="dask"):
+        storage = "search.journal" if in_file else None
+        search = stored(tiny_llama, storage, refit=False, n_jobs=-1 if in_file else None)
+        together = search.fit(*two_class_data).cv_results_
+    assert together["params"] == alone["params"]
+    assert together["trial_state"].tolist() == ["COMPLETE"] * 4
+    np.testing.assert_allclose(together["mean_test_score"], alone["mean_test_score"], rtol=1e-4)
+    workers = {trial.user_attrs["skgpt:worker"]["pid"] for trial in search.study_.trials}
+    assert workers == set(client.run(os.getpid).values())
+    assert kept("states on cpu") == before  # nothing was fitted in this process
+
+
+def _slow_down(seconds: float) -> None:
+    GPTTextClassifier._monitors = lambda *_: [Slow(seconds)]  # type: ignore[method-assign]
+
+
+def test_dask__a_worker_is_lost__its_trial_is_tried_again(
+    client: Any, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    journal = tmp_path / "search.journal"
+    client.run(_slow_down, 0.5)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        def is_in_the_middle() -> bool:
+            return any(trial.intermediate_values for trial in trials_in(journal))
+
+        wait_until(is_in_the_middle)
+        victim = next(trial for trial in trials_in(journal) if trial.intermediate_values)
+        os.kill(victim.user_attrs["skgpt:worker"]["pid"], signal.SIGKILL)
+        killed.append(victim.number)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    with parallel_config(backend="dask"):
+        search = stored(tiny_llama, journal, refit=False).fit(*two_class_data)
+    killer.join()
+    assert search.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
+    (lost,) = [t for t in search.study_.trials if "skgpt:lost" in t.user_attrs]
+    assert [lost.number] == killed and lost.state.name == "FAIL"
+    (again,) = [t for t in search.study_.trials if t.user_attrs.get("skgpt:again") == lost.number]
+    assert again.state.name == "COMPLETE" and again.params == lost.params

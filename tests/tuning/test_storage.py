@@ -1,15 +1,12 @@
 """Searches that are kept: they go on, share a study, and notice who died."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from skgpt import GPTTextClassifier
@@ -19,10 +16,8 @@ from skgpt.tuning import ledger as ledger_module
 from skgpt.tuning.folds import Outcome
 from skgpt.tuning.ledger import Ledger
 from tests.helpers import TextData
-from tests.tuning.process import begun, stored
+from tests.tuning.process import begun, stored, trials_in, wait_until
 from tests.tuning.searching import rows_of
-
-_PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -37,22 +32,6 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(GPTTextClassifier, "fit", counting)
     return made
-
-
-def trials_in(journal: Path) -> list[Any]:
-    """Return the trials of a journal's only study, as far as it is written."""
-    if not journal.exists():
-        return []
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    studies = storage.get_all_studies()
-    return storage.get_all_trials(studies[0]._study_id) if studies else []
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not is_so():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.02)
 
 
 def test_storage__the_same_call_again__goes_on_without_repeating(
@@ -99,21 +78,6 @@ def test_storage__killed_in_the_middle__goes_on(
     found, expected = rows_of(again.cv_results_), rows_of(whole.cv_results_)
     for params in found.keys() & expected.keys():
         assert found[params] == expected[params]
-
-
-def test_storage__two_processes_at_once__share_the_trials(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
-) -> None:
-    journal = tmp_path / "search.journal"
-    workers = [begun(tiny_llama, journal, seconds=0.1, n_trials=6) for _ in range(2)]
-    for worker in workers:
-        worker.join(_PATIENCE)
-        assert worker.exitcode == 0
-    trials = [t for t in trials_in(journal) if "skgpt:lost" not in t.user_attrs]
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
-    assert len({trial.user_attrs["skgpt:worker"]["pid"] for trial in trials}) == 2
-    found = stored(tiny_llama, journal, n_trials=6).fit(*two_class_data)
-    assert len(found.cv_results_["params"]) == 6
 
 
 @pytest.mark.parametrize("kept", [False, True])

@@ -1,0 +1,152 @@
+"""Workers that their caller's backend starts: what they must find, and when they stop."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skgpt import GPTTextClassifier
+from skgpt.exceptions import SearchStorageError
+from skgpt.training.watch import EpochRecord, Monitor
+from skgpt.tuning import workers
+from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.studies import open_storage
+from tests.helpers import TextData
+from tests.tuning.process import stored, trials_in
+from tests.tuning.test_storage import ledger
+
+Call = tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[Call]], Any]], None]:
+    """Return a function that has joblib's calls made by another."""
+
+    def use(make_calls: Callable[[list[Call]], Any]) -> None:
+        class Parallel:
+            def __init__(self, n_jobs: int) -> None:
+                self.n_jobs = n_jobs
+
+            def __call__(self, calls: Iterable[tuple[Any, ...]]) -> None:
+                # scikit-learn's delayed wraps the function, to hand on its configuration.
+                plain = [(call[0].function, call[1], call[2]) for call in calls]
+                assert len(plain) == self.n_jobs
+                make_calls(plain)
+
+        monkeypatch.setattr(workers, "Parallel", Parallel)
+
+    return use
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_workers__on_another_disk__are_refused(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, backend: Any, kept: bool
+) -> None:
+    journal, copy = tmp_path / "search.journal", tmp_path / "copy.journal"
+    if kept:  # a copy of the study as it was before is on that disk
+        stored(tiny_llama, journal, n_trials=1, refit=False).fit(*two_class_data)
+        shutil.copy(journal, copy)
+
+    def make_elsewhere(calls: list[Call]) -> None:
+        for run, (job, index), _ in calls:
+            run(replace(job, storage=str(copy)), index)
+
+    backend(make_elsewhere)
+    search = stored(tiny_llama, journal if kept else None, n_jobs=2)
+    with pytest.raises(SearchStorageError, match="must be one that all of them see: a database"):
+        search.fit(*two_class_data)
+    assert copy.exists() == kept
+    assert len(trials_in(copy)) == kept  # nothing was tried there
+
+
+def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
+    tiny_llama: str,
+    two_class_data: TextData,
+    tmp_path: Path,
+    backend: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, gone = threading.Event(), threading.Event()
+    epochs: list[int] = []
+
+    class Waits(Monitor):
+        def epoch(self, record: EpochRecord) -> bool:
+            epochs.append(record["epoch"])
+            begun.set()
+            assert gone.wait(60)
+            return False
+
+    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Waits()])
+    threads: list[threading.Thread] = []
+
+    def make_one_and_leave(calls: list[Call]) -> None:
+        run, given, _ = calls[0]
+        threads.append(threading.Thread(target=run, args=given))
+        threads[0].start()
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    backend(make_one_and_leave)
+    journal = tmp_path / "search.journal"
+    with pytest.raises(KeyboardInterrupt):
+        stored(tiny_llama, journal, n_jobs=2).fit(*two_class_data)
+    gone.set()
+    threads[0].join(60)
+    assert not threads[0].is_alive()
+    assert epochs == [1, 1]  # of both folds; there would be three
+    assert [trial.state.name for trial in trials_in(journal)] == ["FAIL", "WAITING"]
+
+
+def test_workers__more_of_them_than_asked_for__as_many_as_asked_for_work(
+    tiny_llama: str, two_class_data: TextData, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def make_them(calls: list[Call]) -> None:
+        seen.append(len(calls))
+        for run, given, _ in calls:
+            run(*given)
+
+    backend(make_them)
+    monkeypatch.setattr(workers, "effective_n_jobs", lambda n_jobs: 8)  # as Dask's backend says
+    for n_jobs in (2, None):
+        found = stored(tiny_llama, None, n_jobs=n_jobs, refit=False).fit(*two_class_data)
+        assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
+    assert seen == [2, 4]  # and no more than there are trials
+
+
+def test_open_storage__that_can_not_be_opened__its_password_is_not_shown() -> None:
+    with pytest.raises(SearchStorageError, match=r"'nosuchdb://me:\*\*\*@host/db' can't") as caught:
+        open_storage("nosuchdb://me:se:cret@host/db")
+    assert "cret" not in str(caught.value)
+
+
+def test_ledger__of_no_known_worker__is_dead_after_a_lease_by_our_own_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    book = ledger()
+    lost = book.study.ask(book.distributions)  # killed before it said whose it is
+    taken = book.take()
+    assert taken is not None and taken.params != lost.params
+    now = time.monotonic()
+    monkeypatch.setattr("skgpt.tuning.ledger.time.monotonic", lambda: now + 3600)
+    again = book.take()
+    assert again is not None and again.params == lost.params
+
+
+def test_ledger__two_put_the_same_trial_in_the_queue__it_is_tried_once() -> None:
+    book = ledger()
+    other = Ledger(book.study, book.distributions, book.n_trials)
+    lost = book.take()
+    assert lost is not None
+    book.try_again(lost.number, lost._trial_id, lost.params)
+    # Where a database doesn't lock what it reads, another comes to the same at the same time.
+    book.study.enqueue_trial(lost.params, user_attrs={"skgpt:again": lost.number})
+    taken = [other.take() for _ in range(4)]
+    params = [trial.params for trial in taken if trial is not None]
+    assert len(params) == 3 and params.count(lost.params) == 1
