@@ -110,6 +110,18 @@ def total_memory(device: torch.device) -> int:
         return total
 
 
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes this process could take of the device's memory just now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds for tensors to come is as good as free.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + held
+    # psutil knows of no container's limit.
+    taken = int(psutil.Process().memory_info().rss)
+    return max(0, min(int(psutil.virtual_memory().available), total_memory(device) - taken))
+
+
 def prefix_budget(device: torch.device) -> int:
     """Return how many bytes the hidden states behind frozen layers may take during a fit."""
     return total_memory(device) // 4
