@@ -83,7 +83,8 @@ class Monitor:
     def may_park(self, parking: Parking) -> None:
         """What takes the run's own tensors off the device, for whoever has it wait for others.
 
-        They may be taken off in `epoch`, and must be back when it returns.
+        They may be taken off in `epoch`, and must be back when it returns. Forget it in `end`, as
+        it keeps the run alive.
         """
 
     def start(

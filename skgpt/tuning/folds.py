@@ -375,3 +375,6 @@ class _FoldMonitor(Monitor):
         else:
             self.fold.n_epochs = record["epoch"]
         return False
+
+    def end(self) -> None:
+        self._parking = None  # it knows the run, which knows its monitors

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from skgpt.exceptions import SearchSpaceError
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
+from skgpt.tuning.leases import devices_of, held_lease, leased
 from skgpt.tuning.ledger import Ledger
 from skgpt.tuning.space import Space
 from skgpt.tuning.studies import (
@@ -129,12 +130,20 @@ def run(job: Job, n_jobs: int | None) -> Study:
 
 def _run_in_processes(job: Job, n_workers: int) -> Study:
     study = job.open()  # so that an error in it is raised here, and once
-    Parallel(n_jobs=n_workers)(delayed(run_worker)(job, index) for index in range(n_workers))
+    held = held_lease()
+    Parallel(n_jobs=n_workers)(
+        delayed(run_worker)(job, index, held=held) for index in range(n_workers)
+    )
     return study
 
 
-def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:
+def run_worker(
+    job: Job, index: int = 0, study: Study | None = None, held: int | None = None
+) -> None:
     """Work on a search until there is nothing left to do, here or for others.
+
+    On a GPU it waits until it has one to itself, which it keeps until it is done: so of more
+    workers than devices some never take any of a device's memory.
 
     Parameters
     ----------
@@ -143,6 +152,8 @@ def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:
         Of the worker; the first one shows how far all of them are.
     study : optuna.study.Study, default=None
         None opens it.
+    held : int, default=None
+        The GPU that whoever waits for this worker has a lease of.
 
     Raises
     ------
@@ -152,18 +163,30 @@ def run_worker(job: Job, index: int = 0, study: Study | None = None) -> None:
     space = Space(job.param_distributions)
     ledger = job.ledger(job.open(index) if study is None else study)
     bar = TrialsBar(ledger, job.verbose if index == 0 else 0)
+
+    def is_over() -> bool:
+        bar.show()
+        return time.time() >= job.deadline or ledger.is_over()
+
+    wanted = devices_of(job.work.estimator, job.param_distributions)
     try:
-        while time.time() < job.deadline:
-            trial = ledger.take()
-            bar.show()
-            if trial is not None:
-                _work_on(trial, job, space, ledger, bar)
-            elif ledger.is_anybody_working():  # whose trial is tried again if they die
-                time.sleep(_POLL_SECONDS)
-            else:
-                break
+        with leased(wanted, index, is_over, held) as has_a_device:
+            if has_a_device:
+                _work_through(job, space, ledger, bar)
     finally:
         bar.close()
+
+
+def _work_through(job: Job, space: Space, ledger: Ledger, bar: "TrialsBar") -> None:
+    while time.time() < job.deadline:
+        trial = ledger.take()
+        bar.show()
+        if trial is not None:
+            _work_on(trial, job, space, ledger, bar)
+        elif ledger.is_anybody_working():  # whose trial is tried again if they die
+            time.sleep(_POLL_SECONDS)
+        else:
+            break
 
 
 def _work_on(trial: Trial, job: Job, space: Space, ledger: Ledger, bar: "TrialsBar") -> None:

@@ -123,16 +123,18 @@ def test_fit__while_parked__has_nothing_of_its_own_where_it_was(
     moved: list[int] = []
 
     def look(parking: Parking) -> None:
+        if moved:  # once is enough: to look everywhere takes a second
+            return
         away = _memory(parking._own())
         moved.append(sum(away.values()))
-        assert moved[-1] <= parking.n_bytes
+        assert 0 < moved[0] <= parking.n_bytes
         gc.collect()
         here = _memory(_everywhere()).items()
         left.append(sum(n for piece, n in here if piece not in away and piece not in shared))
 
     monitors.append(Parks(look))
     clf.fit(*two_class_data)
-    assert moved[0] > 0 and left == [0] * len(moved)
+    assert left == [0]
 
 
 @pytest.mark.parametrize(
