@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from skgpt.exceptions import ModelNotSupportedError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
+# The number of the CUDA device that those mean who name none.
+_CUDA_INDEX: ContextVar[int] = ContextVar("skgpt_cuda_index", default=0)
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -25,7 +28,8 @@ def resolve_device(device: str) -> torch.device:
     Parameters
     ----------
     device : str
-        "auto" (the first CUDA device, else the CPU), or any torch device name.
+        "auto" (a CUDA device, else the CPU), or any torch device name. CUDA without a number is
+        the first device, or the one of `on_cuda_device`.
 
     Returns
     -------
@@ -37,7 +41,7 @@ def resolve_device(device: str) -> torch.device:
         If the device is not there.
     """
     if device == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
@@ -46,7 +50,7 @@ def resolve_device(device: str) -> torch.device:
         ) from error
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = wanted.index or 0
+        index = _CUDA_INDEX.get() if wanted.index is None else wanted.index
         if index >= count:
             raise ModelNotSupportedError(
                 f"`device={device!r}` needs CUDA device {index}; {count} are visible. Use "
@@ -60,6 +64,27 @@ def resolve_device(device: str) -> torch.device:
             f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
         )
     return wanted
+
+
+@contextmanager
+def on_cuda_device(index: int) -> Iterator[None]:
+    """Have "auto" and "cuda" mean the CUDA device of this number in the body.
+
+    Nobody's parameters are changed for it, however deep in others an estimator lies.
+    """
+    token = _CUDA_INDEX.set(index)
+    try:
+        yield
+    finally:
+        _CUDA_INDEX.reset(token)
+
+
+def cuda_devices() -> list[str]:
+    """Return what tells each visible CUDA device from all others, in order of their numbers."""
+    if not torch.cuda.is_available():
+        return []
+    n_devices = torch.cuda.device_count()
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(n_devices)]
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -108,6 +133,18 @@ def total_memory(device: torch.device) -> int:
         return min(total, int(_CGROUP_LIMIT.read_text()))
     except (OSError, ValueError):  # no such file, or "max"
         return total
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes this process could take of the device's memory just now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds for tensors to come is as good as free.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + held
+    # psutil knows of no container's limit.
+    taken = int(psutil.Process().memory_info().rss)
+    return max(0, min(int(psutil.virtual_memory().available), total_memory(device) - taken))
 
 
 def prefix_budget(device: torch.device) -> int:

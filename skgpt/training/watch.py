@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 from tqdm.auto import tqdm
 
 from skgpt.exceptions import SlowFitWarning
+from skgpt.training.parking import Parking
 from skgpt.training.plan import TrainingPlan
 
 _SLOW_SECONDS = 600.0
@@ -78,6 +79,13 @@ class Monitor:
 
     def prefix(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""
+
+    def may_park(self, parking: Parking) -> None:
+        """What takes the run's own tensors off the device, for whoever has it wait for others.
+
+        They may be taken off in `epoch`, and must be back when it returns. Forget it in `end`, as
+        it keeps the run alive.
+        """
 
     def start(
         self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()

@@ -20,6 +20,7 @@ from sklearn.pipeline import Pipeline
 from skgpt.estimators.outside import watched_by
 from skgpt.exceptions import SearchSpaceError
 from skgpt.sklearn_compat import check_method_params, fit_and_score, take_rows
+from skgpt.training.parking import Parking, Room
 from skgpt.training.plan import TrainingPlan
 from skgpt.training.watch import EpochRecord, FitStopped, Monitor, StepDone
 from skgpt.tuning.space import final_of
@@ -117,7 +118,8 @@ def evaluate(work: Evaluation, params: Mapping[str, Any], report: Report) -> Out
     -------
     outcome : Outcome
     """
-    folds = [Fold(work, params, train, test) for train, test in work.splits]
+    room = Room(len(work.splits) - 1)
+    folds = [Fold(work, params, train, test, room) for train, test in work.splits]
     error: Exception | None = None
     for_good = False
     try:
@@ -185,6 +187,8 @@ class Fold:
     params : mapping of str to object
     train, test : ndarray of int
         Row numbers.
+    room : Room
+        On the device, for all folds of the trial.
 
     Attributes
     ----------
@@ -203,10 +207,12 @@ class Fold:
         params: Mapping[str, Any],
         train: NDArray[np.int64],
         test: NDArray[np.int64],
+        room: Room,
     ) -> None:
         self.work = work
         self.params = params
         self.train, self.test = train, test
+        self.room = room
         self.n_epochs = 0
         self.score = np.nan
         self.over = False
@@ -261,6 +267,7 @@ class Fold:
             self.fit_time = time.perf_counter() - began - self._elsewhere
         finally:
             self.over = True
+            self._candidate = None  # the others may need the memory of what it has learned
             self._handed_over.release()
 
     def _fit_and_score(self) -> None:
@@ -295,7 +302,7 @@ class Fold:
         if self._stop is not None:
             raise FitStopped(**self._stop)
 
-    def hand_over(self, n_epochs: int, fitted: Any) -> None:
+    def hand_over(self, n_epochs: int, fitted: Any, parking: Parking) -> None:
         """Called from the fit's thread at the end of an epoch: score it, and wait for a call.
 
         Parameters
@@ -304,16 +311,23 @@ class Fold:
             Finished ones.
         fitted : estimator
             The last step as it is now.
+        parking : Parking
+            Of its run.
         """
         began = time.perf_counter()
         self.heed()
         self.score = self._score_of(fitted)
         self.score_time += time.perf_counter() - began
         self.n_epochs = n_epochs
+        parks = self.room.is_short_for(parking)
+        if parks:
+            parking.park()
         self._handed_over.release()
         self._called_on.acquire()
         self._elsewhere += time.perf_counter() - began
-        self.heed()
+        self.heed()  # before it takes memory that nobody will need
+        if parks:
+            parking.unpark()
 
     def _score_of(self, fitted: Any) -> float:
         work = self.work
@@ -340,9 +354,13 @@ class _FoldMonitor(Monitor):
         self.fold = fold
         self.fitted = fitted
         self._last = 0
+        self._parking: Parking | None = None
 
     def prefix(self, done: int, total: int) -> None:
         self.fold.heed()
+
+    def may_park(self, parking: Parking) -> None:
+        self._parking = parking
 
     def start(
         self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
@@ -354,7 +372,11 @@ class _FoldMonitor(Monitor):
 
     def epoch(self, record: EpochRecord) -> bool:
         if record["epoch"] < self._last:
-            self.fold.hand_over(record["epoch"], self.fitted())
+            assert self._parking is not None
+            self.fold.hand_over(record["epoch"], self.fitted(), self._parking)
         else:
             self.fold.n_epochs = record["epoch"]
         return False
+
+    def end(self) -> None:
+        self._parking = None  # it knows the run, which knows its monitors

@@ -65,6 +65,11 @@ class Ledger:
         """Say whether some trial is running, here or elsewhere."""
         return any(t.state == TrialState.RUNNING for t in self.counted())
 
+    def is_over(self) -> bool:
+        """Say whether nothing is left to do, neither here nor for others."""
+        none_left = self.is_exhausted or len(self.counted()) >= self.n_trials
+        return none_left and not self.is_anybody_working()
+
     def take(self) -> Trial | None:
         """Begin a trial; return None if there is none to begin, as far as is known by now."""
         self._fail_the_dead()

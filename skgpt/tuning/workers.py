@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from skgpt.exceptions import SearchSpaceError, SearchStorageError
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
+from skgpt.tuning.leases import devices_of, held_lease, leased
 from skgpt.tuning.ledger import Ledger
 from skgpt.tuning.space import Space
 from skgpt.tuning.studies import (
@@ -147,7 +148,10 @@ def _run_in_processes(job: Job, n_workers: int) -> Study:
     study = job.open()  # so that an error in it is raised here, and once
     study.set_user_attr(job.call, True)
     try:
-        Parallel(n_jobs=n_workers)(delayed(run_called)(job, index) for index in range(n_workers))
+        held = held_lease()
+        Parallel(n_jobs=n_workers)(
+            delayed(run_called)(job, index, held) for index in range(n_workers)
+        )
     finally:  # a cluster's workers go on with what they are at, whatever became of the caller
         study.set_user_attr(job.call, False)
     return study
@@ -157,7 +161,7 @@ class _CalledOff(BaseException):
     """The caller waits no longer; not an error of the trial that it ends."""
 
 
-def run_called(job: Job, index: int) -> None:
+def run_called(job: Job, index: int, held: int | None = None) -> None:
     """Work on a search in another process than its caller, while that one waits.
 
     Parameters
@@ -165,6 +169,8 @@ def run_called(job: Job, index: int) -> None:
     job : Job
     index : int
         Of the worker.
+    held : int, default=None
+        The GPU that whoever waits for this worker has a lease of.
 
     Raises
     ------
@@ -186,15 +192,22 @@ def run_called(job: Job, index: int) -> None:
             raise _CalledOff
 
     try:
-        run_worker(job, study, index, heed)
+        run_worker(job, study, index, heed, held)
     except _CalledOff:
         return
 
 
 def run_worker(
-    job: Job, study: Study, index: int = 0, heed: Callable[[], None] = lambda: None
+    job: Job,
+    study: Study,
+    index: int = 0,
+    heed: Callable[[], None] = lambda: None,
+    held: int | None = None,
 ) -> None:
     """Work on a search until there is nothing left to do, here or for others.
+
+    On a GPU it waits until it has one to itself, which it keeps until it is done: so of more
+    workers than devices some never take any of a device's memory.
 
     Parameters
     ----------
@@ -203,7 +216,10 @@ def run_worker(
     index : int, default=0
         Of the worker; the first one shows how far all of them are.
     heed : callable, default does nothing
-        Called before each trial and after each epoch; what it raises ends the work.
+        Called before each trial, after each epoch and while it waits for a GPU; what it raises
+        ends the work.
+    held : int, default=None
+        The GPU that whoever waits for this worker has a lease of.
 
     Raises
     ------
@@ -213,19 +229,34 @@ def run_worker(
     space = Space(job.param_distributions)
     ledger = job.ledger(study)
     bar = TrialsBar(ledger, job.verbose if index == 0 else 0)
+
+    def is_over() -> bool:
+        heed()
+        bar.show()
+        return time.time() >= job.deadline or ledger.is_over()
+
+    wanted = devices_of(job.work.estimator, job.param_distributions)
     try:
-        while time.time() < job.deadline:
-            heed()
-            trial = ledger.take()
-            bar.show()
-            if trial is not None:
-                _work_on(trial, job, space, ledger, bar, heed)
-            elif ledger.is_anybody_working():  # whose trial is tried again if they die
-                time.sleep(_POLL_SECONDS)
-            else:
-                break
+        with leased(wanted, index, is_over, held) as has_a_device:
+            if has_a_device:
+                _work_through(job, space, ledger, bar, heed)
     finally:
         bar.close()
+
+
+def _work_through(
+    job: Job, space: Space, ledger: Ledger, bar: "TrialsBar", heed: Callable[[], None]
+) -> None:
+    while time.time() < job.deadline:
+        heed()
+        trial = ledger.take()
+        bar.show()
+        if trial is not None:
+            _work_on(trial, job, space, ledger, bar, heed)
+        elif ledger.is_anybody_working():  # whose trial is tried again if they die
+            time.sleep(_POLL_SECONDS)
+        else:
+            break
 
 
 def _work_on(

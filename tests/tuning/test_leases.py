@@ -1,0 +1,270 @@
+"""Workers of searches on GPUs: one at a time on each, and nobody waits for the dead."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from joblib import parallel_config
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import VotingClassifier
+from sklearn.pipeline import make_pipeline
+
+from skgpt import GPTTextClassifier
+from skgpt.exceptions import SearchFailedError
+from skgpt.model.device import on_cuda_device, resolve_device
+from skgpt.tuning import leases, workers
+from skgpt.tuning.folds import Outcome
+from skgpt.tuning.leases import devices_of, held_lease, leased
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+from tests.tuning.leasing import epochs_in, holders, searching
+from tests.tuning.searching import RATES, piped, search
+from tests.tuning.test_storage import trials_in, wait_until
+
+_PATIENCE = 300.0  # of processes on a busy machine
+ANY = frozenset({"cuda"})
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the cache folder of a machine with two stand-ins for GPUs."""
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(leases, "cuda_devices", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(leases, "_POLL_SECONDS", 0.02)
+    return tmp_path
+
+
+def lock_of(root: Path, device: str) -> FileLock:
+    (root / "leases").mkdir(exist_ok=True)
+    return FileLock(root / "leases" / f"{device}.lock")
+
+
+def at_once() -> bool:
+    return True
+
+
+def never() -> bool:
+    return False
+
+
+def first_look() -> Any:
+    """Return what gives up after all devices were looked at once."""
+    return iter([False, True]).__next__
+
+
+def test_search__three_processes_and_two_devices__one_at_a_time_on_each(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    processes = [searching(tiny_llama, tmp_path, ["a", "b"], n_trials=8) for _ in range(3)]
+    for process in processes:
+        process.join(_PATIENCE)
+        assert process.exitcode == 0
+    epochs = epochs_in(tmp_path)
+    assert len(epochs) == 8 * 2 * 3 and {device for device, _ in epochs} == {0, 1}
+    for device in (0, 1):
+        trained = holders(epochs, device)
+        assert len(trained) == len(set(trained))  # nobody between two epochs of another
+
+
+def test_search__a_holder_is_killed__who_waits_takes_over(tiny_llama: str, tmp_path: Path) -> None:
+    first = searching(tiny_llama, tmp_path, ["a"], n_trials=6)
+    wait_until(lambda: bool(epochs_in(tmp_path)))
+    second = searching(tiny_llama, tmp_path, ["a"], n_trials=6)
+    wait_until(lambda: len(epochs_in(tmp_path)) > 6)
+    assert holders(epochs_in(tmp_path), 0) == [first.pid]
+    first.kill()
+    first.join()
+    second.join(_PATIENCE)
+    assert second.exitcode == 0
+    assert holders(epochs_in(tmp_path), 0) == [first.pid, second.pid]
+    states = [trial.state for trial in trials_in(tmp_path / "journal")]
+    assert states.count(TrialState.COMPLETE) == 6 and states.count(TrialState.FAIL) == 1
+
+
+@pytest.mark.parametrize("n_jobs", [2, 3])
+def test_search__n_jobs__spread_over_the_devices_and_queue(
+    tiny_llama: str,
+    two_class_data: TextData,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n_jobs: int,
+) -> None:
+    together = threading.Barrier(2)  # none of two trials ends before the other has begun
+    running: dict[int | None, int] = {}
+    most = 0
+
+    def noting(work: Any, params: Any, report: Any) -> Outcome:
+        nonlocal most
+        device = held_lease()
+        assert device not in running, "two on one device"
+        running[device] = threading.get_ident()
+        most = max(most, len(running))
+        together.wait(_PATIENCE)
+        del running[device]
+        return Outcome("COMPLETE", 0.5, 1, [0.0] * 2, [0.0] * 2, [0.5] * 2)
+
+    monkeypatch.setattr(workers, "evaluate", noting)
+    journal = root / "journal"
+    with parallel_config(backend="threading"):
+        options: dict[str, Any] = {"n_trials": 4, "storage": journal, "refit": False}
+        found = search(tiny_llama, n_jobs=n_jobs, **options).fit(*two_class_data)
+    assert most == 2 and len(found.cv_results_["params"]) == 4
+
+
+def test_search__timeout_while_all_devices_are_taken__begins_no_trial(
+    tiny_llama: str, two_class_data: TextData, root: Path
+) -> None:
+    began = time.monotonic()
+    with (
+        lock_of(root, "GPU-a"),
+        lock_of(root, "GPU-b"),
+        pytest.raises(SearchFailedError, match="Of this one's 0"),
+    ):
+        search(tiny_llama, timeout=0.5).fit(*two_class_data)
+    assert 0.5 <= time.monotonic() - began < 20
+
+
+def test_search__nothing_left_to_do__waits_for_no_device(
+    tiny_llama: str, two_class_data: TextData, root: Path
+) -> None:
+    options: dict[str, Any] = {"storage": root / "journal", "refit": False}
+    whole = search(tiny_llama, **options).fit(*two_class_data)
+    with lock_of(root, "GPU-a"), lock_of(root, "GPU-b"):
+        again = search(tiny_llama, **options).fit(*two_class_data)
+    assert again.best_params_ == whole.best_params_
+
+
+@pytest.mark.parametrize("make_it", [make, piped])
+def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
+    tiny_llama: str,
+    two_class_data: TextData,
+    root: Path,
+    make_it: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meant: list[torch.device] = []
+    fit = GPTTextClassifier.fit
+
+    def noting(self: Any, *given: Any, **more: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "device_count", lambda: 2)
+            meant.append(resolve_device(self.device))
+        return fit(self, *given, **more)
+
+    monkeypatch.setattr(GPTTextClassifier, "fit", noting)
+    clf = make_it(tiny_llama, max_epochs=2)
+    prefix = "" if make_it is make else "gpttextclassifier__"
+    space = {f"{prefix}head_learning_rate": RATES["head_learning_rate"]}
+    found = []
+    for taken in ("GPU-b", "GPU-a"):
+        with lock_of(root, taken):
+            found.append(search(tiny_llama, space, estimator=clf, n_trials=2).fit(*two_class_data))
+    first, second = found
+    trials = [torch.device("cuda", n) for n in (0, 1)]
+    # Two trials of two folds; what is fitted on everything is on the first device, as ever.
+    assert meant == [*[trials[0]] * 4, trials[0], *[trials[1]] * 4, trials[0]]
+    assert first.study_.study_name == second.study_.study_name
+    assert first.best_params_ == second.best_params_ and list(first.best_params_) == list(space)
+    assert second.best_estimator_.get_params()[f"{prefix}device"] == "auto"
+    np.testing.assert_array_equal(
+        first.cv_results_["mean_test_score"], second.cv_results_["mean_test_score"]
+    )
+
+
+def test_leased__inside_a_lease__is_the_same_device(root: Path) -> None:
+    with leased(ANY, 1, never) as has_one:
+        assert has_one and held_lease() == 1
+        with lock_of(root, "GPU-a"), leased(ANY, 0, at_once) as has_one:
+            assert has_one and held_lease() == 1
+    assert held_lease() is None
+    with lock_of(root, "GPU-b"), leased(ANY, 0, at_once, held=1) as has_one:  # the caller's
+        assert has_one and held_lease() == 1
+    with leased(ANY, 0, at_once) as has_one:  # given up before it looked
+        assert not has_one and held_lease() is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken", "device"),
+    [
+        (ANY, "GPU-a", 1),
+        ({"cuda:1"}, "GPU-a", 1),
+        ({"cuda:1"}, "GPU-b", None),
+        ({"cuda", "cuda:1"}, "GPU-a", 1),
+        ({"cuda", "cuda:1"}, "GPU-b", None),
+        ({"cuda:0", "cuda:1"}, "GPU-b", None),
+    ],
+)
+def test_leased__some_device_is_taken__waits_if_it_is_a_wanted_one(
+    wanted: set[str], taken: str, device: int | None, root: Path
+) -> None:
+    with lock_of(root, taken), leased(frozenset(wanted), 0, first_look()) as has_one:
+        assert has_one is (device is not None) and held_lease() == device
+        if device is None:  # and then it holds nothing that others could have
+            other = {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}[taken]
+            with lock_of(root, other).acquire(timeout=0):
+                pass
+
+
+@pytest.mark.parametrize("wanted", [frozenset(), frozenset({"cuda:7"})])
+def test_leased__no_device_that_is_there__locks_nothing(wanted: frozenset[str], root: Path) -> None:
+    with leased(wanted, 0, at_once) as has_one:  # of cuda:7, the fit will say what is wrong
+        assert has_one and held_lease() is None
+    assert not (root / "leases").exists()
+
+
+def test_leased__no_cuda__locks_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("SKGPT_CACHE", str(root))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with leased(ANY, 0, at_once) as has_one:
+        assert has_one and held_lease() is None
+    assert list(root.iterdir()) == []
+
+
+def test_leased__a_folder_that_takes_no_locks__goes_on_and_says_so(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "leases").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "skgpt"), leased(ANY, 3, never) as has_one:
+        assert has_one and held_lease() == 1
+    assert "GPU 1 may be shared" in caplog.text
+
+
+def test_devices_of__estimators_wherever_they_lie__are_all_found() -> None:
+    def of(device: str) -> GPTTextClassifier:
+        return GPTTextClassifier(device=device)
+
+    voting = VotingClassifier([("a", of("auto")), ("b", make_pipeline(of("cuda:3")))])
+    assert devices_of(of("auto"), {}) == devices_of(of("cuda"), {}) == {"cuda"}
+    assert devices_of(make_pipeline(make_pipeline(of("cuda:1"))), {}) == {"cuda:1"}
+    assert devices_of(voting, {}) == {"cuda", "cuda:3"}
+    assert devices_of(of("cpu"), {}) == devices_of(of("mps"), {}) == frozenset()
+    assert devices_of(DummyClassifier(), {"strategy": ["prior"]}) == frozenset()
+    assert devices_of(DummyClassifier(), {"clf": [DummyClassifier(), of("cuda:2")]}) == {"cuda:2"}
+    space = {"clf__device": CategoricalDistribution(["cpu", "cuda:1"]), "clf__model": ["cuda"]}
+    assert devices_of(of("cpu"), space) == {"cuda:1"}
+
+
+def test_resolve_device__under_a_lease__moves_those_that_name_no_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    names = ("auto", "cuda", "cuda:0", "cpu")
+    with on_cuda_device(1):
+        assert [str(resolve_device(name)) for name in names] == [
+            "cuda:1",
+            "cuda:1",
+            "cuda:0",
+            "cpu",
+        ]
+    assert [str(resolve_device(name)) for name in names] == ["cuda:0", "cuda:0", "cuda:0", "cpu"]
