@@ -1,0 +1,42 @@
+"""A tiny model and made-up news, on which the tests run the gallery's examples without a network.
+
+SKGPT_EXAMPLES_SMALL asks for them. Lines that use them stand between sphinx-gallery's marks for
+what a page doesn't show.
+"""
+
+import os
+
+import numpy as np
+from _data import News, Split
+from sklearn.pipeline import Pipeline
+
+from skgpt.testing import tiny_gpt
+
+SMALL = bool(os.environ.get("SKGPT_EXAMPLES_SMALL"))
+_WORDS = {
+    "crude": ["oil", "barrel", "opec", "refinery"],
+    "earn": ["shr", "net", "revs", "qtr"],
+    "grain": ["wheat", "tonnes", "crop", "maize"],
+}
+
+
+def sample_small(n: int, seed: int) -> News:
+    """Return n made-up texts of three topics, 36 at most, every topic among them."""
+    n = min(n, 36)
+    rng = np.random.default_rng(seed)
+    topics = np.resize(np.array(list(_WORDS)), n)
+    filler = ["the", "pct", "mln", "said", "reuter"]
+    rows = [[*rng.choice(_WORDS[topic], 2), *rng.choice(filler, 3)] for topic in topics]
+    return News(np.array([" ".join(row) for row in rows], dtype=object), topics)
+
+
+def load_small(split: Split) -> News:
+    """Return 30 made-up texts, others for each split."""
+    return sample_small(30, seed=("train", "test").index(split) + 100)
+
+
+def shrink(pipeline: Pipeline, folder: str) -> Pipeline:
+    """Give the last step, named "gpt", a tiny model that is written to a folder."""
+    return pipeline.set_params(
+        gpt__model=tiny_gpt(folder), gpt__n_layers=None, gpt__trainable_layers=1
+    )
