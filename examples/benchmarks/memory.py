@@ -13,7 +13,6 @@ fresh process, its imports not counted) and where it is. The first predict is no
 """
 
 import argparse
-import ctypes
 import gc
 import json
 import tempfile
@@ -75,21 +74,11 @@ def many_fits(args: argparse.Namespace) -> Run:
     run["deleted"] = resident()
     skgpt.clear_cache()
     run["cleared"] = resident()
-    if trim():
+    from skgpt.model.heap import give_memory_back
+
+    if give_memory_back():
         run["trimmed"] = resident()
     return run
-
-
-def trim() -> bool:
-    """Have the C library give back what was freed, where it can; say whether it could.
-
-    It keeps freed memory for the next use, so the resident set alone can't tell that from a leak.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return False
-    return True
 
 
 def pickled(args: argparse.Namespace) -> Run:

@@ -67,7 +67,7 @@ class Ledger:
 
     def is_over(self) -> bool:
         """Say whether nothing is left to do, neither here nor for others."""
-        none_left = self.is_exhausted or len(self.counted()) >= self.n_trials
+        none_left = len(self.counted()) >= self.n_trials or self._has_nothing_left()
         return none_left and not self.is_anybody_working()
 
     def take(self) -> Trial | None:

@@ -24,6 +24,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
 from skgpt.exceptions import SearchSpaceError, SearchStorageError
+from skgpt.model.heap import give_memory_back
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
 from skgpt.tuning.leases import devices_of, held_lease, leased
 from skgpt.tuning.ledger import Ledger
@@ -280,6 +281,7 @@ def _work_on(
         if job.raises:
             raise outcome.error
         forget_frames(outcome.error)
+    give_memory_back()
 
 
 class TrialsBar:
