@@ -16,6 +16,7 @@ from skgpt.estimators.data import (
     COLUMN_ATTRIBUTES,
     FitData,
     Given,
+    HeldOut,
     check_columns_match,
     check_fit_data,
     trained_on,
@@ -52,7 +53,10 @@ from skgpt.training.stopping import StoppingRule, Watched
 from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotice
 
 # What a fit may or may not set: an earlier fit's must not stay behind.
-_OPTIONAL_ATTRIBUTES = (*COLUMN_ATTRIBUTES, "validation_scores_", "best_iter_", "_moments")
+_OPTIONAL_ATTRIBUTES = (
+    *COLUMN_ATTRIBUTES,
+    *("validation_scores_", "best_iter_", "calibration_", "_moments"),
+)
 
 
 class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
@@ -112,6 +116,15 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
     def _loss(self, target: Target) -> Loss:
         """Return the loss."""
 
+    def _from_held_out(self, held_out: HeldOut, data: FitData) -> dict[str, Any]:
+        """Return what else a fitted estimator learns from the held-out rows; by default nothing."""
+        return {}
+
+    @property
+    def _holds_out(self) -> bool:
+        """Whether a fit that is given no `X_val` holds rows out."""
+        return self.early_stopping
+
     @abstractmethod
     def _target_attributes(self, target: Target) -> dict[str, Any]:
         """Return the fitted attributes that follow from the target."""
@@ -135,7 +148,11 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
             plan = plan_of_fit(self, network, len(data.split.train), seed)
             callbacks = SklearnCallbacks(self, network, given, data, plan.n_epochs)
             result = self._train(network, data, weight, plan, callbacks, checkpoint=checkpoint)
-            self._keep(self._attributes(network, data, result), result)
+            attributes = self._attributes(network, data, result)
+            if data.held_out is not None:
+                fitted = self._as_fitted(network, data, result)
+                attributes |= fitted._from_held_out(data.held_out, data)
+            self._keep(attributes, result)
         callbacks.fitted()
         warn_of_skipped_steps(result)
 

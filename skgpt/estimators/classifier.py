@@ -6,21 +6,18 @@ from os import PathLike
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.utils.metaestimators import available_if
 
-from skgpt.estimators.base import BaseGPTText
 from skgpt.estimators.class_predictions import ClassPredictions
+from skgpt.estimators.class_targets import ClassTargets
 from skgpt.estimators.continuing import places_of
-from skgpt.estimators.data import FitData, Given
+from skgpt.estimators.data import Given
 from skgpt.estimators.exchange import HuggingFaceExchange
 from skgpt.estimators.lora import LoRA
 from skgpt.estimators.params import SHARED_CONSTRAINTS
-from skgpt.exceptions import ContinuationError, InvalidTextError
+from skgpt.exceptions import ContinuationError
 from skgpt.sklearn_compat import Interval, StrOptions, fit_context
-from skgpt.text.targets import Target, check_classes, encode_target, is_indicator
-from skgpt.text.weights import loss_weights
-from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
+from skgpt.text.targets import check_classes, is_indicator
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | Literal["balanced"] | None
 
@@ -31,10 +28,15 @@ def _can_fit_in_parts(estimator: "GPTTextClassifier") -> bool:
             "partial_fit makes one pass over all of its rows and can't stop early: set "
             "early_stopping=False."
         )
+    if estimator.calibrate:
+        raise AttributeError(
+            "partial_fit trains on all of its rows, and calibrating takes rows that were not "
+            "trained on: set calibrate=False."
+        )
     return True
 
 
-class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
+class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
     r"""Fine-tune a pretrained GPT to classify texts.
 
     Parameters
@@ -108,6 +110,10 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
     scoring : str, callable or None, default=None
         What is watched on the held-out rows: a scikit-learn scorer's name, a
         ``callable(estimator, X, y)``, or, for None, minus the loss.
+    calibrate : bool, default=False
+        Divide the raw scores behind the probabilities by a temperature, fitted on the held-out
+        rows at the end (rows are held out for it even without `early_stopping`). Labels and
+        `decision_function` stay as they are.
     warm_start : bool, default=False
         Whether `fit` goes on from the fitted weights, with a fresh schedule, not from the
         pretrained model.
@@ -148,6 +154,10 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
     best_iter_ : int
         The epoch of the highest of them, 1 for the first. With `early_stopping` the weights are
         those of this epoch, otherwise of the last.
+    calibration_ : dict
+        Only with `calibrate`: ``temperature``, ``n_rows`` it was fitted on, and of these rows the
+        expected calibration error and the Brier score, ``ece_before``, ``ece_after``,
+        ``brier_before``, ``brier_after``; so those after are a little rosy.
     pooling_ : {"mean", "last"}
         The pooling that was used.
     model_id_ : str
@@ -181,6 +191,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
         **SHARED_CONSTRAINTS,
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
+        "calibrate": ["boolean"],
     }
 
     # GroupKFold and its kin hand groups to whoever asks; by default only they themselves do.
@@ -213,6 +224,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
         n_iter_no_change: int = 2,
         tol: float = 1e-4,
         scoring: str | Callable[..., float] | None = None,
+        calibrate: bool = False,
         warm_start: bool = False,
         device: str = "auto",
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
@@ -245,6 +257,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.scoring = scoring
+        self.calibrate = calibrate
         self.warm_start = warm_start
         self.device = device
         self.precision = precision
@@ -363,29 +376,3 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, BaseGPTText):
             places = None if known is None else places_of(known, classes)
         self._partial_fit(Given(X, y, sample_weight), classes, places)
         return self
-
-    def _encode_target(self, y: Any, n: int, classes: Any, what: str) -> Target:
-        return encode_target(y, n, name=type(self).__name__, classes=classes, what=what)
-
-    def _loss_weights(self, data: FitData) -> NDArray[np.float64]:
-        weight = loss_weights(data.target, data.sample_weight, self.class_weight, data.split.train)
-        if len(data.split.held_out) and not weight[data.split.held_out].any():
-            raise InvalidTextError(
-                "The held-out rows must weigh something. class_weight gives all of them zero: name "
-                "weights above zero for their classes, or pass other rows as X_val."
-            )
-        return weight
-
-    def _loss(self, target: Target) -> CrossEntropy | BinaryCrossEntropy:
-        kind = BinaryCrossEntropy if target.is_multilabel else CrossEntropy
-        return kind(self.label_smoothing)
-
-    def _target_attributes(self, target: Target) -> dict[str, Any]:
-        return {"classes_": target.classes}
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        # The checks' tables of numbers, read as text, are no ground to judge a language model on.
-        tags.classifier_tags.poor_score = True
-        tags.classifier_tags.multi_label = True
-        return tags

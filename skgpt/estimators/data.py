@@ -119,7 +119,7 @@ def check_fit_data(
     for name in ("y_val", "sample_weight_val"):
         if getattr(given, name) is not None:
             raise InvalidTextError(f"`{name}` belongs to `X_val`, which is None: pass both.")
-    return _with_held_out_rows(data, estimator, given) if estimator.early_stopping else data
+    return _with_held_out_rows(data, estimator, given) if estimator._holds_out else data
 
 
 def trained_on(

@@ -203,6 +203,11 @@ class HuggingFaceExchange:
                 f"This model was fitted with {self._network.spec.pooling!r}: fit with "
                 "pooling='last', or use skgpt.save."
             )
+        if hasattr(self, "calibration_"):
+            raise ModelNotSupportedError(
+                "`calibrate` must have been False: the format has no word for a temperature. Fit "
+                "without it, or use skgpt.save."
+            )
         words, fields = self._fitted_with["template"]
         if len(fields) != 1 or any(words) or getattr(self, "n_features_in_", 1) > 1:
             raise ModelNotSupportedError(

@@ -74,7 +74,7 @@ def _of_parameters(estimator: Any) -> dict[str, Any]:
 
 def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
     groups = None
-    if given.groups is not None and given.X_val is None and estimator.early_stopping:
+    if given.groups is not None and given.X_val is None and estimator._holds_out:
         groups = digest([group_codes(given.groups, len(data.target)).tobytes()])
     codes = data.target.codes
     return {

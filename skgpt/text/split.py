@@ -85,9 +85,10 @@ def hold_out(strata: NDArray[Any], fraction: float, seed: int, groups: Any = Non
         held = _by_unit(_make_up(strata, unit_of), fraction, rng)[unit_of]
     if not held.any():
         raise InvalidTextError(
-            "Early stopping holds out rows, and every class must keep at least one row in "
-            f"training. Here no row can be held out: {_why_not(strata, groups)}. Pass "
-            "X_val and y_val, merge or drop rare classes, or set early_stopping=False."
+            "Early stopping and calibrating hold out rows, and every class must keep at least one "
+            f"row in training. Here no row can be held out: {_why_not(strata, groups)}. Pass "
+            "X_val and y_val, merge or drop rare classes, or set early_stopping and calibrate to "
+            "False."
         )
     return Split(np.flatnonzero(~held), np.flatnonzero(held))
 

@@ -24,7 +24,7 @@ class Loss(Protocol):
         """Return the weighted sum of the losses of the rows, or of their elements."""
         ...
 
-    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def probabilities(self, logits_NK: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return what the raw scores mean."""
         ...
 
@@ -60,11 +60,11 @@ class CrossEntropy:
         )
         return (losses_B * weight_B).sum()
 
-    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def probabilities(self, logits_NK: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return class probabilities, shape (N, K)."""
         return np.asarray(softmax(logits_NK.astype(np.float64), axis=1))
 
-    def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def log_probabilities(self, logits_NK: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return logarithms of class probabilities, finite however sure the model is."""
         return np.asarray(log_softmax(logits_NK.astype(np.float64), axis=1))
 
@@ -99,10 +99,10 @@ class BinaryCrossEntropy:
         losses_BK = F.binary_cross_entropy_with_logits(logits_BK, smooth_BK, reduction="none")
         return (losses_BK * weight_BK).sum()
 
-    def probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def probabilities(self, logits_NK: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the probability of each label, shape (N, K), above 0 and below 1 always."""
         return np.asarray(np.clip(expit(logits_NK.astype(np.float64)), _SMALLEST, _LARGEST))
 
-    def log_probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def log_probabilities(self, logits_NK: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return logarithms of the labels' probabilities, finite however sure the model is."""
         return np.asarray(log_expit(logits_NK.astype(np.float64)))

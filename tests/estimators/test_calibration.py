@@ -1,0 +1,172 @@
+"""calibrate: one temperature for the probabilities, from the held-out rows."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.metrics import brier_score_loss, log_loss
+
+import skgpt
+from skgpt import GPTTextClassifier
+from skgpt.estimators.calibration import calibrate
+from skgpt.exceptions import InvalidTextError, ModelNotSupportedError
+
+WORDS = {"sport": "goal", "money": "bank", "space": "rocket"}
+X = np.array([f"{word} number {i}" for i in range(16) for word in WORDS.values()])
+Y = np.array([*WORDS] * 16)
+LABELS = np.stack([Y == "sport", Y != "money"], axis=1).astype(int)
+
+
+def classifier(model: str, **params: Any) -> GPTTextClassifier:
+    """Return a classifier of the tiny model that calibrates, unless told otherwise."""
+    chosen = {"calibrate": True, "max_epochs": 3, "batch_size": 8, "head_learning_rate": 0.03}
+    return GPTTextClassifier(
+        model, **{**chosen, "validation_fraction": 0.25, "random_state": 0, **params}
+    )
+
+
+def drawn(n: int, k: int, temperature: float, seed: int = 0) -> tuple[Any, Any]:
+    """Draw raw scores, and classes that are as likely as the scores over `temperature` say."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(n, k)) * 3
+    p = softmax(scores / temperature, axis=1)
+    classes = (p.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    return scores.astype(np.float32), np.eye(k, dtype=bool)[classes]
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(2, 0.5), (2, 3.0), (5, 2.0), (8, 1.0)])
+def test_calibrate__drawn_at_a_temperature__finds_it(k: int, temperature: float) -> None:
+    scores, truth = drawn(40_000, k, temperature)
+
+    found = calibrate(scores, truth, np.ones(len(scores)), multilabel=False)
+
+    assert found["temperature"] == pytest.approx(temperature, rel=0.05)
+    assert found["ece_after"] < 0.01
+    assert found["ece_after"] <= found["ece_before"] + 0.002
+    assert found["brier_after"] <= found["brier_before"]
+
+
+def test_calibrate__several_labels__finds_the_temperature() -> None:
+    scores, truth = drawn(40_000, 2, 2.5)
+    logits = (scores[:, 1:] - scores[:, :1]).reshape(-1, 4)  # of a sigmoid
+
+    found = calibrate(logits, truth[:, 1].reshape(-1, 4), np.ones(10_000), multilabel=True)
+
+    assert found["temperature"] == pytest.approx(2.5, rel=0.05)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_calibrate__brier_score__is_that_of_scikit_learn(k: int) -> None:
+    scores, truth = drawn(300, k, 2.0)
+    weight = np.random.default_rng(1).random(300)
+
+    found = calibrate(scores, truth, weight, multilabel=False)
+
+    for name, t in (("before", 1.0), ("after", found["temperature"])):
+        p = softmax(scores.astype(float) / t, axis=1)
+        expected = brier_score_loss(
+            truth.argmax(axis=1), p[:, 1] if k == 2 else p, sample_weight=weight
+        )
+        assert found[f"brier_{name}"] == pytest.approx(expected)
+
+
+def test_calibrate__weight_two__equals_the_row_twice() -> None:
+    scores, truth = drawn(50, 3, 2.0)
+    weight = np.ones(50)
+    weight[::3] = 2
+    twice = np.repeat(np.arange(50), weight.astype(int))
+
+    weighted = calibrate(scores, truth, weight, multilabel=False)
+    repeated = calibrate(scores[twice], truth[twice], np.ones(len(twice)), multilabel=False)
+
+    for name in set(weighted) - {"n_rows"}:
+        assert weighted[name] == pytest.approx(repeated[name])  # type: ignore[literal-required]
+
+
+def test_calibrate__few_rows_all_right__stays_in_doubt() -> None:
+    scores = np.array([[2.0, 0.0]] * 4, dtype=np.float32)
+
+    found = calibrate(scores, scores > 0, np.ones(4), multilabel=False)
+
+    assert 0.1 < softmax(scores[0] / found["temperature"])[1] < 0.25  # of Platt: 1 in 6
+
+
+@pytest.mark.parametrize("y", [Y, LABELS], ids=["classes", "labels"])
+def test_calibrated__predictions__differ_in_probabilities_only(tiny_llama: str, y: Any) -> None:
+    clf = classifier(tiny_llama).fit(X, y)
+    plain = classifier(tiny_llama, calibrate=False, early_stopping=True, n_iter_no_change=9)
+    plain.fit(X, y)  # holds out the same rows
+
+    t = clf.calibration_["temperature"]
+    assert t != 1
+    assert not hasattr(plain, "calibration_")
+    if clf.best_iter_ == 3 and plain.best_iter_ == 3:
+        np.testing.assert_array_equal(clf.decision_function(X), plain.decision_function(X))
+    raw = clf.decision_function(X)
+    expected = softmax(raw / t, axis=1) if y is Y else 1 / (1 + np.exp(-raw / t))
+    np.testing.assert_allclose(clf.predict_proba(X), expected, rtol=1e-5)
+    np.testing.assert_allclose(clf.predict_log_proba(X), np.log(expected), rtol=1e-4, atol=1e-6)
+    right = raw.argmax(axis=1) if y is Y else (raw > 0).astype(int)
+    np.testing.assert_array_equal(clf.predict(X), clf.classes_[right] if y is Y else right)
+
+
+def test_calibrated__rows_held_out__are_those_of_early_stopping(tiny_llama: str) -> None:
+    clf = classifier(tiny_llama).fit(X, Y)
+
+    assert clf.calibration_["n_rows"] == 12
+    assert len(clf.validation_scores_) == 3  # watched, though nothing is stopped
+    weights = np.ones(len(X))
+    other = classifier(tiny_llama).fit(X, Y, sample_weight=weights)
+    assert other.calibration_ == clf.calibration_
+
+
+def test_calibrated__x_val__is_what_it_is_fitted_on(tiny_llama: str) -> None:
+    clf = classifier(tiny_llama).fit(X[:30], Y[:30], X_val=X[30:], y_val=Y[30:])
+    plain = classifier(tiny_llama, calibrate=False).fit(X[:30], Y[:30])
+
+    np.testing.assert_array_equal(clf.decision_function(X), plain.decision_function(X))
+    truth = Y[30:, None] == clf.classes_
+    raw = clf.decision_function(X[30:]).astype(np.float32)
+    assert clf.calibration_ == calibrate(raw, truth, np.ones(18), multilabel=False)
+    assert log_loss(Y[30:], clf.predict_proba(X[30:])) < log_loss(
+        Y[30:], plain.predict_proba(X[30:])
+    )
+
+
+def test_calibrated__kept__predicts_the_same(tiny_llama: str, tmp_path: Any) -> None:
+    clf = classifier(tiny_llama, pooling="last").fit(X, Y)
+    expected = clf.predict_proba(X)
+
+    opened = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(opened.predict_proba(X), expected)
+    skgpt.save(clf, tmp_path / "kept")
+    loaded = skgpt.load(tmp_path / "kept")
+    assert loaded.calibration_ == clf.calibration_
+    np.testing.assert_array_equal(loaded.predict_proba(X), expected)
+    with pytest.raises(ModelNotSupportedError, match="calibrate"):
+        clf.save_pretrained(tmp_path / "hf")
+
+
+def test_calibrated__fitted_anew_without__forgets_the_temperature(tiny_llama: str) -> None:
+    clf = classifier(tiny_llama).fit(X, Y)
+
+    clf.set_params(calibrate=False).partial_fit(X, Y)
+
+    assert not hasattr(clf, "calibration_")
+    with pytest.raises(AttributeError) as refused:
+        clf.set_params(calibrate=True).partial_fit(X, Y)
+    assert "calibrate=False" in str(refused.value.__cause__)
+
+
+def test_calibrated__no_row_to_hold_out__says_so(tiny_llama: str) -> None:
+    with pytest.raises(InvalidTextError, match="calibrating"):
+        classifier(tiny_llama).fit(X[:3], Y[:3])
+
+
+def test_calibrated__in_calibrated_classifier_cv__composes(tiny_llama: str) -> None:
+    outer = CalibratedClassifierCV(classifier(tiny_llama), cv=2).fit(X, Y)
+
+    assert outer.predict_proba(X).shape == (48, 3)
