@@ -135,7 +135,7 @@ class Prices:
         if n := fewer.get("trainable_layers"):
             frozen = spec.n_layers - n
             yield (
-                f"trainable_layers={n} freezes the first {frozen} layers, and {here} that is",
+                f"trainable_layers={n} freezes the first {frozen} layers, {here}",
                 self.seconds_at_depth(spec.n_layers, n),
             )
         if n := fewer.get("n_layers"):
