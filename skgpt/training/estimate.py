@@ -172,8 +172,8 @@ class FitEstimate:
 
 def duration(seconds: float) -> str:
     """Return a time as people say it, in one or two units."""
-    if seconds < 10:
-        return f"{seconds:.1f} s" if seconds >= 0.05 else "0.1 s"
+    if seconds < 9.95:
+        return f"{max(0.1, seconds):.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
