@@ -101,7 +101,7 @@ def test_seconds__of_the_head_alone__fall_with_the_layers(tiny_llama: str) -> No
 def test_seconds__of_another_length__go_with_the_tokens(tiny_llama: str) -> None:
     asked = prices(tiny_llama, "all", even(0, 3))
     assert asked.seconds_at_length(40) == asked.seconds()
-    assert asked.seconds_at_length(100) == pytest.approx(asked.seconds() * 170 / 110)
+    assert asked.seconds_at_length(100) == pytest.approx(asked.seconds() * 170 / 110, rel=0.01)
     assert asked.seconds_at_length(10) == pytest.approx(asked.seconds() * 40 / 110, rel=0.01)
 
 
