@@ -127,8 +127,12 @@ def count_memory(
     disk : int
     """
     on_device = [*network.trunk.parameters(), *network.trunk.buffers(), network.head.weight]
-    if network.device == torch.device("cpu"):  # what was read stays, for others
-        on_device += network.source.trunk.parameters()
+    # What was read and what was made of it stay whole for others, whatever this network keeps.
+    source = network.source
+    if network.device.type == "cpu":
+        on_device += source.trunk.parameters()
+    if source.resident and network.spec.quantize_base is None:
+        on_device += source.tensors(network.dtype, network.device).values()
     learned = [*network.masters.values(), network.head.weight]
     n_learned = sum(tensor.numel() for tensor in learned)
     # A gradient and two moments in fp32, beside the originals themselves and a copy of the best.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from skgpt import GPTTextClassifier, LoRA, cache_info
 from skgpt.exceptions import ContinuationError
@@ -222,3 +223,11 @@ def test_estimate__as_plain_values__goes_through_json(
     assert plain["memory_bytes"] == sum(plain["memory"].values())
     plain["seconds"].clear()
     assert estimate.fit_seconds > 0
+
+
+def test_plan__inside_inference_mode__measures_all_the_same(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    with torch.inference_mode():
+        estimate = make(tiny_llama, trainable_layers="all").plan(*two_class_data)
+    assert estimate.memory["activations"] > 0
