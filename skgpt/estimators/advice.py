@@ -1,6 +1,36 @@
 """What would make a slow fit shorter."""
 
-from skgpt.model.network import TextNetwork
+from skgpt.model.network import NetworkSpec, TextNetwork
+
+_SHORT = 64  # tokens that a text should have room for
+
+
+def fewer_layers(spec: NetworkSpec) -> dict[str, int]:
+    """Return which fewer layers to try: `trainable_layers` and `n_layers`, where there are any.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+
+    Returns
+    -------
+    values : dict of str to int
+        Legal one by one, and smaller than the present ones.
+    """
+    learning = spec.n_layers - spec.n_frozen
+    values = {}
+    if spec.n_frozen == 0 and spec.n_layers > 1:
+        values["trainable_layers"] = max(1, spec.n_layers // 4)
+    elif learning > 1:
+        values["trainable_layers"] = learning // 2
+    if spec.n_layers > 12 and (spec.n_frozen == 0 or learning <= spec.n_layers // 2):
+        values["n_layers"] = spec.n_layers // 2
+    return values
+
+
+def shorter_texts(max_length: int) -> int | None:
+    """Return a smaller `max_length` to try; None if texts are cut short enough already."""
+    return max_length // 2 if max_length > _SHORT else None
 
 
 def advice(network: TextNetwork, max_length: int) -> str:
@@ -17,21 +47,18 @@ def advice(network: TextNetwork, max_length: int) -> str:
     advice : str
         Parameters with values that are legal and smaller than the present ones.
     """
-    spec = network.spec
-    learning = spec.n_layers - spec.n_frozen
-    steps = []
-    if spec.n_frozen == 0 and spec.n_layers > 1:
-        n = max(1, spec.n_layers // 4)
+    fewer, steps = fewer_layers(network.spec), []
+    if n := fewer.get("trainable_layers"):
         steps.append(
             f"train only the last layers (trainable_layers={n}), the others are then computed "
             "once, not once per epoch"
+            if network.spec.n_frozen == 0
+            else f"train fewer layers (trainable_layers={n})"
         )
-    elif learning > 1:
-        steps.append(f"train fewer layers (trainable_layers={learning // 2})")
-    if spec.n_layers > 12 and (spec.n_frozen == 0 or learning <= spec.n_layers // 2):
-        steps.append(f"keep fewer layers (n_layers={spec.n_layers // 2})")
-    if max_length > 64:
-        steps.append(f"cut texts shorter (max_length={max_length // 2})")
+    if n := fewer.get("n_layers"):
+        steps.append(f"keep fewer layers (n_layers={n})")
+    if n := shorter_texts(max_length):
+        steps.append(f"cut texts shorter (max_length={n})")
     steps.append("make fewer passes (max_epochs)")
     if network.device.type == "cpu":
         steps.append("use a GPU")

@@ -22,6 +22,7 @@ from skgpt.estimators.data import (
     trained_on,
 )
 from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
+from skgpt.estimators.estimating import EstimatesFits
 from skgpt.estimators.judge import make_judge
 from skgpt.estimators.lora import LoRA, TakesLoRA, adapter_spec
 from skgpt.estimators.outside import monitors_from_outside
@@ -59,7 +60,7 @@ _OPTIONAL_ATTRIBUTES = (
 )
 
 
-class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
+class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
     """What the estimators share: everything but the target, the loss and its inverse link.
 
     A subclass has the constructor and says what its targets are.
@@ -135,12 +136,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         goes_on = self.warm_start and hasattr(self, "_network")
         seed = draw_seed(self.random_state)
         data, weight = self._checked(given, seed, goes_on)
-        network = self._build(data.target, seed, self._network.source if goes_on else None)
-        if goes_on:
-            check_same_shape(
-                network.spec, self._network.spec, may_learn_more=True, may_have_more=False
-            )
-            network.take_over(self._network)
+        network = self._network_to_fit(data.target, seed, goes_on)
         with checkpoint_of(self, given, data, network, seed, goes_on=goes_on) as checkpoint:
             if checkpoint is not None and checkpoint.seed != seed:  # with random_state=None
                 seed = checkpoint.seed
@@ -160,11 +156,24 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         self, given: Given, seed: int, goes_on: bool
     ) -> tuple[FitData, NDArray[np.float64]]:
         """Return what `fit` was given, checked, and what the rows weigh in the loss."""
+        data = self._checked_data(given, seed, goes_on)
+        return data, self._loss_weights(data)
+
+    def _checked_data(self, given: Given, seed: int, goes_on: bool) -> FitData:
         # The same rows held out as before: others of them would have been trained on already.
         split_seed = self._fitted_with["split_seed"] if goes_on else seed
         classes = getattr(self, "classes_", None) if goes_on else None
-        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
-        return data, self._loss_weights(data)
+        return check_fit_data(self, given, self._encode_target, classes=classes, seed=split_seed)
+
+    def _network_to_fit(self, target: Target, seed: int, goes_on: bool) -> TextNetwork:
+        """Return the network that `fit` trains."""
+        network = self._build(target, seed, self._network.source if goes_on else None)
+        if goes_on:
+            check_same_shape(
+                network.spec, self._network.spec, may_learn_more=True, may_have_more=False
+            )
+            network.take_over(self._network)
+        return network
 
     @no_more_threads_than_cores()
     def _partial_fit(self, given: Given, classes: Any, places: NDArray[np.int64] | None) -> None:

@@ -1,5 +1,6 @@
 """What every estimator's parameters may be: one table for the check, the message and the tests."""
 
+import copy
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -60,3 +61,18 @@ def draw_seed(random_state: Any) -> int:
         return int(random_state)
     generator = np.random.mtrand._rand if random_state is None else random_state
     return int(generator.randint(np.iinfo(np.int32).max))
+
+
+def seed_to_come(random_state: Any) -> int:
+    """Return the integer that `draw_seed` would draw next, and leave the generator as it is.
+
+    Parameters
+    ----------
+    random_state : int, RandomState instance or None
+        None stands for a generator that others draw from as well: any integer will do, 0.
+
+    Returns
+    -------
+    seed : int
+    """
+    return 0 if random_state is None else draw_seed(copy.deepcopy(random_state))

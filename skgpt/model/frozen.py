@@ -7,6 +7,7 @@ within rounding: how texts share a batch may move the last digit.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from skgpt.text.tokens import Tokens
 
 Progress = Callable[[int, int], None]
 Compute = Callable[[Tensor, Layout], Sequence[Tensor]]  # ids and layout to one tensor per text
+Kept = Literal["hidden", "pooled"]  # what is kept of each text
 
 # Their bytes are those of the shared tensors that they keep alive.
 _PREFIXES: Store[Cut] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
@@ -64,26 +66,27 @@ def hidden_states(
     CacheError
         If the disk is full or can't be written to.
     """
-    cut = prefix_of(network)
-
-    def compute(ids_T: Tensor, layout: Layout) -> Sequence[Tensor]:
-        return before(cut, network, ids_T, layout).split(layout.lengths)
-
-    where = ("hidden", network.spec.n_frozen)
-    made = _Texts(network, where, tokens, compute, memory_budget)
-    return made.states(token_budget, progress)
+    return _Texts(network, "hidden", tokens, memory_budget).states(token_budget, progress)
 
 
 def pooled_states(
     network: TextNetwork, tokens: Tokens, token_budget: int, progress: Progress
 ) -> Tensor:
     """Return the pooled states of a network none of whose layers learns, shape (N, H), fp32."""
+    return torch.stack(_Texts(network, "pooled", tokens, None).states(token_budget, progress))
 
-    def compute(ids_T: Tensor, layout: Layout) -> Sequence[Tensor]:
-        return network.pooled(ids_T, layout).unbind()
 
-    where = ("pooled", network.spec.n_frozen, network.spec.pooling)
-    return torch.stack(_Texts(network, where, tokens, compute, None).states(token_budget, progress))
+def unknown_rows(network: TextNetwork, tokens: Tokens, kept: Kept) -> Rows:
+    """Return the rows whose states would have to be computed, one for each distinct text."""
+    return _Texts(network, kept, tokens, None).unknown()
+
+
+def computation(network: TextNetwork, kept: Kept) -> Compute:
+    """Return what runs the frozen layers over texts: token ids to what is kept of each text."""
+    if kept == "pooled":
+        return lambda ids_T, layout: network.pooled(ids_T, layout).unbind()
+    cut = prefix_of(network)
+    return lambda ids_T, layout: before(cut, network, ids_T, layout).split(layout.lengths)
 
 
 def prefix_of(network: TextNetwork) -> Cut:
@@ -114,14 +117,16 @@ class _Texts:
     def __init__(
         self,
         network: TextNetwork,
-        where: tuple[Hashable, ...],
+        kept: Kept,
         tokens: Tokens,
-        compute: Compute,
         memory_budget: int | None,
     ) -> None:
         self.network = network
         self.tokens = tokens
-        self.compute = compute
+        self.kept = kept
+        where: tuple[Hashable, ...] = (kept, network.spec.n_frozen)
+        if kept == "pooled":
+            where = (*where, network.spec.pooling)
         # The device too: what lies on disk may come from any.
         self.upstream = (*where, *network.upstream)
         self.ids, self.first = tokens.distinct()
@@ -132,11 +137,16 @@ class _Texts:
 
     def states(self, token_budget: int, progress: Progress) -> list[Tensor]:
         """Return what is computed of each text."""
+        new = self.unknown()
+        with self.spill:
+            self._compute(new, token_budget, progress)
+        return [self.found[text] for text in self.ids]
+
+    def unknown(self) -> Rows:
+        """Find what the stores hold; return the rows, one for each distinct text, of the rest."""
         self._find(list(self.first))
         new = [row for text, row in self.first.items() if text not in self.found]
-        with self.spill:
-            self._compute(np.array(new, dtype=np.int64), token_budget, progress)
-        return [self.found[text] for text in self.ids]
+        return np.array(new, dtype=np.int64)
 
     def _find(self, texts: list[bytes]) -> None:
         if not self.network.source.resident:
@@ -154,10 +164,11 @@ class _Texts:
     def _compute(self, rows: Rows, token_budget: int, progress: Progress) -> None:
         lengths, device = self.tokens.lengths, self.network.device
         done, total = 0, int(lengths[rows].sum())
+        compute = computation(self.network, self.kept)
 
         def work(part: Rows) -> Sequence[Tensor]:
             layout = Layout.of(lengths[part], self.network.source, device)
-            return self.compute(ids_of(self.tokens, part, device), layout)
+            return compute(ids_of(self.tokens, part, device), layout)
 
         for part, computed in Budget(self.network, token_budget).each(rows, lengths, work):
             rows_of_part = zip(part, computed, strict=True)

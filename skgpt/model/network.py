@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.adapt import TrainableLayers, check_depth, own, trainable_names
 from skgpt.model.adapters import AdapterSpec, add_adapters, first_values
-from skgpt.model.blocks import Cut
+from skgpt.model.blocks import Cut, find_blocks
 from skgpt.model.layout import Layout
 from skgpt.model.noise import RowNoise
 from skgpt.model.quantise import quantise
@@ -206,6 +206,16 @@ class TextNetwork(nn.Module):
         """Return the raw scores of pooled states, shape (B, K), fp32."""
         logits_BK: Tensor = self.head(pooled_BH)
         return logits_BK
+
+
+def count_weights(network: TextNetwork) -> tuple[int, int]:
+    """Return how many weights learn, the head's among them, and how many of the trunk don't."""
+    learning = sum(master.numel() for master in network.masters.values())
+    # Of the source, as 4-bit weights are packed into tensors of other shapes.
+    trunk = network.source.trunk
+    dropped = find_blocks(trunk)[network.spec.n_layers :]
+    base = sum(p.numel() for p in trunk.parameters()) - sum(p.numel() for p in dropped.parameters())
+    return learning + network.head.weight.numel(), base - (0 if network.spec.lora else learning)
 
 
 def mean_of_each(hidden_TH: Tensor, layout: Layout) -> Tensor:

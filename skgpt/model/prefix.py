@@ -17,7 +17,15 @@ from skgpt.caches import Store
 from skgpt.exceptions import CacheError
 from skgpt.model.blocks import PROBE_ERRORS, agree
 from skgpt.model.device import to_device
-from skgpt.model.frozen import Progress, before, hidden_states, pooled_states, prefix_of
+from skgpt.model.frozen import (
+    Kept,
+    Progress,
+    before,
+    computation,
+    hidden_states,
+    pooled_states,
+    prefix_of,
+)
 from skgpt.model.layout import Layout, Rows, ids_of
 from skgpt.model.memory import Budget
 from skgpt.model.network import TextNetwork
@@ -101,6 +109,50 @@ class CachedPrefix(Forward):
         layout = Layout.of(self.lengths[rows], network.source, network.device)
         # Those on disk come to the device only now.
         states = [self.states[row].to(network.device) for row in rows]
+        return network.after(torch.cat(states), layout)
+
+
+class OnTrial(Forward):
+    """Runs rows as a fit would, and keeps nothing for others: what a fit costs is measured so.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    tokens : Tokens
+    kept : {"hidden", "pooled"} or None
+        What a fit keeps of each text; None runs every layer on every call.
+    """
+
+    def __init__(self, network: TextNetwork, tokens: Tokens, kept: Kept | None) -> None:
+        self.network = network
+        self._tokens = tokens
+        self._kept = kept
+        self._compute = computation(network, kept) if kept else None
+        self._whole = WholeTrunk(network, tokens)
+        self._states: dict[int, Tensor] = {}
+        network.get_ready()
+
+    @torch.no_grad()
+    def run_frozen(self, rows: Rows) -> int:
+        """Run the frozen layers over these rows; return the bytes that would be kept of them."""
+        if self._compute is None:
+            return 0
+        network = self.network
+        layout = Layout.of(self._tokens.lengths[rows], network.source, network.device)
+        states = self._compute(ids_of(self._tokens, rows, network.device), layout)
+        for row, state in zip(rows.tolist(), states, strict=True):
+            self._states[row] = state.clone()
+        return sum(state.nbytes for state in states)
+
+    def pooled(self, rows: Rows) -> Tensor:
+        """Return the pooled states of these rows, through which the frozen layers have run."""
+        if self._kept is None:
+            return self._whole.pooled(rows)
+        states = [self._states[row] for row in rows.tolist()]
+        if self._kept == "pooled":
+            return torch.stack(states)
+        network = self.network
+        layout = Layout.of(self._tokens.lengths[rows], network.source, network.device)
         return network.after(torch.cat(states), layout)
 
 
@@ -192,20 +244,36 @@ def choose_forward(
     -------
     forward : Forward
     """
-    hidden_size = network.trunk.config.hidden_size
-    if network.spec.trainable_layers == 0:
-        if len(tokens) * hidden_size * 4 <= memory_budget:
-            return CachedPooled(network, tokens, token_budget, progress)
+    kept = what_is_kept(network, tokens, memory_budget, disk_budget)
+    if kept is None:
         return WholeTrunk(network, tokens)
-    too_large = len(tokens.ids) * hidden_size * 4 > memory_budget + disk_budget
-    if network.spec.n_frozen == 0 or too_large or not _can_be_cut(network, tokens):
-        return WholeTrunk(network, tokens)
+    if kept == "pooled":
+        return CachedPooled(network, tokens, token_budget, progress)
     try:
         return CachedPrefix(network, tokens, token_budget, progress, memory_budget)
     except CacheError as error:  # another program may fill the disk at any time
         # As text: a handler that keeps records would keep the error's states alive.
         _LOG.warning("%s All layers run instead, each time.", str(error))
         return WholeTrunk(network, tokens)
+
+
+def what_is_kept(
+    network: TextNetwork, tokens: Tokens, memory_budget: int, disk_budget: int = 0
+) -> Kept | None:
+    """Say what of each text is computed once; None where every layer runs every time.
+
+    Parameters
+    ----------
+    network, tokens, memory_budget, disk_budget
+        As in `choose_forward`.
+    """
+    hidden_size = network.trunk.config.hidden_size
+    if network.spec.trainable_layers == 0:
+        return "pooled" if len(tokens) * hidden_size * 4 <= memory_budget else None
+    too_large = len(tokens.ids) * hidden_size * 4 > memory_budget + disk_budget
+    if network.spec.n_frozen == 0 or too_large or not _can_be_cut(network, tokens):
+        return None
+    return "hidden"
 
 
 def _can_be_cut(network: TextNetwork, tokens: Tokens) -> bool:

@@ -112,7 +112,7 @@ class Source:
         trunk : transformers.PreTrainedModel
             In evaluation mode, so without dropout; no parameter requires a gradient.
         """
-        trunk = copy_around(self.trunk, self._tensors(dtype, device))
+        trunk = copy_around(self.trunk, self.tensors(dtype, device))
         truncate(trunk, n_layers)
         trunk.config.use_cache = False
         if self.proof.packs:
@@ -121,7 +121,11 @@ class Source:
             use_fast_blocks(find_blocks(trunk))
         return trunk.eval()
 
-    def _tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    def tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Return all parameters and buffers in this precision on this device.
+
+        Those of a resident source are kept, and are the same for everybody: they are read-only.
+        """
         if not self.resident:
             return self._cast(dtype, device)
         key = (self.trunk, dtype, str(device))  # a module's hash is its identity

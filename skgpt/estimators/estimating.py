@@ -1,0 +1,161 @@
+"""What a fit is going to cost, said before it starts."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skgpt.estimators.data import FitData, Given
+from skgpt.estimators.params import seed_to_come
+from skgpt.estimators.planning import plan_of_fit
+from skgpt.estimators.prices import Prices
+from skgpt.model.device import no_more_threads_than_cores
+from skgpt.model.network import TextNetwork, count_weights
+from skgpt.model.prefix import what_is_kept
+from skgpt.text.check import check_columns
+from skgpt.text.targets import Target
+from skgpt.text.tokens import tokenise_columns
+from skgpt.training.estimate import FitEstimate
+from skgpt.training.rates import measure
+from skgpt.training.run_data import TrainingRows
+from skgpt.training.stopping import Watched
+from skgpt.training.work import count_memory, count_work
+
+_QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
+
+_PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+_ASSUMED = 2  # classes
+
+
+class EstimatesFits:
+    """`plan` of an estimator."""
+
+    _network: TextNetwork
+    _fitted_with: dict[str, Any]
+
+    if TYPE_CHECKING:  # BaseGPTText and scikit-learn have them
+        warm_start: bool
+        random_state: Any
+        classes_: NDArray[Any]
+
+        def _validate_params(self) -> None: ...
+        def _checked_data(self, given: Given, seed: int, goes_on: bool) -> FitData: ...
+        def _loss_weights(self, data: FitData) -> NDArray[np.float64]: ...
+        def _network_to_fit(self, target: Target, seed: int, goes_on: bool) -> TextNetwork: ...
+        def _watched(self, network: TextNetwork, data: FitData) -> Watched: ...
+
+    @no_more_threads_than_cores()
+    def plan(self, X: Any, y: Any = None) -> FitEstimate:
+        """Say what a fit on these texts would cost, before it starts.
+
+        The texts are tokenised and counted. One optimiser step and one pass of the frozen layers
+        are measured on a few of them, so the times hold for this machine as busy as it is now; the
+        rest is arithmetic. Nothing is fitted: the estimator, fitted or not, stays as it is, and so
+        does `random_state`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+        y : array-like, default=None
+            Labels, as in `fit`. Without them, two classes are assumed.
+
+        Returns
+        -------
+        estimate : FitEstimate
+            Shows itself as text and, in a notebook, as a table; ``estimate.to_dict()`` has the
+            numbers: tokens, how many texts are cut, weights, steps, seconds and bytes, those of
+            1,000 predictions too, and advice. The seconds don't count reading the model, nor what
+            a scorer or callbacks take; with `early_stopping` they are those of all epochs.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not as `fit` wants it.
+        OSError
+            If the model can't be found, fetched or read.
+        MemoryError
+            If the device can't hold one text at a time, or what learns.
+        """
+        self._validate_params()
+        goes_on = self.warm_start and hasattr(self, "_network")
+        seed = seed_to_come(self.random_state)
+        labels = self._assumed_labels(X, goes_on) if y is None else y
+        data = self._checked_data(Given(X, labels), seed, goes_on)
+        if y is None:  # class weights are for labels that nobody knows yet
+            weight = np.ones_like(data.target.codes, dtype=np.float64)
+        else:
+            weight = self._loss_weights(data)
+        network = self._network_to_fit(data.target, seed, goes_on)
+        if y is not None:
+            self._watched(network, data)  # tries the scorer
+        return _estimate(
+            self,
+            network,
+            data,
+            weight,
+            classes_assumed=_ASSUMED if y is None and not goes_on else None,
+        )
+
+    def _assumed_labels(self, X: Any, goes_on: bool) -> NDArray[Any]:
+        """Return labels by turns: two, or those that the fit would go on with."""
+        n = len(check_columns(X, estimator=self)[0])
+        if not goes_on:
+            return np.arange(n) % _ASSUMED
+        if self._fitted_with["multilabel"]:
+            return np.zeros((n, len(self.classes_)), dtype=np.int64)
+        labels: NDArray[Any] = self.classes_[np.arange(n) % len(self.classes_)]
+        return labels
+
+
+def _estimate(
+    estimator: Any,
+    network: TextNetwork,
+    data: FitData,
+    weight: NDArray[np.float64],
+    *,
+    classes_assumed: int | None,
+) -> FitEstimate:
+    """Count and measure what a fit of this network would be."""
+    max_length, seed = estimator.max_length, seed_to_come(estimator.random_state)
+    plan = plan_of_fit(estimator, network, len(data.split.train), seed)
+    of_text = (data.columns, data.template, network.source.tokenizer)
+    tokens = tokenise_columns(*of_text, max_length)
+    whole = tokenise_columns(*of_text, sys.maxsize).lengths
+    rows = TrainingRows(tokens, data.target.codes, weight, data.split)
+    kept = what_is_kept(network, tokens, plan.memory_budget, plan.disk_budget)
+    work = count_work(network, rows, kept, plan)
+    loss = estimator._loss(data.target)
+    rates = measure(network, rows, kept, loss=loss, plan=plan)
+    memory, disk = count_memory(
+        network, rows, kept, plan, rates, keeps_best=estimator.early_stopping
+    )
+    trainable, frozen = count_weights(network)
+    per_token = rates.frozen + rates.forward
+    return FitEstimate(
+        model=network.source.model,
+        device=str(network.device),
+        precision=_PRECISIONS[str(network.dtype)],
+        n_layers=network.spec.n_layers,
+        max_length=int(max_length),
+        n_texts=len(tokens),
+        n_held_out=len(data.split.held_out),
+        n_tokens=len(tokens.ids),
+        tokens_per_text={
+            name: float(np.quantile(whole, share)) for name, share in _QUANTILES.items()
+        },
+        n_cut=int((whole > tokens.lengths).sum()),
+        tokens_cut=int((whole - tokens.lengths).sum()),
+        trainable_weights=trainable,
+        frozen_weights=frozen,
+        n_epochs=plan.n_epochs,
+        n_steps=plan.n_steps,
+        early_stopping=bool(estimator.early_stopping),
+        seconds=work.seconds(rates),
+        seconds_per_1000_predictions=1000 * per_token * len(tokens.ids) / len(tokens),
+        memory=memory,
+        disk=disk,
+        classes_assumed=classes_assumed,
+        advice=Prices(network, work, rates, plan, kept, whole, max_length).advice(),
+    )
