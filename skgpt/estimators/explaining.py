@@ -130,7 +130,9 @@ def _table(
                 rows.append((text, label, *place, *word, value, baseline))
     names = ("text", "class", "column", "start", "end", "token", "word_start", "word")
     values = list(zip(*rows, strict=True)) or [()] * (len(names) + 2)
-    kinds = dict.fromkeys(("text", "column", "start", "end", "word_start"), np.int64)
+    kinds: dict[str, Any] = dict.fromkeys(
+        ("text", "column", "start", "end", "word_start"), np.int64
+    )
     kinds |= {"class": classes_ND.dtype, "token": object, "word": object}
     return {
         name: np.array(column, dtype=kinds.get(name, np.float64))

@@ -182,7 +182,7 @@ class TokenAttributionDisplay:
         if self.baseline is None:
             return said
         score = self.baseline + float(np.sum(self.values))
-        return f"{said} (score {score:.2f}; without words {self.baseline:.2f})"
+        return f"{said}\nscore {score:.2f}, without words {self.baseline:.2f}".lstrip()
 
     def plot(self, *, ax: Any = None) -> Self:
         """Draw the words in lines that fit the axes.
@@ -219,8 +219,8 @@ class TokenAttributionDisplay:
             plt.cm.ScalarMappable(norm, cmap),
             ax=ax,
             orientation="horizontal",
-            fraction=0.05,
-            aspect=40,
+            fraction=0.08,
+            aspect=30,
             pad=0.02,
         )
         bar.set_label("against the class  ←  what a word adds to the score  →  for it")
@@ -236,7 +236,7 @@ class TokenAttributionDisplay:
         needed = _LINE * size * len(lines) / 72
         height = ax.get_window_extent().height / figure.dpi
         if own:
-            figure.set_figheight(max(1.5, figure.get_figheight() - height + needed))
+            figure.set_figheight(max(2.0, figure.get_figheight() - height + needed))
             figure.draw_without_rendering()
         else:
             while needed > height and size > 4:
@@ -253,7 +253,9 @@ class TokenAttributionDisplay:
         """Return the words' widths in letters' heights."""
         from matplotlib.textpath import TextPath
 
-        made = [TextPath((0, 0), _shown(w.text), size=size, usetex=False) for w in self._words]
+        # A dollar sign is one, not the beginning of a formula.
+        shown = [_shown(word.text).replace("$", r"\$") for word in self._words]
+        made = [TextPath((0, 0), text, size=size) for text in shown]
         ends = [path.get_extents().x1 if len(path.vertices) else 0.0 for path in made]
         return np.array(ends) / size
 
@@ -307,7 +309,7 @@ class TokenAttributionDisplay:
         )
         return (
             '<div style="max-width:50em;line-height:1.9;font-family:sans-serif">'
-            f'<div style="font-size:0.9em">{escape(self._title())}</div>'
+            f'<div style="font-size:0.9em">{escape(self._title()).replace(chr(10), "<br>")}</div>'
             f"<div>{' '.join(parts)}</div>"
             f'<div style="font-size:0.8em">against {scale} for</div></div>'
         )
