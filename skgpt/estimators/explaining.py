@@ -9,7 +9,7 @@ from skgpt.exceptions import MissingPackageError
 from skgpt.text.check import column_names
 from skgpt.text.spans import Places, Span, locate, word_at, words_of
 from skgpt.text.template import Template
-from skgpt.text.tokens import Tokens
+from skgpt.text.tokens import Tokens, clean
 from skgpt.training.attributions import Attributions, attribute
 
 
@@ -125,8 +125,9 @@ def _table(
                     words[column, text] = words_of(cell)
                 word_start, word_end = word_at(words[column, text], cell, start, end)
                 value = found.values_TD[token, explained]
-                place = (column, start, end, cell[start:end])
-                word = (word_start, cell[word_start:word_end])
+                # Cleaned, as pandas' texts hold no lone surrogates.
+                place = (column, start, end, clean(cell[start:end]))
+                word = (word_start, clean(cell[word_start:word_end]))
                 rows.append((text, label, *place, *word, value, baseline))
     names = ("text", "class", "column", "start", "end", "token", "word_start", "word")
     values = list(zip(*rows, strict=True)) or [()] * (len(names) + 2)

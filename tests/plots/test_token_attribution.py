@@ -1,6 +1,7 @@
 """The display of a text's attributions: every word is there, in lines that fit, and stays text."""
 
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -52,7 +53,7 @@ def test_plot__many_words__each_inside_the_axes_and_apart(own: bool) -> None:
     for box in boxes:
         assert frame.x0 - slack <= box.x0 and box.x1 <= frame.x1 + slack
         assert frame.y0 - slack <= box.y0 and box.y1 <= frame.y1 + slack
-    for left, right in zip(boxes, boxes[1:], strict=False):
+    for left, right in pairwise(boxes):
         assert left.x1 <= right.x0 or right.y1 <= left.y0 + slack
     assert ax is None or display.ax_ is ax
     plt.close("all")
