@@ -34,7 +34,7 @@ _HOMES = {
     "save": "skgpt.persistence",
 }
 
-_PACKAGES = ("testing", "tuning")
+_PACKAGES = ("plots", "testing", "tuning")
 
 
 def __getattr__(name: str) -> Any:

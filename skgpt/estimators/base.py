@@ -364,12 +364,17 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
             monitors.append(ProgressBar(int(self.verbose)))
         return monitors
 
-    @no_more_threads_than_cores()
-    def _scores(self, X: Any) -> NDArray[np.float32]:
-        """Return the raw scores of texts, shape (n, n_outputs)."""
+    def _checked_columns(self, X: Any) -> list[list[str]]:
+        """Return the columns of an X that is of the fit's kind; check that there was a fit."""
         check_is_fitted(self)
         columns = check_columns(X, estimator=self)
         check_columns_match(self._column_attributes(), X, estimator=self)
+        return columns
+
+    @no_more_threads_than_cores()
+    def _scores(self, X: Any) -> NDArray[np.float32]:
+        """Return the raw scores of texts, shape (n, n_outputs)."""
+        columns = self._checked_columns(X)
         network = self._network
         tokens = tokenise_columns(
             columns,

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 
+from skgpt.estimators.explaining import explanations
+from skgpt.model.device import no_more_threads_than_cores
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
 
@@ -100,6 +102,58 @@ class ClassPredictions(ClassifierMixin):
         if scores.shape[1] == 2 and not fitted._fitted_with["multilabel"]:
             return scores[:, 1] - scores[:, 0]
         return scores
+
+    @no_more_threads_than_cores()
+    def explain(self, X: Any) -> Any:
+        """Say what each token of each text adds to the score of the predicted class.
+
+        Integrated gradients [1]_ from a baseline in which every token of the text is the one that
+        stands for an empty text (bos or eos); special tokens and the template's own words stay.
+        The values of a text add up to the change of its score from the baseline, whatever the
+        precision: a rest that the gradients of a step leave is shared out among its tokens.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            A row for each token that is kept of each text, in the order of the texts; for
+            multilabel y, for each token and label. An empty text has none. Its columns:
+
+            - ``text``: the row of X, from 0.
+            - ``class``: the predicted class, or the label.
+            - ``column``: the column of X that the token lies in: its name, else its position.
+            - ``start``, ``end``: where in that cell, in characters.
+            - ``token``: what stands there. Tokens that are bytes of one character all show it.
+            - ``word_start``, ``word``: the word that the token is of, and where it begins.
+              Words stand between white space; in Chinese and Japanese each character is one.
+            - ``value``: what the token adds to the score that `decision_function` gives for the
+              class; with two classes, that is how far it is above the other's.
+            - ``baseline``: the score of the baseline.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        ValueError
+            If X is not as described, or if the model's tokenizer doesn't say where tokens lie or
+            its trunk takes no embeddings.
+
+        References
+        ----------
+        .. [1] M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks",
+           ICML 2017.
+
+        Examples
+        --------
+        >>> table = classifier.explain(texts)  # doctest: +SKIP
+        >>> words = table.groupby(["text", "column", "word_start", "word"])  # doctest: +SKIP
+        >>> words["value"].sum()  # doctest: +SKIP
+        """
+        return explanations(copy.copy(self), X)
 
     def _tempered(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         calibration = getattr(self, "calibration_", None)

@@ -45,7 +45,7 @@ _WORDS = (
 _LOWERED: Store[int] = Store("lowered budgets", 1 << 20)
 
 
-def token_budget(network: TextNetwork, *, learning: bool) -> int:
+def token_budget(network: TextNetwork, *, learning: bool, frozen_too: bool = False) -> int:
     """Return how many tokens a micro-batch may hold.
 
     Parameters
@@ -53,6 +53,8 @@ def token_budget(network: TextNetwork, *, learning: bool) -> int:
     network : TextNetwork
     learning : bool
         Whether what the learning layers compute is kept for a backward pass.
+    frozen_too : bool, default=False
+        Whether what the frozen layers compute is kept for one as well.
 
     Returns
     -------
@@ -62,6 +64,7 @@ def token_budget(network: TextNetwork, *, learning: bool) -> int:
     cap = _GPU_TOKENS if network.device.type == "cuda" else _CPU_TOKENS
     blocks = find_blocks(network.trunk)
     kept = blocks[network.spec.n_frozen :] if learning and network.masters else blocks[:1]
+    kept = blocks if frozen_too else kept
     values = sum(_values_per_token(module) for module in kept.modules())
     bytes_per_token = max(1, int(values * _OTHER_ACTIVATIONS * network.dtype.itemsize))
     fits = total_memory(network.device) // _SHARE // bytes_per_token

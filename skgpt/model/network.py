@@ -176,6 +176,17 @@ class TextNetwork(nn.Module):
         last = self.trunk(input_ids=laid_out, **inputs).last_hidden_state
         return self._pooled(last, layout)
 
+    def embedded(self, ids_T: Tensor) -> Tensor:
+        """Return what the trunk's embedding makes of token ids, shape (T, E)."""
+        embedded_TE: Tensor = self.trunk.get_input_embeddings()(ids_T[None])[0]
+        return embedded_TE
+
+    def pooled_from(self, embedded_TE: Tensor, layout: Layout) -> Tensor:
+        """Return the pooled states of texts whose embeddings are given, in fp32, shape (B, H)."""
+        inputs = layout.inputs(ends_only=self._ends_only)
+        laid_out = layout.lay(embedded_TE)
+        return self._pooled(self.trunk(inputs_embeds=laid_out, **inputs).last_hidden_state, layout)
+
     def after(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
         """Return the pooled states of hidden states behind the frozen layers, shape (B, H)."""
         assert self._cut is not None

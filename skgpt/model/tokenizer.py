@@ -75,6 +75,30 @@ class TextTokenizer:
                 kept[i] = max(0, kept[i] - over[i])
         return heads
 
+    def places(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        """Return where in its text each of `encode`'s tokens begins and ends, in characters.
+
+        Bytes of one character are tokens that each span it.
+
+        Raises
+        ------
+        ModelNotSupportedError
+            If the tokenizer doesn't say.
+        """
+        if not getattr(self.hf, "is_fast", False):
+            raise ModelNotSupportedError(
+                "To say what a text's words are worth, the tokenizer must tell where in the text "
+                f"its tokens lie. {type(self.hf).__name__} is not a fast one and doesn't: use a "
+                "model whose folder has a tokenizer.json."
+            )
+        if not texts:
+            return []
+        found: list[list[tuple[int, int]]] = []
+        for start in range(0, len(texts), _CHUNK):
+            some = self._encode(texts[start : start + _CHUNK], return_offsets_mapping=True)
+            found += some["offset_mapping"]
+        return found
+
     def _spans(self, texts: list[str], n_tokens: list[int]) -> list[list[tuple[int, int]]]:
         """Return where each text's first tokens lie, one more than asked for where there is one."""
         spans = []

@@ -38,6 +38,10 @@ class TextEncoder(Protocol):
         """
         ...
 
+    def places(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        """Return where in its text each of `encode`'s tokens begins and ends, in characters."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -146,10 +150,46 @@ def tokenise_columns(
     too_long = [i for i, row in enumerate(ids) if len(row) > room]
     if too_long:
         lengths = np.array([len(ids[i]) for i in too_long])
-        cut = _cut_rows([cleaned[i] for i in too_long], lengths, template, encoder, room)
+        _, cut = _cut_rows([cleaned[i] for i in too_long], lengths, template, encoder, room)
         for i, row in zip(too_long, cut, strict=True):
             ids[i] = row
     return _lay_out(rows, distinct, ids, encoder, max_length)
+
+
+def as_encoded(
+    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
+) -> list[tuple[str, ...]]:
+    """Return the rows as `tokenise_columns` has them encoded: valid Unicode, cut if too long.
+
+    Parameters
+    ----------
+    columns : list of list of str, n_columns times n
+    template : Template
+    encoder : TextEncoder
+    max_length : int
+
+    Returns
+    -------
+    rows : list of tuple of str
+        A beginning of each cell; what no field of the template names is whole. Where it is a
+        text's end that is cut, in a row of one field or one without room, it is still there.
+    """
+    rows = [tuple(map(clean, row)) for row in zip(*columns, strict=True)]
+    if template.is_plain or not _words_fit(template, encoder, max_length):
+        return rows
+    room = _room(encoder, max_length)
+    lengths = np.array([len(ids) for ids in _encode_rows(rows, template, encoder)])
+    too_long = np.flatnonzero(lengths > room)
+    if not len(too_long):
+        return rows
+    used = sorted(set(template.fields))
+    narrow = Template(template.words, tuple(used.index(field) for field in template.fields))
+    values = [tuple(rows[i][field] for field in used) for i in too_long]
+    cut, _ = _cut_rows(values, lengths[too_long], narrow, encoder, room)
+    for i, heads in zip(too_long, cut, strict=True):
+        new = dict(zip(used, heads, strict=True))
+        rows[i] = tuple(new.get(column, cell) for column, cell in enumerate(rows[i]))
+    return rows
 
 
 def _room(encoder: TextEncoder, max_length: int) -> int:
@@ -218,8 +258,8 @@ def _cut_rows(
     template: Template,
     encoder: TextEncoder,
     room: int,
-) -> list[Ids]:
-    """Return the ids of rows that are too long, their values cut until each row fits.
+) -> tuple[list[Sequence[str]], list[Ids]]:
+    """Return rows that are too long with their values cut until each row fits, and their ids.
 
     `lengths` are the tokens of the whole rows.
     """
@@ -229,6 +269,7 @@ def _cut_rows(
     # What all values of a row may take together; the rest is words and what the seams cost.
     budgets = np.maximum(n_uses.sum(), room - (lengths - sizes @ n_uses))
     done: list[Ids] = [np.empty(0, dtype=np.int32) for _ in rows]
+    kept: list[Sequence[str]] = list(rows)
     left = np.arange(len(rows))
     while len(left):
         caps = _caps(sizes[left], n_uses, budgets[left])
@@ -239,11 +280,11 @@ def _cut_rows(
             cut[spent] = [""] * len(n_uses)
         over = np.empty(len(left), dtype=np.int64)
         for k, ids in enumerate(_encode_rows(cut, template, encoder)):
-            done[left[k]] = ids
+            done[left[k]], kept[left[k]] = ids, cut[k]
             over[k] = len(ids) - room
         budgets[left] = np.maximum(0, budgets[left] - np.maximum(0, over))
         left = left[over > 0]
-    return done
+    return kept, done
 
 
 def _caps(

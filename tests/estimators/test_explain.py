@@ -1,0 +1,181 @@
+"""explain: values that add up, of the right tokens, whatever the model and the input."""
+
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from skgpt import GPTTextClassifier, LoRA
+from skgpt.testing.tiny import _ARCHITECTURES as TINY
+from skgpt.text.spans import locate
+from skgpt.text.template import parse_template
+from skgpt.text.tokens import clean
+from skgpt.training.attributions import attribute
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData, make_text_data
+
+DATA = make_text_data(n_classes=3)
+
+
+def fitted(model: str, data: TextData = DATA, **options: Any) -> GPTTextClassifier:
+    given = {"max_epochs": 1, "precision": "fp32", **options}
+    return make(model, **given).fit(data.X, data.y)
+
+
+def explained_scores(clf: GPTTextClassifier, X: Any) -> Any:
+    """Return the scores that are explained, as decision_function gives them."""
+    scores = clf.decision_function(X)
+    return np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
+
+
+def assert_adds_up(clf: GPTTextClassifier, X: Any, tolerance: float = 1e-4) -> pd.DataFrame:
+    table = clf.explain(X)
+    each = table.groupby("text")
+    sums = each["value"].sum() + each["baseline"].first()
+    scale = np.abs(clf.decision_function(X)).max()
+    expected = explained_scores(clf, X)
+    np.testing.assert_allclose(sums, expected, rtol=0, atol=tolerance * max(scale, 1))
+    assert np.array_equal(each["class"].first(), clf.predict(X))
+    assert table["value"].abs().to_numpy().max() > 0
+    return table
+
+
+@pytest.mark.parametrize("architecture", sorted(TINY))
+def test_explain__each_architecture__values_add_up_to_the_change_of_the_score(
+    tiny_model: Callable[[str], str], architecture: str
+) -> None:
+    clf = fitted(tiny_model(architecture), trainable_layers="all")
+    assert_adds_up(clf, DATA.X[:4])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable_layers": 0},
+        {"trainable_layers": 1, "pooling": "last"},
+        {"lora": LoRA(rank=2), "trainable_layers": 2},
+        {"n_layers": 2, "trainable_layers": 1, "precision": "bf16"},
+    ],
+    ids=["head", "last", "lora", "bf16"],
+)
+def test_explain__each_way_to_learn__values_add_up(
+    tiny_llama: str, options: dict[str, Any]
+) -> None:
+    clf = fitted(tiny_llama, **options)
+    tolerance = 2e-2 if options.get("precision") == "bf16" else 1e-4
+    table = assert_adds_up(clf, DATA.X[:4], tolerance)
+    opened = pickle.loads(pickle.dumps(clf))
+    pd.testing.assert_frame_equal(opened.explain(DATA.X[:4]), table, rtol=1e-3, atol=1e-5)
+
+
+def test_explain__two_classes__explains_their_difference(tiny_llama: str) -> None:
+    data = make_text_data(n_classes=2)
+    assert_adds_up(fitted(tiny_llama, data), data.X[:5])
+
+
+def test_explain__multilabel__each_label_by_itself(tiny_llama: str) -> None:
+    Y = np.array([[label == "sport", "the" in text] for text, label in zip(*DATA, strict=True)])
+    clf = make(tiny_llama, max_epochs=1, precision="fp32").fit(DATA.X, Y.astype(int))
+    table = clf.explain(DATA.X[:3])
+    each = table.groupby(["text", "class"])
+    sums = (each["value"].sum() + each["baseline"].first()).unstack()
+    np.testing.assert_allclose(sums, clf.decision_function(DATA.X[:3]), atol=1e-4)
+
+
+def test_explain__spans__are_where_the_tokens_and_words_stand(tiny_llama: str) -> None:
+    clf = fitted(tiny_llama)
+    X = ["a goal,  late", "\ud83d\ude00 héé 日本", "", "  ", "the \U0001f600"]
+    table = clf.explain(X)
+    assert set(table["text"]) == {0, 1, 3, 4}  # an empty text has no token of its own
+    for row in table.itertuples():
+        assert clean(X[row.text][row.start : row.end]) == row.token
+        assert clean(X[row.text][row.word_start :]).startswith(row.word)
+    by_text = table.groupby("text")["word"].agg(lambda words: list(dict.fromkeys(words)))
+    assert by_text[0] == ["a", "goal,", "late"]
+    assert by_text[1] == ["\U0001f600", "héé", "日", "本"]
+    assert by_text[3] == [""]
+
+
+@pytest.mark.parametrize("max_length", [64, 24], ids=["whole", "cut"])
+def test_explain__columns_and_template__tokens_lie_in_their_cells(
+    tiny_llama: str, max_length: int
+) -> None:
+    X = pd.DataFrame({"title": ["a goal", "rates"], "body": ["in the last minute", "rose on"]})
+    clf = make(
+        tiny_llama, template="T: {title}\nB: {body}", max_length=max_length, precision="fp32"
+    )
+    table = assert_adds_up(clf.fit(X, ["sport", "money"]), X)
+    for (text, column), rows in table.groupby(["text", "column"]):
+        cell = X[column][text]
+        assert "".join(rows["token"]) == cell[: rows["end"].max()]
+        assert max_length == 24 or rows["end"].max() == len(cell)
+    template = parse_template(clf.template, 2, list(X))
+    encoder = clf._network.source.tokenizer
+    _, places = locate([X["title"].tolist(), X["body"].tolist()], template, encoder, max_length)
+    assert (places.column == -1).sum() == 2 * len("T: \nB: ")
+
+
+def test_attribute__more_steps__converge_to_the_same_values(tiny_llama: str) -> None:
+    clf = fitted(tiny_llama, max_epochs=3)
+    network = clf._network
+    template = parse_template(None, 1, None)
+    tokens, places = locate([list(DATA.X[:3])], template, network.source.tokenizer, 64)
+    ways = np.tile(np.eye(3, dtype=np.float32)[:1], (3, 1, 1))
+
+    def values(n_steps: int) -> Any:
+        found = attribute(network, tokens, places.column >= 0, ways, n_steps)
+        return np.concatenate([text.values_TD for text in found])
+
+    fine, finer, finest = values(32), values(128), values(256)
+    scale = np.abs(finest).max()
+    assert np.abs(finer - finest).max() < 0.01 * scale
+    assert np.abs(finer - finest).max() < np.abs(fine - finest).max()
+
+
+def test_explain__weights__get_no_gradient_and_cost_none(tiny_llama: str) -> None:
+    flops = []
+    for trainable_layers in (0, "all"):
+        clf = fitted(tiny_llama, trainable_layers=trainable_layers)
+        clf.predict(DATA.X[:3])
+        learning = [p.requires_grad for p in clf._network.parameters()]
+        with FlopCounterMode(display=False) as counter:
+            clf.explain(DATA.X[:3])
+        flops.append(counter.get_total_flops())
+        assert [p.requires_grad for p in clf._network.parameters()] == learning
+        assert all(p.grad is None for p in clf._network.parameters())
+    # What is frozen is kept by predict, so the second runs one small forward pass more.
+    assert flops[1] == pytest.approx(flops[0], rel=0.1)
+
+
+def test_explain__in_threads_beside_predict__the_same(tiny_llama: str) -> None:
+    clf = fitted(tiny_llama, trainable_layers=1)
+    X = DATA.X[:4]
+    table, predicted = clf.explain(X), clf.predict_proba(X)
+    with ThreadPoolExecutor(4) as pool:
+        explained = [pool.submit(clf.explain, X) for _ in range(3)]
+        scored = [pool.submit(clf.predict_proba, X) for _ in range(10)]
+        for one in explained:
+            pd.testing.assert_frame_equal(one.result(), table)
+        for one in scored:
+            np.testing.assert_allclose(one.result(), predicted, atol=1e-6)
+
+
+def test_explain__a_text_twice_under_inference_mode__equal_values(tiny_llama: str) -> None:
+    clf = fitted(tiny_llama)
+    with torch.inference_mode():
+        table = clf.explain([DATA.X[0], DATA.X[1], DATA.X[0]])
+    first, again = (table[table["text"] == i]["value"].to_numpy() for i in (0, 2))
+    assert np.array_equal(first, again)
+
+
+def test_explain__without_pandas__says_so(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clf = fitted(tiny_llama)
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        clf.explain(["a goal"])
