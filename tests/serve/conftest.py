@@ -15,7 +15,9 @@ from tests.serve.server import RunningServer, running
 def saved(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a fitted classifier, with its base inside."""
     data = make_text_data(n_classes=3)
-    clf = GPTTextClassifier(tiny_llama, max_epochs=2, device="cpu", random_state=0)
+    clf = GPTTextClassifier(
+        tiny_llama, max_epochs=2, device="cpu", precision="fp32", random_state=0
+    )
     folder = tmp_path_factory.mktemp("serve") / "classifier"
     skgpt.save(clf.fit(data.X, data.y), folder)
     return folder
