@@ -119,7 +119,7 @@ def running(
 
 
 def _wait_for_port(process: "subprocess.Popen[bytes]", log: Path) -> int:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (found := _PORT.search(log.read_text("utf-8"))) is None:
         assert process.poll() is None, log.read_text("utf-8")
         assert time.monotonic() < deadline, log.read_text("utf-8")

@@ -27,7 +27,7 @@ def test_guide__its_table_of_settings__has_each_with_its_default() -> None:
     text = (ROOT / "docs" / GUIDE).read_text("utf-8")
     shown = dict(re.findall(rf"^\| `({PREFIX}\w+)` \| ([^|]*?) \|", text, re.MULTILINE))
     assert shown == {
-        PREFIX + each.name.upper(): "" if each.default is MISSING else str(each.default)
+        PREFIX + each.name.upper(): "(required)" if each.default is MISSING else str(each.default)
         for each in fields(Settings)
     }
 
