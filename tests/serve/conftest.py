@@ -1,4 +1,4 @@
-"""A classifier in a folder, and a server of it that a module's tests share."""
+"""A classifier in a folder, and a server of it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +23,8 @@ def saved(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Return a server that a module's tests share."""
+    """Return a server that all tests share."""
     with running(saved, tmp_path_factory.mktemp("log") / "log") as started:
         yield started
