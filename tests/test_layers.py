@@ -27,6 +27,7 @@ LAYERS = dict.fromkeys(BASE, 0) | {
     "tuning": 5,
     "plots": 5,
     "testing": 6,
+    "__main__": 6,
 }
 # Must work on anybody's estimator, so it may not know ours.
 ONLY_FROM_BASE = ("testing",)

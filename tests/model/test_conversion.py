@@ -194,7 +194,7 @@ def test_alias_folder__second_call__nothing_but_a_look(
     def forbidden(*args: Any, **options: Any) -> None:
         raise AssertionError("a complete folder needs none of this")
 
-    for name in ("installed_file", "download_file", "read_gguf", "_locked", "sync"):
+    for name in ("installed_file", "download_file", "read_gguf", "locked", "sync"):
         monkeypatch.setattr(conversion, name, forbidden)
     assert alias_folder(installed) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before

@@ -1,0 +1,31 @@
+"""Serve a saved classifier over HTTP. README.md beside this file says how.
+
+SKGPT_SERVE_FOLDER=news-classifier python examples/serve
+"""
+
+import os
+import signal
+import sys
+
+from app import create_app
+from server import serve
+from settings import Settings, SettingsError
+
+import skgpt
+from skgpt.exceptions import SkgptError
+
+
+def main() -> None:
+    """Load the classifier and serve it."""
+    # Ctrl-C ends the process without a traceback, while the model is read and after a stop.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        settings = Settings.from_environment(os.environ)
+        app = create_app(skgpt.load(settings.folder), settings)
+    except (SettingsError, SkgptError) as error:
+        sys.exit(f"serve: {error}")
+    serve(app, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The queue in front of the classifier, around a function that notes what it is asked."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from examples.serve.batching import Batcher, BusyError, PredictionError, StoppingError
+
+# On Windows an event loop talks to itself over a socket.
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
+
+class Lengths:
+    """Predicts each text's length; while it is held, nothing is answered."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.threads: set[str] = set()
+        self.held = threading.Event()
+        self.held.set()
+
+    def __call__(self, texts: list[str]) -> list[int]:
+        self.calls.append(texts)
+        self.threads.add(threading.current_thread().name)
+        assert self.held.wait(30)
+        if "bad" in texts:
+            raise ValueError("bad")
+        if "short" in texts:
+            return []
+        return [len(text) for text in texts]
+
+
+def run(
+    body: Callable[[Batcher], Awaitable[Any]], predict: Callable[[list[str]], Any], **options: Any
+) -> Any:
+    async def whole() -> Any:
+        limits = {"max_texts": 4, "max_wait": 0.0, "max_unanswered": 1000}
+        batcher = Batcher(predict, **(limits | options))
+        async with asyncio.timeout(30), batcher.running():
+            result = await body(batcher)
+            assert batcher.unanswered == 0
+            return result
+
+    return asyncio.run(whole())
+
+
+async def _until_called(predict: Lengths) -> None:
+    while not predict.calls:
+        await asyncio.sleep(0.001)
+
+
+def test_batcher__requests_of_many_sizes__rows_of_their_own_and_no_batch_too_large() -> None:
+    predict = Lengths()
+    requests = [["x" * (i + j) for j in range(i % 6)] for i in range(60)]
+    rows = run(lambda b: asyncio.gather(*map(b.submit, requests)), predict)
+    assert rows == [[len(text) for text in texts] for texts in requests]
+    assert all(len(call) <= 4 or call in requests for call in predict.calls)
+    assert sum(map(len, predict.calls)) == sum(map(len, requests))
+    assert predict.threads == {"predict_0"}
+    pairs = zip(predict.calls, predict.calls[1:], strict=False)
+    assert all(len(first) + len(second) > 4 for first, second in pairs)  # none waits for nothing
+
+
+def test_batcher__arriving_while_a_batch_runs__share_the_next() -> None:
+    predict = Lengths()
+
+    async def body(batcher: Batcher) -> None:
+        predict.held.clear()
+        first = asyncio.create_task(batcher.submit(["first"]))
+        await _until_called(predict)
+        others = [asyncio.create_task(batcher.submit([str(i)])) for i in range(4)]
+        await asyncio.sleep(0)
+        predict.held.set()
+        await asyncio.gather(first, *others)
+
+    run(body, predict)
+    assert predict.calls == [["first"], ["0", "1", "2", "3"]]
+
+
+def test_batcher__time_to_wait__a_second_request_joins_and_a_lone_one_goes() -> None:
+    predict = Lengths()
+
+    async def body(batcher: Batcher) -> float:
+        first = asyncio.create_task(batcher.submit(["first"]))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, batcher.submit(["second"]))
+        began = time.monotonic()
+        await batcher.submit(["alone"])
+        return time.monotonic() - began
+
+    assert run(body, predict, max_wait=0.3) + 0.02 >= 0.3
+    assert predict.calls == [["first", "second"], ["alone"]]
+
+
+def test_batcher__a_full_batch__does_not_wait() -> None:
+    predict = Lengths()
+    run(lambda b: b.submit(["a"] * 4), predict, max_wait=60.0)
+    run(lambda b: asyncio.gather(*(b.submit(["a"]) for _ in range(4))), predict, max_wait=60.0)
+    assert list(map(len, predict.calls)) == [4, 4]
+
+
+@pytest.mark.parametrize("text", ["bad", "short"])
+def test_batcher__a_batch_fails__only_its_requests_do(text: str) -> None:
+    async def body(batcher: Batcher) -> list[Any]:
+        requests = [["fine"] * 4, [text, "x"], ["shares"], ["fine"] * 4, ["fine"]]
+        return await asyncio.gather(*map(batcher.submit, requests), return_exceptions=True)
+
+    first, failed, shares, *others = run(body, Lengths())
+    assert [first, *others] == [[4] * 4, [4] * 4, [4]]
+    assert isinstance(failed, PredictionError) and isinstance(shares, PredictionError)
+    assert isinstance(failed.__cause__, ValueError)
+
+
+def test_batcher__who_gave_up__is_not_predicted() -> None:
+    predict = Lengths()
+
+    async def body(batcher: Batcher) -> Any:
+        predict.held.clear()
+        running = asyncio.create_task(batcher.submit(["first"]))
+        await _until_called(predict)
+        waiting = [asyncio.create_task(batcher.submit([text])) for text in ("gone", "stays")]
+        await asyncio.sleep(0)
+        running.cancel()  # while its batch runs
+        waiting[0].cancel()
+        predict.held.set()
+        return await asyncio.gather(running, *waiting, return_exceptions=True)
+
+    gone, as_well, rows = run(body, predict)
+    assert isinstance(gone, asyncio.CancelledError) and isinstance(as_well, asyncio.CancelledError)
+    assert rows == [5]
+    assert predict.calls == [["first"], ["stays"]]
+
+
+def test_batcher__told_to_refuse__answers_what_it_took() -> None:
+    predict = Lengths()
+
+    async def body(batcher: Batcher) -> Any:
+        predict.held.clear()
+        taken = [asyncio.create_task(batcher.submit([text])) for text in ("a", "bb", "ccc")]
+        await _until_called(predict)
+        batcher.refuse_new()
+        with pytest.raises(StoppingError):
+            await batcher.submit(["late"])
+        predict.held.set()
+        return await asyncio.gather(*taken)
+
+    assert run(body, predict) == [[1], [2], [3]]
+
+
+def test_batcher__too_much_unanswered__refused_until_there_is_room() -> None:
+    predict = Lengths()
+
+    async def body(batcher: Batcher) -> Any:
+        predict.held.clear()
+        taken = asyncio.create_task(batcher.submit(["a"] * 5))  # larger than the limit, but alone
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError):
+            await batcher.submit(["b"])
+        predict.held.set()
+        await taken
+        return await batcher.submit(["b"] * 3)
+
+    assert run(body, predict, max_unanswered=3) == [1, 1, 1]

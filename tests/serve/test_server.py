@@ -1,0 +1,236 @@
+"""The server of examples/serve, started for real: nothing lost, nothing mixed up, a clean end."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import skgpt
+from skgpt import GPTTextClassifier
+from tests.helpers import make_text_data
+from tests.serve.server import ROOT, SERVE, Reply, RunningServer, reply_of, running
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
+SLOW_SECONDS, AT_ONCE = 0.3, 3  # of the slow server
+
+TOLERANCE = 1e-5  # of probabilities in fp32: who shares a batch may move the last digits
+
+
+@pytest.fixture(scope="module")
+def slow(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Return a server that takes its time, one text after the other, and soon has too many."""
+    log = tmp_path_factory.mktemp("log") / "slow"
+    with running(saved, log, SLOW_SECONDS, batch_texts=1, queue_texts=AT_ONCE) as started:
+        yield started
+
+
+def requests_of(n: int) -> list[list[str]]:
+    """Return texts for n requests, one to three each, no two the same."""
+    texts = make_text_data(n_classes=3, seed=1).X
+    rng = np.random.default_rng(0)
+    return [
+        [f"{text} {i} {j}" for j, text in enumerate(rng.choice(texts, rng.integers(1, 4)))]
+        for i in range(n)
+    ]
+
+
+def at_once(server: RunningServer, bodies: list[list[str]]) -> list[Reply]:
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda texts: server.post({"texts": texts}), bodies))
+
+
+def test_server__one_request__the_very_digits_of_predict_proba(
+    server: RunningServer, saved: Path
+) -> None:
+    clf = skgpt.load(saved)
+    texts = [
+        "the match of the league",
+        "bank shares",
+        "",
+        "\U0001f680 \0 \u4e2d",
+        "half a pair \ud800",
+    ]
+    reply = server.post({"texts": texts})
+    assert reply.status == 200
+    assert np.array_equal(reply.content["probabilities"], clf.predict_proba(texts))
+    assert reply.content["labels"] == clf.predict(texts).tolist()
+    assert reply.content["classes"] == clf.classes_.tolist()
+
+
+def test_server__200_requests_at_once__each_gets_its_own_answer(
+    server: RunningServer, saved: Path
+) -> None:
+    clf = skgpt.load(saved)
+    bodies = requests_of(200)
+    replies = at_once(server, bodies)
+    assert [reply.status for reply in replies] == [200] * 200
+    for texts, reply in zip(bodies, replies, strict=True):
+        alone = clf.predict_proba(texts)
+        np.testing.assert_allclose(reply.content["probabilities"], alone, rtol=0, atol=TOLERANCE)
+        assert reply.content["labels"] == clf.predict(texts).tolist()
+    # Texts of which the answers could be mixed up: no two rows are within the tolerance.
+    rows = np.concatenate([reply.content["probabilities"] for reply in replies])
+    distances = np.abs(rows[:, None] - rows[None]).max(axis=2) + np.eye(len(rows))
+    assert (distances.min(axis=1) > TOLERANCE).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),  # status 0: 400 or 422, as the framework likes
+    [
+        ({"texts": []}, 422, "Got an empty list"),
+        ({"texts": [1, 2]}, 422, "texts[0]: Input should be a valid string. Got a number."),
+        ({"texts": ["a", None]}, 422, "texts[1]: Input should be a valid string. Got null."),
+        ({"texts": ["a", ["b"]]}, 422, "texts[1]: Input should be a valid string. Got a list."),
+        ({"texts": "a text"}, 422, "texts: Input should be a valid list. Got a string."),
+        ({"texts": None}, 422, "Got null"),
+        ({"text": ["a"]}, 422, "texts: Field required"),
+        ({"texts": ["a"], "top": 3}, 422, "top: Extra inputs are not permitted"),
+        (["a text"], 422, "Got a list"),
+        (3, 422, "Got a number"),
+        (b"", 422, "Field required"),
+        (b'{"texts": ["a"', 422, "It is no JSON"),
+        (b"\xff\xfe", 0, ""),
+        (b"[" * 100_000, 0, ""),
+        (b'{"texts": [' + b"9" * 10_000 + b"]}", 0, ""),
+        ({"texts": ["a"] * 65}, 422, "at most 64 texts. Got 65"),
+        ({"texts": ["a", "b" * 20_001]}, 422, "texts[1] has 20001"),
+        ({"texts": ["a" * 10_000_000]}, 413, "at most 2000000 bytes"),
+    ],
+)
+def test_server__bad_input__clear_answer_and_no_trace(
+    server: RunningServer, body: Any, status: int, said: str
+) -> None:
+    reply = server.post(body)
+    assert reply.status in ([status] if status else [400, 422])
+    assert set(reply.content) == {"detail"}
+    assert said in reply.content["detail"]
+    assert "Traceback" not in str(reply.content)
+    assert len(str(reply.content)) < 400
+    assert server.post({"texts": ["a"]}).status == 200
+
+
+def test_server__other_content_types_paths_and_methods__refused(server: RunningServer) -> None:
+    wrong_type = server.post({"texts": ["a"]}, **{"Content-Type": "text/plain"})
+    assert wrong_type.status == 422
+    assert "Content-Type application/json" in wrong_type.content["detail"]
+    assert server.get("/nothing").status == 404
+    assert server.get("/classify").status == 405
+
+
+def test_server__at_the_limits__answered(server: RunningServer) -> None:
+    assert server.post({"texts": ["a"] * 64}).status == 200
+    assert server.post({"texts": ["b" * 20_000]}).status == 200
+
+
+def test_health__serving__says_so(server: RunningServer) -> None:
+    assert server.get("/health")[:2] == (200, {"status": "ok", "unanswered_texts": 0})
+
+
+def test_server__a_batch_fails__500_for_it_alone(slow: RunningServer) -> None:
+    replies = at_once(slow, [["fine"], ["poison"], ["fine as well"]])
+    assert [reply.status for reply in replies] == [200, 500, 200]
+    assert "a reason" not in str(replies[1].content)
+    assert "the server's log" in replies[1].content["detail"]
+    assert slow.post({"texts": ["fine"]}).status == 200
+    assert "RuntimeError: a reason for the log alone" in slow.log.read_text("utf-8")
+
+
+def test_server__more_than_may_wait__503_and_when_to_come_back(slow: RunningServer) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(slow.post, {"texts": ["a"] * AT_ONCE})
+        slow.wait_until_unanswered(AT_ONCE)
+        reply = slow.post({"texts": ["b"]})
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        assert first.result().status == 200
+    assert slow.post({"texts": ["b"]}).status == 200
+
+
+def test_server__clients_that_go_away__others_are_answered(slow: RunningServer) -> None:
+    logged = slow.log.read_text("utf-8")
+    for _ in range(AT_ONCE - 1):
+        gone = slow.connect()
+        gone.request("POST", "/classify", b'{"texts": ["a"]}', {"Content-Type": "application/json"})
+        gone.close()
+    assert slow.post({"texts": ["a"]}).status == 200
+    slow.wait_until_unanswered(0)
+    assert slow.log.read_text("utf-8") == logged
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_server__sigterm_under_way__accepted_requests_are_answered(
+    saved: Path, tmp_path: Path
+) -> None:
+    bodies = requests_of(20)
+    n_texts = sum(map(len, bodies))
+    with (
+        running(saved, tmp_path / "log", slow_seconds=0.3, batch_texts=4) as server,
+        ThreadPoolExecutor(len(bodies)) as pool,
+    ):
+        late = server.connect()  # has sent half of a request when the stop comes
+        late.putrequest("POST", "/classify")
+        late.putheader("Content-Type", "application/json")
+        late.putheader("Content-Length", str(len(b'{"texts": ["a"]}')))
+        late.endheaders(b'{"texts": ')
+        replies = [pool.submit(server.post, {"texts": texts}) for texts in bodies]
+        server.wait_until_unanswered(n_texts)
+        server.process.send_signal(signal.SIGTERM)
+        assert [reply.result().status for reply in replies] == [200] * len(bodies)
+        late.send(b'["a"]}')
+        assert reply_of(late).status == 503
+        late.close()
+        assert server.process.wait(30) == -signal.SIGTERM
+        with pytest.raises(ConnectionRefusedError):
+            server.post({"texts": ["too late"]})
+        assert "Traceback" not in server.log.read_text("utf-8")
+
+
+def test_server__label_sets__each_text_gets_a_list(tiny_llama: str, tmp_path: Path) -> None:
+    texts = make_text_data(n_classes=2).X
+    y = np.stack(
+        [
+            np.arange(len(texts)) % 2,
+            np.arange(len(texts)) % 3 == 0,
+        ],
+        axis=1,
+    )
+    clf = GPTTextClassifier(tiny_llama, max_epochs=1, device="cpu", random_state=0).fit(texts, y)
+    skgpt.save(clf, tmp_path / "saved")
+    with running(tmp_path / "saved", tmp_path / "log") as server:
+        content = server.post({"texts": texts[:8].tolist()}).content
+    assert content["classes"] == [0, 1]
+    indicator = [[label in own for label in (0, 1)] for own in content["labels"]]
+    assert np.array_equal(indicator, clf.predict(texts[:8]))
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "SKGPT_SERVE_FOLDER must name a folder that skgpt.save wrote"),
+        ({"FOLDER": "nowhere"}, "there is no such folder"),
+        ({"FOLDER": "x", "PORT": "http"}, "SKGPT_SERVE_PORT must be an int from 0 to 65535"),
+    ],
+)
+def test_server__can_not_start__one_sentence_and_no_trace(
+    variables: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    own = {f"SKGPT_SERVE_{name}": value for name, value in variables.items()}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(SERVE)],
+        cwd=tmp_path,
+        env=os.environ | own | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

