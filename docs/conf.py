@@ -39,6 +39,7 @@ autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 numpydoc_show_class_members = False  # the template lists the methods
 maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
@@ -61,7 +62,6 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
-    "article_footer_items": ["prev-next"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }
@@ -92,7 +92,7 @@ def take_rst_headers_only(app: Sphinx, config: Config) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connect the above; the gallery's own settings are filled in at priority 10."""
+    """Connect the above: behind numpydoc, and behind the gallery's filling in of its settings."""
     app.connect("config-inited", take_rst_headers_only, priority=20)
     app.connect("source-read", lead_into_the_gallery)
-    app.connect("autodoc-process-docstring", drop_references_of_sklearn, priority=100)
+    app.connect("autodoc-process-docstring", drop_references_of_sklearn, priority=900)
