@@ -14,7 +14,7 @@ import skgpt
 
 project = "skgpt"
 author = "the skgpt developers"
-copyright = author  # noqa: A001
+copyright = author
 version = release = skgpt.__version__
 
 extensions = [
@@ -27,11 +27,12 @@ extensions = [
 exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold what can't be pickled
-nitpicky = False  # types in docstrings are prose
+default_role = "py:obj"  # a link if it is the name of something here, else code
+smartquotes = False  # "auto" is something to type
 
 myst_heading_anchors = 3  # so that page.md#a-heading leads somewhere here as on a code host
 
-# The pages of the reference are named generated/skgpt.<name>.html: that is where scikit-learn's HTML
+# The reference's pages are named generated/skgpt.<name>.html: that is where scikit-learn's HTML
 # representation of an estimator links to.
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings describe the types
@@ -87,7 +88,7 @@ def drop_references_of_sklearn(
 
 
 def take_rst_headers_only(app: Sphinx, config: Config) -> None:
-    """Have a folder's README.md, which is for readers of the source, open no part of the gallery."""
+    """Have a README.md, which is for readers of the source, open no part of the gallery."""
     config.sphinx_gallery_conf["source_suffix"] = {".rst": "restructuredtext"}
 
 
