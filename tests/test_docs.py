@@ -98,6 +98,19 @@ def test_coming_from__what_takes_other_packages__is_python(snippet: str) -> None
     ast.parse(snippet)
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # where there is no GPU
+def test_coming_from__trainers_snippet_and_ours__run(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = read("coming_from.md").replace("HuggingFaceTB/SmolLM2-135M", tiny_llama)
+    (section,) = re.findall(r"^## Trainer\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {"__name__": "guide"}
+    run([*sections("coming_from.md")[""], *_OTHERS.findall(section)], names)
+    assert names["trainer"].state.global_step == 3
+    assert names["clf"].n_iter_ == 3
+
+
 def test_user_guide__every_group_of_the_contract__has_a_section() -> None:
     titles = set(sections("user_guide.md"))
     assert {"Texts", "Labels", "Weights", "Early stopping", "More fitting"} <= titles
