@@ -59,6 +59,9 @@ plot_gallery = "False"  # a text, as on the command line
 html_theme = "pydata_sphinx_theme"
 html_title = f"skgpt {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["skgpt.css"]
+html_sidebars = {"getting_started": []}  # no pages below it
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,

@@ -80,17 +80,14 @@ def test_guides__each_section__runs_as_it_stands(
     run([*found[""], *found[title]], {"__name__": "guide"})
 
 
-@pytest.mark.parametrize(
-    ("guide", "title"), [(guide, title) for guide in SHORT_GUIDES for title in sections(guide)]
-)
-def test_short_guides__each_section__runs_on_whatever_model_is_the_default(
-    guide: str, title: str, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("guide", SHORT_GUIDES)
+def test_short_guides__from_beginning_to_end__run_on_whatever_model_is_the_default(
+    guide: str, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert GPTTextClassifier.__init__.__defaults__ == ("smollm2-135m",)
     monkeypatch.setattr(GPTTextClassifier.__init__, "__defaults__", (tiny_llama,))
     monkeypatch.chdir(tmp_path)
-    found = sections(guide)
-    run([*found[""], *(found[title] if title else ())], {"__name__": "guide"})
+    run(_BLOCK.findall(read(guide)), {"__name__": "guide"})
 
 
 @pytest.mark.parametrize("snippet", _OTHERS.findall(read("coming_from.md")))
