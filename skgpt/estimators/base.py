@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from skgpt.estimators.advice import advice
 from skgpt.estimators.callbacks import CallbackEstimator, SklearnCallbacks
 from skgpt.estimators.continuing import check_same_model, check_same_shape
+from skgpt.estimators.cut_texts import warn_of_cut_texts
 from skgpt.estimators.data import (
     COLUMN_ATTRIBUTES,
     FitData,
@@ -41,7 +42,7 @@ from skgpt.model.sources import Source, load_source
 from skgpt.text.check import check_columns
 from skgpt.text.targets import Target
 from skgpt.text.template import Template
-from skgpt.text.tokens import tokenise_columns
+from skgpt.text.windows import LongText, tokenise_rows
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.infer import raw_scores
 from skgpt.training.loop import fit_network
@@ -75,6 +76,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         pooling: str
         template: str | None
         max_length: int
+        long_text: LongText
         max_epochs: Any
         batch_size: int
         learning_rate: float
@@ -240,9 +242,14 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         moments: Moments | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> FitResult:
-        tokens = tokenise_columns(
-            data.columns, data.template, network.source.tokenizer, self.max_length
+        tokens = tokenise_rows(
+            data.columns,
+            data.template,
+            network.source.tokenizer,
+            self.max_length,
+            self.long_text,
         )
+        warn_of_cut_texts(self, tokens)
         rows = TrainingRows(tokens, data.target.codes, weight, data.split)
         return fit_network(
             network,
@@ -305,6 +312,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
             "_network": network,
             "_fitted_with": {
                 "max_length": self.max_length,
+                "long_text": self.long_text,
                 "device": self.device,
                 "precision": self.precision,
                 "template": _layout(data.template),
@@ -350,7 +358,7 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         return [*monitors, *outside]
 
     def _monitors(self, network: TextNetwork) -> list[Monitor]:
-        monitors: list[Monitor] = [SlowFitNotice(advice(network, self.max_length))]
+        monitors: list[Monitor] = [SlowFitNotice(advice(network, self.max_length, self.long_text))]
         if self.verbose:
             monitors.append(ProgressBar(int(self.verbose)))
         return monitors
@@ -362,11 +370,12 @@ class BaseGPTText(TakesLoRA, CallbackEstimator, ABC):
         columns = check_columns(X, estimator=self)
         check_columns_match(self._column_attributes(), X, estimator=self)
         network = self._network
-        tokens = tokenise_columns(
+        tokens = tokenise_rows(
             columns,
             Template(*self._fitted_with["template"]),
             network.source.tokenizer,
             self._fitted_with["max_length"],
+            self._fitted_with.get("long_text", "cut"),  # older pickles know no other way
         )
         # Of a fit's budget a part: what is predicted may never be asked for again.
         memory = prefix_budget(network.device) // 4
