@@ -216,7 +216,11 @@ def test_from_pretrained__a_hub_id__is_read_from_the_cache_and_pickled_by_name(
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"pooling": "mean"}, "pooling"), ({"template": "Text: {text}"}, "template")],
+    [
+        ({"pooling": "mean"}, "pooling"),
+        ({"template": "Text: {text}"}, "template"),
+        ({"long_text": "windows"}, "long_text"),
+    ],
 )
 def test_save_pretrained__what_the_format_has_no_word_for__is_refused_by_name(
     options: dict[str, Any], name: str, tiny_llama: str, two_class_data: TextData, tmp_path: Path
@@ -283,6 +287,7 @@ def test_save_pretrained__somebody_elses_folder__is_left_alone(
         ({"pooling": "mean"}, "pooling"),
         ({"template": "{text}"}, "template"),
         ({"n_layers": 1}, "n_layers"),
+        ({"long_text": "windows"}, "long_text"),
         ({"model": "another"}, "model"),
         ({"batch_size": 0}, "batch_size"),
         ({"max_length": 4096}, "max_length"),
