@@ -216,11 +216,7 @@ def test_from_pretrained__a_hub_id__is_read_from_the_cache_and_pickled_by_name(
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [
-        ({"pooling": "mean"}, "pooling"),
-        ({"template": "Text: {text}"}, "template"),
-        ({"long_text": "windows"}, "long_text"),
-    ],
+    [({"pooling": "mean"}, "pooling"), ({"template": "Text: {text}"}, "template")],
 )
 def test_save_pretrained__what_the_format_has_no_word_for__is_refused_by_name(
     options: dict[str, Any], name: str, tiny_llama: str, two_class_data: TextData, tmp_path: Path

@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.estimators.advice import advice
+from skgpt.exceptions import ModelNotSupportedError
 from tests.estimators.dying import Dies, broken_off, folders_in
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
@@ -215,6 +216,16 @@ def test_pickle__of_a_version_without_the_parameter__cuts(
     assert old.long_text == "cut"
     assert np.array_equal(old.predict_proba(X), clf.predict_proba(X))
     old.save_pretrained(tmp_path / "out")
+
+
+def test_save_pretrained__a_model_of_windows__is_refused_by_name(
+    tiny_llama: str, late_data: TextData, tmp_path: Path
+) -> None:
+    clf = windowed(tiny_llama, pooling="last", max_epochs=1).fit(*late_data)
+    clf.set_params(long_text="cut")  # which doesn't change how it was fitted
+    with pytest.raises(ModelNotSupportedError, match="`long_text` must be 'cut'"):
+        clf.save_pretrained(tmp_path / "out")
+    assert not any(tmp_path.iterdir())
 
 
 def test_save_pretrained__a_parameter_set_after_fit__is_not_what_is_said(
