@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 
 from skgpt.model.memory import Budget, needs_memory
 from skgpt.model.network import TextNetwork
-from skgpt.model.prefix import choose_forward
-from skgpt.text.tokens import Tokens
+from skgpt.model.windows import forward_over
+from skgpt.text.windows import TextIds
 
 
 @needs_memory
 def raw_scores(
-    network: TextNetwork, tokens: Tokens, token_budget: int, memory_budget: int
+    network: TextNetwork, tokens: TextIds, token_budget: int, memory_budget: int
 ) -> NDArray[np.float32]:
     """Return the raw scores of every text, shape (N, K).
 
@@ -22,7 +22,7 @@ def raw_scores(
     Parameters
     ----------
     network : TextNetwork
-    tokens : Tokens
+    tokens : Tokens or Windows
     token_budget : int
         Tokens to run at once.
     memory_budget : int
@@ -36,7 +36,7 @@ def raw_scores(
     logits_NK = np.empty((len(tokens), network.spec.n_outputs), dtype=np.float32)
     rows = np.array(sorted(first.values()), dtype=np.int64)
     with torch.no_grad():
-        forward = choose_forward(
+        forward = forward_over(
             network,
             tokens,
             token_budget=token_budget,
