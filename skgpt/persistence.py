@@ -128,6 +128,7 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
     Parameters
     ----------
     folder : str or path
+        What `save` wrote.
     allow_download : bool, default=False
         Whether the base model may be fetched if it is neither in the folder nor on this machine.
 

@@ -6,19 +6,27 @@ from pathlib import Path
 
 import pytest
 
+from skgpt import GPTTextClassifier
+
 ROOT = Path(__file__).parent.parent
 GUIDES = (
     *("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md"),
     *("tuning.md", "searches.md"),
 )
+SHORT_GUIDES = ("getting_started.md", "coming_from.md")  # they take the default model
 
+_OTHERS = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _EXPECTED = re.compile(r"  # -> (?P<value>.+)$", re.MULTILINE)
 
 
+def read(guide: str) -> str:
+    return (ROOT / "docs" / guide).read_text("utf-8")
+
+
 def sections(guide: str) -> dict[str, list[str]]:
     """Return the snippets of each section; those of the introduction stand under ""."""
-    text = (ROOT / "docs" / guide).read_text("utf-8")
+    text = read(guide)
     parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
     named = dict(zip(["", *parts[1::2]], parts[::2], strict=True))
     return {title: _BLOCK.findall(text) for title, text in named.items()}
@@ -72,14 +80,38 @@ def test_guides__each_section__runs_as_it_stands(
     run([*found[""], *found[title]], {"__name__": "guide"})
 
 
+@pytest.mark.parametrize(
+    ("guide", "title"), [(guide, title) for guide in SHORT_GUIDES for title in sections(guide)]
+)
+def test_short_guides__each_section__runs_on_whatever_model_is_the_default(
+    guide: str, title: str, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert GPTTextClassifier.__init__.__defaults__ == ("smollm2-135m",)
+    monkeypatch.setattr(GPTTextClassifier.__init__, "__defaults__", (tiny_llama,))
+    monkeypatch.chdir(tmp_path)
+    found = sections(guide)
+    run([*found[""], *(found[title] if title else ())], {"__name__": "guide"})
+
+
+@pytest.mark.parametrize("snippet", _OTHERS.findall(read("coming_from.md")))
+def test_coming_from__what_takes_other_packages__is_python(snippet: str) -> None:
+    ast.parse(snippet)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # where there is no GPU
+def test_coming_from__trainers_snippet_and_ours__run(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = read("coming_from.md").replace("HuggingFaceTB/SmolLM2-135M", tiny_llama)
+    (section,) = re.findall(r"^## Trainer\n(.*?)^## ", page, re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {"__name__": "guide"}
+    run([*sections("coming_from.md")[""], *_OTHERS.findall(section)], names)
+    assert names["trainer"].state.global_step == 3
+    assert names["clf"].n_iter_ == 3
+
+
 def test_user_guide__every_group_of_the_contract__has_a_section() -> None:
     titles = set(sections("user_guide.md"))
     assert {"Texts", "Labels", "Weights", "Early stopping", "More fitting"} <= titles
     assert {"Metadata routing", "Progress and callbacks"} <= titles
-
-
-def test_guides__their_links__lead_somewhere() -> None:
-    for name in (*GUIDES, "architecture.md", "benchmarks.md"):
-        text = (ROOT / "docs" / name).read_text("utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (ROOT / "docs" / target).exists(), f"{name} links to {target}"

@@ -172,7 +172,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
         Where the fitted model is.
     n_features_in_ : int
         Number of columns; only for 2-D X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns; only for a DataFrame with string column names.
 
     Notes

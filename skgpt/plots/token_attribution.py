@@ -32,6 +32,7 @@ class TokenAttributionDisplay:
     Parameters
     ----------
     words : list of str
+        In the order of the text.
     values : array-like of shape (n_words,)
         What each word adds.
     columns : list of (str or int), default=None
@@ -115,6 +116,7 @@ class TokenAttributionDisplay:
         Parameters
         ----------
         table : pandas.DataFrame
+            What ``explain(X)`` returned.
         text : int, default=None
             The row of X; None for the first in the table.
         class_name : object, default=None

@@ -34,7 +34,7 @@ class _Result(NamedTuple):
 class TextEstimatorReport:
     """What `check_text_estimator` ran, when nothing failed that was not expected to.
 
-    Attributes
+    Parameters
     ----------
     estimator : str
         The class of the estimator.

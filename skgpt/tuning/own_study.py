@@ -85,7 +85,20 @@ class PruningCallback:
         self._last_step = 0
 
     def setup(self, estimator: Any, context: Any) -> None:
-        """Check, before anything is trained, that the trial can be reported to."""
+        """Check, before anything is trained, that the trial can be reported to.
+
+        Parameters
+        ----------
+        estimator : estimator
+            The one that is to be fitted.
+        context : sklearn.callback.CallbackContext
+            Not used.
+
+        Raises
+        ------
+        ValueError
+            If the trial is of a study in another process's memory, or had its fit.
+        """
         if self.trial is None:
             raise TuningError(
                 "A PruningCallback reports to a trial of a study in memory, which this process "
@@ -96,10 +109,27 @@ class PruningCallback:
             raise self._used_up()
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        """Do nothing: there is something to report at the end of an epoch only."""
+        """Do nothing: there is something to report at the end of an epoch only.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Not used.
+        context : sklearn.callback.CallbackContext
+            Not used.
+        """
 
     def on_fit_task_end(self, estimator: Any, context: Any, *, fitted_estimator: Any) -> None:
         """Report an epoch.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Not used.
+        context : sklearn.callback.CallbackContext
+            The task that ended; all but epochs are passed over.
+        fitted_estimator : estimator
+            What it is at the end of this epoch; its ``history_`` is read.
 
         Raises
         ------
@@ -123,7 +153,15 @@ class PruningCallback:
             raise optuna.TrialPruned(f"Pruned after epoch {step}.")
 
     def teardown(self, estimator: Any, context: Any) -> None:
-        """Do nothing: the trial is the caller's."""
+        """Do nothing: the trial is the caller's.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Not used.
+        context : sklearn.callback.CallbackContext
+            Not used.
+        """
 
     def _used_up(self) -> TuningError:
         return TuningError(

@@ -285,6 +285,7 @@ def suggest(trial: Trial, estimator: Any) -> dict[str, Any]:
     Parameters
     ----------
     trial : optuna.trial.Trial
+        What suggests, and remembers what it suggested.
     estimator : GPTTextClassifier or Pipeline
         As in `default_space`, which is what is suggested from.
 

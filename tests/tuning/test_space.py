@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from numpydoc.validate import validate
 from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
@@ -139,13 +138,6 @@ def test_tuning__without_optuna__says_what_to_install(monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingPackageError, match="`GPTSearchCV` needs the package optuna"):
         _ = skgpt.tuning.GPTSearchCV
-
-
-@pytest.mark.parametrize("name", skgpt.tuning.__all__)
-def test_tuning__every_public_name__is_documented(name: str) -> None:
-    kinds = {"GL08", "PR01", "PR02", "RT01", "SS01", "SS06"}
-    errors = validate(f"skgpt.tuning.{name}")["errors"]
-    assert [what for code, what in errors if code in kinds] == []
 
 
 def test_default_space__no_estimator_of_ours__is_refused() -> None:
