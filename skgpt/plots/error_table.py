@@ -1,7 +1,7 @@
 """The rows that a classifier is most wrong about: where the model errs, or the label."""
 
 from html import escape
-from textwrap import shorten, wrap
+from textwrap import wrap
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ from skgpt.text.targets import encode_target
 from skgpt.text.tokens import clean
 
 _COLUMNS = ("row", "true", "predicted", "confidence", "margin")
-_TEXT_WIDTH, _TEXT_LINES, _NAME_WIDTH = 48, 2, 24  # letters; the frame has all of them
+_TEXT_WIDTH, _TEXT_LINES, _NAME_WIDTH = 48, 2, 28  # letters; the frame has all of them
 _ROW_HEIGHT = 0.5  # inches
 
 
@@ -206,7 +206,7 @@ class ErrorTableDisplay:
         _, plt = matplotlib()
         n = len(self.frame)
         if ax is None:
-            size = (9.5, 1.5 + _ROW_HEIGHT * max(n, 1))
+            size = (10.5, 1.5 + _ROW_HEIGHT * max(n, 1))
             _, ax = plt.subplots(figsize=size, layout="constrained")
         self.ax_, self.figure_ = ax, ax.figure
         ax.set_title(self._title(), loc="left")
@@ -217,17 +217,14 @@ class ErrorTableDisplay:
         confidence = self.frame["confidence"].to_numpy()
         truth = confidence + self.frame["margin"].to_numpy()
         ax.hlines(at, truth, confidence, color=GREY, linewidth=1.5, alpha=0.6, zorder=1)
-        ax.scatter(truth, at, marker="o", s=45, color=BLUE, label="true", clip_on=False)
-        dots = {"marker": "D", "s": 40, "color": ORANGE, "label": "predicted", "clip_on": False}
-        ax.scatter(confidence, at, **dots)
+        ax.scatter(truth, at, marker="o", s=45, color=BLUE, clip_on=False)
+        ax.scatter(confidence, at, marker="D", s=40, color=ORANGE, clip_on=False)
         ax.set(xlim=(0, 1), ylim=(n - 0.5, -0.5), xlabel="probability")
         ax.set_yticks(at, self._row_labels(), parse_math=False, ha="right")
         ax.grid(axis="x", alpha=0.3)
         ax.tick_params(axis="y", length=0)
         ax.spines[["top", "right", "left"]].set_visible(False)
         self._name_classes(at)
-        # Above the rows, where no dot is.
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, borderpad=0)
         return self
 
     def _row_labels(self) -> list[str]:
@@ -242,23 +239,27 @@ class ErrorTableDisplay:
         return ["\n".join(found) or "(empty)" for found in lines]
 
     def _name_classes(self, at: NDArray[np.int64]) -> None:
-        """Write beside each row what is predicted and what is true, in the colours of the dots."""
+        """Write beside each row what is predicted and what is true, marked as the dots are."""
         labels = self.frame.get("label", [None] * len(self.frame))
-        for name, color, up in (("predicted", ORANGE, 8), ("true", BLUE, -8)):
+        for name, mark, color, up in (("predicted", "◆", ORANGE, 8), ("true", "●", BLUE, -8)):
+            self._beside(1, 14 + up, f"{mark} {name}", color, "axes fraction")  # as a legend
             for y, label, value in zip(at, labels, self.frame[name], strict=True):
                 said = str(value) if label is None else f"{label}" if value else f"not {label}"
-                self.ax_.annotate(
-                    shown(shorten(said, _NAME_WIDTH, placeholder="…")) or "…",
-                    (1, y),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(14, up),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize="small",
-                    color=color,
-                    annotation_clip=False,
-                    parse_math=False,
-                )
+                self._beside(float(y), up, f"{mark} {_cut(shown(said))}", color, "data")
+
+    def _beside(self, y: float, up: int, said: str, color: str, coordinates: str) -> None:
+        self.ax_.annotate(
+            said,
+            (1, y),
+            xycoords=("axes fraction", coordinates),
+            xytext=(14, up),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color=color,
+            annotation_clip=False,
+            parse_math=False,
+        )
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
@@ -274,6 +275,12 @@ class ErrorTableDisplay:
             f"<div><div>{escape(self._title())}</div><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
+
+
+def _cut(name: str) -> str:
+    """Return a name with its middle left out if it is long: names may differ at their ends."""
+    half = _NAME_WIDTH // 2
+    return name if len(name) <= _NAME_WIDTH else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _wrong_rows(

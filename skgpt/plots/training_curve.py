@@ -182,11 +182,11 @@ class TrainingCurveDisplay:
         if self._has_score:
             label = (self.score_name or "validation score").replace("_", " ")
             self._draw(self.axes_[1], "validation_score", label, GREEN, "^-")
-            self.axes_[1].set_ylabel(label)
+            self.axes_[1].set_ylabel(label.replace(" ", "\n"))
         rates = self.axes_[-1]
         self._draw(rates, "learning_rate", "learning rate", "black", ".-")
         rates.set_ylabel("learning\nrate")
-        rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+        rates.yaxis.set_major_formatter("{x:.2g}")  # 5e-05; an exponent on top would be in the way
         rates.set_ylim(bottom=0)
         self._mark()
         self._finish()
@@ -232,11 +232,13 @@ class TrainingCurveDisplay:
         room = 0.5 if len(epochs) == 1 else 0.03 * np.ptp(epochs)
         for panel in self.axes_:
             panel.set_xlim(epochs.min() - room, epochs.max() + room)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             panel.grid(alpha=0.3)
             panel.tick_params(labelbottom=panel is self.axes_[-1])
         self.axes_[-1].set_xlabel("epoch")
-        self.ax_.legend(frameon=False)
+        # Above, as small axes have no place that is free of curves.
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+        self.ax_.legend(**above, ncols=2, frameon=False)
         self.figure_.align_ylabels(self.axes_)
 
 
@@ -267,8 +269,9 @@ def _stacked(ax: Any, heights: list[float]) -> list[Any]:
         ax.set_subplotspec(cells[0])
         return [ax, *(ax.figure.add_subplot(cells[i], sharex=ax) for i in range(1, len(heights)))]
     place = ax.get_position()  # axes that are in no grid
-    shares = place.height * np.array(heights) / sum(heights)
-    bottoms = place.y1 - np.cumsum(shares)
+    for_legend = 0.1 * place.height
+    shares = (place.height - for_legend) * np.array(heights) / sum(heights)
+    bottoms = place.y1 - for_legend - np.cumsum(shares)
     gap = 0.04 * place.height
     ax.set_position((place.x0, bottoms[0], place.width, shares[0]))
     boxes = [(place.x0, b, place.width, h - gap) for b, h in zip(bottoms, shares, strict=True)]
