@@ -50,9 +50,10 @@ from skgpt.training.loop import fit_network
 from skgpt.training.loss import Loss
 from skgpt.training.moments import Moments
 from skgpt.training.plan import TrainingPlan
+from skgpt.training.progress import PredictBar, fit_progress
 from skgpt.training.run_data import FitResult, TrainingRows
 from skgpt.training.stopping import StoppingRule, Watched
-from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotice
+from skgpt.training.watch import EpochRecord, Monitor, SlowFitNotice
 
 # What a fit may or may not set: an earlier fit's must not stay behind.
 _OPTIONAL_ATTRIBUTES = (
@@ -356,10 +357,8 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         return [*monitors, *outside]
 
     def _monitors(self, network: TextNetwork) -> list[Monitor]:
-        monitors: list[Monitor] = [SlowFitNotice(advice(network, self.max_length, self.long_text))]
-        if self.verbose:
-            monitors.append(ProgressBar(int(self.verbose)))
-        return monitors
+        notice = SlowFitNotice(advice(network, self.max_length, self.long_text))
+        return [notice, *fit_progress(self.verbose)]
 
     def _checked_columns(self, X: Any) -> list[list[str]]:
         """Return the columns of an X that is of the fit's kind; check that there was a fit."""
@@ -382,7 +381,8 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         )
         # Of a fit's budget a part: what is predicted may never be asked for again.
         memory = prefix_budget(network.device) // 4
-        return raw_scores(network, tokens, token_budget(network, learning=False), memory)
+        budget = token_budget(network, learning=False)
+        return raw_scores(network, tokens, budget, memory, PredictBar(self.verbose))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_network")
