@@ -85,6 +85,10 @@ class SlowFitWarning(UserWarning):
     """A fit is going to take more than ten minutes; the message says what would shorten it."""
 
 
+class CutTextsWarning(UserWarning):
+    """Texts of a fit are longer than `max_length` and were cut; said once in a process."""
+
+
 class LowMemoryWarning(UserWarning):
     """Memory ran out; less is run at a time from now on, and results stay the same."""
 

@@ -54,7 +54,7 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
     for owner, name, part in (
         (base, "load_source", "load"),
         (base, "build_network", "load"),
-        (base, "tokenise_columns", "tokenise"),
+        (base, "tokenise_rows", "tokenise"),
         (prefix, "_can_be_cut", "frozen layers"),
         (prefix, "hidden_states", "frozen layers"),
         (base, "fit_network", "train"),

@@ -11,8 +11,8 @@ the model anew for each fit. Each arm fits its best rate on all 600 texts, which
 time, and is judged on 1,000 articles of the test split, which is not.
 
 All but S and P take hours. Unless `--whole` names them they run the fourth rate alone, whose
-seconds are multiplied, and H0, H0f and K only on the first of the folds. What they choose is then
-no choice, and stands in brackets.
+seconds are multiplied, and that on the first of the folds alone. What they choose is then no
+choice, and stands in brackets.
 
     python examples/benchmarks/tuning.py
     python examples/benchmarks/tuning.py --arms H1 S --whole H1
@@ -51,7 +51,6 @@ from sklearn.model_selection import GridSearchCV
 ARMS = ["H0", "H0f", "H1", "K", "S", "P"]
 OURS = ["S", "P"]
 LONG = ["H0", "H0f", "H1", "K"]  # of which a whole grid takes hours
-ONE_FOLD = ["H0", "H0f", "K"]
 RATES = [3e-5, 6e-5, 1e-4, 2e-4, 4e-4, 8e-4]
 
 Predict = Callable[[NDArray[np.object_]], NDArray[np.str_]]
@@ -153,7 +152,7 @@ def one_run(arm: str, args: argparse.Namespace) -> Run:
     whole = arm in OURS or arm in args.whole
     rates = args.rates if whole else [args.rates[len(args.rates) // 2]]
     folds = folds_of(news)
-    if not whole and arm in ONE_FOLD:
+    if not whole:
         folds = folds[:1]
     find: Callable[..., Search] = {"S": search_skgpt, "P": search_pruning, "K": search_skorch}.get(
         arm, partial(search_trainer, tuned=arm == "H1")

@@ -1,6 +1,7 @@
 """What would make a slow fit shorter."""
 
 from skgpt.model.network import NetworkSpec, TextNetwork
+from skgpt.text.windows import LongText
 
 _SHORT = 64  # tokens that a text should have room for
 
@@ -33,14 +34,15 @@ def shorter_texts(max_length: int) -> int | None:
     return max_length // 2 if max_length > _SHORT else None
 
 
-def advice(network: TextNetwork, max_length: int) -> str:
+def advice(network: TextNetwork, max_length: int, long_text: LongText = "cut") -> str:
     """Say what would make a fit of this network shorter, the most effective first.
 
     Parameters
     ----------
     network : TextNetwork
     max_length : int
-        Tokens per text.
+        Tokens per text, or per window of one.
+    long_text : {"cut", "windows"}, default="cut"
 
     Returns
     -------
@@ -57,7 +59,9 @@ def advice(network: TextNetwork, max_length: int) -> str:
         )
     if n := fewer.get("n_layers"):
         steps.append(f"keep fewer layers (n_layers={n})")
-    if n := shorter_texts(max_length):
+    if long_text == "windows":
+        steps.append(f"cut long texts at {max_length} tokens (long_text='cut')")
+    elif n := shorter_texts(max_length):
         steps.append(f"cut texts shorter (max_length={n})")
     steps.append("make fewer passes (max_epochs)")
     if network.device.type == "cpu":

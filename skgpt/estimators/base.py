@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from skgpt.estimators.advice import advice
 from skgpt.estimators.callbacks import CallbackEstimator, SklearnCallbacks
 from skgpt.estimators.continuing import check_same_model, check_same_shape
+from skgpt.estimators.cut_texts import check_length, warn_of_cut_texts
 from skgpt.estimators.data import (
     COLUMN_ATTRIBUTES,
     FitData,
@@ -29,7 +30,7 @@ from skgpt.estimators.outside import monitors_from_outside
 from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
 from skgpt.estimators.planning import plan_of_fit, plan_of_part
 from skgpt.estimators.resuming import checkpoint_of
-from skgpt.exceptions import ContinuationError, ModelNotSupportedError
+from skgpt.exceptions import ContinuationError
 from skgpt.model.device import (
     no_more_threads_than_cores,
     prefix_budget,
@@ -42,16 +43,17 @@ from skgpt.model.sources import Source, load_source
 from skgpt.text.check import check_columns
 from skgpt.text.targets import Target
 from skgpt.text.template import Template
-from skgpt.text.tokens import tokenise_columns
+from skgpt.text.windows import LongText, tokenise_rows
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.infer import raw_scores
 from skgpt.training.loop import fit_network
 from skgpt.training.loss import Loss
 from skgpt.training.moments import Moments
 from skgpt.training.plan import TrainingPlan
+from skgpt.training.progress import PredictBar, fit_progress
 from skgpt.training.run_data import FitResult, TrainingRows
 from skgpt.training.stopping import StoppingRule, Watched
-from skgpt.training.watch import EpochRecord, Monitor, ProgressBar, SlowFitNotice
+from skgpt.training.watch import EpochRecord, Monitor, SlowFitNotice
 
 # What a fit may or may not set: an earlier fit's must not stay behind.
 _OPTIONAL_ATTRIBUTES = (
@@ -76,6 +78,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         pooling: str
         template: str | None
         max_length: int
+        long_text: LongText
         max_epochs: Any
         batch_size: int
         learning_rate: float
@@ -226,7 +229,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
                     "To go on from a fitted model, y must be of the same kind: one label per text "
                     "or an indicator of several. Set warm_start=False to start anew."
                 )
-        self._check_length(source)
+        check_length(self.max_length, source)
         return build_network(
             source,
             n_layers=self.n_layers,
@@ -249,9 +252,11 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         moments: Moments | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> FitResult:
-        tokens = tokenise_columns(
-            data.columns, data.template, network.source.tokenizer, self.max_length
+        encoder = network.source.tokenizer
+        tokens = tokenise_rows(
+            data.columns, data.template, encoder, self.max_length, self.long_text
         )
+        warn_of_cut_texts(self, tokens)
         rows = TrainingRows(tokens, data.target.codes, weight, data.split)
         return fit_network(
             network,
@@ -314,6 +319,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
             "_network": network,
             "_fitted_with": {
                 "max_length": self.max_length,
+                "long_text": self.long_text,
                 "device": self.device,
                 "precision": self.precision,
                 "template": _layout(data.template),
@@ -343,14 +349,6 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
     def _column_attributes(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in COLUMN_ATTRIBUTES if hasattr(self, name)}
 
-    def _check_length(self, source: Source) -> None:
-        limit = source.max_positions
-        if limit is not None and self.max_length > limit:
-            raise ModelNotSupportedError(
-                f"`max_length` must be at most {limit}, the positions that {source.model!r} has. "
-                f"Got {self.max_length}."
-            )
-
     def _all_monitors(self, network: TextNetwork, data: FitData) -> list[Monitor]:
         monitors = self._monitors(network)
         outside = monitors_from_outside(self, lambda: self._as_fitted(network, data))
@@ -359,10 +357,8 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         return [*monitors, *outside]
 
     def _monitors(self, network: TextNetwork) -> list[Monitor]:
-        monitors: list[Monitor] = [SlowFitNotice(advice(network, self.max_length))]
-        if self.verbose:
-            monitors.append(ProgressBar(int(self.verbose)))
-        return monitors
+        notice = SlowFitNotice(advice(network, self.max_length, self.long_text))
+        return [notice, *fit_progress(self.verbose)]
 
     def _checked_columns(self, X: Any) -> list[list[str]]:
         """Return the columns of an X that is of the fit's kind; check that there was a fit."""
@@ -376,15 +372,17 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         """Return the raw scores of texts, shape (n, n_outputs)."""
         columns = self._checked_columns(X)
         network = self._network
-        tokens = tokenise_columns(
+        tokens = tokenise_rows(
             columns,
             Template(*self._fitted_with["template"]),
             network.source.tokenizer,
             self._fitted_with["max_length"],
+            self._fitted_with.get("long_text", "cut"),  # older pickles know no other way
         )
         # Of a fit's budget a part: what is predicted may never be asked for again.
         memory = prefix_budget(network.device) // 4
-        return raw_scores(network, tokens, token_budget(network, learning=False), memory)
+        budget = token_budget(network, learning=False)
+        return raw_scores(network, tokens, budget, memory, PredictBar(self.verbose))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_network")

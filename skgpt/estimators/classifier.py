@@ -18,6 +18,7 @@ from skgpt.estimators.params import SHARED_CONSTRAINTS
 from skgpt.exceptions import ContinuationError
 from skgpt.sklearn_compat import Interval, StrOptions, fit_context
 from skgpt.text.targets import check_classes, is_indicator
+from skgpt.text.windows import LongText
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | Literal["balanced"] | None
 
@@ -70,8 +71,13 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
         DataFrame's columns, positions of an array's, ``{text}`` for a single column. None joins
         the columns with a blank line.
     max_length : int, default=256
-        Tokens per text, template included. The longest field of a longer text is cut at its end,
-        never the template's own words.
+        Tokens per text, template included; of a longer text, `long_text` says what is read.
+    long_text : {"cut", "windows"}, default="cut"
+        "cut" cuts the longest field of a text that is too long at its end, never the template's
+        own words; the first such fit of a process warns and counts them. "windows" reads all of
+        it, template included: windows of `max_length` tokens that overlap by half, whose pooled
+        states are averaged. That takes about twice the tokens, and in training the windows of one
+        text must fit in memory together.
     max_epochs : int or "auto", default="auto"
         Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 60
         over the cube root of the number of texts, or as many as make 160 optimiser steps if that
@@ -209,6 +215,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
         pooling: Literal["auto", "mean", "last"] = "auto",
         template: str | None = None,
         max_length: int = 256,
+        long_text: LongText = "cut",
         max_epochs: int | Literal["auto"] = "auto",
         batch_size: int = 32,
         learning_rate: float = 1e-4,
@@ -242,6 +249,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
         self.pooling = pooling
         self.template = template
         self.max_length = max_length
+        self.long_text = long_text
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate

@@ -32,7 +32,7 @@ _WRITTEN_BY = "skgpt save_pretrained"
 _FORMAT = 1
 # What a checkpoint says itself, or what is of a machine and not of a model.
 _NOT_NOTED = frozenset(
-    {"model", "revision", "n_layers", "lora", "pooling", "template"}
+    {"model", "revision", "n_layers", "lora", "pooling", "template", "long_text"}
     | {"device", "precision", "store_base", "checkpoint_dir"}
 )
 _UNKNOWN_LENGTH = 10**9  # transformers notes a number beyond it where it knows none
@@ -78,8 +78,8 @@ class HuggingFaceExchange:
         ------
         ValueError
             If that format can't say what this estimator does: pooling other than the last
-            token's, a template or several columns, an encoder or another architecture without a
-            class for it. The message names the parameter.
+            token's, a template or several columns, texts in windows, an encoder or another
+            architecture without a class for it. The message names the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
         TypeError
@@ -203,6 +203,12 @@ class HuggingFaceExchange:
                 f"This model was fitted with {self._network.spec.pooling!r}: fit with "
                 "pooling='last', or use skgpt.save."
             )
+        if self._fitted_with.get("long_text", "cut") != "cut":
+            raise ModelNotSupportedError(
+                "`long_text` must be 'cut': the format has no word for texts in windows. This "
+                f"model was fitted with {self._fitted_with['long_text']!r}: fit with "
+                "long_text='cut', or use skgpt.save."
+            )
         if hasattr(self, "calibration_"):
             raise ModelNotSupportedError(
                 "`calibrate` must have been False: the format has no word for a temperature. Fit "
@@ -243,7 +249,12 @@ def _can_be_noted(value: Any) -> bool:
 
 
 def _check_fit_the_format(params: Mapping[str, Any]) -> None:
-    only = {"pooling": ("last", "auto"), "template": (None,), "n_layers": (None,)}
+    only = {
+        "pooling": ("last", "auto"),
+        "template": (None,),
+        "n_layers": (None,),
+        "long_text": ("cut",),
+    }
     for name, allowed in only.items():
         if name in params and params[name] not in allowed:
             raise ModelNotSupportedError(

@@ -21,6 +21,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "pooling": [StrOptions({"last", "mean", "auto"})],
     "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],
+    "long_text": [StrOptions({"cut", "windows"})],
     "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "learning_rate": [Interval(Real, 0, None, closed="neither")],

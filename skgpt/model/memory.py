@@ -196,8 +196,8 @@ class Budget:
             raise NoMemoryError(
                 f"`max_length` must leave room in the memory of {device} for one text at a time. "
                 f"Memory ran out with a text of {lengths[0]} tokens alone: lower max_length, "
-                "n_layers, trainable_layers or precision, or free memory that others hold, other "
-                "fitted estimators among them."
+                "n_layers, trainable_layers or precision, cut long texts (long_text='cut'), or "
+                "free memory that others hold, other fitted estimators among them."
             )
         tried = len(lengths) * int(lengths.max()) if self._padded else int(lengths.sum())
         self.n_tokens = max(1, min(self.n_tokens, tried) // 2)

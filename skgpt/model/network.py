@@ -1,6 +1,6 @@
 """Trunk, pooling and head: token ids of some texts in, one row of raw scores per text out."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -207,7 +207,7 @@ class TextNetwork(nn.Module):
         """Pool the hidden states of each text, in fp32, shape (B, H)."""
         if self.spec.pooling == "last":
             return hidden_TH[layout.ends_B].float()
-        return mean_of_each(hidden_TH.float(), layout)
+        return mean_of_each(hidden_TH.float(), layout.lengths_B, layout.lengths)
 
     def forward(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Return the raw scores, shape (B, K), fp32."""
@@ -229,17 +229,26 @@ def count_weights(network: TextNetwork) -> tuple[int, int]:
     return learning + network.head.weight.numel(), base - (0 if network.spec.lora else learning)
 
 
-def mean_of_each(hidden_TH: Tensor, layout: Layout) -> Tensor:
-    """Return the mean of each text's states, shape (B, H)."""
+def mean_of_each(hidden_TH: Tensor, lengths_B: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the mean of each text's states, shape (B, H).
+
+    Parameters
+    ----------
+    hidden_TH : Tensor of shape (T, H)
+    lengths_B : Tensor of shape (B,), int64
+        How many of the states are each text's; on the device of the states.
+    lengths : sequence of int
+        The same on the host.
+    """
     if hidden_TH.device.type == "mps":
-        return _means_one_by_one(hidden_TH, layout)
+        return _means_one_by_one(hidden_TH, lengths)
     # One kernel, however many texts; `unsafe` spares a look at the lengths, which are right.
-    return torch.segment_reduce(hidden_TH, "mean", lengths=layout.lengths_B, unsafe=True)
+    return torch.segment_reduce(hidden_TH, "mean", lengths=lengths_B, unsafe=True)
 
 
-def _means_one_by_one(hidden_TH: Tensor, layout: Layout) -> Tensor:
+def _means_one_by_one(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
     """Return the same where torch has no kernel for it."""
-    return torch.stack([part_TH.mean(0) for part_TH in hidden_TH.split(layout.lengths)])
+    return torch.stack([part_TH.mean(0) for part_TH in hidden_TH.split(list(lengths))])
 
 
 def pad_id_of(source: Source) -> int:

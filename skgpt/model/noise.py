@@ -55,6 +55,25 @@ class RowNoise:
             self._draw = None
 
     @contextmanager
+    def over(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[None]:
+        """Have the body's forward passes drop, if they would, for other rows in the same step.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (B,)
+            The numbers of what is run, in the order it lies in.
+        lengths : ndarray of shape (B,)
+            Its tokens.
+        """
+        draw = self._draw
+        if draw is not None:
+            self._draw = _Draw(draw.key, rows.tolist(), lengths.tolist())
+        try:
+            yield
+        finally:
+            self._draw = draw
+
+    @contextmanager
     def off(self) -> Iterator[None]:
         """Have the body's forward passes drop nothing, whatever step is under way."""
         draw, self._draw = self._draw, None

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.exceptions import InvalidTextError, MissingPackageError
+from skgpt.exceptions import InvalidTextError
+from skgpt.plots.drawing import matplotlib, shown
 
 # Dark orange, white, dark blue: ColorBrewer's PuOr is told apart with any colour vision, this is
 # its like with more contrast; white is zero.
@@ -204,7 +205,7 @@ class TokenAttributionDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        colors, plt = _matplotlib()
+        colors, plt = matplotlib()
         own = ax is None
         if own:
             _, ax = plt.subplots(figsize=(8, 3), layout="constrained")
@@ -256,8 +257,8 @@ class TokenAttributionDisplay:
         from matplotlib.textpath import TextPath
 
         # A dollar sign is one, not the beginning of a formula.
-        shown = [_shown(word.text).replace("$", r"\$") for word in self._words]
-        made = [TextPath((0, 0), text, size=size) for text in shown]
+        drawn = [shown(word.text).replace("$", r"\$") for word in self._words]
+        made = [TextPath((0, 0), text, size=size) for text in drawn]
         ends = [path.get_extents().x1 if len(path.vertices) else 0.0 for path in made]
         return np.array(ends) / size
 
@@ -274,7 +275,7 @@ class TokenAttributionDisplay:
                     ax.text(
                         x / across,
                         1 - (i + 0.5) * _LINE / down,
-                        _shown(word.text),
+                        shown(word.text),
                         size=size,
                         color="black" if _is_light(rgb) else "white",
                         va="center_baseline",
@@ -317,18 +318,6 @@ class TokenAttributionDisplay:
         )
 
 
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib import colors
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise MissingPackageError(
-            "Displays are drawn by the package matplotlib, which can't be imported: run "
-            f'`pip install "skgpt[plot]"`. ({error})'
-        ) from error
-    return colors, plt
-
-
 def _lines(
     words: list[_Word], widths: NDArray[np.float64], across: float
 ) -> list[list[tuple[_Word, float]]]:
@@ -344,11 +333,6 @@ def _lines(
         x += width + gap
         before = word.column
     return lines
-
-
-def _shown(text: str) -> str:
-    """Return a word as it can be drawn: no control characters, no lone surrogates."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _rgb(share: float) -> tuple[int, int, int]:

@@ -1,9 +1,9 @@
 """Texts to ragged token ids: one flat array and the offsets of the texts in it."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from sys import getsizeof
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +53,13 @@ class Tokens:
         All ids, text after text.
     offsets : ndarray of shape (N + 1,), int64
         Text i is ``ids[offsets[i]:offsets[i + 1]]``.
+    n_cut : int, default=0
+        Of how many texts something was cut off.
     """
 
     ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    n_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -99,9 +102,10 @@ def tokenise(texts: list[str], encoder: TextEncoder, max_length: int) -> Tokens:
     tokens : Tokens
     """
     distinct = list(dict.fromkeys(texts))
-    room = max(1, _room(encoder, max_length))
+    room = max(1, room_for(encoder, max_length))
     ids = _encode(encoder, [clean(text) for text in distinct])
-    return _lay_out(texts, distinct, (row[:room] for row in ids), encoder, max_length)
+    cut = {text for text, row in zip(distinct, ids, strict=True) if len(row) > room}
+    return _lay_out(texts, distinct, (row[:room] for row in ids), encoder, max_length, cut)
 
 
 def tokenise_columns(
@@ -139,21 +143,33 @@ def tokenise_columns(
         # Blank lines between very many columns: nothing that anybody wrote is lost by a cut.
         texts = [template.render(row) for row in zip(*columns, strict=True)]
         return tokenise(texts, encoder, max_length)
-    room = _room(encoder, max_length)
+    whole = encode_whole(columns, template, encoder)
+    kept, ids = _cut_to_fit(whole, encoder, room_for(encoder, max_length))
+    return _lay_out(whole.rows, whole.distinct, ids, encoder, max_length, kept)
+
+
+class WholeRows(NamedTuple):
+    """Rows of columns, and of each distinct one its clean values and its ids, nothing cut.
+
+    `template` lays out the columns that are used, the only ones here.
+    """
+
+    rows: list[tuple[str, ...]]
+    distinct: list[tuple[str, ...]]
+    values: list[tuple[str, ...]]
+    ids: list[Ids]
+    template: Template
+
+
+def encode_whole(columns: list[list[str]], template: Template, encoder: TextEncoder) -> WholeRows:
+    """Encode each distinct row under a template, however long it is; no special tokens yet."""
     used = sorted(set(template.fields))
     template = Template(template.words, tuple(used.index(field) for field in template.fields))
     rows = list(zip(*(columns[field] for field in used), strict=True))
     distinct = list(dict.fromkeys(rows))
     # Each value by itself, or two halves of a character would find each other across a seam.
     cleaned = [tuple(map(clean, row)) for row in distinct]
-    ids = _encode_rows(cleaned, template, encoder)
-    too_long = [i for i, row in enumerate(ids) if len(row) > room]
-    if too_long:
-        lengths = np.array([len(ids[i]) for i in too_long])
-        _, cut = _cut_rows([cleaned[i] for i in too_long], lengths, template, encoder, room)
-        for i, row in zip(too_long, cut, strict=True):
-            ids[i] = row
-    return _lay_out(rows, distinct, ids, encoder, max_length)
+    return WholeRows(rows, distinct, cleaned, _encode_rows(cleaned, template, encoder), template)
 
 
 def as_encoded(
@@ -177,23 +193,25 @@ def as_encoded(
     rows = [tuple(map(clean, row)) for row in zip(*columns, strict=True)]
     if template.is_plain or not _words_fit(template, encoder, max_length):
         return rows
-    room = _room(encoder, max_length)
-    lengths = np.array([len(ids) for ids in _encode_rows(rows, template, encoder)])
-    too_long = np.flatnonzero(lengths > room)
-    if not len(too_long):
-        return rows
+    whole = encode_whole(columns, template, encoder)
+    kept, _ = _cut_to_fit(whole, encoder, room_for(encoder, max_length))
     used = sorted(set(template.fields))
-    narrow = Template(template.words, tuple(used.index(field) for field in template.fields))
-    values = [tuple(rows[i][field] for field in used) for i in too_long]
-    cut, _ = _cut_rows(values, lengths[too_long], narrow, encoder, room)
-    for i, heads in zip(too_long, cut, strict=True):
-        new = dict(zip(used, heads, strict=True))
-        rows[i] = tuple(new.get(column, cell) for column, cell in enumerate(rows[i]))
+    for i, row in enumerate(whole.rows):
+        if row in kept:
+            new = dict(zip(used, kept[row], strict=True))
+            rows[i] = tuple(new.get(column, cell) for column, cell in enumerate(rows[i]))
     return rows
 
 
-def _room(encoder: TextEncoder, max_length: int) -> int:
+def room_for(encoder: TextEncoder, max_length: int) -> int:
+    """Return how many tokens of a text's own there may be beside the special ones."""
     return max_length - len(encoder.prefix_ids) - len(encoder.suffix_ids)
+
+
+def framed(bare: Ids, encoder: TextEncoder, max_length: int) -> NDArray[np.int64]:
+    """Return ids with the special tokens around them, or the one that stands for no text."""
+    whole = np.concatenate([encoder.prefix_ids, bare, encoder.suffix_ids])[:max_length]
+    return (whole if len(whole) else np.array([encoder.empty_id])).astype(np.int64)
 
 
 def _lay_out(
@@ -202,15 +220,18 @@ def _lay_out(
     ids: Iterable[Ids],
     encoder: TextEncoder,
     max_length: int,
+    cut: Collection[Hashable],
 ) -> Tokens:
     """Put special tokens around the ids of the distinct rows, and all rows end to end."""
-    framed: dict[Hashable, NDArray[np.int64]] = {}
-    for row, bare in zip(distinct, ids, strict=True):
-        whole = np.concatenate([encoder.prefix_ids, bare, encoder.suffix_ids])[:max_length]
-        framed[row] = (whole if len(whole) else np.array([encoder.empty_id])).astype(np.int64)
-    lengths = [len(framed[row]) for row in rows]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Tokens(np.concatenate([framed[row] for row in rows]), offsets)
+    each = {row: framed(bare, encoder, max_length) for row, bare in zip(distinct, ids, strict=True)}
+    n_cut = sum(row in cut for row in rows)
+    return end_to_end([each[row] for row in rows], n_cut)
+
+
+def end_to_end(ids: Sequence[NDArray[np.int64]], n_cut: int = 0) -> Tokens:
+    """Lay the ids of texts end to end."""
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
+    return Tokens(np.concatenate(ids), offsets, n_cut)
 
 
 def _encode_rows(
@@ -241,7 +262,7 @@ def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> boo
     """Say whether there is room for the template's words; raise if they are more than space."""
     n_words = len(encoder.encode([clean("".join(template.words))])[0])
     n_fields = len(template.fields)
-    needed = n_words + n_fields + max_length - _room(encoder, max_length)
+    needed = n_words + n_fields + max_length - room_for(encoder, max_length)
     if needed > max_length and "".join(template.words).strip():
         raise InvalidTextError(
             f"`max_length` must leave room for the template. Its own words take {n_words} tokens, "
@@ -250,6 +271,22 @@ def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> boo
             "template of fewer words or fields."
         )
     return needed <= max_length
+
+
+def _cut_to_fit(
+    whole: WholeRows, encoder: TextEncoder, room: int
+) -> tuple[dict[tuple[str, ...], Sequence[str]], list[Ids]]:
+    """Return what is kept of the values of each row that is too long, and all rows' ids."""
+    ids = list(whole.ids)
+    too_long = [i for i, row in enumerate(ids) if len(row) > room]
+    if not too_long:
+        return {}, ids
+    lengths = np.array([len(ids[i]) for i in too_long])
+    values = [whole.values[i] for i in too_long]
+    kept, cut = _cut_rows(values, lengths, whole.template, encoder, room)
+    for i, row in zip(too_long, cut, strict=True):
+        ids[i] = row
+    return dict(zip((whole.distinct[i] for i in too_long), kept, strict=True)), ids
 
 
 def _cut_rows(

@@ -14,7 +14,8 @@ from skgpt.model.device import to_device
 from skgpt.model.frozen import Progress
 from skgpt.model.memory import Budget, needs_memory
 from skgpt.model.network import TextNetwork
-from skgpt.model.prefix import Forward, HeadAlone, choose_forward
+from skgpt.model.prefix import Forward, HeadAlone
+from skgpt.model.windows import forward_over
 from skgpt.text.batches import Rows, optimiser_batches
 from skgpt.training import divergence
 from skgpt.training.checkpoint import Checkpoint
@@ -90,7 +91,7 @@ def fit_network(
             monitor.prefix(done, total)
 
     try:
-        forward = choose_forward(
+        forward = forward_over(
             network,
             rows.tokens,
             token_budget=plan.token_budget,

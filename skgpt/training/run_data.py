@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from skgpt.exceptions import DivergedError
 from skgpt.text.split import Split
-from skgpt.text.tokens import Tokens
+from skgpt.text.windows import TextIds
 from skgpt.training.moments import Moments
 from skgpt.training.watch import EpochRecord
 
@@ -47,7 +47,7 @@ class TrainingRows:
 
     Parameters
     ----------
-    tokens : Tokens
+    tokens : Tokens or Windows
         Of all rows, held-out ones included, so that frozen layers run over all of them once.
     target : ndarray of shape (N,) or (N, K)
     weight : ndarray of shape (N,) or (N, K)
@@ -55,7 +55,7 @@ class TrainingRows:
     split : Split
     """
 
-    tokens: Tokens
+    tokens: TextIds
     target: NDArray[np.int64] | NDArray[np.float32]
     weight: NDArray[np.float64]
     split: Split

@@ -1,12 +1,10 @@
-"""What watches a fit: the history, a progress bar, a word about fits that take very long."""
+"""What watches a fit: the history, the monitors' protocol, a word about very long fits."""
 
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
-
-from tqdm.auto import tqdm
+from typing import NotRequired, TypedDict
 
 from skgpt.exceptions import SlowFitWarning
 from skgpt.training.parking import Parking
@@ -18,7 +16,6 @@ _SLOW_SECONDS = 600.0
 _MEASURE_STEPS = 5
 _MEASURE_SECONDS = 10.0
 _LONG_SECONDS = 30.0
-_SHOW_SECONDS = 0.2
 
 
 class EpochRecord(TypedDict):
@@ -104,80 +101,6 @@ class Monitor:
 
     def end(self) -> None:
         """The fit is over, well or not."""
-
-
-class ProgressBar(Monitor):
-    """A tqdm bar with the loss and the time left; at `verbose` 2 a line per epoch as well.
-
-    Parameters
-    ----------
-    verbose : int
-    **options
-        Passed on to tqdm, for tests.
-    """
-
-    def __init__(self, verbose: int, **options: Any) -> None:
-        self.verbose = verbose
-        self.options = options
-        self._bar: Any = None
-        self._n_epochs = 0
-        self._shown = 0.0
-
-    def prefix(self, done: int, total: int) -> None:
-        """Show how far the frozen layers are."""
-        if self._bar is None:
-            self._bar = tqdm(
-                total=total,
-                desc="frozen layers",
-                unit="tok",
-                unit_scale=True,
-                leave=False,
-                **self.options,
-            )
-        self._bar.update(done - self._bar.n)
-
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
-        """Open the bar of the steps, with those that are done already."""
-        self.end()
-        self._n_epochs = plan.n_epochs
-        steps = {"total": plan.n_steps, "initial": n_steps}
-        self._bar = tqdm(**steps, desc="fit", unit="step", **self.options)
-
-    def step(self, event: StepDone) -> None:
-        """Move on by one step."""
-        now = time.perf_counter()
-        if now - self._shown >= _SHOW_SECONDS:
-            self._shown = now
-            self._show(event.epoch, event.mean_loss())
-        self._bar.update()
-
-    def _show(self, epoch: int, loss: float) -> None:
-        self._bar.set_description(f"epoch {epoch}/{self._n_epochs}", refresh=False)
-        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-
-    def epoch(self, record: EpochRecord) -> bool:
-        """Show the whole epoch's loss; write a line, if asked to."""
-        self._show(record["epoch"], record["loss"])
-        if self.verbose > 1:
-            held_out = ""
-            if "validation_score" in record:
-                held_out = (
-                    f", validation loss {record['validation_loss']:.4f}, "
-                    f"score {record['validation_score']:.4f}"
-                )
-            self._bar.write(
-                f"epoch {record['epoch']}: loss {record['loss']:.4f}{held_out}, "
-                f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s"
-            )
-        return False
-
-    def end(self) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 class SlowFitNotice(Monitor):

@@ -1,7 +1,8 @@
 """What a search may choose from: as Optuna's distributions, and what their values stand for."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,35 @@ class Space:
             name: self._meaning[name](drawn[name]) if name in self._meaning else drawn[name]
             for name in self.distributions
         }
+
+
+def check_names(names: Iterable[str], estimator: Any) -> None:
+    """Check that an estimator has the parameters that a space names.
+
+    Parameters
+    ----------
+    names : iterable of str
+    estimator : estimator
+
+    Raises
+    ------
+    SearchSpaceError
+        If it has no such parameter, and none of the space can bring it along, as a `lora` brings
+        ``lora__rank``; the message names those that are most like it.
+    """
+    names = list(names)
+    known = list(estimator.get_params())
+    for name in names:
+        parts = name.split("__")
+        parents = ("__".join(parts[:n]) for n in range(1, len(parts)))
+        if name in known or any(parent in names for parent in parents):
+            continue
+        like = [n for n in known if n.endswith(f"__{name}")] or get_close_matches(name, known)
+        hint = f"Did you mean {' or '.join(map(repr, like))}?" if like else "See get_params()."
+        raise SearchSpaceError(
+            "`param_distributions` must name parameters that set_params takes. "
+            f"{type(estimator).__name__} has no {name!r}. {hint}"
+        )
 
 
 def _dimension(name: str, given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None]:

@@ -41,8 +41,14 @@ def for_checks(folder: str, **options: Any) -> GPTTextClassifier:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{}, {"trainable_layers": 0}, {"early_stopping": True}, {"trainable_layers": "all"}],
-    ids=["last layer", "head only", "early stopping", "all layers"],
+    [
+        {},
+        {"trainable_layers": 0},
+        {"early_stopping": True},
+        {"trainable_layers": "all"},
+        {"long_text": "windows"},
+    ],
+    ids=["last layer", "head only", "early stopping", "all layers", "windows"],
 )
 def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
     options: dict[str, Any], checked_model: str

@@ -283,6 +283,7 @@ def test_save_pretrained__somebody_elses_folder__is_left_alone(
         ({"pooling": "mean"}, "pooling"),
         ({"template": "{text}"}, "template"),
         ({"n_layers": 1}, "n_layers"),
+        ({"long_text": "windows"}, "long_text"),
         ({"model": "another"}, "model"),
         ({"batch_size": 0}, "batch_size"),
         ({"max_length": 4096}, "max_length"),

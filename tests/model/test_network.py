@@ -1,6 +1,7 @@
 """Networks: what they share, what they own, and that padding is never seen."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -61,9 +62,9 @@ def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradi
 ) -> None:
     layout = Layout.of(np.array([3, 1, 7]), load_source(tiny_llama), CPU)
     both = []
-    for mean in (mean_of_each, _means_one_by_one):
+    for mean in (partial(mean_of_each, lengths_B=layout.lengths_B), _means_one_by_one):
         hidden_TH = torch.arange(44.0).reshape(11, 4).square().requires_grad_()
-        means_BH = mean(hidden_TH, layout)
+        means_BH = mean(hidden_TH, lengths=layout.lengths)
         torch.testing.assert_close(means_BH[1], hidden_TH[3])
         both.append((means_BH, torch.autograd.grad(means_BH.square().sum(), hidden_TH)[0]))
     torch.testing.assert_close(*both)

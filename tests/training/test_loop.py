@@ -11,7 +11,9 @@ from skgpt.model.adapters import AdapterSpec
 from skgpt.model.network import TextNetwork, build_network
 from skgpt.model.sources import load_source
 from skgpt.text.split import Split, all_rows
+from skgpt.text.template import parse_template
 from skgpt.text.tokens import tokenise
+from skgpt.text.windows import TextIds, tokenise_windows
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.infer import raw_scores
 from skgpt.training.loop import fit_network
@@ -45,6 +47,7 @@ def run(
     n_outputs: int = 3,
     lora: AdapterSpec | None = None,
     checkpoint: Checkpoint | None = None,
+    window: int | None = None,
     **options: Any,
 ) -> tuple[TextNetwork, FitResult]:
     source = load_source(folder)
@@ -64,7 +67,7 @@ def run(
     result = fit_network(
         network,
         TrainingRows(
-            tokenise(texts, source.tokenizer, 64),
+            ids_of(texts, network, window),
             codes,
             np.ones(len(texts)) if weight is None else weight,
             split,
@@ -77,6 +80,15 @@ def run(
         checkpoint=checkpoint,
     )
     return network, result
+
+
+def ids_of(texts: list[str], network: TextNetwork, window: int | None = None) -> TextIds:
+    """Return the ids of texts, cut or in windows of so many tokens."""
+    if window is None:
+        return tokenise(texts, network.source.tokenizer, 64)
+    return tokenise_windows(
+        [texts], parse_template(None, 1, None), network.source.tokenizer, window
+    )
 
 
 def trained(*args: Any, **options: Any) -> tuple[TextNetwork, list[Any]]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from sklearn.preprocessing import FunctionTransformer
 import skgpt.tuning
 from skgpt import LoRA
 from skgpt.exceptions import MissingPackageError, SearchSpaceError
-from skgpt.tuning import default_space, suggest
-from skgpt.tuning.space import Space, draw
+from skgpt.tuning import GPTSearchCV, default_space, suggest
+from skgpt.tuning.space import Space, check_names, draw
 from tests.estimators.test_classifier import make
+from tests.tuning.searching import piped
 
 
 def drawn(space: Space, n: int = 50) -> list[dict[str, Any]]:
@@ -141,3 +143,29 @@ def test_tuning__without_optuna__says_what_to_install(monkeypatch: pytest.Monkey
 def test_default_space__no_estimator_of_ours__is_refused() -> None:
     with pytest.raises(SearchSpaceError, match="DummyClassifier: pass `param_distributions`"):
         default_space(DummyClassifier())
+
+
+@pytest.mark.parametrize(
+    ("names", "in_pipeline", "hint"),
+    [
+        (["learning_rat"], False, "Did you mean 'learning_rate'"),
+        (["learning_rate"], True, "Did you mean 'gpttextclassifier__learning_rate'"),
+        (["lora__rank"], False, "has no 'lora__rank'"),  # while `lora` is None for good
+        (["zzz"], False, "See get_params"),
+    ],
+)
+def test_search__a_name_that_is_no_parameter__is_refused_before_any_trial(
+    tiny_llama: str, tmp_path: Path, names: list[str], in_pipeline: bool, hint: str
+) -> None:
+    estimator = piped(tiny_llama) if in_pipeline else make(tiny_llama)
+    storage = tmp_path / "search.journal"
+    tried = GPTSearchCV(estimator, {name: [1, 2] for name in names}, storage=storage)
+    with pytest.raises(SearchSpaceError, match=hint):
+        tried.fit(["a", "b"] * 10, [0, 1] * 10)
+    assert not storage.exists()
+
+
+def test_check_names__brought_along_by_another__are_fine(tiny_llama: str) -> None:
+    check_names(["lora", "lora__rank"], make(tiny_llama))
+    check_names(["gpttextclassifier", "gpttextclassifier__tol"], piped(tiny_llama))
+    check_names(["lora__rank"], make(tiny_llama, lora=LoRA()))

@@ -53,8 +53,8 @@ def test_workers__on_another_disk__are_refused(
         shutil.copy(journal, copy)
 
     def make_elsewhere(calls: list[Call]) -> None:
-        for run, (job, index), _ in calls:
-            run(replace(job, storage=str(copy)), index)
+        for run, (job, *rest), _ in calls:
+            run(replace(job, storage=str(copy)), *rest)
 
     backend(make_elsewhere)
     search = stored(tiny_llama, journal if kept else None, n_jobs=2)
@@ -144,7 +144,7 @@ def test_ledger__two_put_the_same_trial_in_the_queue__it_is_tried_once() -> None
     other = Ledger(book.study, book.distributions, book.n_trials)
     lost = book.take()
     assert lost is not None
-    book.try_again(lost.number, lost._trial_id, lost.params)
+    book.try_again(lost._trial_id)
     # Where a database doesn't lock what it reads, another comes to the same at the same time.
     book.study.enqueue_trial(lost.params, user_attrs={"skgpt:again": lost.number})
     taken = [other.take() for _ in range(4)]

@@ -1,0 +1,32 @@
+"""What the displays share: matplotlib, the colours, texts as they can be drawn."""
+
+from typing import Any
+
+from skgpt.exceptions import MissingPackageError
+
+# Okabe and Ito's colours: told apart with any colour vision.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+
+
+def matplotlib() -> tuple[Any, Any]:
+    """Return the modules matplotlib.colors and matplotlib.pyplot.
+
+    Raises
+    ------
+    MissingPackageError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib import colors
+        from matplotlib import pyplot as plt
+    except ImportError as error:
+        raise MissingPackageError(
+            "Displays are drawn by the package matplotlib, which can't be imported: run "
+            f'`pip install "skgpt[plot]"`. ({error})'
+        ) from error
+    return colors, plt
+
+
+def shown(text: str) -> str:
+    """Return a text as it can be drawn: no control characters, no lone surrogates."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

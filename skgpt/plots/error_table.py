@@ -1,0 +1,367 @@
+"""The rows that a classifier is most wrong about: where the model errs, or the label."""
+
+from html import escape
+from textwrap import wrap
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skgpt.exceptions import InvalidTextError, MissingPackageError
+from skgpt.plots.drawing import BLUE, GREY, ORANGE, matplotlib, shown
+from skgpt.text.check import check_columns
+from skgpt.text.targets import encode_target
+from skgpt.text.tokens import clean
+
+_COLUMNS = ("row", "true", "predicted", "confidence", "margin")
+_TEXT_WIDTH, _TEXT_LINES, _NAME_WIDTH = 48, 2, 28  # letters; the frame has all of them
+_ROW_HEIGHT = 0.5  # inches
+
+
+class ErrorTableDisplay:
+    """The rows that a classifier is most wrong about, the worst first.
+
+    Where the model is sure and wrong, the label is often the one that is wrong. A row is an error
+    if the class of the highest probability is not the true one; of multilabel y, each label of each
+    row whose probability is on the wrong side of one half. It is best made by `from_estimator` or
+    `from_predictions`.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        See the attribute.
+    n_errors : int, default=None
+        How many there are in all.
+    n_predictions : int, default=None
+        Out of how many.
+
+    Attributes
+    ----------
+    frame : pandas.DataFrame
+        A row for each error. Its columns:
+
+        - ``row``: the row of X, from 0.
+        - ``label``: only for multilabel y, the label; ``true`` and ``predicted`` are then 1 where
+          the text has it and 0 where not.
+        - ``true``, ``predicted``: the classes.
+        - ``confidence``: the probability of what is predicted.
+        - ``margin``: the probability of what is true less that of what is predicted; -1 is as
+          wrong as can be. Rows are sorted by it, those of equal margin by ``row``.
+        - ``text``: the text, columns joined by " | "; only if X is known.
+    figure_ : matplotlib.figure.Figure
+        Of the last `plot`.
+    ax_ : matplotlib.axes.Axes
+
+    Examples
+    --------
+    >>> from skgpt.plots import ErrorTableDisplay
+    >>> ErrorTableDisplay.from_estimator(clf, X_test, y_test).frame  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, frame: Any, *, n_errors: int | None = None, n_predictions: int | None = None
+    ) -> None:
+        self.frame = frame
+        self.n_errors = n_errors
+        self.n_predictions = n_predictions
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: Any, *, n_rows: int = 10, ax: Any = None
+    ) -> Self:
+        """Predict texts and plot those that the estimator is most wrong about.
+
+        Parameters
+        ----------
+        estimator : classifier of texts, or Pipeline that ends in one
+            Fitted, with `predict_proba`.
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts. Best such that it wasn't trained on.
+        y : array-like of shape (n,) or (n, n_labels)
+            What is true of them.
+        n_rows : int, default=10
+            How many errors to show at most.
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None for a figure of its own, as high as its rows need.
+
+        Returns
+        -------
+        display : ErrorTableDisplay
+
+        Raises
+        ------
+        ValueError
+            If X, y or `n_rows` is not as described, or the estimator has no `predict_proba`.
+        ImportError
+            If matplotlib or pandas is not installed.
+        """
+        _check_n_rows(n_rows)
+        if not hasattr(estimator, "predict_proba"):
+            raise InvalidTextError(
+                "`estimator` must be a classifier with predict_proba. Got "
+                f"{type(estimator).__name__}: CalibratedClassifierCV gives one to any classifier."
+            )
+        prob = estimator.predict_proba(X)
+        return cls.from_predictions(y, prob, X=X, classes=estimator.classes_, n_rows=n_rows, ax=ax)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true: Any,
+        y_prob: Any,
+        *,
+        X: Any = None,
+        classes: Any = None,
+        n_rows: int = 10,
+        ax: Any = None,
+    ) -> Self:
+        """Plot the errors among predicted probabilities.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n,) or (n, n_labels)
+            Labels, or an indicator matrix.
+        y_prob : array-like of shape (n, n_classes), or (n,) for two classes
+            What `predict_proba` gave; 1-D, the probability of the second class.
+        X : array-like of shape (n,) or (n, n_columns), default=None
+            The texts; None shows row numbers.
+        classes : array-like of shape (n_classes,), default=None
+            The class of each column of `y_prob`, or the name of each label of an indicator. None
+            for the sorted labels of `y_true`, or the columns' numbers.
+        n_rows : int, default=10
+            How many errors to show at most.
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None for a figure of its own, as high as its rows need.
+
+        Returns
+        -------
+        display : ErrorTableDisplay
+
+        Raises
+        ------
+        ValueError
+            If something is not as described.
+        ImportError
+            If matplotlib or pandas is not installed.
+        """
+        _check_n_rows(n_rows)
+        pandas = _pandas()
+        prob = _checked(y_prob)
+        names = None if classes is None else np.asarray(classes)
+        known = None if y_true is not None and np.ndim(y_true) == 2 else names
+        target = encode_target(y_true, len(prob), name=cls.__name__, classes=known, what="y_true")
+        names = target.classes if names is None else names
+        if prob.shape[1] != target.width or len(names) != target.width:
+            raise InvalidTextError(
+                f"`y_prob` must have a column for each of {target.width} classes. Got "
+                f"{prob.shape[1]} columns and {len(names)} classes: pass `classes`, the classes "
+                "of the columns."
+            )
+        find = _wrong_labels if target.is_multilabel else _wrong_rows
+        found = pandas.DataFrame(find(target.codes, prob, names))
+        worst = found.sort_values("margin", kind="stable").head(n_rows).reset_index(drop=True)
+        if X is not None:
+            texts = _texts(X, len(prob))
+            worst["text"] = np.array([texts[row] for row in worst["row"]], dtype=object)
+        display = cls(worst, n_errors=len(found), n_predictions=target.codes.size)
+        return display.plot(ax)
+
+    def _title(self) -> str:
+        if self.n_errors is None or self.n_predictions is None:
+            return ""
+        said = f"{self.n_errors:,} error{'s' * (self.n_errors != 1)}"
+        if not self.n_errors:
+            said = "No error"
+        elif len(self.frame) < self.n_errors:
+            said = f"The worst {len(self.frame)} of {said}"
+        return f"{said} in {self.n_predictions:,} predictions"
+
+    def plot(self, ax: Any = None) -> Self:
+        """Draw the errors: how probable what is true and what is predicted is, for each row.
+
+        Long texts and names are cut in the picture, not in `frame`.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, default=None
+            Where to draw; None for a figure of its own, as high as its rows need.
+
+        Returns
+        -------
+        display : ErrorTableDisplay
+
+        Raises
+        ------
+        ValueError
+            If `frame` lacks a column.
+        ImportError
+            If matplotlib is not installed.
+        """
+        missing = [name for name in _COLUMNS if name not in self.frame.columns]
+        if missing:
+            raise InvalidTextError(
+                f"`frame` must have the columns {', '.join(_COLUMNS)}. It lacks "
+                f"{', '.join(missing)}: make the display by from_estimator or from_predictions."
+            )
+        _, plt = matplotlib()
+        n = len(self.frame)
+        if ax is None:
+            size = (10.5, 1.5 + _ROW_HEIGHT * max(n, 1))
+            _, ax = plt.subplots(figsize=size, layout="constrained")
+        self.ax_, self.figure_ = ax, ax.figure
+        ax.set_title(self._title(), loc="left")
+        if not n:
+            ax.set_axis_off()
+            return self
+        at = np.arange(n)
+        confidence = self.frame["confidence"].to_numpy()
+        truth = confidence + self.frame["margin"].to_numpy()
+        ax.hlines(at, truth, confidence, color=GREY, linewidth=1.5, alpha=0.6, zorder=1)
+        ax.scatter(truth, at, marker="o", s=45, color=BLUE, clip_on=False)
+        ax.scatter(confidence, at, marker="D", s=40, color=ORANGE, clip_on=False)
+        ax.set(xlim=(0, 1), ylim=(n - 0.5, -0.5), xlabel="probability")
+        ax.set_yticks(at, self._row_labels(), parse_math=False, ha="right")
+        ax.grid(axis="x", alpha=0.3)
+        ax.tick_params(axis="y", length=0)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        self._name_classes(at)
+        return self
+
+    def _row_labels(self) -> list[str]:
+        if "text" not in self.frame.columns:
+            return [f"row {row}" for row in self.frame["row"]]
+        lines = (
+            wrap(
+                shown(" ".join(text.split())), _TEXT_WIDTH, max_lines=_TEXT_LINES, placeholder=" …"
+            )
+            for text in self.frame["text"]
+        )
+        return ["\n".join(found) or "(empty)" for found in lines]
+
+    def _name_classes(self, at: NDArray[np.int64]) -> None:
+        """Write beside each row what is predicted and what is true, marked as the dots are."""
+        labels = self.frame.get("label", [None] * len(self.frame))
+        for name, mark, color, up in (("predicted", "◆", ORANGE, 8), ("true", "●", BLUE, -8)):
+            self._beside(1, 14 + up, f"{mark} {name}", color, "axes fraction")  # as a legend
+            for y, label, value in zip(at, labels, self.frame[name], strict=True):
+                said = str(value) if label is None else f"{label}" if value else f"not {label}"
+                self._beside(float(y), up, f"{mark} {_cut(shown(said))}", color, "data")
+
+    def _beside(self, y: float, up: int, said: str, color: str, coordinates: str) -> None:
+        self.ax_.annotate(
+            said,
+            (1, y),
+            xycoords=("axes fraction", coordinates),
+            xytext=(14, up),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color=color,
+            annotation_clip=False,
+            parse_math=False,
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the table as HTML, for notebooks."""
+        names = list(self.frame.columns)
+        left = 'style="text-align:left"'
+        head = "".join(f"<th {left}>{escape(str(name))}</th>" for name in names)
+        rows = []
+        for values in self.frame.itertuples(index=False):
+            cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
+            row = "".join(f"<td {left}>{escape(clean(cell))}</td>" for cell in cells)
+            rows.append(f"<tr>{row}</tr>")
+        return (
+            f"<div><div>{escape(self._title())}</div><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table></div>"
+        )
+
+
+def _cut(name: str) -> str:
+    """Return a name with its middle left out if it is long: names may differ at their ends."""
+    half = _NAME_WIDTH // 2
+    return name if len(name) <= _NAME_WIDTH else f"{name[:half]}…{name[1 - half :]}"
+
+
+def _wrong_rows(
+    codes_N: NDArray[Any], prob_NK: NDArray[np.float64], classes: NDArray[Any]
+) -> dict[str, Any]:
+    """Return the columns of the frame, for one class per row."""
+    predicted_N = prob_NK.argmax(axis=1)
+    rows = np.flatnonzero(predicted_N != codes_N)
+    true, predicted = codes_N[rows], predicted_N[rows]
+    confidence = prob_NK[rows, predicted]
+    return {
+        "row": rows,
+        "true": classes[true],
+        "predicted": classes[predicted],
+        "confidence": confidence,
+        "margin": prob_NK[rows, true] - confidence,
+    }
+
+
+def _wrong_labels(
+    codes_NK: NDArray[Any], prob_NK: NDArray[np.float64], names: NDArray[Any]
+) -> dict[str, Any]:
+    """Return the columns of the frame, for any number of labels per row."""
+    predicted_NK = prob_NK > 0.5
+    rows, labels = np.nonzero(predicted_NK != (codes_NK > 0))
+    true = codes_NK[rows, labels].astype(np.int64)
+    of_label = prob_NK[rows, labels]
+    confidence = np.where(true == 1, 1 - of_label, of_label)
+    return {
+        "row": rows,
+        "label": names[labels],
+        "true": true,
+        "predicted": 1 - true,
+        "confidence": confidence,
+        "margin": 1 - 2 * confidence,
+    }
+
+
+def _checked(y_prob: Any) -> NDArray[np.float64]:
+    """Return probabilities, a column for each class."""
+    if isinstance(y_prob, list) and y_prob and np.ndim(y_prob[0]) == 2:
+        raise InvalidTextError(
+            "`y_prob` must be an array of shape (n, n_labels). Got a list of arrays, one per "
+            "label: np.column_stack([p[:, 1] for p in y_prob]) makes one of them."
+        )
+    prob = np.asarray(y_prob, dtype=np.float64)
+    if prob.ndim == 1:
+        prob = np.column_stack([1 - prob, prob])
+    if prob.ndim != 2:
+        raise InvalidTextError(
+            "`y_prob` must be of shape (n, n_classes), or (n,) for two classes. Got shape "
+            f"{prob.shape}."
+        )
+    for row in np.flatnonzero(~((prob >= 0) & (prob <= 1)).all(axis=1)):
+        raise InvalidTextError(
+            f"`y_prob` must hold probabilities, from 0 to 1. Row {row} holds {prob[row].tolist()}: "
+            "pass what predict_proba gives, not raw scores."
+        )
+    return prob
+
+
+def _texts(X: Any, n: int) -> list[str]:
+    columns = check_columns(X)
+    if len(columns[0]) != n:
+        raise InvalidTextError(
+            f"X must have a row for each of `y_prob`. Found {len(columns[0])} and {n}."
+        )
+    return [clean(" | ".join(cells)) for cells in zip(*columns, strict=True)]
+
+
+def _check_n_rows(n_rows: Any) -> None:
+    if isinstance(n_rows, bool) or not isinstance(n_rows, int | np.integer) or n_rows < 1:
+        raise InvalidTextError(f"`n_rows` must be an int >= 1. Got {n_rows!r}.")
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingPackageError(
+            "A table of errors is a pandas DataFrame, and pandas is not installed: pip install "
+            "pandas."
+        ) from error
+    return pandas

@@ -1,0 +1,239 @@
+"""What a user sees of a fit or a prediction: a bar where one can be drawn, else a line per epoch.
+
+Everything goes to stderr, so that what a program prints stays clean.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from tqdm.auto import tqdm
+
+from skgpt.training.plan import TrainingPlan
+from skgpt.training.watch import EpochRecord, Monitor, StepDone
+
+_SHOW_SECONDS = 0.2
+_SHORT_SECONDS = 1.0  # a prediction that takes no longer shows nothing
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+def shows_bars(file: TextIO | None = None) -> bool:
+    """Say whether a bar can be drawn: in a terminal, or in a notebook that has widgets.
+
+    Elsewhere, as in a log file, each step of a bar would be one more piece of text.
+
+    Parameters
+    ----------
+    file : file, default=None
+        Where to; None for stderr.
+    """
+    if file is None and any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
+        return True
+    file = file or sys.stderr
+    return file is not None and not file.closed and file.isatty()  # pythonw has no stderr
+
+
+def fit_progress(verbose: int) -> list[Monitor]:
+    """Return what shows a fit.
+
+    Parameters
+    ----------
+    verbose : int
+        0 shows nothing. Where a bar can be drawn, 1 shows one and 2 a line per epoch as well;
+        elsewhere both show the lines.
+    """
+    if not verbose:
+        return []
+    if not shows_bars():
+        return [EpochLines()]
+    return [ProgressBar(), EpochLines()] if verbose > 1 else [ProgressBar()]
+
+
+class ProgressBar(Monitor):
+    """A tqdm bar with epoch, loss, validation score, tokens per second and the time left.
+
+    Parameters
+    ----------
+    **options
+        Passed on to tqdm, for tests.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = {"dynamic_ncols": True, **options}
+        self._bar: Any = None
+        self._n_epochs = 0
+        self._shown = 0.0
+        self._speed = _Speed()
+        self._score: float | None = None
+
+    def prefix(self, done: int, total: int) -> None:
+        """Show how far the frozen layers are."""
+        if self._bar is None:
+            self._bar = _token_bar("frozen layers", total, **self.options)
+        self._bar.update(done - self._bar.n)
+
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """Open the bar of the steps, with those that are done already."""
+        self.end()
+        self._n_epochs = plan.n_epochs
+        self._score = history[-1].get("validation_score") if history else None
+        steps = {"total": plan.n_steps, "initial": n_steps}
+        self._bar = tqdm(**steps, desc="fit", bar_format=_BAR, **self.options)
+
+    def epoch_begin(self, epoch: int) -> None:
+        """Measure anew, so that the time between epochs doesn't count."""
+        self._speed = _Speed()
+
+    def step(self, event: StepDone) -> None:
+        """Move on by one step."""
+        self._speed.add(event.n_tokens)
+        now = time.perf_counter()
+        if now - self._shown >= _SHOW_SECONDS:
+            self._shown = now
+            self._show(event.epoch, event.mean_loss(), self._speed.per_second)
+        self._bar.update()
+
+    def epoch(self, record: EpochRecord) -> bool:
+        """Show the whole epoch's loss, and what the held-out rows say."""
+        self._score = record.get("validation_score")
+        self._show(record["epoch"], record["loss"], record["tokens_per_second"])
+        self._bar.refresh()
+        return False
+
+    def end(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, epoch: int, loss: float, speed: float) -> None:
+        self._bar.set_description_str(f"epoch {epoch}/{self._n_epochs}", refresh=False)
+        score = "" if self._score is None else f", score {self._score:.3f}"
+        said = f"loss {loss:.3f}{score}, {tqdm.format_sizeof(speed)} tok/s"
+        self._bar.set_postfix_str(said, refresh=False)
+
+
+class EpochLines(Monitor):
+    """A line per epoch; beside a bar it stands above it.
+
+    Parameters
+    ----------
+    write : callable, default=None
+        Takes a line; None writes it to stderr.
+    clock : callable, default=time.perf_counter
+        Seconds; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._write = write or write_line
+        self._clock = clock
+        self._n_epochs = 0
+        self._done = 0
+        self._began = 0.0
+
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """Note the plan."""
+        self._n_epochs = plan.n_epochs
+        self._done, self._began = 0, self._clock()
+
+    def epoch(self, record: EpochRecord) -> bool:
+        """Write the line."""
+        self._done += 1
+        n_left = self._n_epochs - record["epoch"]
+        left = (self._clock() - self._began) / self._done * n_left
+        held_out = ""
+        if "validation_score" in record:
+            held_out = (
+                f", validation loss {record['validation_loss']:.4f}, "
+                f"score {record['validation_score']:.4f}"
+            )
+        self._write(
+            f"epoch {record['epoch']}/{self._n_epochs}: loss {record['loss']:.4f}{held_out}, "
+            f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s"
+            + (f", {tqdm.format_interval(left)} left" if n_left else "")
+        )
+        return False
+
+
+class PredictBar:
+    """A bar of a prediction that takes more than a second; at its end it is gone.
+
+    Parameters
+    ----------
+    verbose : int
+        0 shows nothing.
+    **options
+        Passed on to tqdm, for tests.
+    """
+
+    def __init__(self, verbose: int, **options: Any) -> None:
+        self._wanted = bool(verbose) and shows_bars(options.get("file"))
+        self._options = {"delay": _SHORT_SECONDS, "dynamic_ncols": True, **options}
+        self._bar: Any = None
+
+    def frozen(self, done: int, total: int) -> None:
+        """Frozen layers have run over `done` of `total` tokens."""
+        self._move("predict, frozen layers", done, total)
+
+    def scored(self, done: int, total: int) -> None:
+        """There are raw scores for `done` of `total` tokens."""
+        self._move("predict", done, total)
+
+    def __enter__(self) -> "PredictBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _move(self, name: str, done: int, total: int) -> None:
+        if not self._wanted:
+            return
+        if self._bar is not None and self._bar.desc != name:
+            self._close()
+        if self._bar is None:
+            self._bar = _token_bar(name, total, **self._options)
+        self._bar.update(done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class _Speed:
+    """Tokens per second since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._n_tokens = 0
+
+    def add(self, n_tokens: int) -> None:
+        self._n_tokens += n_tokens
+
+    @property
+    def per_second(self) -> float:
+        return self._n_tokens / max(time.perf_counter() - self._began, 1e-9)
+
+
+def _token_bar(name: str, total: int, **options: Any) -> Any:
+    """Return a bar of tokens that is gone once it is closed."""
+    options = {"unit": " tok", "unit_scale": True, "leave": False, **options}
+    bar = tqdm(total=total, **options)
+    bar.set_description_str(name, refresh=False)
+    return bar
+
+
+def write_line(line: str) -> None:
+    """Write a line to stderr, above a bar if there is one."""
+    if sys.stderr is not None:
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()  # a log file is to be read while the fit goes on

@@ -1,0 +1,149 @@
+"""The display of errors: exactly those that there are, the worst first, however long the texts."""
+
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import Perceptron
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.pipeline import make_pipeline
+
+matplotlib.use("Agg")
+
+
+from matplotlib import pyplot as plt
+
+from skgpt.plots import ErrorTableDisplay
+from tests.estimators.test_explain import fitted
+from tests.helpers import make_text_data
+
+DATA = make_text_data(n_classes=2)
+CLASSES = ["a", "b", "c"]
+PROB = [[0.9, 0.1, 0.0], [0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.2, 0.1, 0.7], [0.0, 0.0, 1.0]]
+TRUE = ["a", "b", "b", "b", "a"]
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_from_predictions__errors__all_of_them_and_the_worst_first() -> None:
+    display = ErrorTableDisplay.from_predictions(TRUE, PROB, classes=CLASSES)
+    assert display.frame["row"].tolist() == [4, 3, 1, 2]
+    assert display.frame["predicted"].tolist() == ["c", "c", "c", "a"]
+    assert display.frame["true"].tolist() == ["a", "b", "b", "b"]
+    np.testing.assert_allclose(display.frame["confidence"], [1.0, 0.7, 0.7, 0.5])
+    np.testing.assert_allclose(display.frame["margin"], [-1.0, -0.6, -0.5, -0.2])
+    assert (display.n_errors, display.n_predictions) == (4, 5)
+
+
+def test_from_predictions__equal_margins__in_the_order_of_rows() -> None:
+    display = ErrorTableDisplay.from_predictions([0, 1] * 50, [0.75, 0.25] * 50, n_rows=7)
+    assert display.frame["row"].tolist() == [*range(7)]
+    assert "worst 7 of 100 errors in 100" in display.ax_.get_title(loc="left")
+
+
+def test_from_predictions__no_error__says_so() -> None:
+    display = ErrorTableDisplay.from_predictions([0, 1], [0.1, 0.9], X=["x", "y"])
+    assert len(display.frame) == 0
+    assert display.ax_.get_title(loc="left") == "No error in 2 predictions"
+    assert "No error" in display._repr_html_()
+
+
+def test_from_predictions__multilabel__an_error_per_label_of_a_row() -> None:
+    true, prob = [[1, 0], [0, 0], [1, 1]], [[0.9, 0.8], [0.2, 0.1], [0.1, 0.7]]
+    display = ErrorTableDisplay.from_predictions(true, prob, classes=["red", "blue"])
+    assert display.frame["row"].tolist() == [2, 0]
+    assert display.frame["label"].tolist() == ["red", "blue"]
+    assert display.frame["true"].tolist() == [1, 0]
+    np.testing.assert_allclose(display.frame["margin"], [-0.8, -0.6])
+    drawn = [text.get_text() for text in display.ax_.texts]
+    assert {"◆ not red", "● red", "◆ blue", "● not blue"} <= set(drawn)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "a pipeline"])
+def test_from_estimator__texts_and_labels__as_predict_says(ours: bool, tiny_llama: str) -> None:
+    clf = fitted(tiny_llama) if ours else make_pipeline(CountVectorizer(), MultinomialNB())
+    clf.fit(DATA.X, DATA.y)
+    y = DATA.y[::-1]  # wrong for about one half
+    frame = ErrorTableDisplay.from_estimator(clf, DATA.X, y, n_rows=99).frame
+    wrong = np.flatnonzero(clf.predict(DATA.X) != y)
+    assert sorted(frame["row"]) == wrong.tolist()
+    assert frame["text"].tolist() == DATA.X[frame["row"]].tolist()
+    assert frame["true"].tolist() == y[frame["row"]].tolist()
+    prob = clf.predict_proba(DATA.X).max(axis=1)
+    np.testing.assert_allclose(frame["confidence"], prob[frame["row"]], atol=1e-5)
+
+
+def test_plot__long_texts_and_names__stay_inside_the_figure_and_apart() -> None:
+    names = [f"{'a long name ' * 9}{i}" for i in range(3)]
+    X = ["word " * 500, "x" * 500, "", "$a_b\x00 \ud83d", "<b>"]
+    true = [names[CLASSES.index(label)] for label in TRUE]
+    display = ErrorTableDisplay.from_predictions(true, PROB, X=X, classes=names)
+    figure = display.figure_
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in display.ax_.get_yticklabels()]
+    beside = [text.get_window_extent() for text in display.ax_.texts]
+    for box in (*boxes, *beside):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 + 1
+        assert box.y0 >= 0 and box.y1 <= figure.bbox.y1 + 1
+    for upper, lower in pairwise(boxes):
+        assert upper.y0 > lower.y1
+    said = {text.get_text() for text in display.ax_.texts}
+    assert len([text for text in said if text[0] == "◆"]) == 3  # the heading, and both told apart
+    assert display.frame["text"].tolist() == [
+        X[row] if row != 3 else "$a_b\x00 \ufffd" for row in display.frame["row"]
+    ]
+
+
+def test_html__markup__stays_text() -> None:
+    X = pd.DataFrame({"title": ["<script>"] * 5, "body": ["&amp;"] * 5})
+    display = ErrorTableDisplay.from_predictions(TRUE, PROB, X=X, classes=["a", "b", "c"])
+    reader = Reader()
+    reader.feed(display._repr_html_())
+    assert reader.tags == {"div", "table", "thead", "tbody", "tr", "th", "td"}
+    assert "<script> | &amp;" in reader.texts
+
+
+def test_from_predictions__what_does_not_fit__is_refused() -> None:
+    refuse = ErrorTableDisplay.from_predictions
+    with pytest.raises(ValueError, match="inconsistent numbers"):
+        refuse(TRUE[:3], PROB, classes=CLASSES)
+    with pytest.raises(ValueError, match="a column for each of 2 classes"):
+        refuse(TRUE, PROB)
+    with pytest.raises(ValueError, match="first in row 0"):
+        refuse(["z", *TRUE[1:]], PROB, classes=CLASSES)
+    with pytest.raises(ValueError, match="Row 1 holds"):
+        refuse([0, 1], [0.5, 3.2])
+    with pytest.raises(ValueError, match="list of arrays"):
+        refuse([[0, 1]], [np.array([[0.5, 0.5]])] * 2)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 1\)"):
+        refuse([0], np.zeros((1, 1, 1)))
+    with pytest.raises(ValueError, match="Found 1 and 5"):
+        refuse(TRUE, PROB, X=["x"], classes=CLASSES)
+    with pytest.raises(ValueError, match="`n_rows` must be an int >= 1"):
+        refuse(TRUE, PROB, classes=CLASSES, n_rows=0)
+    with pytest.raises(ValueError, match="lacks margin"):
+        ErrorTableDisplay(pd.DataFrame(columns=["row", "true", "predicted", "confidence"])).plot()
+    with pytest.raises(ValueError, match="predict_proba"):
+        ErrorTableDisplay.from_estimator(Perceptron(), DATA.X, DATA.y)
