@@ -1,7 +1,6 @@
 """What a user sees of a fit or a prediction: in a terminal, in a file, and nothing if unasked."""
 
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,34 +14,10 @@ from skgpt import GPTTextClassifier, clear_cache
 from skgpt.training.progress import EpochLines, PredictBar, ProgressBar, fit_progress, shows_bars
 from skgpt.training.watch import EpochRecord, StepDone
 from tests.helpers import make_text_data
+from tests.terminals import Terminal, lines_of
 from tests.training.test_plan import make_plan
 
 DATA = make_text_data(n_classes=2, n_per_class=8)
-
-
-class Terminal:
-    """The two ends of a terminal of 100 columns."""
-
-    def __init__(self) -> None:
-        termios = pytest.importorskip("termios", reason="terminals are of POSIX")
-        self._master, slave = os.openpty()
-        termios.tcsetwinsize(slave, (24, 100))
-        self.file: TextIO = os.fdopen(slave, "w", encoding="utf-8")
-
-    def read(self) -> str:
-        self.file.flush()
-        os.set_blocking(self._master, False)
-        parts = []
-        try:
-            while part := os.read(self._master, 65536):
-                parts.append(part)
-        except BlockingIOError:  # all of it
-            pass
-        return b"".join(parts).decode("utf-8")
-
-    def close(self) -> None:
-        self.file.close()
-        os.close(self._master)
 
 
 @pytest.fixture
@@ -50,18 +25,6 @@ def terminal() -> Iterator[Terminal]:
     made = Terminal()
     yield made
     made.close()
-
-
-def lines_of(screen: str) -> list[str]:
-    """Return what is left to see of what was written to a terminal."""
-    lines = [""]
-    for part in re.split(r"(\r\n|\r|\x1b\[A)", screen):
-        if part == "\r\n":
-            lines.append("")
-        elif part != "\r" and part:
-            assert "\x1b[A" not in part, "one line is enough for one bar"
-            lines[-1] = part + lines[-1][len(part) :]
-    return [line.rstrip() for line in lines if line.strip()]
 
 
 def record(epoch: int, **more: float) -> EpochRecord:
