@@ -379,8 +379,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
             self._fitted_with["max_length"],
             self._fitted_with.get("long_text", "cut"),  # older pickles know no other way
         )
-        # Of a fit's budget a part: what is predicted may never be asked for again.
-        memory = prefix_budget(network.device) // 4
+        memory = prefix_budget(network.device) // 4  # a part: it may never be asked for again
         budget = token_budget(network, learning=False)
         return raw_scores(network, tokens, budget, memory, PredictBar(self.verbose))
 

@@ -140,7 +140,9 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
         Decides the order of the rows, the only randomness there is. Pass an int for the same
         result each time.
     verbose : int, default=0
-        0 is silent, 1 shows a progress bar while it fits, 2 a line per epoch as well.
+        0 is silent, 1 shows a progress bar while it fits, and for predictions that take more than
+        a second; 2 a line per epoch as well. Where no bar can be drawn, as in a log file, 1 and 2
+        show the lines alone. All of it goes to stderr.
 
     Attributes
     ----------

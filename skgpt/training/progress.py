@@ -179,6 +179,7 @@ class PredictBar:
         self._wanted = bool(verbose) and shows_bars(options.get("file"))
         self._options = {"delay": _SHORT_SECONDS, "dynamic_ncols": True, **options}
         self._bar: Any = None
+        self._name = ""
 
     def frozen(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""
@@ -197,8 +198,9 @@ class PredictBar:
     def _move(self, name: str, done: int, total: int) -> None:
         if not self._wanted:
             return
-        if self._bar is not None and self._bar.desc != name:
+        if name != self._name:
             self._close()
+            self._name = name
         if self._bar is None:
             self._bar = _token_bar(name, total, **self._options)
         self._bar.update(done - self._bar.n)
@@ -226,10 +228,7 @@ class _Speed:
 
 def _token_bar(name: str, total: int, **options: Any) -> Any:
     """Return a bar of tokens that is gone once it is closed."""
-    options = {"unit": " tok", "unit_scale": True, "leave": False, **options}
-    bar = tqdm(total=total, **options)
-    bar.set_description_str(name, refresh=False)
-    return bar
+    return tqdm(total=total, desc=name, unit=" tok", unit_scale=True, leave=False, **options)
 
 
 def write_line(line: str) -> None:

@@ -100,7 +100,8 @@ class GPTSearchCV(BaseSearchCV):
         Seeds the sampler, if that is None. Pass an int for the same trials in each call; the
         estimator has a `random_state` of its own.
     verbose : int, default=0
-        1 shows a progress bar, 2 a line per trial as well.
+        1 shows a progress bar, 2 a line per trial as well; the lines alone where no bar can be
+        drawn, as in a log file. All of it goes to stderr.
 
     Attributes
     ----------

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from skgpt.exceptions import SearchSpaceError, SearchStorageError
 from skgpt.model.heap import give_memory_back
+from skgpt.training.progress import shows_bars, write_line
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
 from skgpt.tuning.leases import devices_of, held_lease, leased
 from skgpt.tuning.ledger import Ledger
@@ -291,24 +292,35 @@ class TrialsBar:
     ----------
     ledger : Ledger
     verbose : int
-        0 shows nothing; from 2 on there is a line per trial of this worker.
+        0 shows nothing; from 2 on there is a line per trial of this worker. Where no bar can be
+        drawn, as in a log file, there are the lines alone from 1 on.
     **options
         Passed on to tqdm, for tests.
     """
 
     def __init__(self, ledger: Ledger, verbose: int, **options: Any) -> None:
         self._ledger = ledger
-        self._verbose = verbose
         self._bar: Any = None
-        if verbose:
+        draws = bool(verbose) and shows_bars(options.get("file"))
+        self._writes = verbose > 1 or (bool(verbose) and not draws)
+        if draws:
             done = len(ledger.finished())
             limits = {"total": ledger.n_trials, "initial": done}
             self._bar = tqdm(**limits, desc="search", unit="trial", **options)
 
     def show(self, outcome: Outcome | None = None) -> None:
         """Show how far the search is, and what came of a trial if one has just ended."""
-        if self._bar is None:
-            return
+        if self._bar is not None:
+            self._move()
+        if outcome is not None and self._writes:
+            why = "" if outcome.error is None else f" ({outcome.error})"
+            score = "" if outcome.state != "COMPLETE" else f", score {outcome.value:.4f}"
+            write_line(
+                f"{outcome.state.lower()} after {outcome.n_epochs} epochs, "
+                f"{sum(outcome.fit_time):.1f} s{score}{why}"
+            )
+
+    def _move(self) -> None:
         trials = self._ledger.finished()
         states = [trial.state.name for trial in trials]
         values = [float(t.values[0]) for t in trials if t.state.name == "COMPLETE"]
@@ -318,13 +330,6 @@ class TrialsBar:
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(len(trials) - self._bar.n)
         self._bar.refresh()
-        if outcome is not None and self._verbose > 1:
-            why = "" if outcome.error is None else f" ({outcome.error})"
-            score = "" if outcome.state != "COMPLETE" else f", score {outcome.value:.4f}"
-            self._bar.write(
-                f"{outcome.state.lower()} after {outcome.n_epochs} epochs, "
-                f"{sum(outcome.fit_time):.1f} s{score}{why}"
-            )
 
     def close(self) -> None:
         """Close the bar."""

@@ -1,12 +1,11 @@
-"""What watches a fit: the bar, the lines, and the word about a fit that takes very long."""
+"""What watches a fit: the word about one that takes very long."""
 
-import io
 import warnings
 
 import pytest
 
 from skgpt.exceptions import SlowFitWarning
-from skgpt.training.watch import ProgressBar, SlowFitNotice, StepDone
+from skgpt.training.watch import SlowFitNotice, StepDone
 from tests.training.test_plan import make_plan
 
 
@@ -66,32 +65,3 @@ def test_slow_fit_notice__frozen_layers_done__estimates_nothing_from_them() -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         notice.prefix(10_000, 10_000)  # done: nothing left to estimate
-
-
-@pytest.mark.parametrize(("verbose", "lines"), [(1, 0), (2, 2)])
-def test_progress_bar__a_fit__shows_epoch_loss_and_steps(verbose: int, lines: int) -> None:
-    screen = io.StringIO()
-    bar = ProgressBar(verbose, file=screen, mininterval=0, ncols=100)
-    plan = make_plan(n_rows=16, batch_size=8, n_epochs=2)
-    bar.prefix(50, 100)
-    bar.prefix(100, 100)
-    bar.start(plan)
-    for step in range(1, 5):
-        bar.step(StepDone(step, (step + 1) // 2, 10, lambda: 0.25))
-        if step % 2 == 0:
-            bar.epoch(
-                {
-                    "epoch": step // 2,
-                    "loss": 0.25,
-                    "learning_rate": 0.1,
-                    "seconds": 1.0,
-                    "tokens_per_second": 20.0,
-                    "skipped_steps": 0,
-                }
-            )
-    bar.end()
-    shown = screen.getvalue()
-    assert "frozen layers" in shown
-    assert "epoch 2/2: 100%" in shown
-    assert "loss=0.250" in shown
-    assert "4/4" in shown

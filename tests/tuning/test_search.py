@@ -1,6 +1,7 @@
 """GPTSearchCV as one of scikit-learn's searches."""
 
 import pickle
+import sys
 import threading
 from typing import Any
 
@@ -21,6 +22,7 @@ from skgpt.exceptions import SearchFailedError, SearchSpaceError
 from skgpt.tuning import GPTSearchCV
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
+from tests.terminals import Terminal, lines_of
 from tests.tuning.searching import RATES, piped, rows_of, search
 
 GRID = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
@@ -212,10 +214,26 @@ def test_search__a_timeout__begins_no_more_trials(
     assert 1 <= len(ours.cv_results_["params"]) < 10_000
 
 
-def test_search__verbose__says_what_became_of_trials(
-    tiny_llama: str, two_class_data: TextData, capsys: pytest.CaptureFixture[str]
+def test_search__verbose_in_a_terminal__a_bar_and_a_line_per_trial(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal.file)
     search(tiny_llama, verbose=2).fit(*two_class_data)
+    left = lines_of(terminal.read())
+    terminal.close()
+    assert [line for line in left if "complete after 3 epochs" in line] == left[:-1]
+    assert len(left) == 4
+    assert "search: 100%" in left[-1] and "best=" in left[-1] and "failed=0" in left[-1]
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_search__stderr_is_a_file__a_line_per_trial_if_asked_for(
+    verbose: int, tiny_llama: str, two_class_data: TextData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(tiny_llama, verbose=verbose).fit(*two_class_data)
     shown = capsys.readouterr()
-    assert "search: 100%" in shown.err and "best=" in shown.err and "failed=0" in shown.err
-    assert (shown.out + shown.err).count("complete after 3 epochs") == 3
+    assert shown.out == "" and "\r" not in shown.err
+    lines = shown.err.splitlines()
+    assert len(lines) == 3 * verbose
+    assert all(line.startswith("complete after 3 epochs") for line in lines)
