@@ -83,7 +83,7 @@ def test_html__parameters__each_have_a_tooltip_and_a_link_to_their_own_entry() -
 def test_html__fitted__shows_the_documented_attributes(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    clf = fit(tiny_llama, two_class_data, early_stopping=True)
+    clf = fit(tiny_llama, two_class_data, early_stopping=True, calibrate=True)
     shown = clf._repr_html_()
     assert f"{LINK}#:~:text=history_,-list%20of%20dict" in shown
     rows = table(shown, "Fitted attributes")
