@@ -37,6 +37,7 @@ Storage = str | PathLike[str] | BaseStorage | None
 # Optuna's own defaults are for hundreds of trials of hundreds of epochs. A first epoch says
 # little, as the learning rates are still rising in it.
 _STARTUP = {"n_startup_trials": 3, "n_warmup_steps": 2}
+_JOURNAL_BEGINS = b'{"op_code":'
 _WAITS = (0.2, 0.5, 1.0)  # seconds between tries to open a database
 
 PRUNERS = {
@@ -169,12 +170,23 @@ def _database(url: str) -> BaseStorage:
 def _journal(file: Path) -> JournalStorage:
     lock = JournalFileSymlinkLock(str(file))
     if file.exists():
+        _check_is_journal(file)  # or what a user has in it would be cut
         lock.acquire()
         try:
             _cut_torn_line(file)
         finally:
             lock.release()
     return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+
+
+def _check_is_journal(file: Path) -> None:
+    with open(file, "rb") as opened:
+        begins = opened.read(len(_JOURNAL_BEGINS))
+    if not _JOURNAL_BEGINS.startswith(begins):  # the first line may be torn as well
+        raise ValueError(
+            "it is a file of another kind than Optuna's journals; it was left as it is. For an "
+            "SQLite database pass 'sqlite:///' and its path."
+        )
 
 
 def _cut_torn_line(file: Path) -> None:

@@ -15,6 +15,7 @@ from skgpt.training.watch import Monitor
 from skgpt.tuning import ledger as ledger_module
 from skgpt.tuning.folds import Outcome
 from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.studies import open_storage
 from tests.helpers import TextData
 from tests.tuning.process import begun, stored, trials_in, wait_until
 from tests.tuning.searching import rows_of
@@ -146,6 +147,27 @@ def test_storage__a_last_line_written_by_half__is_cut_off(
         file.write(b'{"op_code": 4, "wor')
     found = stored(tiny_llama, journal, n_trials=2).fit(*two_class_data)
     assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
+
+
+@pytest.mark.parametrize("content", [b"text,label\nhello,sport", b"SQLite format 3\0\n\0", b"{}"])
+def test_open_storage__a_file_of_another_kind__is_refused_and_left_as_it_is(
+    tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "theirs"
+    file.write_bytes(content)
+    with pytest.raises(SearchStorageError, match="another kind than Optuna's journals"):
+        open_storage(file)
+    assert file.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"op', b'{"op_code":0,"wor'])
+def test_open_storage__a_first_line_written_by_half__is_a_journal(
+    tmp_path: Path, torn: bytes
+) -> None:
+    file = tmp_path / "search.journal"
+    file.write_bytes(torn)
+    assert open_storage(file).get_all_studies() == []
 
 
 @pytest.mark.parametrize("where", ["no/such/folder/search.journal", "nosuchdb://a/b"])
