@@ -138,6 +138,17 @@ def test_storage__other_data_or_settings__another_study_or_refused(
         stored(tiny_llama, journal, **{**named, "study_name": "theirs"}).fit(X, y)
 
 
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
+def test_storage__an_empty_study_of_another_direction__is_refused(
+    tiny_llama: str, two_class_data: TextData, directions: list[str]
+) -> None:
+    memory = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=memory, study_name="mine", directions=directions)
+    with pytest.raises(ContinuationError, match=f"created with '{', '.join(directions)}'"):
+        stored(tiny_llama, memory, study_name="mine").fit(*two_class_data)
+    assert study.trials == [] and study.user_attrs == {}
+
+
 def test_storage__a_last_line_written_by_half__is_cut_off(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
