@@ -1,7 +1,7 @@
 """What a search may choose from: as Optuna's distributions, and what their values stand for."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,6 +13,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import BaseTrial, Trial
+from scipy.stats import rv_discrete
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from skgpt.estimators.base import BaseGPTText
@@ -84,35 +86,6 @@ class Space:
         }
 
 
-def check_names(names: Iterable[str], estimator: Any) -> None:
-    """Check that an estimator has the parameters that a space names.
-
-    Parameters
-    ----------
-    names : iterable of str
-    estimator : estimator
-
-    Raises
-    ------
-    SearchSpaceError
-        If it has no such parameter, and none of the space can bring it along, as a `lora` brings
-        ``lora__rank``; the message names those that are most like it.
-    """
-    names = list(names)
-    known = list(estimator.get_params())
-    for name in names:
-        parts = name.split("__")
-        parents = ("__".join(parts[:n]) for n in range(1, len(parts)))
-        if name in known or any(parent in names for parent in parents):
-            continue
-        like = [n for n in known if n.endswith(f"__{name}")] or get_close_matches(name, known)
-        hint = f"Did you mean {' or '.join(map(repr, like))}?" if like else "See get_params()."
-        raise SearchSpaceError(
-            "`param_distributions` must name parameters that set_params takes. "
-            f"{type(estimator).__name__} has no {name!r}. {hint}"
-        )
-
-
 def _dimension(name: str, given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None]:
     if isinstance(given, BaseDistribution):
         return given, None
@@ -141,7 +114,9 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
         if kind == "uniform" or math.isclose(given.mean(), _log_mean(low, high), rel_tol=1e-9):
             return FloatDistribution(low, high, log=kind != "uniform"), None
     if hasattr(given, "ppf"):
-        return FloatDistribution(_EDGE, 1 - _EDGE), lambda quantile: given.ppf(quantile).item()
+        # Quantiles of whole numbers come as floats, which parameters such as layers don't take.
+        number = int if isinstance(given.dist, rv_discrete) else float
+        return FloatDistribution(_EDGE, 1 - _EDGE), lambda quantile: number(given.ppf(quantile))
     # Nothing is known of it but that it can be drawn from.
     return IntDistribution(0, _SEEDS), lambda seed: _plain(given.rvs(random_state=seed))
 
@@ -184,6 +159,37 @@ def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dic
                 f"Got {among!r} for {name!r}."
             )
     return drawn
+
+
+def check_names(space: Mapping[str, Any], estimator: Any) -> None:
+    """Raise if a space names what an estimator has not: every trial would fail of it.
+
+    Parameters
+    ----------
+    space : mapping of str to object
+        By names of parameters. What depends on another of them is left to the trials: whether
+        there is a ``lora__rank`` where `lora` may be None, say.
+    estimator : estimator
+
+    Raises
+    ------
+    SearchSpaceError
+    """
+    known = estimator.get_params()
+    for name in space:
+        steps = name.split("__")
+        if name in known or any("__".join(steps[:i]) in space for i in range(1, len(steps))):
+            continue
+        try:  # get_params doesn't name all that every estimator takes
+            clone(estimator).set_params(**{name: None})
+        except (ValueError, TypeError, AttributeError) as error:  # the last of lora=None
+            like = get_close_matches(name, known, n=1)
+            hint = f"did you mean {like[0]!r}?" if like else "see its get_params()."
+            raise SearchSpaceError(
+                f"`param_distributions` must name parameters of the estimator. {name!r} is none "
+                f"of this {type(estimator).__name__}: {hint} Those of `lora` are there once it is "
+                "a LoRA(), those of a Pipeline's step as <step>__<name>."
+            ) from error
 
 
 def final_of(estimator: Any) -> tuple[str, Any]:
@@ -285,7 +291,6 @@ def suggest(trial: Trial, estimator: Any) -> dict[str, Any]:
     Parameters
     ----------
     trial : optuna.trial.Trial
-        What suggests, and remembers what it suggested.
     estimator : GPTTextClassifier or Pipeline
         As in `default_space`, which is what is suggested from.
 

@@ -25,11 +25,11 @@ from optuna.pruners import (
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
-from skgpt.exceptions import SearchStorageError
+from skgpt.exceptions import ContinuationError, SearchStorageError
 from skgpt.tuning.identity import check_belongs
 
 Storage = str | PathLike[str] | BaseStorage | None
@@ -37,6 +37,7 @@ Storage = str | PathLike[str] | BaseStorage | None
 # Optuna's own defaults are for hundreds of trials of hundreds of epochs. A first epoch says
 # little, as the learning rates are still rising in it.
 _STARTUP = {"n_startup_trials": 3, "n_warmup_steps": 2}
+_JOURNAL_BEGINS = b'{"op_code":'
 _WAITS = (0.2, 0.5, 1.0)  # seconds between tries to open a database
 
 PRUNERS = {
@@ -169,12 +170,23 @@ def _database(url: str) -> BaseStorage:
 def _journal(file: Path) -> JournalStorage:
     lock = JournalFileSymlinkLock(str(file))
     if file.exists():
+        _check_is_journal(file)  # or what a user has in it would be cut
         lock.acquire()
         try:
             _cut_torn_line(file)
         finally:
             lock.release()
     return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+
+
+def _check_is_journal(file: Path) -> None:
+    with open(file, "rb") as opened:
+        begins = opened.read(len(_JOURNAL_BEGINS))
+    if not _JOURNAL_BEGINS.startswith(begins):  # the first line may be torn as well
+        raise ValueError(
+            "it is a file of another kind than Optuna's journals; it was left as it is. For an "
+            "SQLite database pass 'sqlite:///' and its path."
+        )
 
 
 def _cut_torn_line(file: Path) -> None:
@@ -211,7 +223,8 @@ def open_study(
     Raises
     ------
     ContinuationError
-        If there is one that belongs to something else; the message names what differs.
+        If there is one that belongs to something else, or that doesn't maximise one score; the
+        message names what differs.
     """
     with quiet():
         study = optuna.create_study(
@@ -221,6 +234,12 @@ def open_study(
             study_name=name,
             direction="maximize",
             load_if_exists=True,
+        )
+    if study.directions != [StudyDirection.MAXIMIZE]:  # Optuna takes what is there as it is
+        found = ", ".join(direction.name.lower() for direction in study.directions)
+        raise ContinuationError(
+            "A search needs a study that maximises one score. "
+            f"{name!r} has been created with {found!r}: set another `study_name`."
         )
     check_belongs(study, belongs_to)
     return study

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,38 @@ from skgpt.exceptions import MissingPackageError, SearchSpaceError
 from skgpt.tuning import GPTSearchCV, default_space, suggest
 from skgpt.tuning.space import Space, check_names, draw
 from tests.estimators.test_classifier import make
+from tests.helpers import TextData
 from tests.tuning.searching import piped
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "hint"),
+    [
+        (make, "learning_rat", "mean 'learning_rate'"),
+        (make, "lora__rank", "once it is a LoRA"),
+        (make, "zzz", "see its get_params"),
+        (piped, "head_learning_rate", "mean 'gpttextclassifier__head_learning_rate'"),
+        (piped, "gpttextclassifier__pool", "mean 'gpttextclassifier__pooling'"),
+    ],
+)
+def test_check_names__what_the_estimator_has_not__is_refused_before_any_trial(
+    tiny_llama: str, two_class_data: TextData, build: Any, name: str, hint: str
+) -> None:
+    space = {name: [1, 2]}
+    with pytest.raises(SearchSpaceError, match=f"{name!r} is none of this .*{hint}"):
+        check_names(space, build(tiny_llama))
+    ours = GPTSearchCV(build(tiny_llama), space, n_trials=2, cv=2)
+    with pytest.raises(SearchSpaceError, match=f"{name!r} is none of"):
+        ours.fit(*two_class_data)
+
+
+def test_check_names__what_depends_on_another_choice__is_left_to_the_trials(
+    tiny_llama: str,
+) -> None:
+    check_names({"lora": [None, LoRA()], "lora__rank": [2, 4]}, make(tiny_llama))
+    check_names({"lora__rank": [2, 4]}, make(tiny_llama, lora=LoRA()))
+    step = "gpttextclassifier"
+    check_names({step: [make(tiny_llama)], f"{step}__lora__rank": [2]}, piped(tiny_llama))
 
 
 def drawn(space: Space, n: int = 50) -> list[dict[str, Any]]:
@@ -54,11 +84,19 @@ def test_space__plain_ranges_of_scipy__are_optunas_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [stats.norm(3, 0.1), stats.loguniform(1, 2, loc=5), stats.poisson(4)]
+    ("given", "kind"),
+    [
+        (stats.norm(3, 0.1), float),
+        (stats.loguniform(1, 2, loc=5), float),
+        (stats.poisson(4), int),
+        (stats.binom(4, 0.5), int),
+    ],
 )
-def test_space__another_distribution_of_scipy__is_drawn_from_by_quantile(given: Any) -> None:
+def test_space__another_distribution_of_scipy__is_drawn_from_by_quantile(
+    given: Any, kind: type
+) -> None:
     values = [params["a"] for params in drawn(Space({"a": given}), 300)]
-    assert type(values[0]) is float
+    assert {type(value) for value in values} == {kind}
     assert abs(np.mean(values) - given.mean()) < 4 * given.std() / np.sqrt(len(values))
 
 
@@ -143,29 +181,3 @@ def test_tuning__without_optuna__says_what_to_install(monkeypatch: pytest.Monkey
 def test_default_space__no_estimator_of_ours__is_refused() -> None:
     with pytest.raises(SearchSpaceError, match="DummyClassifier: pass `param_distributions`"):
         default_space(DummyClassifier())
-
-
-@pytest.mark.parametrize(
-    ("names", "in_pipeline", "hint"),
-    [
-        (["learning_rat"], False, "Did you mean 'learning_rate'"),
-        (["learning_rate"], True, "Did you mean 'gpttextclassifier__learning_rate'"),
-        (["lora__rank"], False, "has no 'lora__rank'"),  # while `lora` is None for good
-        (["zzz"], False, "See get_params"),
-    ],
-)
-def test_search__a_name_that_is_no_parameter__is_refused_before_any_trial(
-    tiny_llama: str, tmp_path: Path, names: list[str], in_pipeline: bool, hint: str
-) -> None:
-    estimator = piped(tiny_llama) if in_pipeline else make(tiny_llama)
-    storage = tmp_path / "search.journal"
-    tried = GPTSearchCV(estimator, {name: [1, 2] for name in names}, storage=storage)
-    with pytest.raises(SearchSpaceError, match=hint):
-        tried.fit(["a", "b"] * 10, [0, 1] * 10)
-    assert not storage.exists()
-
-
-def test_check_names__brought_along_by_another__are_fine(tiny_llama: str) -> None:
-    check_names(["lora", "lora__rank"], make(tiny_llama))
-    check_names(["gpttextclassifier", "gpttextclassifier__tol"], piped(tiny_llama))
-    check_names(["lora__rank"], make(tiny_llama, lora=LoRA()))

@@ -15,6 +15,7 @@ from skgpt.training.watch import Monitor
 from skgpt.tuning import ledger as ledger_module
 from skgpt.tuning.folds import Outcome
 from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.studies import open_storage
 from tests.helpers import TextData
 from tests.tuning.process import begun, stored, trials_in, wait_until
 from tests.tuning.searching import rows_of
@@ -137,6 +138,17 @@ def test_storage__other_data_or_settings__another_study_or_refused(
         stored(tiny_llama, journal, **{**named, "study_name": "theirs"}).fit(X, y)
 
 
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
+def test_storage__an_empty_study_of_another_direction__is_refused(
+    tiny_llama: str, two_class_data: TextData, directions: list[str]
+) -> None:
+    memory = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=memory, study_name="mine", directions=directions)
+    with pytest.raises(ContinuationError, match=f"created with '{', '.join(directions)}'"):
+        stored(tiny_llama, memory, study_name="mine").fit(*two_class_data)
+    assert study.trials == [] and study.user_attrs == {}
+
+
 def test_storage__a_last_line_written_by_half__is_cut_off(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
@@ -146,6 +158,27 @@ def test_storage__a_last_line_written_by_half__is_cut_off(
         file.write(b'{"op_code": 4, "wor')
     found = stored(tiny_llama, journal, n_trials=2).fit(*two_class_data)
     assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
+
+
+@pytest.mark.parametrize("content", [b"text,label\nhello,sport", b"SQLite format 3\0\n\0", b"{}"])
+def test_open_storage__a_file_of_another_kind__is_refused_and_left_as_it_is(
+    tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "theirs"
+    file.write_bytes(content)
+    with pytest.raises(SearchStorageError, match="another kind than Optuna's journals"):
+        open_storage(file)
+    assert file.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"op', b'{"op_code":0,"wor'])
+def test_open_storage__a_first_line_written_by_half__is_a_journal(
+    tmp_path: Path, torn: bytes
+) -> None:
+    file = tmp_path / "search.journal"
+    file.write_bytes(torn)
+    assert open_storage(file).get_all_studies() == []
 
 
 @pytest.mark.parametrize("where", ["no/such/folder/search.journal", "nosuchdb://a/b"])
@@ -187,6 +220,17 @@ def test_ledger__a_worker_elsewhere__is_dead_when_its_lease_is_over() -> None:
     other = book.take()
     assert other is not None and other.params not in (dead.params, alive.params)
     assert book.take() is None
+
+
+def test_ledger__a_trial_that_a_living_process_has_left__is_tried_again() -> None:
+    book = ledger()
+    left = book.take()
+    assert left is not None
+    owner = left.user_attrs["skgpt:worker"]
+    assert not book._is_dead(book.study.trials[0])
+    left.set_user_attr("skgpt:worker", {**owner, "until": time.time() - 1})
+    again = Ledger(book.study, book.distributions, book.n_trials).take()
+    assert again is not None and again.params == left.params
 
 
 def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
