@@ -38,8 +38,8 @@ def check_trials(trials: Sequence[FrozenTrial]) -> None:
         raise SearchFailedError(
             "A search needs a trial that is trained to its end. Of this one's "
             f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
-            "See error_score='raise', pruner=None, or a longer `timeout`. What `storage` keeps is not "
-            "tried again: for more trials raise `n_trials`, or set another `study_name`."
+            "See error_score='raise', pruner=None, or a longer `timeout`. What `storage` keeps is "
+            "not tried again: for more trials raise `n_trials`, or set another `study_name`."
         )
 
 
