@@ -133,7 +133,8 @@ def test_storage__other_data_or_settings__another_study_or_refused(
     changed.estimator.set_params(max_epochs=4)
     with pytest.raises(ContinuationError, match=r"this differs: `max_epochs`\. Set another"):
         changed.fit(X, y)
-    optuna.create_study(storage=first.study_._storage, study_name="theirs").ask()
+    theirs = {"study_name": "theirs", "direction": "maximize"}
+    optuna.create_study(storage=first.study_._storage, **theirs).ask()
     with pytest.raises(ContinuationError, match="'theirs' belongs"):
         stored(tiny_llama, journal, **{**named, "study_name": "theirs"}).fit(X, y)
 
@@ -158,6 +159,19 @@ def test_storage__a_last_line_written_by_half__is_cut_off(
         file.write(b'{"op_code": 4, "wor')
     found = stored(tiny_llama, journal, n_trials=2).fit(*two_class_data)
     assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
+
+
+def test_open_storage__a_line_torn_while_another_lives__does_not_spoil_what_follows(
+    tmp_path: Path,
+) -> None:
+    journal = tmp_path / "search.journal"
+    study = optuna.create_study(storage=open_storage(journal), study_name="mine")
+    for _ in range(2):
+        with open(journal, "ab") as file:
+            file.write(b'{"op_code":4,"wor')
+        study.tell(study.ask(), 1.0)
+    assert [trial.value for trial in study.trials] == [1.0, 1.0]
+    assert [trial.value for trial in trials_in(journal)] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("content", [b"text,label\nhello,sport", b"SQLite format 3\0\n\0", b"{}"])
