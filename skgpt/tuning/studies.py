@@ -25,11 +25,11 @@ from optuna.pruners import (
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
-from skgpt.exceptions import SearchStorageError
+from skgpt.exceptions import ContinuationError, SearchStorageError
 from skgpt.tuning.identity import check_belongs
 
 Storage = str | PathLike[str] | BaseStorage | None
@@ -223,7 +223,8 @@ def open_study(
     Raises
     ------
     ContinuationError
-        If there is one that belongs to something else; the message names what differs.
+        If there is one that belongs to something else, or that doesn't maximise one score; the
+        message names what differs.
     """
     with quiet():
         study = optuna.create_study(
@@ -233,6 +234,12 @@ def open_study(
             study_name=name,
             direction="maximize",
             load_if_exists=True,
+        )
+    if study.directions != [StudyDirection.MAXIMIZE]:  # Optuna takes what is there as it is
+        found = ", ".join(direction.name.lower() for direction in study.directions)
+        raise ContinuationError(
+            "A search needs a study that maximises one score. "
+            f"{name!r} has been created with {found!r}: set another `study_name`."
         )
     check_belongs(study, belongs_to)
     return study

@@ -133,9 +133,21 @@ def test_storage__other_data_or_settings__another_study_or_refused(
     changed.estimator.set_params(max_epochs=4)
     with pytest.raises(ContinuationError, match=r"this differs: `max_epochs`\. Set another"):
         changed.fit(X, y)
-    optuna.create_study(storage=first.study_._storage, study_name="theirs").ask()
+    theirs = {"study_name": "theirs", "direction": "maximize"}
+    optuna.create_study(storage=first.study_._storage, **theirs).ask()
     with pytest.raises(ContinuationError, match="'theirs' belongs"):
         stored(tiny_llama, journal, **{**named, "study_name": "theirs"}).fit(X, y)
+
+
+@pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
+def test_storage__an_empty_study_of_another_direction__is_refused(
+    tiny_llama: str, two_class_data: TextData, directions: list[str]
+) -> None:
+    memory = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=memory, study_name="mine", directions=directions)
+    with pytest.raises(ContinuationError, match=f"created with '{', '.join(directions)}'"):
+        stored(tiny_llama, memory, study_name="mine").fit(*two_class_data)
+    assert study.trials == [] and study.user_attrs == {}
 
 
 def test_storage__a_last_line_written_by_half__is_cut_off(
