@@ -125,9 +125,11 @@ class Ledger:
             try:
                 process = psutil.Process(worker["pid"])
                 is_it = process.create_time() == worker["began"]
-                return not is_it or process.status() == psutil.STATUS_ZOMBIE
+                if not is_it or process.status() == psutil.STATUS_ZOMBIE:
+                    return True
             except psutil.NoSuchProcess:
                 return True
+        # A process may live on and have left its trial, as when the disk was full at that moment.
         return bool(time.time() > worker["until"])
 
     def try_again(self, trial_id: int) -> None:

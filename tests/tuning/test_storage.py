@@ -223,6 +223,17 @@ def test_ledger__a_worker_elsewhere__is_dead_when_its_lease_is_over() -> None:
     assert book.take() is None
 
 
+def test_ledger__a_trial_that_a_living_process_has_left__is_tried_again() -> None:
+    book = ledger()
+    left = book.take()
+    assert left is not None
+    owner = left.user_attrs["skgpt:worker"]
+    assert not book._is_dead(book.study.trials[0])
+    left.set_user_attr("skgpt:worker", {**owner, "until": time.time() - 1})
+    again = Ledger(book.study, book.distributions, book.n_trials).take()
+    assert again is not None and again.params == left.params
+
+
 def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
     book = ledger()
     trial = book.take()
