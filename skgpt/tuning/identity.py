@@ -41,6 +41,9 @@ def identity_of(work: Evaluation, scoring: Any, space: Space) -> dict[str, Any]:
     ContinuationError
         If there is no telling what something is.
     """
+    passed = {"what is passed to `fit`": described(dict(work.fit_params))}
+    if work.score_params:
+        passed["what is passed to the scorers"] = described(dict(work.score_params))
     return {
         **_of_parameters(work.estimator),
         **_of_files(work.estimator, space),
@@ -54,7 +57,7 @@ def identity_of(work: Evaluation, scoring: Any, space: Space) -> dict[str, Any]:
         "`scoring`": described(scoring),
         "`refit`": work.main_metric,
         "`return_train_score`": bool(work.return_train_score),
-        "what is passed to `fit`": described(dict(work.fit_params)),
+        **passed,
     }
 
 

@@ -63,6 +63,19 @@ def test_identity__models_to_choose_from__their_files_count(
         assert len({found[f"the files of {folder!r}"] for folder in folders}) == 2
 
 
+def test_identity__other_weights_for_the_scorer_alone__is_another_search(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    rows = np.arange(len(two_class_data.X))
+    estimator, splits = make(tiny_llama), [(rows[:20], rows[20:])]
+    names = []
+    for last in (1.0, 1.0, 2.0):
+        passed = {"sample_weight": np.r_[np.ones(len(rows) - 1), last]}
+        work = Evaluation(estimator, *two_class_data[:2], splits, None, {}, passed)
+        names.append(name_of(identity_of(work, None, Space(RATES))))
+    assert names[0] == names[1] != names[2]
+
+
 def test_files_digest__what_is_had_by_name_or_is_none__is_none(tmp_path: Path) -> None:
     assert files_digest("smollm2-135m") is None and files_digest("someone/something") is None
     assert files_digest(str(tmp_path)) is None and files_digest("") is None
