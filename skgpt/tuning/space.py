@@ -12,6 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import BaseTrial, Trial
+from scipy.stats import rv_discrete
 from sklearn.pipeline import Pipeline
 
 from skgpt.estimators.base import BaseGPTText
@@ -111,7 +112,9 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
         if kind == "uniform" or math.isclose(given.mean(), _log_mean(low, high), rel_tol=1e-9):
             return FloatDistribution(low, high, log=kind != "uniform"), None
     if hasattr(given, "ppf"):
-        return FloatDistribution(_EDGE, 1 - _EDGE), lambda quantile: given.ppf(quantile).item()
+        # Quantiles of whole numbers come as floats, which parameters such as layers don't take.
+        number = int if isinstance(given.dist, rv_discrete) else float
+        return FloatDistribution(_EDGE, 1 - _EDGE), lambda quantile: number(given.ppf(quantile))
     # Nothing is known of it but that it can be drawn from.
     return IntDistribution(0, _SEEDS), lambda seed: _plain(given.rvs(random_state=seed))
 

@@ -53,11 +53,19 @@ def test_space__plain_ranges_of_scipy__are_optunas_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [stats.norm(3, 0.1), stats.loguniform(1, 2, loc=5), stats.poisson(4)]
+    ("given", "kind"),
+    [
+        (stats.norm(3, 0.1), float),
+        (stats.loguniform(1, 2, loc=5), float),
+        (stats.poisson(4), int),
+        (stats.binom(4, 0.5), int),
+    ],
 )
-def test_space__another_distribution_of_scipy__is_drawn_from_by_quantile(given: Any) -> None:
+def test_space__another_distribution_of_scipy__is_drawn_from_by_quantile(
+    given: Any, kind: type
+) -> None:
     values = [params["a"] for params in drawn(Space({"a": given}), 300)]
-    assert type(values[0]) is float
+    assert {type(value) for value in values} == {kind}
     assert abs(np.mean(values) - given.mean()) < 4 * given.std() / np.sqrt(len(values))
 
 
