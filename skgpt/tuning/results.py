@@ -118,5 +118,7 @@ def cv_results_of(
 
 def _rank(means: NDArray[np.float64], complete: NDArray[np.bool_]) -> NDArray[np.int32]:
     ranks = np.full(len(means), complete.sum() + 1, dtype=np.int32)
-    ranks[complete] = rankdata(-means[complete], method="min")
+    # Of several metrics, those that don't guide the search may be nan: no better than any other.
+    known = np.where(np.isnan(means), -np.inf, means)
+    ranks[complete] = rankdata(-known[complete], method="min")
     return ranks

@@ -120,6 +120,26 @@ def test_search__single_metric_callable_and_no_refit__like_grid_search(
         search(tiny_llama, scoring=both, refit="other", n_trials=1).fit(X, y)
 
 
+@pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
+def test_search__a_metric_that_is_nan_and_does_not_guide__ranks_last(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    seen: list[int] = []
+
+    def odd(estimator: Any, X: Any, y: Any) -> float:
+        seen.append(estimator.get_params()["batch_size"])
+        return np.nan if seen[-1] == 4 else 0.5
+
+    sizes = {"batch_size": [4, 8]}
+    scoring = {"accuracy": "accuracy", "odd": odd}
+    options: dict[str, Any] = {"sampler": GridSampler(sizes), "pruner": None, "n_trials": 2}
+    found = search(tiny_llama, sizes, scoring=scoring, refit=False, **options)
+    found.fit(*two_class_data)
+    assert set(found.cv_results_["trial_state"]) == {"COMPLETE"}
+    is_nan = found.cv_results_["param_batch_size"] == 4
+    assert found.cv_results_["rank_test_odd"].tolist() == np.where(is_nan, 2, 1).tolist()
+
+
 def test_search__weights_and_groups__reach_fit_scorer_and_splitter(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
