@@ -29,7 +29,7 @@ from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.identity import identity_of, name_of
 from skgpt.tuning.ledger import result_of
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of
-from skgpt.tuning.space import Space, default_space
+from skgpt.tuning.space import Space, check_names, default_space
 from skgpt.tuning.studies import PRUNERS, Storage
 from skgpt.tuning.workers import Job, run
 
@@ -254,6 +254,7 @@ class GPTSearchCV(BaseSearchCV):
         given = self.param_distributions
         given = default_space(self.estimator) if given is None else dict(given)
         job = self._job(work, given, deadline)
+        check_names(given, work.estimator)
         # Before the trials: what is wrong with it must not lose them.
         theirs = judge_baseline(work) if self.baseline else None
         study = run(job, self.n_jobs)

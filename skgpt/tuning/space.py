@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from optuna.distributions import (
 )
 from optuna.trial import BaseTrial, Trial
 from scipy.stats import rv_discrete
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from skgpt.estimators.base import BaseGPTText
@@ -157,6 +159,37 @@ def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dic
                 f"Got {among!r} for {name!r}."
             )
     return drawn
+
+
+def check_names(space: Mapping[str, Any], estimator: Any) -> None:
+    """Raise if a space names what an estimator has not: every trial would fail of it.
+
+    Parameters
+    ----------
+    space : mapping of str to object
+        By names of parameters. What depends on another of them is left to the trials: whether
+        there is a ``lora__rank`` where `lora` may be None, say.
+    estimator : estimator
+
+    Raises
+    ------
+    SearchSpaceError
+    """
+    known = estimator.get_params()
+    for name in space:
+        steps = name.split("__")
+        if name in known or any("__".join(steps[:i]) in space for i in range(1, len(steps))):
+            continue
+        try:  # get_params doesn't name all that every estimator takes
+            clone(estimator).set_params(**{name: None})
+        except (ValueError, TypeError, AttributeError) as error:  # the last of lora=None
+            like = get_close_matches(name, known, n=1)
+            hint = f"did you mean {like[0]!r}?" if like else "see its get_params()."
+            raise SearchSpaceError(
+                f"`param_distributions` must name parameters of the estimator. {name!r} is none "
+                f"of this {type(estimator).__name__}: {hint} Those of `lora` are there once it is "
+                "a LoRA(), those of a Pipeline's step as <step>__<name>."
+            ) from error
 
 
 def final_of(estimator: Any) -> tuple[str, Any]:

@@ -21,9 +21,41 @@ from sklearn.preprocessing import FunctionTransformer
 import skgpt.tuning
 from skgpt import LoRA
 from skgpt.exceptions import MissingPackageError, SearchSpaceError
-from skgpt.tuning import default_space, suggest
-from skgpt.tuning.space import Space, draw
+from skgpt.tuning import GPTSearchCV, default_space, suggest
+from skgpt.tuning.space import Space, check_names, draw
 from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+from tests.tuning.searching import piped
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "hint"),
+    [
+        (make, "learning_rat", "mean 'learning_rate'"),
+        (make, "lora__rank", "once it is a LoRA"),
+        (make, "zzz", "see its get_params"),
+        (piped, "head_learning_rate", "mean 'gpttextclassifier__head_learning_rate'"),
+        (piped, "gpttextclassifier__pool", "mean 'gpttextclassifier__pooling'"),
+    ],
+)
+def test_check_names__what_the_estimator_has_not__is_refused_before_any_trial(
+    tiny_llama: str, two_class_data: TextData, build: Any, name: str, hint: str
+) -> None:
+    space = {name: [1, 2]}
+    with pytest.raises(SearchSpaceError, match=f"{name!r} is none of this .*{hint}"):
+        check_names(space, build(tiny_llama))
+    ours = GPTSearchCV(build(tiny_llama), space, n_trials=2, cv=2)
+    with pytest.raises(SearchSpaceError, match=f"{name!r} is none of"):
+        ours.fit(*two_class_data)
+
+
+def test_check_names__what_depends_on_another_choice__is_left_to_the_trials(
+    tiny_llama: str,
+) -> None:
+    check_names({"lora": [None, LoRA()], "lora__rank": [2, 4]}, make(tiny_llama))
+    check_names({"lora__rank": [2, 4]}, make(tiny_llama, lora=LoRA()))
+    step = "gpttextclassifier"
+    check_names({step: [make(tiny_llama)], f"{step}__lora__rank": [2]}, piped(tiny_llama))
 
 
 def drawn(space: Space, n: int = 50) -> list[dict[str, Any]]:
