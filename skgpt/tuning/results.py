@@ -19,8 +19,32 @@ from skgpt.tuning.space import Space
 Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[str, Any]]
 
 
-def check_trials(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
-    """Raise if no trial came to its end; warn of those that failed.
+def check_trials(trials: Sequence[FrozenTrial]) -> None:
+    """Raise if no trial came to its end.
+
+    Parameters
+    ----------
+    trials : sequence of optuna.trial.FrozenTrial
+        Finished ones.
+
+    Raises
+    ------
+    SearchFailedError
+    """
+    states = Counter(trial.state.name for trial in trials)
+    if not states["COMPLETE"]:
+        errors = _errors_of(trials)
+        why = f" The first error was: {errors[0]}" if errors else ""
+        raise SearchFailedError(
+            "A search needs a trial that is trained to its end. Of this one's "
+            f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
+            "See error_score='raise', pruner=None, or a longer `timeout`. What `storage` keeps is "
+            "not tried again: for more trials raise `n_trials`, or set another `study_name`."
+        )
+
+
+def warn_of_failed(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
+    """Warn of trials that failed.
 
     Parameters
     ----------
@@ -29,23 +53,11 @@ def check_trials(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
     stacklevel : int
         As of `warnings.warn`, seen from here.
 
-    Raises
-    ------
-    SearchFailedError
-
     Warns
     -----
     FitFailedWarning
     """
-    states = Counter(trial.state.name for trial in trials)
-    errors = [result_of(trial)["error"] for trial in trials if trial.state.name == "FAIL"]
-    if not states["COMPLETE"]:
-        why = f" The first error was: {errors[0]}" if errors else ""
-        raise SearchFailedError(
-            "A search needs a trial that is trained to its end. Of this one's "
-            f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
-            "See error_score='raise', pruner=None, or a longer `timeout`."
-        )
+    errors = _errors_of(trials)
     if errors:
         (common, n), *_ = Counter(errors).most_common()
         warnings.warn(
@@ -54,6 +66,10 @@ def check_trials(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
             FitFailedWarning,
             stacklevel=stacklevel,
         )
+
+
+def _errors_of(trials: Sequence[FrozenTrial]) -> list[str]:
+    return [result_of(trial)["error"] for trial in trials if trial.state.name == "FAIL"]
 
 
 def best_trial(trials: Sequence[FrozenTrial]) -> int:

@@ -28,7 +28,7 @@ from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.identity import identity_of, name_of
 from skgpt.tuning.ledger import result_of
-from skgpt.tuning.results import best_trial, check_trials, cv_results_of
+from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
 from skgpt.tuning.space import Space, check_names, default_space
 from skgpt.tuning.studies import PRUNERS, Storage
 from skgpt.tuning.workers import Job, run
@@ -259,7 +259,7 @@ class GPTSearchCV(BaseSearchCV):
         theirs = judge_baseline(work) if self.baseline else None
         study = run(job, self.n_jobs)
         trials = job.ledger(study).finished()
-        check_trials(trials, stacklevel=4)
+        check_trials(trials)
         error_score = np.nan if self.error_score == "raise" else self.error_score
         results = cv_results_of(trials, Space(given), n_splits, error_score, self._format_results)
         complete = next(trial for trial in trials if trial.state.name == "COMPLETE")
@@ -283,8 +283,11 @@ class GPTSearchCV(BaseSearchCV):
         if self.refit:
             attributes |= self._refitted(attributes["best_params_"], X, y, passed_on)
         self._keep(attributes)
-        if theirs is not None:
-            warn_unless_better(attributes["baseline_"], stacklevel=4)  # last: it may be an error
+        try:  # last, as a warning may be an error
+            warn_of_failed(trials, stacklevel=4)
+        finally:
+            if theirs is not None:
+                warn_unless_better(attributes["baseline_"], stacklevel=4)
         return self
 
     def _evaluation(
@@ -347,7 +350,11 @@ class GPTSearchCV(BaseSearchCV):
         best = clone(self.estimator).set_params(**clone(params, safe=False))
         began = time.time()
         labels = () if y is None else (y,)
-        best.fit(X, *labels, **passed_on)
+        try:
+            best.fit(X, *labels, **passed_on)
+        except BaseException as error:  # what was searched for must not be lost with it
+            error.add_note(f"The trials had ended; the best parameters are {params!r}.")
+            raise
         attributes = {"best_estimator_": best, "refit_time_": time.time() - began}
         if hasattr(best, "feature_names_in_"):
             attributes["feature_names_in_"] = best.feature_names_in_

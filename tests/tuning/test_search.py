@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, make_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 
-from skgpt import clear_cache
+from skgpt import GPTTextClassifier, clear_cache
 from skgpt.exceptions import SearchFailedError, SearchSpaceError
 from skgpt.tuning import GPTSearchCV
 from tests.estimators.test_classifier import make
@@ -184,6 +184,35 @@ def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(
     assert results["rank_test_score"][failed] == 2 and ours.best_index_ == 1 - failed
     with pytest.raises(ValueError, match="at most the"):
         clone(ours).set_params(error_score="raise").fit(X, y)
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.FitFailedWarning")
+def test_search__a_trial_fails_and_warnings_are_errors__the_search_is_kept(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    grid = {"trainable_layers": [1, 99]}
+    ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2)
+    with pytest.raises(FitFailedWarning, match="1 of 2 trials failed"):
+        ours.fit(*two_class_data)
+    assert ours.best_params_ == {"trainable_layers": 1}
+    assert len(ours.predict(two_class_data.X)) == len(two_class_data.X)
+
+
+def test_search__the_last_fit_fails__the_error_says_what_was_found(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = two_class_data
+    fit = GPTTextClassifier.fit
+
+    def on_all_rows(self: Any, texts: Any, labels: Any) -> Any:
+        if len(texts) == len(X):
+            raise MemoryError("no room")
+        return fit(self, texts, labels)
+
+    monkeypatch.setattr(GPTTextClassifier, "fit", on_all_rows)
+    with pytest.raises(MemoryError, match="no room") as caught:
+        search(tiny_llama, {"head_learning_rate": [3e-2]}, n_trials=1).fit(X, y)
+    assert "best parameters are {'head_learning_rate': 0.03}" in caught.value.__notes__[0]
 
 
 def test_search__all_trials_fail__raises_and_keeps_the_fit_before(
