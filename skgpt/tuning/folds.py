@@ -47,6 +47,8 @@ class Evaluation:
     main_metric : str or None
         Of several metrics, the one that a trial is judged by; None is the first.
     return_train_score : bool
+    needs_metric : bool, default=False
+        Whether several metrics are an error where none of them was named.
     """
 
     estimator: Any
@@ -58,6 +60,7 @@ class Evaluation:
     score_params: Mapping[str, Any]
     main_metric: str | None = None
     return_train_score: bool = False
+    needs_metric: bool = False
 
     def main(self, scores: Any) -> float:
         """Return the score that counts, of what the scorer returned."""
@@ -65,6 +68,11 @@ class Evaluation:
 
     def metric(self, scores: Mapping[str, Any]) -> str:
         """Return the name of the metric that counts."""
+        if self.main_metric is None and self.needs_metric:
+            raise SearchSpaceError(
+                f"`scoring` gives several metrics, {sorted(scores)}: `refit` must be one of them, "
+                "a callable, or False. Got True."
+            )
         if self.main_metric is not None and self.main_metric not in scores:
             raise SearchSpaceError(
                 f"`refit` must be one of the metrics of `scoring`, {sorted(scores)}. "

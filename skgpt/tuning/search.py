@@ -313,6 +313,7 @@ class GPTSearchCV(BaseSearchCV):
             score_params=dict(routed.scorer.score),
             main_metric=self.refit if isinstance(self.refit, str) else None,
             return_train_score=self.return_train_score,
+            needs_metric=self.refit is True,
         )
         return work, dict(routed.estimator.fit), refit_metric
 

@@ -118,6 +118,9 @@ def test_search__single_metric_callable_and_no_refit__like_grid_search(
     assert plain.best_params_ and not hasattr(plain, "best_estimator_")
     with pytest.raises(SearchFailedError, match=r"`refit` must be one of the metrics .*'other'"):
         search(tiny_llama, scoring=both, refit="other", n_trials=1).fit(X, y)
+    begun = search(tiny_llama, scoring=both, error_score="raise")
+    with pytest.raises(SearchSpaceError, match=r"\['right', 'wrong'\]: `refit` must be one"):
+        begun.fit(X, y)
 
 
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
