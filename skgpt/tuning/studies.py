@@ -168,15 +168,39 @@ def _database(url: str) -> BaseStorage:
 
 
 def _journal(file: Path) -> JournalStorage:
-    lock = JournalFileSymlinkLock(str(file))
+    lock = _MendingLock(file)
     if file.exists():
         _check_is_journal(file)  # or what a user has in it would be cut
         lock.acquire()
-        try:
-            _cut_torn_line(file)
-        finally:
-            lock.release()
+        lock.release()
     return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+
+
+class _MendingLock(JournalFileSymlinkLock):
+    """The lock of a journal, which finds it whole: what is appended must begin a line.
+
+    Another may have been killed in the middle of a line, or the disk was full there, while this
+    worker lives and goes on writing.
+
+    Parameters
+    ----------
+    file : Path
+        The journal.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self._file = file
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then cut off a last line that was not written whole."""
+        acquired = super().acquire()
+        try:
+            _cut_torn_line(self._file)
+        except BaseException:
+            self.release()
+            raise
+        return acquired
 
 
 def _check_is_journal(file: Path) -> None:
@@ -192,10 +216,12 @@ def _check_is_journal(file: Path) -> None:
 def _cut_torn_line(file: Path) -> None:
     """Cut off a last line that was not written whole: whatever follows it could not be read."""
     with open(file, "r+b") as journal:
-        content = journal.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            journal.truncate(whole)
+        if journal.seek(0, os.SEEK_END) == 0:
+            return
+        journal.seek(-1, os.SEEK_END)
+        if journal.read() != b"\n":
+            journal.seek(0)
+            journal.truncate(journal.read().rfind(b"\n") + 1)
 
 
 def open_study(

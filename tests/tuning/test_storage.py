@@ -161,6 +161,19 @@ def test_storage__a_last_line_written_by_half__is_cut_off(
     assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
 
 
+def test_open_storage__a_line_torn_while_another_lives__does_not_spoil_what_follows(
+    tmp_path: Path,
+) -> None:
+    journal = tmp_path / "search.journal"
+    study = optuna.create_study(storage=open_storage(journal), study_name="mine")
+    for _ in range(2):
+        with open(journal, "ab") as file:
+            file.write(b'{"op_code":4,"wor')
+        study.tell(study.ask(), 1.0)
+    assert [trial.value for trial in study.trials] == [1.0, 1.0]
+    assert [trial.value for trial in trials_in(journal)] == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("content", [b"text,label\nhello,sport", b"SQLite format 3\0\n\0", b"{}"])
 def test_open_storage__a_file_of_another_kind__is_refused_and_left_as_it_is(
     tmp_path: Path, content: bytes
