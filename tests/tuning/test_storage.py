@@ -8,16 +8,18 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sklearn.exceptions import FitFailedWarning
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
 from skgpt.training.watch import Monitor
 from skgpt.tuning import ledger as ledger_module
 from skgpt.tuning.folds import Outcome
-from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.ledger import Ledger, result_of
+from skgpt.tuning.space import Space
 from skgpt.tuning.studies import open_storage
 from tests.helpers import TextData
-from tests.tuning.process import begun, stored, trials_in, wait_until
+from tests.tuning.process import RATES, begun, stored, trials_in, wait_until
 from tests.tuning.searching import rows_of
 
 
@@ -245,6 +247,39 @@ def test_ledger__a_trial_that_a_living_process_has_left__is_tried_again() -> Non
     left.set_user_attr("skgpt:worker", {**owner, "until": time.time() - 1})
     again = Ledger(book.study, book.distributions, book.n_trials).take()
     assert again is not None and again.params == left.params
+
+
+def test_ledger__workers_that_die_of_a_trial__it_has_failed_after_the_third() -> None:
+    book = ledger(n_trials=1)
+    params = []
+    for _ in range(3):
+        trial = book.take()
+        assert trial is not None
+        params.append(trial.params)
+        book.try_again(trial._trial_id)  # a Ctrl-C is no death
+        trial = book.take()
+        assert trial is not None and book.finished() == []
+        trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
+    assert book.take() is None and book.is_over()
+    (failed,) = book.finished()
+    assert failed.state == TrialState.FAIL and params == [failed.params] * 3
+    assert "the worker died, 3 times" in result_of(failed)["error"]
+    book.finish(trial, Outcome("COMPLETE", 1.0))  # it lived after all
+    assert [t.state for t in book.finished()] == [TrialState.FAIL]
+
+
+def test_storage__workers_died_of_a_trial__it_is_in_the_results(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(ledger_module, "_MOST_DEATHS", 1)
+    first = stored(tiny_llama, memory, n_trials=1, refit=False).fit(*two_class_data)
+    trial = first.study_.ask(Space(RATES).distributions)
+    trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
+    with pytest.warns(FitFailedWarning, match="1 of 3 trials failed; 1 .* the worker died"):
+        found = stored(tiny_llama, memory, n_trials=3, refit=False).fit(*two_class_data)
+    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
 
 
 def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
