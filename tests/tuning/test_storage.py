@@ -1,5 +1,7 @@
 """Searches that are kept: they go on, share a study, and notice who died."""
 
+import pickle
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,22 @@ def test_storage__killed_in_the_middle__goes_on(
     found, expected = rows_of(again.cv_results_), rows_of(whole.cv_results_)
     for params in found.keys() & expected.keys():
         assert found[params] == expected[params]
+
+
+def test_storage__a_pickle__needs_none(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    fitted = stored(tiny_llama, f"sqlite:///{folder}/search.db", n_trials=2).fit(*two_class_data)
+    data = pickle.dumps(fitted)
+    assert not isinstance(fitted.study_._storage, optuna.storages.InMemoryStorage)
+    shutil.rmtree(folder)
+    opened = pickle.loads(data)
+    assert (opened.predict(two_class_data.X) == fitted.predict(two_class_data.X)).all()
+    assert [trial.value for trial in opened.study_.trials] == list(
+        fitted.cv_results_["mean_test_score"]
+    )
 
 
 @pytest.mark.parametrize("kept", [False, True])
