@@ -1,7 +1,8 @@
 """Who works on which trial of a study, and what came of it: shared by all workers.
 
 A trial that is running belongs to a worker, who says again and again until when it may be taken to
-be alive. One whose worker died is failed, not counted, and its parameters are tried again.
+be alive. One whose worker died is failed, not counted, and its parameters are tried again; but not
+for ever, as they may be what the worker died of.
 """
 
 import logging
@@ -28,6 +29,8 @@ _WORKER = "skgpt:worker"
 _RESULT = "skgpt:result"
 _LOST = "skgpt:lost"  # why a trial counts for nothing
 _AGAIN = "skgpt:again"  # the number of the lost trial that one tries again
+_DEATHS = "skgpt:deaths"  # how many workers have died of it so far
+_MOST_DEATHS = 3
 _BEAT_SECONDS = 15.0
 _LEASE_SECONDS = 120.0
 
@@ -111,9 +114,15 @@ class Ledger:
 
     def _fail_the_dead(self) -> None:
         for trial in self.counted():
-            if trial.state == TrialState.RUNNING and self._is_dead(trial):
+            if trial.state != TrialState.RUNNING or not self._is_dead(trial):
+                continue
+            deaths = trial.user_attrs.get(_DEATHS, 0) + 1
+            if deaths < _MOST_DEATHS:
                 _LOG.warning("trial %d: its worker is gone, it will be tried again", trial.number)
-                self.try_again(trial._trial_id)
+                self.try_again(trial._trial_id, deaths)
+            else:  # the system ends a process that takes too much memory, with no word to it
+                why = f"the worker died, {deaths} times with these parameters; of memory, perhaps"
+                self._end(trial._trial_id, {_DEATHS: deaths, _RESULT: _no_result(why)})
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get(_WORKER)
@@ -132,23 +141,31 @@ class Ledger:
         # A process may live on and have left its trial, as when the disk was full at that moment.
         return bool(time.time() > worker["until"])
 
-    def try_again(self, trial_id: int) -> None:
+    def try_again(self, trial_id: int, deaths: int | None = None) -> None:
         """Fail a trial that nobody goes on with, so that it doesn't count; put it in the queue.
 
         Parameters
         ----------
         trial_id : int
             The storage's, of the trial.
+        deaths : int or None, default=None
+            How many workers have died of it by now; None is as many as before.
         """
+        marks: dict[str, Any] = {} if deaths is None else {_DEATHS: deaths}
+        if self._end(trial_id, {**marks, _LOST: "its worker was gone"}):
+            self._queue(self.study._storage.get_trial(trial_id))
+
+    def _end(self, trial_id: int, marks: Mapping[str, Any]) -> bool:
+        """Mark a trial and fail it; return whether it had not ended before."""
         storage = self.study._storage
         try:
-            storage.set_trial_user_attr(trial_id, _LOST, "its worker was gone")
-            storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            for name, value in marks.items():
+                storage.set_trial_user_attr(trial_id, name, value)
+            return storage.set_trial_state_values(trial_id, TrialState.FAIL)
         except RuntimeError:  # Optuna's of a trial that has ended is one
             if not storage.get_trial(trial_id).state.is_finished():
                 raise
-            return  # another has done it, or it has come to its end after all
-        self._queue(storage.get_trial(trial_id))
+            return False  # another has done it, or it has come to its end after all
 
     def _queue(self, lost: FrozenTrial) -> None:
         """Have what was drawn tried again, with the sampler's notes on it: whose point it is."""
@@ -157,7 +174,7 @@ class Ledger:
             params=lost.params,
             distributions=lost.distributions,
             system_attrs=lost.system_attrs,
-            user_attrs={_AGAIN: lost.number},
+            user_attrs={_AGAIN: lost.number, _DEATHS: lost.user_attrs.get(_DEATHS, 0)},
         )
         self.study.add_trial(again)
 
@@ -213,9 +230,10 @@ class Ledger:
             else:
                 self._tell(trial.number, TrialState[outcome.state])
         except (RuntimeError, ValueError):  # Optuna's of a trial that has ended are such
-            if _LOST not in trial.storage.get_trial(trial._trial_id).user_attrs:
+            marks = trial.storage.get_trial(trial._trial_id).user_attrs
+            if _LOST not in marks and marks.get(_DEATHS, 0) < _MOST_DEATHS:
                 raise
-            _LOG.warning("trial %d was taken for dead meanwhile; it is tried again", trial.number)
+            _LOG.warning("trial %d was taken for dead meanwhile; this end counts not", trial.number)
 
     def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
         # A sampler that has nothing left to draw stops the study, which is not ours to run.
@@ -233,6 +251,11 @@ def result_of(trial: FrozenTrial) -> dict[str, Any]:
     """Return what `Ledger.finish` wrote down."""
     result: dict[str, Any] = trial.user_attrs[_RESULT]
     return result
+
+
+def _no_result(error: str) -> dict[str, Any]:
+    times: dict[str, Any] = {"fit_time": [], "score_time": []}
+    return {"n_epochs": 0, **times, "test_scores": [], "train_scores": [], "error": error}
 
 
 def _one_line(error: BaseException) -> str:

@@ -111,7 +111,8 @@ def cv_results_of(
     for result, whole in zip(results, complete, strict=True):
         shown = result if whole else some  # for what has none, a place to be filled in below
         for i in range(n_splits):
-            row = {"fit_time": result["fit_time"][i], "score_time": result["score_time"][i]}
+            times = ("fit_time", "score_time")  # none of a trial whose worker died
+            row: dict[str, Any] = {t: result[t][i] if result[t] else np.nan for t in times}
             row["test_scores"] = shown["test_scores"][i]
             if some["train_scores"]:
                 row["train_scores"] = shown["train_scores"][i]

@@ -30,7 +30,7 @@ from skgpt.tuning.identity import identity_of, name_of
 from skgpt.tuning.ledger import result_of
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
 from skgpt.tuning.space import Space, check_names, default_space
-from skgpt.tuning.studies import PRUNERS, Storage
+from skgpt.tuning.studies import PRUNERS, Storage, kept_in_memory
 from skgpt.tuning.workers import Job, run
 
 _SHARED = {
@@ -123,7 +123,7 @@ class GPTSearchCV(BaseSearchCV):
     multimetric_ : bool
     study_ : optuna.study.Study
         For Optuna's plots and importances. A trial whose worker died is there as failed, and is
-        not in `cv_results_`.
+        not in `cv_results_`. A pickle has a copy in memory.
     baseline_ : BaselineReport or None
         Only with `baseline`: the scores of `best_index_` on each fold beside the baseline's. Of
         several metrics it is the one that `refit` names; with a callable or False, the first one,
@@ -208,6 +208,12 @@ class GPTSearchCV(BaseSearchCV):
         self.baseline = baseline
         self.random_state = random_state
         self.verbose = verbose
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "study_" in state:  # or what was fitted could be opened only where its storage is
+            state["study_"] = kept_in_memory(state["study_"])
+        return state
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None, **params: Any) -> Self:

@@ -282,8 +282,11 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def kept_in_memory(study: Study, storage: BaseStorage) -> Study:
-    """Return a copy of a study whose storage is about to go."""
+def kept_in_memory(study: Study) -> Study:
+    """Return a copy of a study that needs its storage no more; itself if it is in memory."""
+    storage = study._storage
+    if isinstance(storage, InMemoryStorage):
+        return study
     memory = InMemoryStorage()
     with quiet():
         optuna.copy_study(from_study_name=study.study_name, from_storage=storage, to_storage=memory)

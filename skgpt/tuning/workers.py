@@ -139,8 +139,7 @@ def run(job: Job, n_jobs: int | None) -> Study:
         return _run_in_processes(job, n_workers)
     with tempfile.TemporaryDirectory(prefix="skgpt-search-") as folder:
         shared = replace(job, storage=str(Path(folder) / "study.journal"))
-        study = _run_in_processes(shared, n_workers)
-        return kept_in_memory(study, study._storage)
+        return kept_in_memory(_run_in_processes(shared, n_workers))
 
 
 def _run_in_processes(job: Job, n_workers: int) -> Study:

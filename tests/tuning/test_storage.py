@@ -1,5 +1,7 @@
 """Searches that are kept: they go on, share a study, and notice who died."""
 
+import pickle
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,18 @@ import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sklearn.exceptions import FitFailedWarning
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
 from skgpt.training.watch import Monitor
 from skgpt.tuning import ledger as ledger_module
 from skgpt.tuning.folds import Outcome
-from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.ledger import Ledger, result_of
+from skgpt.tuning.space import Space
 from skgpt.tuning.studies import open_storage
 from tests.helpers import TextData
-from tests.tuning.process import begun, stored, trials_in, wait_until
+from tests.tuning.process import RATES, begun, stored, trials_in, wait_until
 from tests.tuning.searching import rows_of
 
 
@@ -79,6 +83,22 @@ def test_storage__killed_in_the_middle__goes_on(
     found, expected = rows_of(again.cv_results_), rows_of(whole.cv_results_)
     for params in found.keys() & expected.keys():
         assert found[params] == expected[params]
+
+
+def test_storage__a_pickle__needs_none(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    folder = tmp_path / "there"
+    folder.mkdir()
+    fitted = stored(tiny_llama, f"sqlite:///{folder}/search.db", n_trials=2).fit(*two_class_data)
+    data = pickle.dumps(fitted)
+    assert not isinstance(fitted.study_._storage, optuna.storages.InMemoryStorage)
+    shutil.rmtree(folder)
+    opened = pickle.loads(data)
+    assert (opened.predict(two_class_data.X) == fitted.predict(two_class_data.X)).all()
+    assert [trial.value for trial in opened.study_.trials] == list(
+        fitted.cv_results_["mean_test_score"]
+    )
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -245,6 +265,39 @@ def test_ledger__a_trial_that_a_living_process_has_left__is_tried_again() -> Non
     left.set_user_attr("skgpt:worker", {**owner, "until": time.time() - 1})
     again = Ledger(book.study, book.distributions, book.n_trials).take()
     assert again is not None and again.params == left.params
+
+
+def test_ledger__workers_that_die_of_a_trial__it_has_failed_after_the_third() -> None:
+    book = ledger(n_trials=1)
+    params = []
+    for _ in range(3):
+        trial = book.take()
+        assert trial is not None
+        params.append(trial.params)
+        book.try_again(trial._trial_id)  # a Ctrl-C is no death
+        trial = book.take()
+        assert trial is not None and book.finished() == []
+        trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
+    assert book.take() is None and book.is_over()
+    (failed,) = book.finished()
+    assert failed.state == TrialState.FAIL and params == [failed.params] * 3
+    assert "the worker died, 3 times" in result_of(failed)["error"]
+    book.finish(trial, Outcome("COMPLETE", 1.0))  # it lived after all
+    assert [t.state for t in book.finished()] == [TrialState.FAIL]
+
+
+def test_storage__workers_died_of_a_trial__it_is_in_the_results(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = optuna.storages.InMemoryStorage()
+    monkeypatch.setattr(ledger_module, "_MOST_DEATHS", 1)
+    first = stored(tiny_llama, memory, n_trials=1, refit=False).fit(*two_class_data)
+    trial = first.study_.ask(Space(RATES).distributions)
+    trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
+    with pytest.warns(FitFailedWarning, match="1 of 3 trials failed; 1 .* the worker died"):
+        found = stored(tiny_llama, memory, n_trials=3, refit=False).fit(*two_class_data)
+    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
 
 
 def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
