@@ -20,6 +20,7 @@ from skgpt.estimators.data import (
     HeldOut,
     check_columns_match,
     check_fit_data,
+    columns_of_fit,
     trained_on,
 )
 from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
@@ -184,8 +185,8 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         seed = draw_seed(self.random_state)
         data = check_fit_data(self, given, self._encode_target, classes=classes, seed=seed)
         if goes_on:
-            check_columns_match(self._column_attributes(), given.X, estimator=self)
-            data = replace(data, attributes=self._column_attributes())  # as at the first call
+            check_columns_match(columns_of_fit(self), given.X, estimator=self)
+            data = replace(data, attributes=columns_of_fit(self))  # as at the first call
         weight = self._loss_weights(data)
         network = self._build(data.target, seed, self._network.source if goes_on else None)
         history: list[EpochRecord] = []
@@ -345,9 +346,6 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         if result.interrupt is not None:
             warn_and_raise(result)
 
-    def _column_attributes(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in COLUMN_ATTRIBUTES if hasattr(self, name)}
-
     def _all_monitors(self, network: TextNetwork, data: FitData) -> list[Monitor]:
         monitors = self._monitors(network)
         outside = monitors_from_outside(self, lambda: self._as_fitted(network, data))
@@ -365,7 +363,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         """Return the columns of an X that is of the fit's kind; check that there was a fit."""
         check_is_fitted(self)
         columns = check_columns(X, estimator=self)
-        check_columns_match(self._column_attributes(), X, estimator=self)
+        check_columns_match(columns_of_fit(self), X, estimator=self)
         return columns
 
     @no_more_threads_than_cores()

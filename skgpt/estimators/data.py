@@ -235,6 +235,11 @@ def column_attributes(estimator: Any, X: Any) -> dict[str, Any]:
     return {name: probe.__dict__[name] for name in COLUMN_ATTRIBUTES if name in probe.__dict__}
 
 
+def columns_of_fit(fitted: Any) -> dict[str, Any]:
+    """Return those of `COLUMN_ATTRIBUTES` that an estimator has."""
+    return {name: getattr(fitted, name) for name in COLUMN_ATTRIBUTES if hasattr(fitted, name)}
+
+
 def check_columns_match(
     fitted: Mapping[str, Any], X: Any, *, of: str = "X", estimator: Any
 ) -> None:

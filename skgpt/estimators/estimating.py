@@ -16,6 +16,7 @@ from skgpt.model.prefix import what_is_kept
 from skgpt.text.check import check_columns
 from skgpt.text.targets import Target
 from skgpt.text.tokens import tokenise_columns
+from skgpt.text.windows import run_by_trunk, tokenise_rows
 from skgpt.training.estimate import FitEstimate
 from skgpt.training.rates import measure
 from skgpt.training.run_data import TrainingRows
@@ -121,10 +122,10 @@ def _estimate(
     max_length, seed = estimator.max_length, seed_to_come(estimator.random_state)
     plan = plan_of_fit(estimator, network, len(data.split.train), seed)
     of_text = (data.columns, data.template, network.source.tokenizer)
-    tokens = tokenise_columns(*of_text, max_length)
+    tokens = tokenise_rows(*of_text, max_length, estimator.long_text)
     whole = tokenise_columns(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, data.target.codes, weight, data.split)
-    kept = what_is_kept(network, tokens, plan.memory_budget, plan.disk_budget)
+    kept = what_is_kept(network, run_by_trunk(tokens), plan.memory_budget, plan.disk_budget)
     work = count_work(network, rows, kept, plan)
     loss = estimator._loss(data.target)
     rates = measure(network, rows, kept, loss=loss, plan=plan)
@@ -132,7 +133,7 @@ def _estimate(
         network, rows, kept, plan, rates, keeps_best=estimator.early_stopping
     )
     trainable, frozen = count_weights(network)
-    per_token = rates.frozen + rates.forward
+    per_token, n_tokens = rates.frozen + rates.forward, int(tokens.lengths.sum())
     return FitEstimate(
         model=network.source.model,
         device=str(network.device),
@@ -141,21 +142,24 @@ def _estimate(
         max_length=int(max_length),
         n_texts=len(tokens),
         n_held_out=len(data.split.held_out),
-        n_tokens=len(tokens.ids),
+        n_tokens=n_tokens,
         tokens_per_text={
             name: float(np.quantile(whole, share)) for name, share in _QUANTILES.items()
         },
-        n_cut=int((whole > tokens.lengths).sum()),
-        tokens_cut=int((whole - tokens.lengths).sum()),
+        n_cut=tokens.n_cut,
+        tokens_cut=int(np.maximum(0, whole - tokens.lengths).sum()),  # windows overlap
         trainable_weights=trainable,
         frozen_weights=frozen,
         n_epochs=plan.n_epochs,
         n_steps=plan.n_steps,
         early_stopping=bool(estimator.early_stopping),
         seconds=work.seconds(rates),
-        seconds_per_1000_predictions=1000 * per_token * len(tokens.ids) / len(tokens),
+        seconds_per_1000_predictions=1000 * per_token * n_tokens / len(tokens),
         memory=memory,
         disk=disk,
         classes_assumed=classes_assumed,
-        advice=Prices(network, work, rates, plan, kept, whole, max_length).advice(),
+        long_text=estimator.long_text,
+        advice=Prices(
+            network, work, rates, plan, kept, whole, max_length, estimator.long_text
+        ).advice(),
     )

@@ -10,6 +10,7 @@ from skgpt.estimators.advice import fewer_layers, shorter_texts
 from skgpt.model.blocks import find_blocks
 from skgpt.model.frozen import Kept
 from skgpt.model.network import TextNetwork, count_weights
+from skgpt.text.windows import LongText, lengths_in_windows
 from skgpt.training.estimate import percent
 from skgpt.training.plan import TrainingPlan
 from skgpt.training.rates import Rates
@@ -35,6 +36,7 @@ class Prices:
     lengths : ndarray of shape (n,)
         Tokens of the whole texts, before any cut.
     max_length : int
+    long_text : {"cut", "windows"}, default="cut"
     """
 
     network: TextNetwork
@@ -44,11 +46,13 @@ class Prices:
     kept: Kept | None
     lengths: NDArray[np.int64]
     max_length: int
+    long_text: LongText = "cut"
 
     def advice(self) -> tuple[str, ...]:
         """Say what would change the most, and its price."""
         faster = self._faster() if self.seconds() > _LONG_SECONDS else ()
-        return (*self._about_the_cut(), *faster)
+        cut = self._about_the_cut() if self.long_text == "cut" else ()
+        return (*cut, *faster)
 
     def seconds(self) -> float:
         """Return how long the fit takes."""
@@ -56,9 +60,22 @@ class Prices:
 
     def seconds_at_length(self, max_length: int) -> float:
         """Return how long it would take with texts cut elsewhere; longer ones are a bit dearer."""
-        now = np.minimum(self.lengths, self.max_length).sum()
-        then = np.minimum(self.lengths, max_length).sum()
-        return _total(self.work.scaled(float(then / now)), self.rates)
+        return self._seconds_of(self._n_tokens("cut", max_length))
+
+    def seconds_in_windows(self) -> float:
+        """Return how long it would take with long texts in windows of `max_length`."""
+        return self._seconds_of(self._n_tokens("windows", self.max_length))
+
+    def _seconds_of(self, n_tokens: int) -> float:
+        now = self._n_tokens(self.long_text, self.max_length)
+        return _total(self.work.scaled(n_tokens / now), self.rates)
+
+    def _n_tokens(self, long_text: LongText, max_length: int) -> int:
+        """Return how many tokens the texts are to the trunk."""
+        if long_text == "cut":
+            return int(np.minimum(self.lengths, max_length).sum())
+        encoder = self.network.source.tokenizer
+        return int(lengths_in_windows(self.lengths, encoder, max_length).sum())
 
     def seconds_at_depth(self, n_layers: int, n_learning: int) -> float:
         """Return how long it would take with so many layers, of which the last learn.
@@ -95,10 +112,16 @@ class Prices:
         return min(1.0, weights / count_weights(self.network)[0])
 
     def _about_the_cut(self) -> Iterator[str]:
-        """Say what it would cost to cut fewer texts."""
+        """Say what it would cost to cut fewer texts, or none."""
         share = self.share_cut(self.max_length)
         if share == 0:
             return
+        yield self._about_a_longer_cut(share)
+        if share > _FEW_CUT:
+            times = self.seconds_in_windows() / self.seconds()
+            yield f"long_text='windows' reads all of every text and costs {times:.1f}x."
+
+    def _about_a_longer_cut(self, share: float) -> str:
         longer = self.max_length
         while self.share_cut(longer) > min(_FEW_CUT, share / 2):
             longer *= 2
@@ -106,11 +129,10 @@ class Prices:
         longer = longer if limit is None else min(longer, limit)
         said = f"{percent(share)} of the texts are cut"
         if longer == self.max_length:
-            yield f"{said}: the model has no more than {limit} positions."
-            return
+            return f"{said}: the model has no more than {limit} positions."
         left = self.share_cut(longer)
         times = self.seconds_at_length(longer) / self.seconds()
-        yield (
+        return (
             f"{said}: max_length={longer} cuts {percent(left) if left else 'none'} and costs "
             f"{times:.1f}x."
         )
@@ -143,7 +165,11 @@ class Prices:
                 f"n_layers={n} drops the last {spec.n_layers - n} layers",
                 self.seconds_at_depth(n, min(n, learning)),
             )
-        if n := shorter_texts(self.max_length):
+        if self.long_text == "windows":
+            share = self.share_cut(self.max_length)
+            said = f"long_text='cut' cuts {percent(share)} of the texts"
+            yield said, self.seconds_at_length(self.max_length)
+        elif n := shorter_texts(self.max_length):
             share = self.share_cut(n)
             yield f"max_length={n} cuts {percent(share)} of the texts", self.seconds_at_length(n)
 

@@ -15,7 +15,7 @@ from skgpt.model.layout import Rows
 from skgpt.model.memory import Budget
 from skgpt.model.network import TextNetwork, mean_of_each
 from skgpt.model.prefix import CachedPooled, Forward, choose_forward
-from skgpt.text.windows import TextIds, Windows
+from skgpt.text.windows import TextIds, Windows, run_by_trunk
 
 
 def forward_over(
@@ -43,7 +43,7 @@ def forward_over(
     """
     forward = choose_forward(
         network,
-        tokens.each if isinstance(tokens, Windows) else tokens,
+        run_by_trunk(tokens),
         token_budget=token_budget,
         memory_budget=memory_budget,
         progress=progress,
@@ -76,6 +76,10 @@ class Averaged(Forward):
         self._windows = windows
         self._lengths = windows.each.lengths
         self._token_budget = token_budget
+
+    def own_tensors(self) -> list[Tensor]:
+        """Return those of what runs the windows."""
+        return self._forward.own_tensors()
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the mean of the pooled states of each of these rows' windows."""

@@ -67,6 +67,11 @@ class Windows:
 TextIds = Tokens | Windows
 
 
+def run_by_trunk(tokens: TextIds) -> Tokens:
+    """Return what a trunk is run over: each window of the texts, or each text."""
+    return tokens.each if isinstance(tokens, Windows) else tokens
+
+
 def tokenise_rows(
     columns: list[list[str]],
     template: Template,
@@ -135,7 +140,30 @@ def tokenise_windows(
     )
 
 
+def lengths_in_windows(
+    lengths: NDArray[np.int64], encoder: TextEncoder, max_length: int
+) -> NDArray[np.int64]:
+    """Return how many tokens texts would have in all of their windows.
+
+    Parameters
+    ----------
+    lengths : ndarray of shape (n,), int64
+        Tokens of the whole texts, special ones included.
+    encoder : TextEncoder
+    max_length : int
+        Tokens per window, the special tokens around it included.
+    """
+    room = max(1, room_for(encoder, max_length))
+    beyond = lengths - (max_length - room_for(encoder, max_length)) - room
+    n_windows = 1 + -(-np.maximum(0, beyond) // _stride(room))
+    return np.where(beyond > 0, n_windows * max_length, lengths)
+
+
 def _starts(ids: Ids, room: int) -> list[int]:
     """Return where the windows of a text begin."""
     last = max(0, len(ids) - room)
-    return [*range(0, last, max(1, room // 2)), last]
+    return [*range(0, last, _stride(room)), last]
+
+
+def _stride(room: int) -> int:
+    return max(1, room // 2)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from skgpt.text.windows import LongText
+
 
 @dataclass(frozen=True, repr=False)
 class FitEstimate:
@@ -23,12 +25,12 @@ class FitEstimate:
     n_held_out : int
         Of them, not trained on.
     n_tokens : int
-        Of all texts, after the cut at `max_length`.
+        Of all texts, after the cut at `max_length`, or in all of their windows.
     tokens_per_text : dict of str to float
-        Quantiles of the whole texts' tokens, before the cut: ``min``, ``25 %``, ``50 %``,
+        Quantiles of the whole texts' tokens, before any cut: ``min``, ``25 %``, ``50 %``,
         ``75 %``, ``95 %`` and ``max``.
     n_cut : int
-        Texts that are longer than `max_length`.
+        Texts that are longer than `max_length`; none where they are read in windows.
     tokens_cut : int
         What they lose, in all.
     trainable_weights, frozen_weights : int
@@ -49,7 +51,8 @@ class FitEstimate:
         Bytes of states that memory has no room for.
     classes_assumed : int or None
         None if y was there to count them.
-    advice : tuple of str
+    long_text : {"cut", "windows"}, default="cut"
+    advice : tuple of str, default=()
         What would change the most, with its price.
     """
 
@@ -74,6 +77,7 @@ class FitEstimate:
     memory: dict[str, int]
     disk: int
     classes_assumed: int | None
+    long_text: LongText = "cut"
     advice: tuple[str, ...] = ()
 
     @property
@@ -137,6 +141,8 @@ class FitEstimate:
         """Return what there is to say, line by line."""
         quantiles = ", ".join(f"{name}: {n:,.0f}" for name, n in self.tokens_per_text.items())
         cut = f"none at max_length={self.max_length}"
+        if self.long_text == "windows":
+            cut = f"none, long ones are read in windows of max_length={self.max_length}"
         if self.n_cut:
             cut = (
                 f"{percent(self.share_cut)} at max_length={self.max_length}, which loses "

@@ -18,7 +18,9 @@ from skgpt.model.frozen import Kept
 from skgpt.model.memory import Budget, needs_memory
 from skgpt.model.network import TextNetwork
 from skgpt.model.prefix import Forward, OnTrial
+from skgpt.model.windows import Averaged
 from skgpt.text.batches import Rows, optimiser_batches
+from skgpt.text.windows import Windows, run_by_trunk
 from skgpt.training.loss import Loss
 from skgpt.training.optimise import Optimiser
 from skgpt.training.plan import TrainingPlan
@@ -112,7 +114,9 @@ class _Trial:
         self.lengths = rows.tokens.lengths
         self.weight = rows.weight
         self.target_N = torch.from_numpy(np.ascontiguousarray(rows.target)).to(network.device)
-        self.forward = OnTrial(network, rows.tokens, kept)
+        self.each = run_by_trunk(rows.tokens)
+        self.on_trial = OnTrial(network, self.each, kept)
+        self.forward = self._of_texts(self.on_trial)
         self.passing = Budget(network, plan.token_budget)
         self.stepping = Budget(network, plan.token_budget, learning=True)
         self.optimiser = Optimiser(network, plan)
@@ -126,10 +130,10 @@ class _Trial:
 
     def rates(self) -> Rates:
         """Measure everything, each after something smaller of the kind that warms it up."""
-        self._run_frozen(self.forward, self.of_step)
+        self._run_frozen(self.on_trial, self.of_step)
         sizes: list[int] = []
         frozen = self._seconds(
-            lambda: sizes.append(self._run_frozen(self.forward, self.of_pass)), self.passing
+            lambda: sizes.append(self._run_frozen(self.on_trial, self.of_pass)), self.passing
         )
         few = self.of_step[-max(1, len(self.of_step) // 8) :]  # the shortest
         self._score(few)
@@ -140,8 +144,9 @@ class _Trial:
         held = self._held
         head_learning = head_update = 0.0
         if self.plan.head_first_epochs:
-            alone = OnTrial(self.network, self.tokens, "pooled")
-            self._run_frozen(alone, self.of_step)
+            pooled = OnTrial(self.network, self.each, "pooled")
+            self._run_frozen(pooled, self.of_step)
+            alone = self._of_texts(pooled)
             self._step(alone, few)
             head_learning, head_update = self._measured_step(alone)
         per_pass, per_step = self._n_tokens(self.of_pass), self._n_tokens(self.of_step)
@@ -156,12 +161,19 @@ class _Trial:
             activations=held,
         )
 
+    def _of_texts(self, forward: OnTrial) -> Forward:
+        """Return what runs texts by running their windows, where they are in windows."""
+        if isinstance(self.tokens, Windows):
+            return Averaged(forward, self.tokens, self.plan.token_budget)
+        return forward
+
     def _n_tokens(self, rows: Rows) -> int:
         return int(self.lengths[rows].sum())
 
     def _run_frozen(self, forward: OnTrial, rows: Rows) -> int:
         """Run the frozen layers; return the bytes of what would be kept."""
-        parts = self.passing.each(rows, self.lengths, forward.run_frozen)
+        windows = self.tokens.of(rows) if isinstance(self.tokens, Windows) else rows
+        parts = self.passing.each(windows, self.each.lengths, forward.run_frozen)
         return sum(size for _, size in parts)
 
     @torch.no_grad()

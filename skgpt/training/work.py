@@ -10,6 +10,7 @@ from torch import Tensor
 from skgpt.model.frozen import Kept, unknown_rows
 from skgpt.model.network import TextNetwork
 from skgpt.text.batches import optimiser_batches
+from skgpt.text.windows import run_by_trunk
 from skgpt.training.plan import TrainingPlan
 from skgpt.training.rates import Rates
 from skgpt.training.run_data import TrainingRows
@@ -22,12 +23,12 @@ class Work:
     Parameters
     ----------
     new_tokens : int
-        That layers which are computed once have to run over: of each distinct text whose states
-        nobody has kept yet.
+        That layers which are computed once have to run over: of each distinct text, or window,
+        whose states nobody has kept yet.
     distinct_tokens : int
-        Of each distinct text.
+        Of each distinct text, or window.
     n_tokens : int
-        Of all texts.
+        Of all texts, in all of their windows.
     epoch_tokens : int
         Of those that are trained on.
     held_out_tokens : int
@@ -81,17 +82,18 @@ def count_work(
     network : TextNetwork
     rows : TrainingRows
     kept : {"hidden", "pooled"} or None
-        What the fit keeps of each text.
+        What the fit keeps of each text, or of each window.
     plan : TrainingPlan
     """
     lengths, split = rows.tokens.lengths, rows.split
     # Rows that weigh nothing are not run.
     weighs = rows.weight.reshape(len(lengths), -1).any(axis=1)
-    first = np.array(list(rows.tokens.distinct()[1].values()))
-    new = unknown_rows(network, rows.tokens, kept) if kept else first[:0]
+    each = run_by_trunk(rows.tokens)
+    first = np.array(list(each.distinct()[1].values()))
+    new = unknown_rows(network, each, kept) if kept else first[:0]
     return Work(
-        new_tokens=int(lengths[new].sum()),
-        distinct_tokens=int(lengths[first].sum()),
+        new_tokens=int(each.lengths[new].sum()),
+        distinct_tokens=int(each.lengths[first].sum()),
         n_tokens=int(lengths.sum()),
         epoch_tokens=int((lengths * weighs)[split.train].sum()),
         held_out_tokens=int(lengths[split.held_out].sum()),
@@ -140,12 +142,13 @@ def count_memory(
     if network.dtype != torch.float32:
         learning += 4 * n_learned + network.dtype.itemsize * n_learned
     lengths = rows.tokens.lengths
-    first = list(rows.tokens.distinct()[1].values())
+    each = run_by_trunk(rows.tokens)
+    first = list(each.distinct()[1].values())
     states = 0
     if kept == "pooled":
         states = 4 * len(first) * network.head.in_features
     elif kept == "hidden":
-        states = round(rates.states * int(lengths[first].sum()))
+        states = round(rates.states * int(each.lengths[first].sum()))
     batches = optimiser_batches(plan.n_rows, plan.batch_size, plan.seed, plan.first_epoch)
     largest = max(int(lengths[rows.split.train[batch]].sum()) for batch in batches)
     at_once = max(min(largest, plan.token_budget), int(lengths.max()))

@@ -208,7 +208,7 @@ def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None
 @pytest.mark.parametrize(
     ("strata", "groups", "message"),
     [
-        (np.arange(5), None, "each class has one row only.*X_val and y_val.*early_stopping=False"),
+        (np.arange(5), None, "each class has one row only.*X_val and y_val.*calibrate to False"),
         (np.zeros(1, dtype=np.int64), None, "one row only"),
         (np.eye(3, dtype=np.float32), None, "each row holds all there is of some label"),
         (np.array([0, 1, 0, 1]), ["a"] * 4, "all rows are of one group"),
