@@ -140,7 +140,8 @@ class ClassPredictions(ClassifierMixin):
             If pandas is not installed.
         ValueError
             If X is not as described, or if the model's tokenizer doesn't say where tokens lie or
-            its trunk takes no embeddings.
+            its trunk takes no embeddings. If it was fitted with ``long_text="windows"`` and a
+            text takes more than one window.
 
         References
         ----------

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.exceptions import MissingPackageError
+from skgpt.exceptions import MissingPackageError, ModelNotSupportedError
 from skgpt.text.check import column_names
 from skgpt.text.spans import Places, Span, locate, word_at, words_of
 from skgpt.text.template import Template
 from skgpt.text.tokens import Tokens, clean
+from skgpt.text.windows import tokenise_windows
 from skgpt.training.attributions import Attributions, attribute
 
 
@@ -36,6 +37,7 @@ def explanations(fitted: Any, X: Any) -> Any:
     """
     pandas = _pandas()
     columns = fitted._checked_columns(X)
+    _check_one_window_each(fitted, columns)
     scores = fitted._scores(X)
     network = fitted._network
     tokens, places = locate(
@@ -73,6 +75,23 @@ def _pandas() -> Any:
             "explain returns a pandas DataFrame, and pandas is not installed: pip install pandas."
         ) from error
     return pandas
+
+
+def _check_one_window_each(fitted: Any, columns: list[list[str]]) -> None:
+    """Check that texts are read in one piece; a token of several windows has several places."""
+    if fitted._fitted_with.get("long_text", "cut") == "cut":  # older pickles know no other way
+        return
+    max_length = fitted._fitted_with["max_length"]
+    template = Template(*fitted._fitted_with["template"])
+    encoder = fitted._network.source.tokenizer
+    several = np.flatnonzero(tokenise_windows(columns, template, encoder, max_length).counts > 1)
+    if len(several):
+        raise ModelNotSupportedError(
+            "To be explained, texts must fit into one window. This model was fitted with "
+            f"long_text='windows' and max_length={max_length}, and {len(several)} of "
+            f"{len(columns[0])} texts take more than one, the first of them X[{several[0]}]: pass "
+            "parts of them, fit with a larger max_length, or fit with long_text='cut'."
+        )
 
 
 def _explained(

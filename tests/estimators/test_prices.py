@@ -11,6 +11,7 @@ from skgpt.estimators.planning import plan_of_fit
 from skgpt.estimators.prices import Prices
 from skgpt.model.network import build_network
 from skgpt.model.sources import load_source
+from skgpt.text.windows import lengths_in_windows
 from skgpt.training.rates import Rates
 from skgpt.training.work import Work
 from tests.estimators.test_classifier import make
@@ -106,7 +107,7 @@ def test_seconds__of_another_length__go_with_the_tokens(tiny_llama: str) -> None
 
 
 def test_advice__some_texts_are_cut__names_a_length_and_its_price(tiny_llama: str) -> None:
-    (said,) = prices(tiny_llama, "all", Rates(0.0, 1e-6, 1e-6, 0.0)).advice()
+    said, _ = prices(tiny_llama, "all", Rates(0.0, 1e-6, 1e-6, 0.0)).advice()
     assert said == "25 % of the texts are cut: max_length=160 cuts none and costs 1.5x."
     assert prices(tiny_llama, 1, Rates(0, 1e-6, 1e-6, 0), max_length=100).advice() == ()
 
@@ -118,7 +119,8 @@ def test_advice__texts_beyond_the_models_positions__says_so(tiny_llama: str) -> 
     quick = Rates(0.0, 1e-9, 1e-9, 0.0)
     half = prices(tiny_llama, "all", quick, lengths=lengths, max_length=limit // 2).advice()
     assert half[0].startswith(f"50 % of the texts are cut: max_length={limit} cuts 50 %")
-    (whole,) = prices(tiny_llama, "all", quick, lengths=lengths, max_length=limit).advice()
+    whole, windows = prices(tiny_llama, "all", quick, lengths=lengths, max_length=limit).advice()
+    assert windows.startswith("long_text='windows' reads all of every text")
     assert whole == f"50 % of the texts are cut: the model has no more than {limit} positions."
 
 
@@ -139,3 +141,26 @@ def test_advice__no_room_for_states__names_no_frozen_layers(room: int, tiny_llam
     plan = replace(asked.plan, memory_budget=room, disk_budget=0)
     said = prices(tiny_llama, "all", even(0, 3), plan=plan).advice()
     assert any("trainable_layers" in line for line in said) == (room > 0)
+
+
+def test_advice__many_texts_are_cut__names_windows_and_their_price(tiny_llama: str) -> None:
+    quick = Rates(0.0, 1e-6, 1e-6, 0.0)
+    asked = prices(tiny_llama, "all", quick)
+    in_windows = lengths_in_windows(LENGTHS, asked.network.source.tokenizer, 40)
+    assert asked.seconds_in_windows() == pytest.approx(
+        asked.seconds() * in_windows.sum() / 110, rel=0.01
+    )
+    times = asked.seconds_in_windows() / asked.seconds()
+    assert times > 1.5
+    said = f"long_text='windows' reads all of every text and costs {times:.1f}x."
+    assert asked.advice()[-1] == said
+    few = np.array([10] * 19 + [100])
+    assert "windows" not in " ".join(prices(tiny_llama, "all", quick, lengths=few).advice())
+
+
+def test_advice__a_long_fit_in_windows__names_the_cut_and_what_it_gains(tiny_llama: str) -> None:
+    asked = prices(tiny_llama, "all", even(0, 3), long_text="windows")
+    said = asked.advice()
+    times = asked.seconds() / asked.seconds_at_length(40)
+    assert f"long_text='cut' cuts 25 % of the texts: {times:.1f}x as fast." in said
+    assert not any("are cut" in line or "max_length" in line for line in said)
