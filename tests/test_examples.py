@@ -29,6 +29,7 @@ def tuned() -> Iterator[dict[str, Any]]:
             patch.delitem(sys.modules, name, raising=False)
         patch.setattr(plt, "show", lambda: None)
         plt.switch_backend("agg")
+        plt.close("all")  # those of other tests
         with pytest.warns(BaselineWarning, match="The baseline wins"):  # a model that knows nothing
             names = runpy.run_path(str(EXAMPLES / "plot_tune_with_optuna.py"), run_name="example")
         yield {**names, "figures": [plt.figure(number) for number in plt.get_fignums()]}

@@ -291,6 +291,7 @@ def suggest(trial: Trial, estimator: Any) -> dict[str, Any]:
     Parameters
     ----------
     trial : optuna.trial.Trial
+        Its study remembers what was suggested.
     estimator : GPTTextClassifier or Pipeline
         As in `default_space`, which is what is suggested from.
 
