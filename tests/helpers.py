@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html.parser import HTMLParser
 from typing import NamedTuple
 
 import numpy as np
@@ -52,3 +53,18 @@ def global_random_state_unchanged() -> Iterator[None]:
     after = global_random_states()
     changed = [name for name, state in before.items() if after[name] != state]
     assert not changed, f"changed the global random state of {', '.join(changed)}"
+
+
+class Reader(HTMLParser):
+    """Notes the tags and the texts of a piece of HTML."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)

@@ -16,7 +16,7 @@ from sklearn.base import clone
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
 from skgpt.sklearn_compat import HAS_CALLBACKS
 from skgpt.tuning.same_folds import draw_folds, one_scorer
-from skgpt.tuning.space import draw
+from skgpt.tuning.space import check_names, draw
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 
@@ -280,14 +280,8 @@ def _check_space(space: Any, estimator: Any) -> None:
             "`space` must be a dict from names of parameters to Optuna distributions, as in "
             f"{{'learning_rate': FloatDistribution(1e-5, 1e-3, log=True)}}. Got {space!r}."
         )
-    known = estimator.get_params()
+    check_names(space, estimator, "space")
     for name, values in space.items():
-        if name not in known:
-            raise TuningError(
-                f"`space` must name parameters that set_params takes. {name!r} is none of "
-                f"{type(estimator).__name__}: see get_params(); those of `lora` are there once it "
-                "is a LoRA(), those of a Pipeline's step as <step>__<name>."
-            )
         if not isinstance(values, Distribution):
             raise TuningError(
                 "`space` must hold Optuna distributions: FloatDistribution, IntDistribution or "

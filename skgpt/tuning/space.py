@@ -161,7 +161,9 @@ def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dic
     return drawn
 
 
-def check_names(space: Mapping[str, Any], estimator: Any) -> None:
+def check_names(
+    space: Mapping[str, Any], estimator: Any, parameter: str = "param_distributions"
+) -> None:
     """Raise if a space names what an estimator has not: every trial would fail of it.
 
     Parameters
@@ -170,6 +172,8 @@ def check_names(space: Mapping[str, Any], estimator: Any) -> None:
         By names of parameters. What depends on another of them is left to the trials: whether
         there is a ``lora__rank`` where `lora` may be None, say.
     estimator : estimator
+    parameter : str, default="param_distributions"
+        What the message calls the space.
 
     Raises
     ------
@@ -186,7 +190,7 @@ def check_names(space: Mapping[str, Any], estimator: Any) -> None:
             like = get_close_matches(name, known, n=1)
             hint = f"did you mean {like[0]!r}?" if like else "see its get_params()."
             raise SearchSpaceError(
-                f"`param_distributions` must name parameters of the estimator. {name!r} is none "
+                f"`{parameter}` must name parameters of the estimator. {name!r} is none "
                 f"of this {type(estimator).__name__}: {hint} Those of `lora` are there once it is "
                 "a LoRA(), those of a Pipeline's step as <step>__<name>."
             ) from error

@@ -1,7 +1,6 @@
 """The display of errors: exactly those that there are, the worst first, however long the texts."""
 
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import matplotlib
@@ -20,7 +19,7 @@ from matplotlib import pyplot as plt
 
 from skgpt.plots import ErrorTableDisplay
 from tests.estimators.test_explain import fitted
-from tests.helpers import make_text_data
+from tests.helpers import Reader, make_text_data
 
 DATA = make_text_data(n_classes=2)
 CLASSES = ["a", "b", "c"]
@@ -32,19 +31,6 @@ TRUE = ["a", "b", "b", "b", "a"]
 def _closed() -> Iterator[None]:
     yield
     plt.close("all")
-
-
-class Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.texts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.add(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 def test_from_predictions__errors__all_of_them_and_the_worst_first() -> None:

@@ -1,6 +1,5 @@
 """The display of a text's attributions: every word is there, in lines that fit, and stays text."""
 
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import matplotlib
@@ -13,22 +12,10 @@ from matplotlib import pyplot as plt
 from skgpt.plots import TokenAttributionDisplay
 from skgpt.plots.token_attribution import _is_light, _rgb
 from tests.estimators.test_explain import DATA, fitted
+from tests.helpers import Reader
 
 WORDS = ["$x$", "<script>alert(1)</script>", "&amp;", *["word"] * 60, "\ud83d\x00"]
 VALUES = np.linspace(-2, 2, len(WORDS))
-
-
-class Reader(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.texts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.tags.add(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 def test_html__markup_in_a_word__stays_text() -> None:

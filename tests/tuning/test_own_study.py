@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import LoRA
-from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
+from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, SearchSpaceError, TuningError
 from skgpt.tuning import PruningCallback, objective, own_study
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
@@ -338,12 +338,17 @@ def test_objective__fixed_trial__needs_no_study() -> None:
     [
         ({}, "must be a dict"),
         ([("quality", FloatDistribution(0, 1))], "must be a dict"),
-        ({"qualty": FloatDistribution(0, 1)}, "'qualty' is none of Scored"),
         ({"quality": [0.1, 0.2]}, "must hold Optuna distributions"),
     ],
 )
 def test_objective__a_space_that_is_none__is_refused(space: Any, message: str) -> None:
     with pytest.raises(TuningError, match=message):
+        objective(Scored(), ROWS, LABELS, space)
+
+
+def test_objective__a_name_that_is_no_parameter__is_refused_with_what_is_like_it() -> None:
+    space = {"qualty": FloatDistribution(0, 1)}
+    with pytest.raises(SearchSpaceError, match=r"`space` must .*'qualty' is none of.*'quality'"):
         objective(Scored(), ROWS, LABELS, space)
 
 
