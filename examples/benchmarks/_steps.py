@@ -21,7 +21,7 @@ def time_skgpt(texts: NDArray[Any], topics: NDArray[Any], n_steps: int, setting:
     computed = _count_computed()
 
     class Ticks(Monitor):
-        def start(self, plan: Any) -> None:
+        def start(self, *_: Any) -> None:
             computed.clear()
 
         def step(self, event: StepDone) -> None:

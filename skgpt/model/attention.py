@@ -6,52 +6,18 @@ keyword argument of the model's forward pass, never in a global: threads must no
 architecture hands it down, and needs no more than it, is proved when the model is loaded.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from inspect import signature
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skgpt.model.device import to_device
+from skgpt.model.attention_on_cuda import fits_one_kernel, in_one_kernel, padded, padded_ends, pays
+from skgpt.model.boundaries import Boundaries, sees
+
+__all__ = ["Boundaries", "attention_of_ends", "pack", "packed_attention"]
 
 NAME = "skgpt_packed"
-
-
-@dataclass(frozen=True)
-class Boundaries:
-    """Where the texts of a packed row begin and end; made once a batch, not once a layer.
-
-    Parameters
-    ----------
-    lengths : tuple of int
-        Tokens of each text.
-    cumulative_B1 : Tensor of shape (B + 1,), int32
-        Where each text begins, on the device, and where the last one ends.
-    longest : int
-    ends_only : bool, default=False
-        Whether the last block need return nothing but the last token of each text.
-    """
-
-    lengths: tuple[int, ...]
-    cumulative_B1: Tensor
-    longest: int
-    ends_only: bool = False
-
-    @property
-    def ends_B(self) -> Tensor:
-        """The place of each text's last token among all T."""
-        return self.cumulative_B1[1:].long() - 1
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Boundaries":
-        """Make the boundaries of texts of these lengths."""
-        ends = np.cumsum([0, *lengths], dtype=np.int32)
-        return cls(tuple(lengths), to_device(ends, device), max(lengths))
 
 
 def pack(trunk: Any) -> None:
@@ -135,8 +101,10 @@ def packed_attention(
     """
     # To both sides the kernel documents no window, only to look back.
     documented = causal or window is None or window >= boundaries.longest
-    if documented and _fits_one_kernel(q_THD, k_THD, v_THD):
-        return _in_one_kernel(q_THD, k_THD, v_THD, boundaries, scale, causal, window)
+    if documented and fits_one_kernel(q_THD, k_THD, v_THD):
+        return in_one_kernel(q_THD, k_THD, v_THD, boundaries, scale, causal, window)
+    if q_THD.is_cuda and pays(boundaries):
+        return padded(q_THD, k_THD, v_THD, boundaries, scale, causal, window)
     dtype = q_THD.dtype
     if q_THD.device.type == "cpu":
         # In bf16 the backward pass takes three times as long, so the whole of it is fp32.
@@ -178,9 +146,11 @@ def attention_of_ends(
         Of the queries' dtype.
     """
     whole = window is None or window >= boundaries.longest
-    if whole and _fits_one_kernel(q_BHD, k_THD, v_THD):
+    if whole and fits_one_kernel(q_BHD, k_THD, v_THD):
         ones = Boundaries.of([1] * len(q_BHD), q_BHD.device)
-        return _in_one_kernel(q_BHD, k_THD, v_THD, boundaries, scale, False, None, queries=ones)
+        return in_one_kernel(q_BHD, k_THD, v_THD, boundaries, scale, False, None, queries=ones)
+    if q_BHD.is_cuda and pays(boundaries):
+        return padded_ends(q_BHD, k_THD, v_THD, boundaries, scale, window)
     dtype = q_BHD.dtype
     if q_BHD.device.type == "cpu":
         q_BHD, k_THD, v_THD = q_BHD.float(), k_THD.float(), v_THD.float()
@@ -212,57 +182,3 @@ def _one_text(
             q, k, v, attn_mask=seen, scale=scale, enable_gqa=shared
         )
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=shared)
-
-
-def sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
-    """Say which keys a query sees, by their places in the text."""
-    back = query - key
-    seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
-    return seen if window is None else seen & (back.abs() < window)
-
-
-def _fits_one_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Say whether one kernel of torch's takes all texts: on CUDA, in half precision."""
-    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    width = q.shape[-1]
-    of_one_width = width == k.shape[-1] == v.shape[-1]
-    return of_one_width and width % 8 == 0 and width <= 256 and _has_one_kernel(q.device)
-
-
-@cache
-def _has_one_kernel(device: torch.device) -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    takes_all = {"window_size", "enable_gqa"} <= set(signature(varlen_attn).parameters)
-    return takes_all and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _in_one_kernel(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    boundaries: Boundaries,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    queries: Boundaries | None = None,
-) -> Tensor:
-    queries = queries or boundaries
-    from torch.nn.attention.varlen import varlen_attn
-
-    reach = -1 if window is None or window >= boundaries.longest else window - 1
-    out_THD: Any = varlen_attn(
-        q_THD.contiguous(),
-        k_THD.contiguous(),
-        v_THD.contiguous(),
-        queries.cumulative_B1,
-        boundaries.cumulative_B1,
-        queries.longest,
-        boundaries.longest,
-        scale=scale,
-        window_size=(reach, 0) if causal else (-1, -1),
-        enable_gqa=q_THD.shape[1] != k_THD.shape[1],
-    )
-    attended_THD: Tensor = out_THD
-    return attended_THD

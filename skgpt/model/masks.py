@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skgpt.model.attention import is_causal_in, sees
+from skgpt.model.attention import is_causal_in
+from skgpt.model.boundaries import sees
 
 _NAME = "skgpt_checked"
 _PLACE = 1 << 16  # windows and chunks that are longer show in no text

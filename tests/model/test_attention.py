@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from skgpt.model.attention import NAME, Boundaries, pack, packed_attention
+from skgpt.model.attention_on_cuda import padded
 from skgpt.model.blocks import find_blocks
 from skgpt.model.layout import Layout, ids_of
 from skgpt.model.llama import _Gate, _RMSNorm, _Rotate, use_fast_blocks
@@ -35,6 +36,20 @@ FAST = {"llama", "mistral", "qwen3"}
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=GENERATOR)
+
+
+def in_rows(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    boundaries: Boundaries,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend as on a GPU in fp32."""
+    return padded(q, k, v, boundaries, scale, causal, window)
 
 
 def network_of(source: Source, dtype: torch.dtype = torch.float32) -> TextNetwork:
@@ -116,19 +131,20 @@ def test_network__padded_where_it_could_be_packed__has_the_same_scores(
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("attend", [packed_attention, in_rows])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize(
     ("causal", "window"),
     [(True, None), (False, None), *((c, w) for c in (True, False) for w in (5, 1, 70))],
 )
 def test_packed_attention__each_text__attends_to_itself_alone(
-    heads: tuple[int, int], causal: bool, window: int | None
+    heads: tuple[int, int], causal: bool, window: int | None, attend: Callable[..., torch.Tensor]
 ) -> None:
     n, n_kv = heads
     total = sum(LENGTHS)
     q, k, v = random(total, n, 8), random(total, n_kv, 8), random(total, n_kv, 8)
     boundaries = Boundaries.of(LENGTHS, CPU)
-    got = packed_attention(q, k, v, boundaries, scale=0.3, causal=causal, window=window)
+    got = attend(q, k, v, boundaries, scale=0.3, causal=causal, window=window)
     text = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
     at = np.arange(total)
     seen = text[:, None] == text[None, :]
