@@ -1,10 +1,7 @@
 """The gallery's examples, run on a tiny model and made-up news, and what their plots show."""
 
-import runpy
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,25 +11,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from skgpt.exceptions import BaselineWarning
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from tests.examples_run import run_example
 
 
 @pytest.fixture(scope="module")
 def tuned() -> Iterator[dict[str, Any]]:
-    """Run the example of a search with Optuna; return its names, and its figures as "figures"."""
+    """Run the example of a search with Optuna."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SKGPT_EXAMPLES_SMALL", "1")
-        patch.setenv("PIP_NO_INDEX", "1")
-        patch.syspath_prepend(EXAMPLES)
-        for name in ("_data", "_small"):
-            patch.delitem(sys.modules, name, raising=False)
-        patch.setattr(plt, "show", lambda: None)
-        plt.switch_backend("agg")
-        plt.close("all")  # those of other tests
         with pytest.warns(BaselineWarning, match="The baseline wins"):  # a model that knows nothing
-            names = runpy.run_path(str(EXAMPLES / "plot_tune_with_optuna.py"), run_name="example")
-        yield {**names, "figures": [plt.figure(number) for number in plt.get_fignums()]}
+            names = run_example("plot_tune_with_optuna", patch)
+        yield names
         plt.close("all")
 
 
