@@ -11,7 +11,7 @@ from skgpt import GPTTextClassifier
 ROOT = Path(__file__).parent.parent
 GUIDES = (
     *("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md"),
-    *("tuning.md", "searches.md"),
+    *("tuning.md", "searches.md", "gpu.md"),
 )
 SHORT_GUIDES = ("getting_started.md", "coming_from.md")  # they take the default model
 

@@ -76,10 +76,17 @@ def _what_it_is(clf: Any) -> str:
     )
     if spec.lora is not None:
         learned = f"adapters of rank {spec.lora.rank}, merged into the weights, and the head"
+    calibrated = ""
+    if hasattr(clf, "calibration_"):
+        found = clf.calibration_
+        calibrated = (
+            " Its probabilities are calibrated: the head is divided by "
+            f"{found['temperature']:.4g}, a temperature fitted on {found['n_rows']} held-out texts."
+        )
     return (
         f"It {task}. The trunk is {spec.n_layers} of the {source.full_depth} layers of "
         f"`{_base_name(clf)}`; the head is one matrix on the last token's hidden state. Fine-tuned "
-        f"with skgpt: {learned} learned."
+        f"with skgpt: {learned} learned.{calibrated}"
     )
 
 

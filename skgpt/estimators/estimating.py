@@ -159,6 +159,7 @@ def _estimate(
         disk=disk,
         classes_assumed=classes_assumed,
         long_text=estimator.long_text,
+        n_windows=len(run_by_trunk(tokens)) if estimator.long_text == "windows" else None,
         advice=Prices(
             network, work, rates, plan, kept, whole, max_length, estimator.long_text
         ).advice(),

@@ -66,7 +66,10 @@ class HuggingFaceExchange:
 
         ``transformers.pipeline("text-classification", folder)`` then gives the same labels and
         probabilities; ``truncation=True`` has it cut long texts as this estimator does. What is
-        written was read back and compared, and it appears whole or not at all.
+        written was read back and compared, and it appears whole or not at all. Of a calibrated
+        classifier, the head is divided by the temperature: what it gives are calibrated
+        probabilities, and what `from_pretrained` opens has them as its own, without
+        ``calibration_``.
 
         Parameters
         ----------
@@ -97,6 +100,7 @@ class HuggingFaceExchange:
                 labels=names,
                 multilabel=fitted._fitted_with["multilabel"],
                 max_length=fitted._fitted_with["max_length"],
+                temperature=getattr(fitted, "calibration_", {}).get("temperature", 1.0),
             )
             (draft / "README.md").write_text(model_card(fitted), encoding="utf-8")
             files = sorted([NOTES, *(path.name for path in draft.iterdir())])
@@ -208,11 +212,6 @@ class HuggingFaceExchange:
                 "`long_text` must be 'cut': the format has no word for texts in windows. This "
                 f"model was fitted with {self._fitted_with['long_text']!r}: fit with "
                 "long_text='cut', or use skgpt.save."
-            )
-        if hasattr(self, "calibration_"):
-            raise ModelNotSupportedError(
-                "`calibrate` must have been False: the format has no word for a temperature. Fit "
-                "without it, or use skgpt.save."
             )
         words, fields = self._fitted_with["template"]
         if len(fields) != 1 or any(words) or getattr(self, "n_features_in_", 1) > 1:

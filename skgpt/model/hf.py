@@ -58,6 +58,7 @@ def write_checkpoint(
     labels: Sequence[str],
     multilabel: bool,
     max_length: int,
+    temperature: float = 1.0,
 ) -> None:
     """Write configuration, weights and tokenizer as transformers would, and prove them.
 
@@ -73,6 +74,9 @@ def write_checkpoint(
         Whether each label has a probability of its own.
     max_length : int
         Tokens per text.
+    temperature : float, default=1.0
+        What raw scores are divided by. As the head is a matrix without a bias, it is the head that
+        is divided.
 
     Raises
     ------
@@ -84,7 +88,7 @@ def write_checkpoint(
     model, config = _skeleton(network, labels, multilabel, pad_id)
     head, prefix = head_name(model, source.model), f"{model.base_model_prefix}."
     tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
-    tensors[head] = network.head.weight.detach().cpu()
+    tensors[head] = network.head.weight.detach().cpu() / temperature
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
         raise _other_class(network, f"{type(model).__name__} has other weights")
@@ -93,7 +97,7 @@ def write_checkpoint(
         tensors[name] = buffers[name.removeprefix(prefix)]
     _save(copy_around(model, tensors), config, folder)
     _tokenizer(source, pad_id, max_length).save_pretrained(folder)
-    _prove(network, folder, max_length)
+    _prove(network, folder, max_length, temperature)
 
 
 def _pad_id(source: Source) -> int:
@@ -183,13 +187,13 @@ def _tokenizer(source: Source, pad_id: int, max_length: int) -> Any:
     return hf
 
 
-def _prove(network: TextNetwork, folder: Path, max_length: int) -> None:
+def _prove(network: TextNetwork, folder: Path, max_length: int, temperature: float) -> None:
     """Compare the raw scores of a padded batch with the network's own, in fp32 on the CPU."""
     try:
         theirs = _read_scores(folder)
     except PROBE_ERRORS as error:
         raise _other_class(network, repr(error)) from error
-    ours = _scores(network, max_length)
+    ours = _scores(network, max_length) / temperature
     scale = max(1.0, float(ours.abs().max()))
     far = float((ours - theirs).abs().max())
     if not far <= _TOLERANCE * scale:

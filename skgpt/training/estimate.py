@@ -52,6 +52,9 @@ class FitEstimate:
     classes_assumed : int or None
         None if y was there to count them.
     long_text : {"cut", "windows"}, default="cut"
+    n_windows : int or None, default=None
+        What all texts together are read in, a text that fits counting as one; None where long ones
+        are cut.
     advice : tuple of str, default=()
         What would change the most, with its price.
     """
@@ -78,6 +81,7 @@ class FitEstimate:
     disk: int
     classes_assumed: int | None
     long_text: LongText = "cut"
+    n_windows: int | None = None
     advice: tuple[str, ...] = ()
 
     @property
@@ -141,8 +145,11 @@ class FitEstimate:
         """Return what there is to say, line by line."""
         quantiles = ", ".join(f"{name}: {n:,.0f}" for name, n in self.tokens_per_text.items())
         cut = f"none at max_length={self.max_length}"
-        if self.long_text == "windows":
-            cut = f"none, long ones are read in windows of max_length={self.max_length}"
+        if self.n_windows is not None:
+            cut = (
+                f"none, long ones are read in windows of max_length={self.max_length}; "
+                f"{self.n_windows:,} of all texts"
+            )
         if self.n_cut:
             cut = (
                 f"{percent(self.share_cut)} at max_length={self.max_length}, which loses "

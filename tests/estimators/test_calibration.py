@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.estimators.calibration import calibrate
-from skgpt.exceptions import InvalidTextError, ModelNotSupportedError
+from skgpt.exceptions import InvalidTextError
 
 WORDS = {"sport": "goal", "money": "bank", "space": "rocket"}
 X = np.array([f"{word} number {i}" for i in range(16) for word in WORDS.values()])
@@ -146,8 +146,47 @@ def test_calibrated__kept__predicts_the_same(tiny_llama: str, tmp_path: Any) -> 
     loaded = skgpt.load(tmp_path / "kept")
     assert loaded.calibration_ == clf.calibration_
     np.testing.assert_array_equal(loaded.predict_proba(X), expected)
-    with pytest.raises(ModelNotSupportedError, match="calibrate"):
-        clf.save_pretrained(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("y", [Y, LABELS], ids=["classes", "labels"])
+def test_calibrated__exported__has_the_temperature_in_its_head(
+    y: Any, tiny_llama: str, tmp_path: Any
+) -> None:
+    from transformers import pipeline
+
+    clf = classifier(tiny_llama, pooling="last", precision="fp32").fit(X, y)
+    temperature = clf.calibration_["temperature"]
+    assert abs(temperature - 1) > 0.01
+    clf.save_pretrained(tmp_path / "hf")
+    assert f"divided by {temperature:.4g}, " in (tmp_path / "hf" / "README.md").read_text("utf-8")
+
+    opened = GPTTextClassifier.from_pretrained(tmp_path / "hf", precision="fp32")
+    expected = clf.predict_proba(X)
+    assert not hasattr(opened, "calibration_")
+    np.testing.assert_allclose(opened.predict_proba(X), expected, rtol=1e-5)
+    np.testing.assert_array_equal(opened.predict(X), clf.predict(X))
+    np.testing.assert_allclose(
+        opened.decision_function(X) * temperature, clf.decision_function(X), rtol=1e-4, atol=1e-6
+    )
+    classify = pipeline("text-classification", str(tmp_path / "hf"), device="cpu")
+    for row, said in zip(expected, classify(X.tolist(), top_k=None), strict=True):
+        scores = {each["label"]: each["score"] for each in said}
+        of_classes = [scores[str(label)] for label in clf.classes_]
+        np.testing.assert_allclose(of_classes, row, rtol=1e-4)
+    # Not divided once more.
+    opened.save_pretrained(tmp_path / "again")
+    again = GPTTextClassifier.from_pretrained(tmp_path / "again", precision="fp32")
+    np.testing.assert_array_equal(again.predict_proba(X), opened.predict_proba(X))
+
+
+def test_calibrated__opened_and_fitted_on__is_calibrated_anew(
+    tiny_llama: str, tmp_path: Any
+) -> None:
+    classifier(tiny_llama, pooling="last").fit(X, Y).save_pretrained(tmp_path / "hf")
+    opened = GPTTextClassifier.from_pretrained(tmp_path / "hf", warm_start=True)
+
+    assert opened.calibrate is True
+    assert opened.fit(X, Y).calibration_["n_rows"] == 12
 
 
 def test_calibrated__fitted_anew_without__forgets_the_temperature(tiny_llama: str) -> None:

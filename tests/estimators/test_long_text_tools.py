@@ -54,7 +54,10 @@ def test_plan__windows__counts_their_tokens_and_cuts_nothing(
     assert estimate.tokens_per_text["max"] == windows_of(tiny_llama, X, 10**6).lengths.max()
     assert (estimate.n_cut, estimate.tokens_cut, estimate.share_cut) == (0, 0, 0)
     assert estimate.to_dict()["long_text"] == "windows"
-    assert "none, long ones are read in windows of max_length=16" in repr(estimate)
+    assert estimate.n_windows == windows.counts.sum() > len(X)
+    said = f"none, long ones are read in windows of max_length=16; {estimate.n_windows} of all"
+    assert said in repr(estimate)
+    assert make(tiny_llama, max_length=16).plan(X, y).n_windows is None
     assert not any("are cut" in line for line in estimate.advice)
     assert (estimate.memory["states"] > 0) == (options["trainable_layers"] != "all")
 
