@@ -1,0 +1,37 @@
+"""The gallery's page on a title and a body: what it draws is what it computed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from tests.examples_run import run_example
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield run_example("plot_two_columns", patch)
+        plt.close("all")
+
+
+def test_columns_example__bars__are_the_accuracies(page: dict[str, Any]) -> None:
+    (ax,) = page["figures"][0].axes
+    (bars,) = ax.containers
+    assert list(bars.datavalues) == list(page["accuracies"].values())
+    test = page["test"]
+    predicted = page["fitted"]["title"].predict(test[["title"]])
+    assert page["accuracies"]["title"] == pytest.approx(100 * np.mean(predicted == test["topic"]))
+
+
+def test_columns_example__shares__add_up_and_are_drawn_from_high_to_low(
+    page: dict[str, Any],
+) -> None:
+    np.testing.assert_allclose(page["shares"].sum(axis=1), 100)
+    (ax,) = page["figures"][1].axes
+    title, body = ax.containers
+    heights = np.asarray(title.datavalues)
+    assert np.all(np.diff(heights) <= 0)
+    np.testing.assert_allclose(heights + np.asarray(body.datavalues), 100)
