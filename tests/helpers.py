@@ -1,11 +1,16 @@
 """What several test modules use and that is no fixture."""
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from skgpt.testing.text_checks import global_random_states
@@ -16,6 +21,35 @@ _KEYWORDS = {
     "space": ("orbit", "rocket", "planet", "launch"),
 }
 _FILLER = ("the", "of", "today", "report", "new", "about", "in", "after")
+
+
+def _makes_links() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.symlink(folder, os.path.join(folder, "link"))
+        except OSError:
+            return False
+    return True
+
+
+needs_links = pytest.mark.skipif(
+    not _makes_links(), reason="Windows lets this account make no symbolic links"
+)
+needs_sigterm = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no SIGTERM to catch"
+)
+
+
+def process_context(preload: Sequence[str]) -> Any:
+    """Return what makes processes, forked from one that has imported these and done nothing.
+
+    Windows forks none; there, each imports what it needs.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*preload])
+    return context
 
 
 class TextData(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 
 from skgpt.exceptions import FolderTakenError, SaveError
 from skgpt.persistence import _with_hash, _write
+from tests.helpers import needs_links
 
 
 def files(**contents: bytes) -> dict[str, bytes]:
@@ -49,6 +50,7 @@ def test_write__new_empty_or_of_ours__holds_the_new_files_alone(root: Path) -> N
     assert sorted(p.name for p in root.iterdir()) == ["deep", "empty", "new"]
 
 
+@needs_links
 def test_write__a_link_to_a_folder__is_followed(root: Path) -> None:
     _write(root / "real", OLD)
     (root / "link").symlink_to(root / "real")

@@ -130,7 +130,7 @@ def total_memory(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     total = int(psutil.virtual_memory().total)
     try:  # a container's limit, where there is one
-        return min(total, int(_CGROUP_LIMIT.read_text()))
+        return min(total, int(_CGROUP_LIMIT.read_text("ascii")))
     except (OSError, ValueError):  # no such file, or "max"
         return total
 

@@ -28,6 +28,8 @@ _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _ALIGNED = 8  # bytes, where safetensors wants the tensors to begin
 _MOST_HEADER = 100_000_000  # safetensors' own limit
 _CHUNK = 2**22
+# safetensors' tensors are views of the file, and Windows replaces and removes none that is in use.
+_COPIES = sys.platform == "win32"
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -97,6 +99,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if _COPIES:
+                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
             plain = json.loads(opened.metadata()["values"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise StateFormatError(f"It has the right checksum, but can't be read: {error}") from error
@@ -167,8 +171,9 @@ def _sync_folder(folder: Path) -> None:
     """Have a new name in a folder outlive a power failure, where the system can say so."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows
         return
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+    with suppress(OSError):  # not every disk syncs a folder
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

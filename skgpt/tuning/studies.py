@@ -4,6 +4,7 @@ import copy
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,11 @@ from optuna.pruners import (
 )
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import (
+    JournalFileBackend,
+    JournalFileOpenLock,
+    JournalFileSymlinkLock,
+)
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
@@ -168,7 +173,7 @@ def _database(url: str) -> BaseStorage:
 
 
 def _journal(file: Path) -> JournalStorage:
-    lock = _MendingLock(file)
+    lock = _Lock(file)
     if file.exists():
         _check_is_journal(file)  # or what a user has in it would be cut
         lock.acquire()
@@ -176,7 +181,7 @@ def _journal(file: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
 
 
-class _MendingLock(JournalFileSymlinkLock):
+class _MendingLock:
     """The lock of a journal, which finds it whole: what is appended must begin a line.
 
     Another may have been killed in the middle of a line, or the disk was full there, while this
@@ -189,18 +194,29 @@ class _MendingLock(JournalFileSymlinkLock):
     """
 
     def __init__(self, file: Path) -> None:
-        super().__init__(str(file))
+        super().__init__(str(file))  # type: ignore[call-arg]
         self._file = file
 
     def acquire(self) -> bool:
         """Wait for the lock, then cut off a last line that was not written whole."""
-        acquired = super().acquire()
+        acquired: bool = super().acquire()  # type: ignore[misc]
         try:
             _cut_torn_line(self._file)
         except BaseException:
-            self.release()
+            self.release()  # type: ignore[attr-defined]
             raise
         return acquired
+
+
+class _LinkLock(_MendingLock, JournalFileSymlinkLock):
+    """By a symbolic link, which only one can make, on any shared disk that knows them."""
+
+
+class _FileLock(_MendingLock, JournalFileOpenLock):
+    """By a file, which only one can make: most users of Windows may make no symbolic links."""
+
+
+_Lock = _FileLock if sys.platform == "win32" else _LinkLock
 
 
 def _check_is_journal(file: Path) -> None:

@@ -137,7 +137,8 @@ def run(job: Job, n_jobs: int | None) -> Study:
         )
     if job.storage is not None:
         return _run_in_processes(job, n_workers)
-    with tempfile.TemporaryDirectory(prefix="skgpt-search-") as folder:
+    # Windows removes no file that a worker is still writing to.
+    with tempfile.TemporaryDirectory(prefix="skgpt-search-", ignore_cleanup_errors=True) as folder:
         shared = replace(job, storage=str(Path(folder) / "study.journal"))
         return kept_in_memory(_run_in_processes(shared, n_workers))
 

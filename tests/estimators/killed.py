@@ -1,6 +1,5 @@
 """Fits in processes of their own, which a test may end as it pleases."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,11 +15,9 @@ from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
 from skgpt.training.watch import EpochRecord, Monitor, StepDone
 from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data
+from tests.helpers import make_text_data, process_context
 
-# Children are forked from a process that has imported everything and done nothing.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+_CONTEXT = process_context(
     [
         "tests.estimators.killed",
         "transformers.models.auto.modeling_auto",
@@ -138,6 +135,13 @@ class FitProcess:
         self.pipe.close()
         assert self.process.exitcode is not None
         return self.process.exitcode
+
+    def kill(self) -> None:
+        """End it at once, as the system does where memory has run out."""
+        self.process.kill()
+        self.process.join(_PATIENCE)
+        self.pipe.close()
+        assert self.process.exitcode
 
     def result(self) -> list[dict[str, Any]]:
         """Let it come to its end; return what was learned, of every fold."""

@@ -298,7 +298,7 @@ def test_from_pretrained__parameters_that_do_not_fit__are_named(
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
 
 
 @pytest.mark.parametrize(

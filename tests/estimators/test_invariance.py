@@ -53,11 +53,11 @@ def test_predict_proba__no_pad_token_or_pad_is_eos__texts_that_end_in_it_are_lik
     folder = tiny_gpt(tmp_path / "model")
     for name in ("config.json", "tokenizer_config.json"):
         path = Path(folder, name)
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text("utf-8"))
         eos = settings.get("eos_token_id" if name == "config.json" else "eos_token")
         key = "pad_token_id" if name == "config.json" else "pad_token"
         settings[key] = eos if pad == "eos" else None
-        path.write_text(json.dumps(settings))
+        path.write_text(json.dumps(settings), "utf-8")
     clf = fitted(folder, "fp32", pooling=pooling, max_epochs=2)
     eos_text = clf._network.source.tokenizer.hf.eos_token
     assert eos_text

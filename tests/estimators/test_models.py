@@ -156,7 +156,9 @@ def check_or_write(row: str) -> None:
         return
     family = row.split(" | ")[0]
     old = re.compile(rf"^{re.escape(family)} \|.*$", re.MULTILINE)
-    PAGE.write_text(old.sub(lambda _: row, page) if old.search(page) else _behind(page, row))
+    PAGE.write_text(
+        old.sub(lambda _: row, page) if old.search(page) else _behind(page, row), "utf-8"
+    )
 
 
 def _behind(page: str, row: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from skgpt.exceptions import CacheError
 from skgpt.model.cached import cached_entries, chosen, remove, size_of
 from skgpt.model.conversion import ALIASES, SOURCE_FILE, converted_folder, locked
+from tests.helpers import needs_links
 
 ALIAS = "smollm2-135m"
 
@@ -65,6 +66,7 @@ def test_cached_entries__models_of_each_kind__told_with_their_sizes(cache: Path)
     }
 
 
+@needs_links
 def test_cached_entries__what_is_not_ours__not_among_them(cache: Path) -> None:
     plant_what_is_not_ours(cache)
     assert cached_entries() == []
@@ -80,6 +82,7 @@ def test_cached_entries__a_note_that_is_none__not_a_model(cache: Path, note: byt
     assert cached_entries() == []
 
 
+@needs_links
 def test_remove__all__leaves_what_is_not_ours(cache: Path) -> None:
     kept = plant_what_is_not_ours(cache)
     before = {path: path.read_bytes() for path in kept if path.is_file()}
@@ -93,6 +96,7 @@ def test_remove__all__leaves_what_is_not_ours(cache: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+@needs_links
 def test_remove__a_linked_model__the_link_goes_and_its_target_stays(cache: Path) -> None:
     target = plant(cache.parent / "large_disk")
     converted_folder(ALIAS).symlink_to(target)
@@ -104,6 +108,7 @@ def test_remove__a_linked_model__the_link_goes_and_its_target_stays(cache: Path)
     assert size_of(target) == 1000
 
 
+@needs_links
 def test_remove__links_within_a_model__are_not_followed(cache: Path) -> None:
     outside = plant(cache.parent / "outside")
     folder = plant(converted_folder(ALIAS), n_bytes=800)
@@ -151,6 +156,7 @@ def test_remove__killed_half_way__no_half_of_a_model_and_the_rest_is_told(
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "..", ".", "", "my-model", "/", "states"])
+@needs_links
 def test_chosen__no_model_of_that_name__refused(cache: Path, name: str) -> None:
     plant_what_is_not_ours(cache)
     plant(converted_folder(ALIAS))

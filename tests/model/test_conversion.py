@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -258,7 +257,7 @@ def test_alias_folder__killed_while_converting__next_one_starts_clean(
     half = list(cache.glob(f".{final.name}.*.tmp/*/model.safetensors"))
     assert len(half) == 1
     assert not final.exists()
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert half[0].exists()
     assert not final.exists()

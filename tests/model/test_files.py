@@ -1,7 +1,9 @@
 """Files of tensors and values: the same again, whole or not at all, no flipped bit unseen."""
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from skgpt.exceptions import StateFormatError
+from skgpt.model import files
 from skgpt.model.files import read_tensors, remove_leftovers, write_tensors
 
 TENSORS = {
@@ -79,7 +82,6 @@ def test_file__of_another_kind__is_refused(file: Path) -> None:
 def test_write_tensors__fails_half_way__leaves_the_file_before_and_nothing_else(
     after: int, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from skgpt.model import files
 
     before = file.read_bytes()
     bytes_of, asked = files._bytes_of, iter(range(9))
@@ -121,6 +123,33 @@ def test_write_tensors__a_disk_with_no_room__leaves_the_file_before_and_nothing_
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     tensors, _ = read_tensors(tmp_path / "file")
     assert torch.equal(tensors["a"], torch.ones(1000))
+
+
+def test_read_tensors__where_files_in_use_stay__lets_go_of_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_COPIES", True)
+    tensors, _ = read_tensors(file)
+    with file.open("r+b") as opened:  # a view would see it
+        opened.write(b"\xff" * file.stat().st_size)
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        name: tensor.tolist() for name, tensor in TENSORS.items()
+    }
+
+
+def test_write_tensors__a_disk_that_syncs_no_folder__writes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def no_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", no_folders)
+    write_tensors(tmp_path / "file", TENSORS, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_remove_leftovers__of_writers_that_were_killed__are_gone(file: Path) -> None:

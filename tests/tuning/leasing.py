@@ -21,7 +21,7 @@ class _Noting(Monitor):
 
     def epoch(self, record: EpochRecord) -> bool:
         time.sleep(0.05)
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             log.write(json.dumps([device_module._CUDA_INDEX.get(), os.getpid()]) + "\n")
         return False
 

@@ -1,6 +1,5 @@
 """Searches in processes of their own, which a test may kill."""
 
-import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +10,9 @@ from skgpt.training.watch import EpochRecord, Monitor
 from skgpt.tuning import GPTSearchCV
 from skgpt.tuning.studies import open_storage
 from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data
+from tests.helpers import make_text_data, process_context
 
-# Children are forked from a process that has imported everything and done nothing.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.tuning.process", "tests.estimators.killed"])
+_CONTEXT = process_context(["tests.tuning.process", "tests.estimators.killed"])
 RATES = {"head_learning_rate": [1e-7, 1e-5, 1e-3, 1e-2, 3e-2]}
 _PATIENCE = 120.0
 

@@ -33,6 +33,8 @@ def _programs() -> Path:
 def postgresql() -> Iterator[str]:
     """Yield the URL of an empty database of a server that talks over a unix socket alone."""
     pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
+    if sys.platform == "win32":
+        pytest.skip("this server is asked over a unix socket")
     programs = _programs()
     # PostgreSQL refuses to run as root, and nobody else may enter the tests' own folder.
     other: dict[str, Any] = {}

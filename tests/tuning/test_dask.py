@@ -2,13 +2,13 @@
 
 import os
 import re
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV
@@ -122,7 +122,7 @@ def test_dask__a_worker_is_lost__its_trial_is_tried_again(
 
         wait_until(is_in_the_middle)
         victim = next(trial for trial in trials_in(journal) if trial.intermediate_values)
-        os.kill(victim.user_attrs["skgpt:worker"]["pid"], signal.SIGKILL)
+        psutil.Process(victim.user_attrs["skgpt:worker"]["pid"]).kill()
         killed.append(victim.number)
 
     killer = threading.Thread(target=kill_one)

@@ -1,7 +1,5 @@
 """Processes that share one study, in each kind of storage that several can share."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +87,7 @@ def test_shared__one_of_two_is_killed__the_other_tries_its_trial_again(
         return any(trial.intermediate_values for trial in mine)
 
     wait_until(is_in_the_middle)
-    os.kill(victim.pid, signal.SIGKILL)
+    victim.kill()
     for worker in workers:
         worker.join(_SECONDS)
     assert workers[1].exitcode == 0

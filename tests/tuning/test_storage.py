@@ -1,5 +1,6 @@
 """Searches that are kept: they go on, share a study, and notice who died."""
 
+import errno
 import pickle
 import shutil
 import time
@@ -16,6 +17,7 @@ from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
 from skgpt.training.watch import Monitor
 from skgpt.tuning import ledger as ledger_module
+from skgpt.tuning import studies
 from skgpt.tuning.folds import Outcome
 from skgpt.tuning.ledger import Ledger, result_of
 from skgpt.tuning.space import Space
@@ -170,6 +172,22 @@ def test_storage__an_empty_study_of_another_direction__is_refused(
     assert study.trials == [] and study.user_attrs == {}
 
 
+def test_journal__where_nobody_may_make_links__has_a_file_for_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any) -> None:
+        raise OSError(errno.EPERM, "A required privilege is not held by the client")
+
+    monkeypatch.setattr("os.symlink", refused)
+    with pytest.raises(OSError, match="privilege"):
+        optuna.create_study(storage=open_storage(tmp_path / "search.journal"))
+    monkeypatch.setattr(studies, "_Lock", studies._FileLock)
+    opened = open_storage(tmp_path / "search.journal")
+    optuna.create_study(storage=opened, study_name="mine")
+    assert optuna.get_all_study_names(opened) == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["search.journal"]
+
+
 def test_storage__a_last_line_written_by_half__is_cut_off(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
@@ -181,9 +199,11 @@ def test_storage__a_last_line_written_by_half__is_cut_off(
     assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
 
 
+@pytest.mark.parametrize("lock", [studies._LinkLock, studies._FileLock])
 def test_open_storage__a_line_torn_while_another_lives__does_not_spoil_what_follows(
-    tmp_path: Path,
+    lock: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(studies, "_Lock", lock)
     journal = tmp_path / "search.journal"
     study = optuna.create_study(storage=open_storage(journal), study_name="mine")
     for _ in range(2):
