@@ -1,0 +1,46 @@
+"""The gallery's page on a rare topic: what it draws is what it computed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from tests.examples_run import run_example
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[dict[str, Any]]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield run_example("plot_imbalanced_classes", patch)
+        plt.close("all")
+
+
+def test_imbalanced_example__costs__are_those_of_the_counts(page: dict[str, Any]) -> None:
+    n = len(page["y_test"])
+    for name, (found, missed, alarms) in page["counts"].items():
+        assert found + missed == page["y_test"].sum()
+        expected = 100 * (page["MISSED"] * missed + page["FALSE_ALARM"] * alarms) / n
+        assert page["costs"][name] == pytest.approx(expected)
+    (bars,) = page["figures"][1].axes[0].containers
+    assert list(bars.datavalues) == list(page["costs"].values())
+
+
+def test_imbalanced_example__points__lie_on_the_curve(page: dict[str, Any]) -> None:
+    y = np.array([0, 1, 0, 1, 1])
+    proba = np.array([0.1, 0.3, 0.6, 0.7, 0.9])
+    _, ax = plt.subplots()
+    page["plot_lines"](y, proba, {"half": 0.5, "low": 0.2}, ax)
+    half, low = ax.lines[1], ax.lines[2]
+    np.testing.assert_allclose(half.get_xydata(), [[100 * 2 / 3, 100 * 2 / 3]])
+    np.testing.assert_allclose(low.get_xydata(), [[100, 75]])
+
+
+def test_imbalanced_example__threshold__is_what_predict_goes_by(page: dict[str, Any]) -> None:
+    tuned, scores = page["tuned"], page["proba"]
+    assert page["lines"]["tuned threshold"] == tuned.best_threshold_
+    # The same recipe and rows as the plain model, which is the one it was refitted as.
+    chosen = (scores >= tuned.best_threshold_).astype(int)
+    found = int(np.sum((chosen == 1) & (page["y_test"] == 1)))
+    assert found == page["counts"]["tuned threshold"][0]
