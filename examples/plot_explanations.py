@@ -76,11 +76,15 @@ tokens = clf.explain(test.texts[shown])
 scores = clf.decision_function(test.texts[shown]).max(axis=1)
 sums = tokens.groupby("text")["value"].sum() + tokens.groupby("text")["baseline"].first()
 for row, score, total in zip(shown, scores, sums, strict=True):
-    print(f"{predicted[row]:<8} score {score:.2f}, values and baseline {total:.2f}")
+    print(
+        f"{predicted[row]:<8} score {score:.2f}, values and baseline {total:.2f}, "
+        f"label {test.topics[row]}"
+    )
 
 # %%
 # Blue words speak for the topic, orange ones against it. They are what this model goes by, which
-# is not always what a person would name.
+# is not always what a person would name. Where the label above is another topic, they are a
+# hint at what led the model astray. Read the darkest ones, and don't make much of the pale ones.
 
 fig, axes = plt.subplots(len(shown), 1, figsize=(8, 2.0 * len(shown)), layout="constrained")
 for text, ax in enumerate(axes):

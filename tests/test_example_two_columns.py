@@ -35,3 +35,16 @@ def test_columns_example__shares__add_up_and_are_drawn_from_high_to_low(
     heights = np.asarray(title.datavalues)
     assert np.all(np.diff(heights) <= 0)
     np.testing.assert_allclose(heights + np.asarray(body.datavalues), 100)
+
+
+def test_columns_example__diamonds__are_each_articles_own_part_of_the_tokens(
+    page: dict[str, Any],
+) -> None:
+    (ax,) = page["figures"][1].axes
+    (diamonds,) = ax.lines
+    order = page["shares"].sort_values("title", ascending=False).index
+    tokens = page["tokens"]
+    expected = [
+        100 * np.mean(tokens.loc[tokens["text"] == text, "column"] == "title") for text in order
+    ]
+    np.testing.assert_allclose(diamonds.get_ydata(), expected)
