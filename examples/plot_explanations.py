@@ -96,7 +96,8 @@ for text, ax in enumerate(axes):
 #
 # Twelve of the 240 labels are exchanged for another topic. Cross-validation predicts each article
 # with a model that has not seen its label. Where such a model is sure of another topic than the
-# label's, one of the two is wrong, and it may well be the label.
+# label's, one of the two is wrong, and it may well be the label. What the picture calls *true* is
+# the label as it was given, wrong ones included.
 
 rng = np.random.default_rng(0)
 n_planted = len(train.texts) // 20
