@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,3 +24,15 @@ def run_example(name: str, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     plt.close("all")  # those of other tests
     names = runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="example")
     return {**names, "figures": [plt.figure(number) for number in plt.get_fignums()]}
+
+
+def page_of(name: str) -> Any:
+    """Return a fixture that runs an example once for all tests of a module."""
+
+    @pytest.fixture(scope="module")
+    def page() -> Iterator[dict[str, Any]]:
+        with pytest.MonkeyPatch.context() as patch:
+            yield run_example(name, patch)
+            plt.close("all")
+
+    return page

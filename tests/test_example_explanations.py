@@ -1,20 +1,12 @@
 """The gallery's page on explanations and wrong labels: what it draws is what it computed."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 
-from tests.examples_run import run_example
+from tests.examples_run import page_of
 
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[dict[str, Any]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield run_example("plot_explanations", patch)
-        plt.close("all")
+page = page_of("plot_explanations")
 
 
 def test_explanations_example__values_and_baseline__add_up_to_the_score(

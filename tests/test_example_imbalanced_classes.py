@@ -1,20 +1,14 @@
 """The gallery's page on a rare topic: what it draws is what it computed."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tests.examples_run import run_example
+from tests.examples_run import page_of
 
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[dict[str, Any]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield run_example("plot_imbalanced_classes", patch)
-        plt.close("all")
+page = page_of("plot_imbalanced_classes")
 
 
 def test_imbalanced_example__costs__are_those_of_the_counts(page: dict[str, Any]) -> None:

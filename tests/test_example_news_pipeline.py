@@ -1,21 +1,13 @@
 """The gallery's page on a Pipeline: what it draws is what it computed."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 from sklearn.metrics import confusion_matrix
 
-from tests.examples_run import run_example
+from tests.examples_run import page_of
 
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[dict[str, Any]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield run_example("plot_news_pipeline", patch)
-        plt.close("all")
+page = page_of("plot_news_pipeline")
 
 
 def test_pipeline_example__matrix__is_of_the_predictions(page: dict[str, Any]) -> None:

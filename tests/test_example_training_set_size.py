@@ -1,20 +1,13 @@
 """The gallery's page on training-set size: what it draws is what it computed."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from tests.examples_run import run_example
+from tests.examples_run import page_of
 
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[dict[str, Any]]:
-    with pytest.MonkeyPatch.context() as patch:
-        yield run_example("plot_training_set_size", patch)
-        plt.close("all")
+page = page_of("plot_training_set_size")
 
 
 def test_size_example__curves__are_the_accuracies_found(page: dict[str, Any]) -> None:
