@@ -38,3 +38,13 @@ def test_imbalanced_example__threshold__is_what_predict_goes_by(page: dict[str, 
     chosen = (scores >= tuned.best_threshold_).astype(int)
     found = int(np.sum((chosen == 1) & (page["y_test"] == 1)))
     assert found == page["counts"]["tuned threshold"][0]
+
+
+def test_imbalanced_example__prices__give_the_line_without_a_fit(page: dict[str, Any]) -> None:
+    fixed = page["fixed"]
+    assert fixed.estimator_.estimator is page["plain"]
+    # Where the expected costs of both answers are the same.
+    line = fixed.threshold
+    assert line * page["MISSED"] == pytest.approx((1 - line) * page["FALSE_ALARM"])
+    expected = (page["proba"] >= line).astype(int)
+    np.testing.assert_array_equal(fixed.predict(page["X_test"]), expected)
