@@ -134,7 +134,7 @@ for name, sizes in SIZES.items():
 # The eight topics of the news show in an article's first words, whatever words these are; the model
 # has read enough English to know them for what they are. Twenty newsgroups differ by words that may
 # stand anywhere in a message, of which the linear model sees them all. Reading more of each text
-# (``max_length``) and keeping more layers (``n_layers``) narrows the gap, for minutes.
+# (``max_length``) and keeping more layers (``n_layers``) may help, for minutes.
 #
 # One draw of each size tells little about a point or two. With two more (``seed=2`` and ``seed=3``)
 # of 100, 200 and 400 texts, which take too long for a page, the winner was the same at every size
