@@ -13,7 +13,7 @@ It takes a minute or two on a CPU, and needs ``pip install "skgpt[examples]"``.
 # The texts, and a step before the classifier
 # -------------------------------------------
 #
-# Reuters R8: articles of eight topics, half of them about one. They end in the agency's name, which
+# Reuters R8: articles of eight topics, half of them about one. Most end in the agency's name, which
 # says nothing about a topic.
 
 import tempfile
