@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skgpt.model.boundaries import Boundaries, sees
+from skgpt.model.device import ran_out
 
 _LOG = logging.getLogger("skgpt")
 _MOST_FILLER = 4  # rows hold up to so many times the tokens; beyond it, memory goes before time
@@ -42,16 +43,18 @@ def _is_proved(device: torch.device) -> bool:
     """Say whether the kernel agrees with plain attention, forwards and backwards, on a device."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(12, heads, 16, generator=generator) for heads in (4, 2, 2)]
-    boundaries = Boundaries.of([7, 5], device)
     found = []
-    # A prediction may be the first to ask.
+    # A prediction may be the first to ask, and what it makes can't be kept for a backward pass.
     with torch.inference_mode(False), torch.enable_grad():
+        boundaries = Boundaries.of([7, 5], device)
         for attend in (in_one_kernel, padded):
             q, k, v = (x.to(device, torch.bfloat16).requires_grad_() for x in drawn)
             try:
                 out = attend(q, k, v, boundaries, 0.25, True, None)
                 grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
             except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                if ran_out(error):
+                    raise  # which says nothing about the kernel
                 _LOG.warning(
                     "attention over texts end to end doesn't run on %s, so texts are padded "
                     "for it, which is slower: %s",
@@ -88,8 +91,7 @@ def padded(
     window: int | None,
 ) -> Tensor:
     """Attention with a row for each text: one launch for all, where each costs its time."""
-    rows_T, places_T = _places(boundaries)
-    q, k, v = (_in_rows(x, boundaries, rows_T, places_T) for x in (q_THD, k_THD, v_THD))
+    q, k, v = (_in_rows(x_THD, boundaries) for x_THD in (q_THD, k_THD, v_THD))
     shared = q.shape[1] != k.shape[1]
     if causal and (window is None or window >= boundaries.longest):
         # What fills a row up stands behind its text, which looks back only.
@@ -106,7 +108,7 @@ def padded(
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=seen_B1LL, scale=scale, enable_gqa=shared
         )
-    return out.transpose(1, 2)[rows_T, places_T]
+    return out.transpose(1, 2)[boundaries.places_2T]
 
 
 def padded_ends(
@@ -118,7 +120,7 @@ def padded_ends(
     window: int | None,
 ) -> Tensor:
     """Attention of each text's last token, with a row for each text."""
-    k, v = (_in_rows(x, boundaries, *_places(boundaries)) for x in (k_THD, v_THD))
+    k, v = (_in_rows(x_THD, boundaries) for x_THD in (k_THD, v_THD))
     at = torch.arange(boundaries.longest, device=k.device)
     seen_BL = _filled(boundaries, at)
     if window is not None:
@@ -135,18 +137,10 @@ def padded_ends(
     return out[:, :, 0]
 
 
-def _places(boundaries: Boundaries) -> tuple[Tensor, Tensor]:
-    """Return each token's text, and its place there."""
-    starts = boundaries.cumulative_B1.long()
-    n_tokens = sum(boundaries.lengths)
-    rows_T = torch.repeat_interleave(starts.diff(), output_size=n_tokens)
-    return rows_T, torch.arange(n_tokens, device=starts.device) - starts[rows_T]
-
-
-def _in_rows(x_THD: Tensor, boundaries: Boundaries, rows_T: Tensor, places_T: Tensor) -> Tensor:
+def _in_rows(x_THD: Tensor, boundaries: Boundaries) -> Tensor:
     """Return (B, heads, L, D), zero behind each text."""
     shape = (len(boundaries.lengths), boundaries.longest, *x_THD.shape[1:])
-    return x_THD.new_zeros(shape).index_put((rows_T, places_T), x_THD).transpose(1, 2)
+    return x_THD.new_zeros(shape).index_put(boundaries.places_2T, x_THD).transpose(1, 2)
 
 
 def _filled(boundaries: Boundaries, at_L: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +35,14 @@ class Boundaries:
     def ends_B(self) -> Tensor:
         """The place of each text's last token among all T."""
         return self.cumulative_B1[1:].long() - 1
+
+    @cached_property  # every layer asks
+    def places_2T(self) -> tuple[Tensor, Tensor]:
+        """Which text each token is of, and its place there."""
+        starts_B1 = self.cumulative_B1.long()
+        n_tokens = sum(self.lengths)
+        texts_T = torch.repeat_interleave(starts_B1.diff(), output_size=n_tokens)
+        return texts_T, torch.arange(n_tokens, device=starts_B1.device) - starts_B1[texts_T]
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Boundaries":

@@ -20,6 +20,13 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 # The number of the CUDA device that those mean who name none.
 _CUDA_INDEX: ContextVar[int] = ContextVar("skgpt_cuda_index", default=0)
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# cuBLAS's workspace, pinned memory, Apple's GPUs, the CPU's allocator.
+_NO_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator",
+)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -189,3 +196,9 @@ def no_more_threads_than_cores() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def ran_out(error: Exception) -> bool:
+    """Say whether an error means that memory ran out; not all that do are of torch's own class."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)

@@ -18,7 +18,7 @@ from torch import nn
 from skgpt.caches import Store, drop_stores_on
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.model.blocks import find_blocks
-from skgpt.model.device import total_memory
+from skgpt.model.device import ran_out, total_memory
 from skgpt.model.network import TextNetwork
 from skgpt.text.batches import Rows, micro_batches
 
@@ -33,13 +33,6 @@ _LEAST_TOKENS = 128
 _SHARE = 4
 # Norms, rotations and fp32 copies, beside what goes into matrices and comes out of them.
 _OTHER_ACTIVATIONS = 1.5
-# cuBLAS's workspace, pinned memory, Apple's GPUs, the CPU's allocator.
-_WORDS = (
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDA error: out of memory",
-    "MPS backend out of memory",
-    "DefaultCPUAllocator",
-)
 
 # What ran out of memory once would do so in each fold; the budget that held is tried at once.
 _LOWERED: Store[int] = Store("lowered budgets", 1 << 20)
@@ -220,7 +213,7 @@ def needs_memory(work: Callable[P, T]) -> Callable[P, T]:
         try:
             return work(*args, **kwargs)
         except RuntimeError as error:
-            if not _ran_out(error):
+            if not ran_out(error):
                 raise
             reason = str(error)
         # Outside: the error itself would keep alive what its frames hold, and a notebook keeps it.
@@ -239,12 +232,6 @@ def _attempt(work: Callable[[Rows], T], part: Rows) -> tuple[T] | None:
     try:
         return (work(part),)
     except RuntimeError as error:
-        if not _ran_out(error):
+        if not ran_out(error):
             raise
         return None
-
-
-def _ran_out(error: RuntimeError) -> bool:
-    """Say whether an error means that memory ran out; not all that do are of torch's own class."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _WORDS)

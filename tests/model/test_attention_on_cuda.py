@@ -50,6 +50,13 @@ def test_padded_ends__value_and_gradients__are_those_of_a_text_at_a_time(
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_places__asked_by_every_layer__are_made_once() -> None:
+    boundaries = Boundaries.of([2, 3], CPU)
+    texts, places = boundaries.places_2T
+    assert (texts.tolist(), places.tolist()) == ([0, 0, 1, 1, 1], [0, 1, 0, 1, 2])
+    assert boundaries.places_2T[0] is texts
+
+
 def test_pays__one_long_text_among_short_ones__does_not() -> None:
     assert pays(Boundaries.of(LENGTHS, CPU))
     assert not pays(Boundaries.of([1] * 100 + [500], CPU))
@@ -101,11 +108,24 @@ def test_proof_of_the_kernel__it_does_not_run__is_said(caplog: pytest.LogCapture
     assert "doesn't run on cpu" in caplog.text
 
 
+def test_proof_of_the_kernel__memory_runs_out__is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def kernel(*args: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(attention_on_cuda, "in_one_kernel", kernel)
+    with pytest.raises(torch.OutOfMemoryError):
+        _is_proved(CPU)
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.2])
 def test_proof_of_the_kernel__wrong_values__are_noticed(
     factor: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def kernel(*args: Any) -> torch.Tensor:
+        assert not args[3].cumulative_B1.is_inference()  # torch's kernel keeps them
         return factor * padded(*args)
 
     monkeypatch.setattr(attention_on_cuda, "in_one_kernel", kernel)
