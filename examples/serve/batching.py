@@ -48,7 +48,8 @@ class Batcher:
     max_texts : int
         Texts in a batch. A request is never divided: one with more goes alone.
     max_wait : float
-        Seconds that a request may wait for others.
+        Seconds that a request may wait for others. It does so only where the batch before it was of
+        several requests: who is alone would wait for nobody.
     max_unanswered : int
         Texts that may be unanswered at once. A request that comes when there are none is taken
         whatever its size.
@@ -70,6 +71,7 @@ class Batcher:
         self.stopping = False
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._next: _Request | None = None  # taken from the queue, too large for its batch
+        self._crowded = False  # whether the last request had company
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
 
     def refuse_new(self) -> None:
@@ -141,12 +143,15 @@ class Batcher:
                 self._next = request
                 break
             batch.append(request)
+        self._crowded = len(batch) > 1 or self._next is not None
         return batch
 
     async def _next_until(self, due: float) -> _Request | None:
         """Return the next request: at once if it is there, None if none comes in time."""
         if not self._queue.empty():
             return self._queue.get_nowait()
+        if not self._crowded:
+            return None
         try:
             async with asyncio.timeout_at(due):
                 return await self._queue.get()

@@ -37,8 +37,8 @@ class Settings:
         Texts of waiting requests that are classified together. A request is never divided, so one
         with more texts goes alone. With 1, every request does.
     batch_wait_ms : float
-        How long a request may wait for others to share its batch. Nobody waits longer than the
-        batch before takes, so it counts only where there is little to do.
+        How long a request may wait for others to share its batch, where the one before it had
+        company.
     queue_texts : int
         Texts that may be unanswered at once; what comes beyond is refused.
     stop_seconds : int

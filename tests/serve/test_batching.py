@@ -81,10 +81,11 @@ def test_batcher__arriving_while_a_batch_runs__share_the_next() -> None:
     assert predict.calls == [["first"], ["0", "1", "2", "3"]]
 
 
-def test_batcher__time_to_wait__a_second_request_joins_and_a_lone_one_goes() -> None:
+def test_batcher__time_to_wait_after_company__a_second_request_joins_and_a_lone_one_goes() -> None:
     predict = Lengths()
 
     async def body(batcher: Batcher) -> float:
+        await asyncio.gather(*(batcher.submit([text]) for text in ("one", "two")))
         first = asyncio.create_task(batcher.submit(["first"]))
         await asyncio.sleep(0.05)
         await asyncio.gather(first, batcher.submit(["second"]))
@@ -93,7 +94,18 @@ def test_batcher__time_to_wait__a_second_request_joins_and_a_lone_one_goes() -> 
         return time.monotonic() - began
 
     assert run(body, predict, max_wait=0.3) + 0.02 >= 0.3
-    assert predict.calls == [["first", "second"], ["alone"]]
+    assert predict.calls == [["one", "two"], ["first", "second"], ["alone"]]
+
+
+def test_batcher__always_alone__waits_for_nobody() -> None:
+    predict = Lengths()
+
+    async def body(batcher: Batcher) -> None:
+        for text in ("first", "second", "third"):
+            await asyncio.wait_for(batcher.submit([text]), timeout=5)
+
+    run(body, predict, max_wait=60.0)
+    assert predict.calls == [["first"], ["second"], ["third"]]
 
 
 def test_batcher__a_full_batch__does_not_wait() -> None:
