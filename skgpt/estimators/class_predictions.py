@@ -110,7 +110,8 @@ class ClassPredictions(ClassifierMixin):
         Integrated gradients [1]_ from a baseline in which every token of the text is the one that
         stands for an empty text (bos or eos); special tokens and the template's own words stay.
         The values of a text add up to the change of its score from the baseline, whatever the
-        precision: a rest that the gradients of a step leave is shared out among its tokens.
+        precision: a rest that the gradients of a step leave is shared out among its tokens. In a
+        text of several windows, a token has the mean of what it adds to each.
 
         Parameters
         ----------
@@ -140,8 +141,7 @@ class ClassPredictions(ClassifierMixin):
             If pandas is not installed.
         ValueError
             If X is not as described, or if the model's tokenizer doesn't say where tokens lie or
-            its trunk takes no embeddings. If it was fitted with ``long_text="windows"`` and a
-            text takes more than one window.
+            its trunk takes no embeddings.
 
         References
         ----------

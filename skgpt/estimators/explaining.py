@@ -1,16 +1,17 @@
 """A classifier's attributions as a table: what each token added to the score of its class."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.exceptions import MissingPackageError, ModelNotSupportedError
+from skgpt.exceptions import MissingPackageError
+from skgpt.model.network import TextNetwork
 from skgpt.text.check import column_names
 from skgpt.text.spans import Places, Span, locate, word_at, words_of
 from skgpt.text.template import Template
 from skgpt.text.tokens import Tokens, clean
-from skgpt.text.windows import tokenise_windows
+from skgpt.text.windows import Windows, run_by_trunk
 from skgpt.training.attributions import Attributions, attribute
 
 
@@ -37,7 +38,6 @@ def explanations(fitted: Any, X: Any) -> Any:
     """
     pandas = _pandas()
     columns = fitted._checked_columns(X)
-    _check_one_window_each(fitted, columns)
     scores = fitted._scores(X)
     network = fitted._network
     tokens, places = locate(
@@ -45,22 +45,19 @@ def explanations(fitted: Any, X: Any) -> Any:
         Template(*fitted._fitted_with["template"]),
         network.source.tokenizer,
         fitted._fitted_with["max_length"],
+        fitted._fitted_with.get("long_text", "cut"),  # older pickles know no other way
     )
     explained, directions = _explained(scores, fitted._fitted_with["multilabel"])
-    replaced = places.column >= 0
-    # Equal tokens may be others' words, where a template repeats what stands in a cell.
-    keys = [
-        (text, replaced[start:end].tobytes())
-        for text, start, end in zip(
-            tokens.distinct()[0], tokens.offsets, tokens.offsets[1:], strict=False
-        )
+    run = run_by_trunk(tokens)
+    counts = tokens.counts if isinstance(tokens, Windows) else np.ones(len(tokens), dtype=np.int64)
+    of_run = np.repeat(np.arange(len(tokens)), counts)
+    found = _attributed(network, run, places, explained[of_run], directions[of_run])
+    ends = np.cumsum(counts).tolist()
+    parts = [
+        _text_of(found[end - count : end], run.offsets[end - count : end + 1], places)
+        for end, count in zip(ends, counts.tolist(), strict=True)
     ]
-    first = {key: row for row, key in reversed([*enumerate(keys)])}
-    rows = np.array(sorted(first.values()))
-    found = attribute(network, *_taken(tokens, replaced, rows), directions[rows])
-    made = dict(zip(rows.tolist(), found, strict=True))
-    attributions = [made[first[key]] for key in keys]
-    table = _table(columns, tokens, places, fitted.classes_[explained], attributions)
+    table = _table(columns, fitted.classes_[explained], parts)
     names = column_names(X)
     if names is not None:
         table["column"] = np.array(names, dtype=object)[table["column"]]
@@ -77,21 +74,55 @@ def _pandas() -> Any:
     return pandas
 
 
-def _check_one_window_each(fitted: Any, columns: list[list[str]]) -> None:
-    """Check that texts are read in one piece; a token of several windows has several places."""
-    if fitted._fitted_with.get("long_text", "cut") == "cut":  # older pickles know no other way
-        return
-    max_length = fitted._fitted_with["max_length"]
-    template = Template(*fitted._fitted_with["template"])
-    encoder = fitted._network.source.tokenizer
-    several = np.flatnonzero(tokenise_windows(columns, template, encoder, max_length).counts > 1)
-    if len(several):
-        raise ModelNotSupportedError(
-            "To be explained, texts must fit into one window. This model was fitted with "
-            f"long_text='windows' and max_length={max_length}, and {len(several)} of "
-            f"{len(columns[0])} texts take more than one, the first of them X[{several[0]}]: pass "
-            "parts of them, fit with a larger max_length, or fit with long_text='cut'."
+class _Text(NamedTuple):
+    """What is explained of one text: D scores by the T tokens of its own.
+
+    A text of several windows has the mean of their scores, as the head is linear, so a token has
+    the mean of what it adds to each, nothing where it isn't inside.
+    """
+
+    column_T: NDArray[np.int64]
+    start_T: NDArray[np.int64]
+    end_T: NDArray[np.int64]
+    values_TD: NDArray[np.float64]
+    baseline_D: NDArray[np.float64]
+
+
+def _attributed(
+    network: TextNetwork,
+    run: Tokens,
+    places: Places,
+    explained_ND: NDArray[np.int64],
+    directions_NDK: NDArray[np.float32],
+) -> list[Attributions]:
+    """Return the attributions of all texts or windows, equal ones computed once."""
+    replaced = places.column >= 0
+    # Equal tokens may be others' words, where a template repeats what stands in a cell, and equal
+    # windows may be of texts of different classes.
+    keys = [
+        (text, replaced[start:end].tobytes(), explained.tobytes())
+        for text, start, end, explained in zip(
+            run.distinct()[0], run.offsets[:-1], run.offsets[1:], explained_ND, strict=True
         )
+    ]
+    first = {key: row for row, key in reversed([*enumerate(keys)])}
+    rows = np.array(sorted(first.values()))
+    found = attribute(network, *_taken(run, replaced, rows), directions_NDK[rows])
+    made = dict(zip(rows.tolist(), found, strict=True))
+    return [made[first[key]] for key in keys]
+
+
+def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], places: Places) -> _Text:
+    """Put a text together from its windows, which lie behind each other at these offsets."""
+    within = np.arange(offsets[0], offsets[-1])
+    own = within[places.column[within] >= 0]
+    _, at, token = np.unique(places.index[own], return_index=True, return_inverse=True)
+    each_TD = np.concatenate([window.values_TD for window in windows])[own - offsets[0]]
+    values_TD = np.zeros((len(at), each_TD.shape[1]))
+    np.add.at(values_TD, token, each_TD / len(windows))
+    baseline_D = np.mean([window.baseline_D for window in windows], axis=0)
+    kept = own[at]
+    return _Text(places.column[kept], places.start[kept], places.end[kept], values_TD, baseline_D)
 
 
 def _explained(
@@ -123,27 +154,20 @@ def _taken(
 
 
 def _table(
-    columns: list[list[str]],
-    tokens: Tokens,
-    places: Places,
-    classes_ND: NDArray[Any],
-    attributions: list[Attributions],
+    columns: list[list[str]], classes_ND: NDArray[Any], parts: list[_Text]
 ) -> dict[str, Any]:
     """Return the columns of the table."""
     words: dict[tuple[int, int], list[Span]] = {}
     rows: list[tuple[Any, ...]] = []
-    for text, (found, classes) in enumerate(zip(attributions, classes_ND, strict=True)):
-        first = int(tokens.offsets[text])
-        inside = np.flatnonzero(places.column[first : tokens.offsets[text + 1]] >= 0)
-        for explained, (label, baseline) in enumerate(zip(classes, found.baseline_D, strict=True)):
-            for token in inside:
-                at = first + token
-                column, start, end = places.column[at], places.start[at], places.end[at]
+    for text, (part, classes) in enumerate(zip(parts, classes_ND, strict=True)):
+        for explained, (label, baseline) in enumerate(zip(classes, part.baseline_D, strict=True)):
+            spans = zip(part.column_T, part.start_T, part.end_T, strict=True)
+            for token, (column, start, end) in enumerate(spans):
                 cell = columns[column][text]
                 if (column, text) not in words:
                     words[column, text] = words_of(cell)
                 word_start, word_end = word_at(words[column, text], cell, start, end)
-                value = found.values_TD[token, explained]
+                value = part.values_TD[token, explained]
                 # Cleaned, as pandas' texts hold no lone surrogates.
                 place = (column, start, end, clean(cell[start:end]))
                 word = (word_start, clean(cell[word_start:word_end]))

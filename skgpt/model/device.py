@@ -1,6 +1,6 @@
 """Where and how to compute: device, arithmetic, and how much memory there is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -109,11 +109,12 @@ def has_fast_bf16(device: torch.device) -> bool:
 def _has_slow_avx512_bf16() -> bool:
     """Say whether bf16 without matrix units is slower than fp32 on this CPU.
 
-    So it is on Intel's cores since Sapphire Rapids, where a virtual machine hides AMX: half the rate
-    of fp32. On AMD's cores it is two to three times that rate. AVX-512 FP16 tells the first from
-    Intel's older cores, which do well too.
+    So it is on Intel's cores since Sapphire Rapids where a virtual machine hides AMX: half the
+    rate of fp32. On AMD's cores it is two to three times that rate. AVX-512 FP16 tells the
+    former from Intel's older cores, which are fast too.
     """
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 may not have it
+    ask = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 may not have it
+    known: Mapping[str, object] = {} if ask is None else ask()
     return bool(known.get("avx512_fp16")) and "AMD" not in str(known.get("cpu_name"))
 
 

@@ -8,20 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.text.template import Template
-from skgpt.text.tokens import TextEncoder, Tokens, as_encoded, clean, tokenise_columns
+from skgpt.text.tokens import TextEncoder, as_encoded, clean
+from skgpt.text.windows import LongText, TextIds, run_by_trunk, starts_of, tokenise_rows
 
 # What stands between white space is a word; Chinese and Japanese have none between theirs, so
 # each of their characters is one.
 _WIDE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
 _NOWHERE = (-1, 0, 0)
+_SPECIAL = (*_NOWHERE, -1)
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where each token lies; the arrays are parallel to the tokens' ids.
+    """Where each token lies; the arrays are parallel to the ids that a trunk is run over.
 
     Parameters
     ----------
@@ -29,17 +31,25 @@ class Places:
         The column whose cell the token is of; -1 for special tokens and the template's own words.
     start, end : ndarray of shape (n_tokens,), int64
         Where in that cell it begins and ends, in characters.
+    index : ndarray of shape (n_tokens,), int64
+        Which token of its text it is, the special ones not counted; those have -1. A token of two
+        windows has the same number in both.
     """
 
     column: NDArray[np.int64]
     start: NDArray[np.int64]
     end: NDArray[np.int64]
+    index: NDArray[np.int64]
 
 
 def locate(
-    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
-) -> tuple[Tokens, Places]:
-    """Tokenise rows as `tokenise_columns` does, and say where each token lies.
+    columns: list[list[str]],
+    template: Template,
+    encoder: TextEncoder,
+    max_length: int,
+    long_text: LongText = "cut",
+) -> tuple[TextIds, Places]:
+    """Tokenise rows as `tokenise_rows` does, and say where each token lies.
 
     A token that reaches from one cell into another, or into the template's words, is the cell's
     of which it has most.
@@ -50,35 +60,45 @@ def locate(
     template : Template
     encoder : TextEncoder
     max_length : int
+    long_text : {"cut", "windows"}, default="cut"
 
     Returns
     -------
-    tokens : Tokens
+    tokens : Tokens or Windows
     places : Places
+        Of the texts' tokens, or of their windows'.
 
     Raises
     ------
     InvalidTextError
-        As `tokenise_columns`.
+        As `tokenise_rows`.
     ModelNotSupportedError
         If the tokenizer doesn't say where its tokens lie.
     """
-    tokens = tokenise_columns(columns, template, encoder, max_length)
-    rows = as_encoded(columns, template, encoder, max_length)
+    tokens = tokenise_rows(columns, template, encoder, max_length, long_text)
+    lengths = run_by_trunk(tokens).lengths
+    if long_text == "cut":
+        rows = as_encoded(columns, template, encoder, max_length)
+    else:
+        rows = [tuple(map(clean, row)) for row in zip(*columns, strict=True)]
     found = encoder.places([clean(template.render(row)) for row in rows])
     n_before, n_after = len(encoder.prefix_ids), len(encoder.suffix_ids)
     room = max(1, max_length - n_before - n_after)
-    places: list[tuple[int, int, int]] = []
+    places: list[tuple[int, int, int, int]] = []
+    n_run = 0
     for i, (row, spans) in enumerate(zip(rows, found, strict=True)):
         cells = _cells(row, template)
         maps = {column: _undo_clean(columns[column][i]) for column in template.fields}
-        inside = [_place(span, cells, maps) for span in spans[:room]]
-        framed = [_NOWHERE] * n_before + inside + [_NOWHERE] * n_after
-        framed = framed[:max_length] or [_NOWHERE]  # an empty text is a special token
-        assert len(framed) == tokens.lengths[i], "tokens and their places are not of one encoding"
-        places += framed
-    column, start, end = np.array(places, dtype=np.int64).T
-    return tokens, Places(column, start, end)
+        kept = spans[:room] if long_text == "cut" else spans
+        inside = [(*_place(span, cells, maps), k) for k, span in enumerate(kept)]
+        for first in starts_of(len(inside), room):
+            within = inside[first : first + room]
+            framed = [_SPECIAL] * n_before + within + [_SPECIAL] * n_after
+            framed = framed[:max_length] or [_SPECIAL]  # an empty text is a special token
+            assert len(framed) == lengths[n_run], "tokens and places are not of one encoding"
+            places += framed
+            n_run += 1
+    return tokens, Places(*np.array(places, dtype=np.int64).T)
 
 
 def words_of(text: str) -> list[Span]:

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from skgpt.text.template import Template
 from skgpt.text.tokens import (
-    Ids,
     TextEncoder,
     Tokens,
     encode_whole,
@@ -129,7 +128,8 @@ def tokenise_windows(
     room = max(1, room_for(encoder, max_length))
     windows_of = {
         row: [
-            framed(ids[start : start + room], encoder, max_length) for start in _starts(ids, room)
+            framed(ids[start : start + room], encoder, max_length)
+            for start in starts_of(len(ids), room)
         ]
         for row, ids in zip(whole.distinct, whole.ids, strict=True)
     }
@@ -159,9 +159,9 @@ def lengths_in_windows(
     return np.where(beyond > 0, n_windows * max_length, lengths)
 
 
-def _starts(ids: Ids, room: int) -> list[int]:
-    """Return where the windows of a text begin."""
-    last = max(0, len(ids) - room)
+def starts_of(n_tokens: int, room: int) -> list[int]:
+    """Return where the windows of a text begin, which have room for so many of its tokens."""
+    last = max(0, n_tokens - room)
     return [*range(0, last, _stride(room)), last]
 
 

@@ -6,13 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skgpt import GPTTextClassifier
-from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.sources import load_source
 from skgpt.text.template import parse_template
-from skgpt.text.windows import Windows, lengths_in_windows, tokenise_windows
+from skgpt.text.windows import Windows, lengths_in_windows, starts_of, tokenise_windows
 from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 16, "max_epochs": 2}
 
@@ -73,17 +71,56 @@ def test_plan__windows_that_a_fit_has_seen__frozen_layers_are_done(
     assert clf.fit(seen, y).plan(seen, y).seconds["frozen_layers"] == 0
 
 
-def test_explain__a_text_of_several_windows__is_refused_before_any_work(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("trainable", [0, 1])
+def test_explain__texts_of_several_windows__values_add_up_and_each_token_has_one(
+    tiny_llama: str, two_class_data: TextData, pooling: str, trainable: int
 ) -> None:
     X, y = two_class_data
-    clf = make(tiny_llama, **LONG).fit(X, y)
+    clf = make(tiny_llama, pooling=pooling, trainable_layers=trainable, **LONG).fit(X, y)
     clf.set_params(long_text="cut")  # which doesn't change how it was fitted
-    scored: list[Any] = []
-    monkeypatch.setattr(GPTTextClassifier, "_scores", lambda self, X: scored.append(X))
-    with pytest.raises(ModelNotSupportedError, match=r"1 of 2 texts .* first of them X\[1\]"):
-        clf.explain(["short", "a text that is far too long for one window"])
-    assert scored == []
+    texts = ["short", "a text that is far too long for one window", "", 3 * "goal, bank. "]
+    table = clf.explain(texts)
+    each = table.groupby("text")
+    assert each["token"].sum().to_dict() == {i: text for i, text in enumerate(texts) if text}
+    sums = (each["value"].sum() + each["baseline"].first()).to_numpy()
+    expected = np.abs(clf.decision_function([text for text in texts if text]))
+    np.testing.assert_allclose(sums, expected, atol=1e-4)
+    assert np.array_equal(each["class"].first(), clf.predict([text for text in texts if text]))
+    assert table["value"].abs().max() > 1e-3
+
+
+def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
+    tiny_llama: str,
+) -> None:
+    data = make_text_data(3)
+    Y = np.array([[label == "sport", "the" in text] for text, label in zip(*data, strict=True)])
+    clf = make(tiny_llama, **LONG).fit(data.X, Y.astype(int))
+    text = "a late goal won the match on Sunday"  # a character is a token, and there is one more
+    encoder = clf._network.source.tokenizer
+    room = LONG["max_length"] - len(encoder.prefix_ids) - len(encoder.suffix_ids)
+    starts = starts_of(len(text), room)
+    assert len(starts) > 2
+    expected = np.zeros((len(text), 2))
+    for start in starts:
+        window = clf.explain([text[start : start + room]])
+        values = window.pivot(index="start", columns="class", values="value").to_numpy()
+        expected[start : start + room] += values / len(starts)
+    whole = clf.explain([text]).pivot(index="start", columns="class", values="value")
+    np.testing.assert_allclose(whole.to_numpy(), expected, atol=1e-5)
+
+
+def test_explain__windows_of_columns__tokens_lie_in_their_cells(tiny_llama: str) -> None:
+    X = pd.DataFrame({"title": ["a goal", "rates"], "body": ["in the last minute", "rose " * 9]})
+    clf = make(tiny_llama, template="T: {title}\nB: {body}", **LONG).fit(X, ["sport", "money"])
+    table = clf.explain(X)
+    tokens = table.groupby(["text", "column"])["token"].sum()
+    assert tokens.to_dict() == {
+        (row, column): X[column][row] for row in range(2) for column in ("title", "body")
+    }
+    each = table.groupby("text")
+    sums = each["value"].sum() + each["baseline"].first()
+    np.testing.assert_allclose(sums, np.abs(clf.decision_function(X)), atol=1e-4)
 
 
 def test_explain__texts_of_one_window__are_explained_as_where_texts_are_cut(
