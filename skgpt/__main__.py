@@ -119,7 +119,8 @@ def _cache(args: argparse.Namespace) -> int:
 def _agreed(question: str) -> bool:
     sys.stdout.write(f"{question} [y/N] ")
     sys.stdout.flush()
-    answer = sys.stdin.readline()  # nothing at all where there is nobody to ask
+    # Nothing at all where there is nobody to ask; no file where stdin was closed.
+    answer = "" if sys.stdin is None else sys.stdin.readline()
     if not answer.endswith("\n"):
         _tell("")
     return answer.strip().lower() in ("y", "yes")

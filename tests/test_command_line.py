@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skgpt.model.conversion import ALIASES, converted_folder
+from skgpt.model.conversion import ALIASES, SOURCE_FILE, converted_folder
 from tests.model.fake_weights import ALIAS as FAKE
 from tests.model.fake_weights import install, make_llama, start_child, wheel_of, write_gguf
 from tests.model.test_cached import ALIAS, plant
@@ -62,6 +62,23 @@ def test_cache_clear__asked__only_a_yes_removes(cache: Path, answer: str, remove
     assert done.returncode == (0 if removed else 1)
     assert folder.exists() != removed
     assert ("Nothing was removed." in done.stdout) != removed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's syntax")
+def test_cache_clear__no_stdin_at_all__removes_nothing(cache: Path) -> None:
+    folder = plant(converted_folder(ALIAS))
+    command = f'"{sys.executable}" -m skgpt cache --clear <&-'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "Nothing was removed." in done.stdout
+    assert folder.exists()
+
+
+def test_cache__what_others_left_there__is_not_skgpts(cache: Path) -> None:
+    plant(cache / f".{ALIAS}-0123456789ab-v2.backup.tmp")
+    note = plant(cache / "other-0123456789ab-v1") / SOURCE_FILE
+    note.write_text("[" * 60_000, "utf-8")
+    assert run("cache").stdout == f"{cache} has no models\n"
 
 
 def test_cache_clear__a_name_and_yes__only_that_without_asking(cache: Path) -> None:

@@ -1,5 +1,6 @@
 """The web application: texts in, labels and probabilities out, by a classifier that is loaded."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from settings import Settings
 
 Label = str | int | float | bool
+
+_NAME_LENGTH = 40  # letters that an answer shows of a name in the body
 
 
 class Texts(BaseModel):
@@ -90,6 +93,10 @@ async def classify(body: Texts, request: Request) -> Answer:
         rows = await state.batcher.submit(body.texts)
     except StoppingError:
         raise _stopping() from None
+    except asyncio.CancelledError:  # it was accepted, and the time for a stop is up
+        if not state.batcher.stopping:
+            raise
+        raise _stopping() from None
     except BusyError:
         raise HTTPException(
             503,
@@ -140,14 +147,15 @@ def _check_limits(texts: list[str], settings: Settings) -> None:
 
 
 async def _refuse(request: Request, error: Exception) -> JSONResponse:
-    """Say what is wrong with a body, without handing back what was in it."""
+    """Say what is wrong with a body, without handing back its texts."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         found = f"It is no JSON: {first['ctx']['error']}, at character {first['loc'][-1]}."
     else:
         where = "".join(
-            f"[{key}]" if isinstance(key, int) else str(key) for key in first["loc"][1:]
+            f"[{key}]" if isinstance(key, int) else str(key)[:_NAME_LENGTH]
+            for key in first["loc"][1:]
         )
         found = f"{where or 'The body'}: {first['msg']}."
         if first["type"] not in ("missing", "extra_forbidden"):

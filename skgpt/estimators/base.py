@@ -151,7 +151,10 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
             attributes = self._attributes(network, data, result)
             if data.held_out is not None:
                 fitted = self._as_fitted(network, data, result)
-                attributes |= fitted._from_held_out(data.held_out, data)
+                try:
+                    attributes |= fitted._from_held_out(data.held_out, data)
+                except KeyboardInterrupt as error:  # what was trained is not lost by it
+                    result = replace(result, interrupt=result.interrupt or error)
             self._keep(attributes, result)
         callbacks.fitted()
         warn_of_skipped_steps(result)

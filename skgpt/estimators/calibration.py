@@ -34,7 +34,9 @@ def calibrate(
 
     As in Platt's method (1999), the truth is held to be a little uncertain, the more so the fewer
     rows there are: with few of them, all predicted right, the best temperature would be zero and
-    every probability one.
+    every probability one. How many there are is Kish's effective number (1965) of different rows,
+    which doesn't change with the scale of the weights, and is the same for a row twice and a weight
+    of two.
 
     Parameters
     ----------
@@ -56,7 +58,7 @@ def calibrate(
     scores = scores_NK.astype(np.float64)
     link = _link(multilabel)
     n = weight_N.sum()
-    unsure = 1 / (n + 2)
+    unsure = 1 / (_effective_number(scores, truth_NK, weight_N) + 2)
     others = 1 if multilabel else scores.shape[1] - 1
     wanted = np.where(truth_NK, 1 - unsure, unsure / others)
 
@@ -78,6 +80,14 @@ def calibrate(
         brier_before=_brier(before, truth_NK, weight_N, multilabel),
         brier_after=_brier(after, truth_NK, weight_N, multilabel),
     )
+
+
+def _effective_number(
+    scores_NK: NDArray[np.float64], truth_NK: NDArray[np.bool_], weight_N: NDArray[np.float64]
+) -> float:
+    _, which_N = np.unique(np.hstack([scores_NK, truth_NK]), axis=0, return_inverse=True)
+    weight = np.bincount(which_N.ravel(), weight_N / weight_N.max())
+    return float(weight.sum() ** 2 / (weight**2).sum())
 
 
 def _link(multilabel: bool) -> CrossEntropy | BinaryCrossEntropy:

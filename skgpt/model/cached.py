@@ -18,7 +18,7 @@ from skgpt.exceptions import CacheError
 from skgpt.model.conversion import ALIASES, SOURCE_FILE, cache_folder, locked
 
 _CONVERTED = re.compile(r"(?P<alias>.+)-[0-9a-f]{12}-v\d+")
-_UNFINISHED = re.compile(r"\.(?P<folder>(?P<alias>.+)-[0-9a-f]{12}-v\d+)\..+\.tmp")
+_UNFINISHED = re.compile(r"\.(?P<folder>(?P<alias>.+)-[0-9a-f]{12}-v\d+)\.\d+-[0-9a-f]+\.tmp")
 _MAX_SOURCE = 1 << 16  # bytes; it has a few hundred
 
 
@@ -154,6 +154,6 @@ def _says(folder: Path, alias: str) -> bool:
         return False
     try:
         source = json.loads(note.read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):  # somebody else's
         return False
     return isinstance(source, dict) and source.get("alias") == alias

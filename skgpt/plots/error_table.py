@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from skgpt.exceptions import InvalidTextError, MissingPackageError
 from skgpt.plots.drawing import BLUE, GREY, ORANGE, matplotlib, shown
 from skgpt.text.check import check_columns
-from skgpt.text.targets import encode_target
+from skgpt.text.labels import as_numpy, missing_rows
+from skgpt.text.targets import encode_target, is_indicator
 from skgpt.text.tokens import clean
 
 _COLUMNS = ("row", "true", "predicted", "confidence", "margin")
@@ -76,7 +77,8 @@ class ErrorTableDisplay:
         estimator : classifier of texts, or Pipeline that ends in one
             Fitted, with `predict_proba`.
         X : array-like of shape (n,) or (n, n_columns)
-            Texts. Best such that it wasn't trained on.
+            Texts. Best such that it wasn't trained on. What a Pipeline takes besides texts is shown
+            as it prints, and not at all where it is missing.
         y : array-like of shape (n,) or (n, n_labels)
             What is true of them.
         n_rows : int, default=10
@@ -101,8 +103,11 @@ class ErrorTableDisplay:
                 "`estimator` must be a classifier with predict_proba. Got "
                 f"{type(estimator).__name__}: CalibratedClassifierCV gives one to any classifier."
             )
+        texts = _texts_of_pipeline(X)  # before a prediction that may take long
         prob = estimator.predict_proba(X)
-        return cls.from_predictions(y, prob, X=X, classes=estimator.classes_, n_rows=n_rows, ax=ax)
+        return cls.from_predictions(
+            y, prob, X=texts, classes=estimator.classes_, n_rows=n_rows, ax=ax
+        )
 
     @classmethod
     def from_predictions(
@@ -148,7 +153,8 @@ class ErrorTableDisplay:
         pandas = _pandas()
         prob = _checked(y_prob)
         names = None if classes is None else np.asarray(classes)
-        known = None if y_true is not None and np.ndim(y_true) == 2 else names
+        is_sets = y_true is not None and np.ndim(y_true) == 2 and is_indicator(y_true)
+        known = None if is_sets else names
         target = encode_target(y_true, len(prob), name=cls.__name__, classes=known, what="y_true")
         names = target.classes if names is None else names
         if prob.shape[1] != target.width or len(names) != target.width:
@@ -161,7 +167,11 @@ class ErrorTableDisplay:
         found = pandas.DataFrame(find(target.codes, prob, names))
         worst = found.sort_values("margin", kind="stable").head(n_rows).reset_index(drop=True)
         if X is not None:
-            texts = _texts(X, len(prob))
+            texts = _texts(X)
+            if len(texts) != len(prob):
+                raise InvalidTextError(
+                    f"X must have a row for each of `y_prob`. Found {len(texts)} and {len(prob)}."
+                )
             worst["text"] = np.array([texts[row] for row in worst["row"]], dtype=object)
         display = cls(worst, n_errors=len(found), n_predictions=target.codes.size)
         return display.plot(ax)
@@ -342,13 +352,23 @@ def _checked(y_prob: Any) -> NDArray[np.float64]:
     return prob
 
 
-def _texts(X: Any, n: int) -> list[str]:
-    columns = check_columns(X)
-    if len(columns[0]) != n:
-        raise InvalidTextError(
-            f"X must have a row for each of `y_prob`. Found {len(columns[0])} and {n}."
-        )
-    return [clean(" | ".join(cells)) for cells in zip(*columns, strict=True)]
+def _texts(X: Any) -> list[str]:
+    return [clean(" | ".join(cells)) for cells in zip(*check_columns(X), strict=True)]
+
+
+def _texts_of_pipeline(X: Any) -> list[str] | None:
+    """Return each row as a text, whatever it holds: what it may hold is the estimator's to say."""
+    try:
+        return _texts(X)
+    except InvalidTextError:  # numbers or missing cells, of which a Pipeline may make texts
+        rows = as_numpy(X if hasattr(X, "to_numpy") else np.asarray(X, dtype=object))
+    if rows.ndim not in (1, 2):
+        return None  # rows have numbers
+    columns = rows.reshape(len(rows), -1).astype(object).T
+    shown = [np.array([str(cell) for cell in column], dtype=object) for column in columns]
+    for column, cells in zip(columns, shown, strict=True):
+        cells[missing_rows(column)] = ""
+    return [clean(" | ".join(filter(None, cells))) for cells in zip(*shown, strict=True)]
 
 
 def _check_n_rows(n_rows: Any) -> None:

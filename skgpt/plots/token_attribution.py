@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from skgpt.exceptions import InvalidTextError
 from skgpt.plots.drawing import matplotlib, shown
+from skgpt.text.check import check_columns
 
 # Dark orange, white, dark blue: ColorBrewer's PuOr is told apart with any colour vision, this is
 # its like with more contrast; white is zero.
@@ -100,12 +101,14 @@ class TokenAttributionDisplay:
         ImportError
             If matplotlib or pandas is not installed.
         """
-        table = estimator.explain([X] if isinstance(X, str) else X)
-        if len(set(table["text"])) > 1:
+        X = [X] if isinstance(X, str) else X
+        n_texts = len(check_columns(X)[0])
+        if n_texts > 1:  # before they are explained
             raise InvalidTextError(
-                f"A display shows one text. Got {len(set(table['text']))}: pass one, or the table "
-                "of estimator.explain(X) to from_predictions with text=i."
+                f"A display shows one text. Got {n_texts}: pass one, or the table of "
+                "estimator.explain(X) to from_predictions with text=i."
             )
+        table = estimator.explain(X)
         return cls.from_predictions(table, class_name=class_name, ax=ax)
 
     @classmethod

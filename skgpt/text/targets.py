@@ -212,7 +212,7 @@ def _check_is_array(y: Any, name: str, what: str) -> None:
 def _check_length(n_labels: int, n: int, what: str) -> None:
     if n_labels != n:
         raise InvalidTextError(
-            f"X{what.removeprefix('y')} and {what} must have one label per text. Found input "
+            f"X and {what} must have one label per text. Found input "
             f"variables with inconsistent numbers of samples: [{n}, {n_labels}]."
         )
 

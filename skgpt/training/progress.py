@@ -31,7 +31,7 @@ def shows_bars(file: TextIO | None = None) -> bool:
     if file is None and any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
         return True
     file = file or sys.stderr
-    return file is not None and not file.closed and file.isatty()  # pythonw has no stderr
+    return _is_open(file) and hasattr(file, "isatty") and file.isatty()
 
 
 def fit_progress(verbose: int) -> list[Monitor]:
@@ -233,6 +233,12 @@ def _token_bar(name: str, total: int, **options: Any) -> Any:
 
 def write_line(line: str) -> None:
     """Write a line to stderr, above a bar if there is one."""
-    if sys.stderr is not None:
+    if _is_open(sys.stderr):
         tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()  # a log file is to be read while the fit goes on
+        if hasattr(sys.stderr, "flush"):
+            sys.stderr.flush()  # a log file is to be read while the fit goes on
+
+
+def _is_open(file: Any) -> bool:
+    """Say whether anything can be written: pythonw has no stderr, and services close theirs."""
+    return file is not None and not getattr(file, "closed", False)

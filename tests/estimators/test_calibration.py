@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.estimators.calibration import calibrate
-from skgpt.exceptions import InvalidTextError
+from skgpt.exceptions import InterruptedFitWarning, InvalidTextError
 
 WORDS = {"sport": "goal", "money": "bank", "space": "rocket"}
 X = np.array([f"{word} number {i}" for i in range(16) for word in WORDS.values()])
@@ -86,8 +86,18 @@ def test_calibrate__weight_two__equals_the_row_twice() -> None:
         assert weighted[name] == pytest.approx(repeated[name])  # type: ignore[literal-required]
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1 / 60, 7.0, 1e9])
+def test_calibrate__all_weights_times_a_constant__changes_nothing(scale: float) -> None:
+    scores, truth = drawn(40, 3, 2.0)
+    weight = np.random.default_rng(1).random(40)
+    found = calibrate(scores, truth, weight, multilabel=False)
+    assert 1.2 < found["temperature"] < 4  # so that there is something to move
+    again = calibrate(scores, truth, weight * scale, multilabel=False)
+    assert again == pytest.approx(found, rel=1e-4)
+
+
 def test_calibrate__few_rows_all_right__stays_in_doubt() -> None:
-    scores = np.array([[2.0, 0.0]] * 4, dtype=np.float32)
+    scores = np.array([[2.0, 0.0], [2.01, 0.0], [1.99, 0.0], [2.0, -0.01]], dtype=np.float32)
 
     found = calibrate(scores, scores > 0, np.ones(4), multilabel=False)
 
@@ -198,6 +208,22 @@ def test_calibrated__fitted_anew_without__forgets_the_temperature(tiny_llama: st
     with pytest.raises(AttributeError) as refused:
         clf.set_params(calibrate=True).partial_fit(X, Y)
     assert "calibrate=False" in str(refused.value.__cause__)
+
+
+def test_calibrated__interrupted_while_it_is__is_fitted_without(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = classifier(tiny_llama).fit(X, Y)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skgpt.estimators.class_targets.calibrate", interrupted)
+    clf = classifier(tiny_llama)
+    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
+        clf.fit(X, Y)
+    assert not hasattr(clf, "calibration_")
+    assert np.array_equal(clf.decision_function(X), whole.decision_function(X))
 
 
 def test_calibrated__no_row_to_hold_out__says_so(tiny_llama: str) -> None:

@@ -11,6 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import Perceptron
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 matplotlib.use("Agg")
 
@@ -79,6 +80,25 @@ def test_from_estimator__texts_and_labels__as_predict_says(ours: bool, tiny_llam
     assert frame["true"].tolist() == y[frame["row"]].tolist()
     prob = clf.predict_proba(DATA.X).max(axis=1)
     np.testing.assert_allclose(frame["confidence"], prob[frame["row"]], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:A column-vector y")
+def test_from_predictions__labels_in_a_column__are_classes() -> None:
+    prob = [[0.9, 0.1], [0.8, 0.2]]
+    column = ErrorTableDisplay.from_predictions([["z"], ["a"]], prob, classes=["z", "a"])
+    plain = ErrorTableDisplay.from_predictions(["z", "a"], prob, classes=["z", "a"])
+    pd.testing.assert_frame_equal(column.frame, plain.frame)
+    assert column.frame["row"].tolist() == [1]
+
+
+def test_from_estimator__a_pipeline_with_more_than_texts__shows_what_there_is() -> None:
+    X = pd.DataFrame({"text": ["a goal", "a bank", "a goal"], "stars": [1.5, None, 2.0]})
+    y = ["sport", "money", "money"]
+    texts = FunctionTransformer(lambda X: X["text"])
+    pipe = make_pipeline(texts, CountVectorizer(), MultinomialNB()).fit(X, y)
+    frame = ErrorTableDisplay.from_estimator(pipe, X, ["sport", "sport", "sport"]).frame
+    assert set(frame["text"]) <= {"a goal | 1.5", "a bank", "a goal | 2.0"}
+    assert "a bank" in set(frame["text"])
 
 
 def test_plot__long_texts_and_names__stay_inside_the_figure_and_apart() -> None:

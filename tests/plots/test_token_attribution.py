@@ -67,6 +67,8 @@ def test_display__what_it_cannot_show__is_refused(tiny_llama: str) -> None:
     clf = fitted(tiny_llama)
     with pytest.raises(ValueError, match="one text"):
         TokenAttributionDisplay.from_estimator(clf, DATA.X[:2])
+    with pytest.raises(ValueError, match="one text"):
+        TokenAttributionDisplay.from_estimator(clf, ["", "of which one has no words"])
     with pytest.raises(ValueError, match="no words"):
         TokenAttributionDisplay.from_estimator(clf, "")
     table = clf.explain(DATA.X[:1])

@@ -93,6 +93,7 @@ def test_server__200_requests_at_once__each_gets_its_own_answer(
         ({"texts": None}, 422, "Got null"),
         ({"text": ["a"]}, 422, "texts: Field required"),
         ({"texts": ["a"], "top": 3}, 422, "top: Extra inputs are not permitted"),
+        ({"texts": ["a"], "k" * 1_000_000: 3}, 422, "kkk: Extra inputs are not permitted"),
         (["a text"], 422, "Got a list"),
         (3, 422, "Got a number"),
         (b"", 422, "Field required"),
@@ -190,6 +191,21 @@ def test_server__sigterm_under_way__accepted_requests_are_answered(
         with pytest.raises(ConnectionRefusedError):
             server.post({"texts": ["too late"]})
         assert "Traceback" not in server.log.read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+def test_server__no_time_left_to_stop__what_waits_gets_a_503(saved: Path, tmp_path: Path) -> None:
+    with (
+        running(saved, tmp_path / "log", slow_seconds=4, batch_texts=1, stop_seconds=1) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        replies = [pool.submit(server.post, {"texts": ["a"]}) for _ in range(2)]
+        server.wait_until_unanswered(2)
+        server.process.send_signal(signal.SIGTERM)
+        for reply in replies:
+            assert reply.result().status == 503
+            assert "stopping" in reply.result().content["detail"]
+        server.process.wait(30)
 
 
 def test_server__label_sets__each_text_gets_a_list(tiny_llama: str, tmp_path: Path) -> None:

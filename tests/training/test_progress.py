@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
@@ -175,6 +175,23 @@ def closed_file() -> TextIO:
     file = io.StringIO()
     file.close()
     return file
+
+
+class Bare:
+    """A stderr that can write and nothing else."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.parametrize("stderr", [lambda: None, closed_file, Bare])
+def test_fit__a_stderr_that_can_do_little__is_no_reason_to_end(
+    stderr: Callable[[], Any], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_text_data(2)
+    monkeypatch.setattr(sys, "stderr", stderr())
+    clf = GPTTextClassifier(tiny_llama, max_epochs=2, verbose=2, random_state=0)
+    assert clf.fit(data.X, data.y).n_iter_ == 2
 
 
 @pytest.mark.parametrize("stderr", [lambda: None, closed_file, io.StringIO])
