@@ -74,7 +74,7 @@ def calibrate(
     before, after = (link.probabilities(scores / t) for t in (1.0, temperature))
     return Calibration(
         temperature=temperature,
-        n_rows=len(scores),
+        n_rows=int(np.count_nonzero(weight_N)),
         ece_before=_expected_error(before, truth_NK, weight_N, multilabel),
         ece_after=_expected_error(after, truth_NK, weight_N, multilabel),
         brier_before=_brier(before, truth_NK, weight_N, multilabel),

@@ -22,7 +22,7 @@ def warn_and_raise(result: FitResult) -> NoReturn:
                 f"This fit was interrupted after {len(result.history)} epochs. The estimator is "
                 "fitted, as the last optimiser step left it.",
                 InterruptedFitWarning,
-                stacklevel=5,
+                stacklevel=7,  # at the call of fit
             )
     finally:  # also where warnings are errors
         raise result.interrupt
@@ -41,5 +41,5 @@ def warn_of_skipped_steps(result: FitResult) -> None:
             "finite: the model learned nothing from their texts. `history_` says in which epochs. "
             "Lower `learning_rate`, set `max_grad_norm=1.0`, or use precision='fp32'.",
             SkippedStepsWarning,
-            stacklevel=4,
+            stacklevel=6,  # at the call of fit
         )

@@ -134,7 +134,7 @@ class EpochLines(Monitor):
     ) -> None:
         self._write = write or write_line
         self._clock = clock
-        self._n_epochs = 0
+        self._n_epochs = self._n_of_head = 0
         self._done = 0
         self._began = 0.0
 
@@ -142,14 +142,20 @@ class EpochLines(Monitor):
         self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
         """Note the plan."""
-        self._n_epochs = plan.n_epochs
+        self._n_epochs, self._n_of_head = plan.n_epochs, plan.head_first_epochs
         self._done, self._began = 0, self._clock()
 
     def epoch(self, record: EpochRecord) -> bool:
         """Write the line."""
         self._done += 1
         n_left = self._n_epochs - record["epoch"]
-        left = (self._clock() - self._began) / self._done * n_left
+        time_left = ""
+        # Epochs of the head alone say nothing of how long the others take.
+        if n_left and record["epoch"] > self._n_of_head:
+            seconds = (self._clock() - self._began) / self._done * n_left
+            time_left = f", {tqdm.format_interval(seconds)} left"
+        elif record["epoch"] == self._n_of_head:
+            self._done, self._began = 0, self._clock()
         held_out = ""
         if "validation_score" in record:
             held_out = (
@@ -158,8 +164,7 @@ class EpochLines(Monitor):
             )
         self._write(
             f"epoch {record['epoch']}/{self._n_epochs}: loss {record['loss']:.4f}{held_out}, "
-            f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s"
-            + (f", {tqdm.format_interval(left)} left" if n_left else "")
+            f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s{time_left}"
         )
         return False
 

@@ -123,6 +123,15 @@ def test_calibrated__predictions__differ_in_probabilities_only(tiny_llama: str, 
     np.testing.assert_array_equal(clf.predict(X), clf.classes_[right] if y is Y else right)
 
 
+def test_calibrate__few_rows_of_three_classes__doubt_is_shared_among_the_others() -> None:
+    scores = np.array([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]], dtype=np.float32)
+
+    found = calibrate(scores, scores > 0, np.ones(3), multilabel=False)
+
+    wanted = [0.8, 0.1, 0.1]  # of 3 rows: 1 in 5, half of it each
+    np.testing.assert_allclose(softmax(scores[0] / found["temperature"]), wanted, atol=1e-3)
+
+
 def test_calibrated__rows_held_out__are_those_of_early_stopping(tiny_llama: str) -> None:
     clf = classifier(tiny_llama).fit(X, Y)
 
@@ -144,6 +153,19 @@ def test_calibrated__x_val__is_what_it_is_fitted_on(tiny_llama: str) -> None:
     assert log_loss(Y[30:], clf.predict_proba(X[30:])) < log_loss(
         Y[30:], plain.predict_proba(X[30:])
     )
+
+
+def test_calibrated__held_out_rows_of_weight_zero__do_not_count(tiny_llama: str) -> None:
+    def found(n: int, weight: Any) -> Any:
+        X_val, y_val = X[30 : 30 + n], Y[30 : 30 + n].copy()
+        y_val[::3] = np.roll(Y, 1)[30 : 30 + n : 3]  # a third of them wrong, the first as the tenth
+        clf = classifier(tiny_llama)
+        clf.fit(X[:30], Y[:30], X_val=X_val, y_val=y_val, sample_weight_val=weight)
+        return clf.calibration_
+
+    zero_or_one = np.repeat([1.0, 0.0], [9, 9])
+    assert found(18, zero_or_one) == pytest.approx(found(9, None), rel=1e-6)
+    assert found(18, zero_or_one)["temperature"] != pytest.approx(found(18, None)["temperature"])
 
 
 def test_calibrated__kept__predicts_the_same(tiny_llama: str, tmp_path: Any) -> None:

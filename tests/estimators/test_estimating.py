@@ -212,6 +212,16 @@ def test_plan__bad_input__raises_what_fit_raises(
     assert said[0] == said[1]
 
 
+def test_plan__the_best_epoch_is_kept__its_copy_is_counted(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, early_stopping=True, trainable_layers=1)
+    stopping = clf.plan(*two_class_data)
+    whole = clf.set_params(early_stopping=False).plan(*two_class_data)
+    more = stopping.memory["learning"] - whole.memory["learning"]
+    assert more == 4 * whole.trainable_weights  # in fp32
+
+
 def test_estimate__as_plain_values__goes_through_json(
     tiny_llama: str, two_class_data: TextData
 ) -> None:

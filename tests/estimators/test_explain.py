@@ -16,7 +16,7 @@ from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from skgpt.text.spans import locate
 from skgpt.text.template import parse_template
 from skgpt.text.tokens import clean
-from skgpt.training.attributions import attribute
+from skgpt.training.attributions import _TEXTS_AT_ONCE, attribute
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
 
@@ -172,6 +172,16 @@ def test_explain__a_text_twice_under_inference_mode__equal_values(tiny_llama: st
         table = clf.explain([DATA.X[0], DATA.X[1], DATA.X[0]])
     first, again = (table[table["text"] == i]["value"].to_numpy() for i in (0, 2))
     assert np.array_equal(first, again)
+
+
+def test_explain__more_texts_than_are_run_at_once__each_has_its_own(tiny_llama: str) -> None:
+    texts = [f"goal {i} of {i * i}" for i in range(_TEXTS_AT_ONCE + 3)]
+    clf = fitted(tiny_llama)
+    many = clf.explain(texts)
+    for text in (0, _TEXTS_AT_ONCE, _TEXTS_AT_ONCE + 2):
+        one = clf.explain([texts[text]])
+        values = many[many["text"] == text]["value"].to_numpy()
+        np.testing.assert_allclose(values, one["value"].to_numpy(), atol=1e-5)
 
 
 def test_explain__without_pandas__says_so(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:

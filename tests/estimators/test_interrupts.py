@@ -44,10 +44,11 @@ def test_fit__ctrl_c__keeps_the_last_step_warns_and_goes_on_up(
         clf.fit(["a", "b"], [1, 2])
     interrupt_at(8)  # six steps an epoch
     with (
-        pytest.warns(InterruptedFitWarning, match="interrupted after 1 epoch"),
+        pytest.warns(InterruptedFitWarning, match="interrupted after 1 epoch") as caught,
         pytest.raises(KeyboardInterrupt),
     ):
         clf.fit(X, y)
+    assert [warning.filename for warning in caught] == [__file__]  # whose call it was
     assert clf.classes_.tolist() == CLASSES
     assert clf.n_iter_ == 1 == len(clf.history_)
     assert clf.predict_proba(X).shape == (60, 3)

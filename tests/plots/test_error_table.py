@@ -82,6 +82,11 @@ def test_from_estimator__texts_and_labels__as_predict_says(ours: bool, tiny_llam
     np.testing.assert_allclose(frame["confidence"], prob[frame["row"]], atol=1e-5)
 
 
+def test_from_predictions__a_label_at_one_half__is_not_predicted() -> None:
+    display = ErrorTableDisplay.from_predictions([[1, 0], [0, 0]], [[0.5, 0.5], [0.5, 0.4]])
+    assert display.frame[["row", "label"]].to_numpy().tolist() == [[0, 0]]  # as predict has it
+
+
 @pytest.mark.filterwarnings("ignore:A column-vector y")
 def test_from_predictions__labels_in_a_column__are_classes() -> None:
     prob = [[0.9, 0.1], [0.8, 0.2]]

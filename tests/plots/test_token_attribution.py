@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
@@ -60,6 +61,22 @@ def test_from_estimator__one_text__its_words_and_their_sum(tiny_llama: str) -> N
     same = TokenAttributionDisplay.from_predictions(table, text=0)
     np.testing.assert_allclose(same.values, display.values, atol=1e-6)
     np.testing.assert_allclose(np.sum(same.values), table[table["text"] == 0]["value"].sum())
+    plt.close("all")
+
+
+def test_from_predictions__several_labels__shows_the_one_of_the_highest_score() -> None:
+    table = pd.DataFrame(
+        {
+            "text": 0,
+            "class": ["moved", "high"],
+            "column": 0,
+            "word_start": 0,
+            "word": "goal",
+            "value": [2.0, 0.5],
+            "baseline": [-3.0, 1.0],
+        }
+    )
+    assert TokenAttributionDisplay.from_predictions(table).class_name == "high"
     plt.close("all")
 
 

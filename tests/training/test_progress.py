@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TextIO
 
 import numpy as np
@@ -90,6 +91,17 @@ def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left() -> None:
         "epoch 2/3: loss 0.2500, 2.0 s, 20 tokens/s, 00:02 left",
         "epoch 3/3: loss 0.2500, 2.0 s, 20 tokens/s",
     ]
+
+
+def test_epoch_lines__the_head_first__its_epochs_say_nothing_of_the_time_left() -> None:
+    lines: list[str] = []
+    times = iter([0.0, 1.0, 101.0, 201.0])
+    monitor = EpochLines(lines.append, clock=lambda: next(times))
+    monitor.start(replace(make_plan(n_epochs=4), head_first_epochs=1))
+    for epoch in (1, 2, 3, 4):
+        monitor.epoch(record(epoch))
+    left = [line.partition("tokens/s")[2] for line in lines]
+    assert left == ["", ", 03:20 left", ", 01:40 left", ""]
 
 
 def test_fit_and_predict__verbose_0__write_nothing(
