@@ -63,7 +63,7 @@ def main() -> None:
     print(f"Training on {len(train.texts)} labelled articles of {len(set(train.topics))} topics.")
     began = time.perf_counter()
     classifier.fit(train.texts, train.topics)
-    print(f"Fitted in {time.perf_counter() - began:.0f} s.\n")
+    print(f"Fitted in {time.perf_counter() - began:.0f} s. Predicting ...\n")
 
     began = time.perf_counter()
     predicted = classifier.predict(test.texts)

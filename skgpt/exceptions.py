@@ -86,7 +86,7 @@ class SlowFitWarning(UserWarning):
 
 
 class CutTextsWarning(UserWarning):
-    """Texts of a fit are longer than `max_length` and were cut; said once in a process."""
+    """Texts of a fit are longer than `max_length` and were cut; said once for each length."""
 
 
 class LowMemoryWarning(UserWarning):

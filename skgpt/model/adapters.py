@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.exceptions import MissingPackageError, ModelNotSupportedError
 from skgpt.model.blocks import find_blocks
 from skgpt.model.noise import RowDropout, RowNoise
 
@@ -119,13 +119,13 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, noise: RowNoise) 
     ------
     ModelNotSupportedError
         If there is nothing to put one beside, or peft refuses to.
-    ModelNotFoundError
+    MissingPackageError
         If peft can't be imported.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ModelNotFoundError(
+        raise MissingPackageError(
             "`lora` needs the package peft, which can't be imported: run `pip install peft`. "
             f"({error})"
         ) from error

@@ -16,6 +16,8 @@ _OPTIONAL = {
     "bitsandbytes": "LoRA(quantize_base=4)",
     "optuna": "skgpt.tuning",
     "matplotlib": "skgpt.plots",
+    "pandas": "explain, tables of errors",
+    "fastapi": "examples/serve",
 }
 
 

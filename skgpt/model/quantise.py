@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.exceptions import MissingPackageError, ModelNotSupportedError
 from skgpt.model.blocks import find_blocks
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def quantise(source: "Source", n_layers: int, dtype: torch.dtype, device: torch.
     ------
     ModelNotSupportedError
         If the device isn't CUDA.
-    ModelNotFoundError
+    MissingPackageError
         If bitsandbytes can't be imported.
     """
     _check_device(device)
@@ -63,7 +63,7 @@ def _bitsandbytes() -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise ModelNotFoundError(
+        raise MissingPackageError(
             "`lora__quantize_base` needs the package bitsandbytes, which can't be imported: run "
             f"`pip install bitsandbytes`. ({error})"
         ) from error

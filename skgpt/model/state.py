@@ -230,9 +230,10 @@ def _source_by_name(named: Mapping[str, Any]) -> Source:
     except OSError as error:
         raise ModelNotFoundError(
             f"This fitted model stands on {model!r}{_at(revision)}, which is not inside its file "
-            f"and can't be had here. It was looked for in {_looked_in(model, is_path)}. Copy that "
-            "from the machine that fitted it; or, on that machine, make a file with the base "
-            f"inside: set_params(store_base=True) and save again. What went wrong: {error}"
+            f"and can't be had here. It was looked for in {_looked_in(model, is_path)}. "
+            f"{_cure(model, is_path)}Or copy that from the machine that fitted it; or, on that "
+            "machine, make a file with the base inside: set_params(store_base=True) and save "
+            f"again. What went wrong: {error}"
         ) from error
     if source.fingerprint != named["fingerprint"]:
         raise ModelNotFoundError(
@@ -246,6 +247,15 @@ def _source_by_name(named: Mapping[str, Any]) -> Source:
 
 def _at(revision: str | None) -> str:
     return f" (revision {revision!r})" if revision else ""
+
+
+def _cure(model: str, is_path: bool) -> str:
+    if model in ALIASES:
+        return (
+            f"Fetch it with `python -m skgpt fetch {model}`, or have it fetched: skgpt.load("
+            "folder, allow_download=True). "
+        )
+    return "" if is_path else "Have it fetched: skgpt.load(folder, allow_download=True). "
 
 
 def _looked_in(model: str, is_path: bool) -> str:

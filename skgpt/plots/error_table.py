@@ -240,13 +240,12 @@ class ErrorTableDisplay:
     def _row_labels(self) -> list[str]:
         if "text" not in self.frame.columns:
             return [f"row {row}" for row in self.frame["row"]]
-        lines = (
-            wrap(
-                shown(" ".join(text.split())), _TEXT_WIDTH, max_lines=_TEXT_LINES, placeholder=" …"
-            )
-            for text in self.frame["text"]
-        )
-        return ["\n".join(found) or "(empty)" for found in lines]
+        labels = []
+        for row, text in zip(self.frame["row"], self.frame["text"], strict=True):
+            said = f"{row}: {shown(' '.join(text.split())) or '(empty)'}"
+            lines = wrap(said, _TEXT_WIDTH, max_lines=_TEXT_LINES, placeholder=" …")
+            labels.append("\n".join(lines))
+        return labels
 
     def _name_classes(self, at: NDArray[np.int64]) -> None:
         """Write beside each row what is predicted and what is true, marked as the dots are."""
@@ -336,7 +335,12 @@ def _checked(y_prob: Any) -> NDArray[np.float64]:
             "`y_prob` must be an array of shape (n, n_labels). Got a list of arrays, one per "
             "label: np.column_stack([p[:, 1] for p in y_prob]) makes one of them."
         )
-    prob = np.asarray(y_prob, dtype=np.float64)
+    try:
+        prob = np.asarray(y_prob, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidTextError(
+            f"`y_prob` must hold probabilities, as predict_proba gives them. ({error})"
+        ) from error
     if prob.ndim == 1:
         prob = np.column_stack([1 - prob, prob])
     if prob.ndim != 2:

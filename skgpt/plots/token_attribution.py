@@ -188,7 +188,9 @@ class TokenAttributionDisplay:
         if self.baseline is None:
             return said
         score = self.baseline + float(np.sum(self.values))
-        return f"{said}\nscore {score:.2f}, without words {self.baseline:.2f}".lstrip()
+        # Rounded before, and no -0.00.
+        score, baseline = (round(float(value), 2) + 0.0 for value in (score, self.baseline))
+        return f"{said}\nscore {score:.2f}, without words {baseline:.2f}".lstrip()
 
     def plot(self, *, ax: Any = None) -> Self:
         """Draw the words in lines that fit the axes.

@@ -247,8 +247,8 @@ def _container_cure(X: Any) -> str:
 def _not_texts(what: str) -> str:
     return (
         f"Expected 2D array, got 1D array instead, or texts: X must be {_SHAPES}. Got {what}. "
-        "Reshape your data either using array.reshape(-1, 1) if your data has a single column "
-        "or array.reshape(1, -1) if it contains a single row; texts must be str."
+        "Numbers are no texts: pass the texts themselves, without a vectoriser. (Reshape your data "
+        "to 2-D, array.reshape(-1, 1), only for a column of numbers that is to be read as text.)"
     )
 
 

@@ -1,5 +1,6 @@
 """Labels to the array that the loss wants: classes to codes, label sets to an indicator matrix."""
 
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -211,8 +212,9 @@ def _check_is_array(y: Any, name: str, what: str) -> None:
 
 def _check_length(n_labels: int, n: int, what: str) -> None:
     if n_labels != n:
+        texts = {"y_val": "X_val"}.get(what, "X")
         raise InvalidTextError(
-            f"X and {what} must have one label per text. Found input "
+            f"{texts} and {what} must have one label per text. Found input "
             f"variables with inconsistent numbers of samples: [{n}, {n_labels}]."
         )
 
@@ -268,7 +270,7 @@ def _not_binary(what: str, kind: str, value: Any, row: int) -> str:
     return (
         f"Unknown label type: {kind}-multioutput. {what} must hold one label per text, or be a "
         "binary indicator of 0 and 1 with a column per label, as scikit-learn's "
-        f"MultiLabelBinarizer makes it. Row {row} holds {value!r}. {cure[kind]}"
+        f"MultiLabelBinarizer makes it. Row {row} holds {reprlib.repr(value)}. {cure[kind]}"
     )
 
 

@@ -12,7 +12,9 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
+from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import TuningError
+from skgpt.text.check import check_columns
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to train on, rows to judge
 
@@ -90,6 +92,21 @@ class Folds:
         return {f"{prefix}sample_weight": self.sample_weight}
 
 
+def check_rows(estimator: Any, X: Any, y: Any) -> None:
+    """Check texts and labels as the estimator's `fit` does, if it is one of ours.
+
+    In a fold the rows have other numbers, and there a user would look for what is wrong in vain.
+
+    Raises
+    ------
+    InvalidTextError
+        As the estimator's `fit`.
+    """
+    if isinstance(estimator, BaseGPTText):
+        n_rows = len(check_columns(X, estimator=estimator)[0])
+        estimator._encode_target(y, n_rows, None, "y")
+
+
 def draw_folds(
     estimator: Any, X: Any, y: Any, cv: Any, groups: Any = None, sample_weight: Any = None
 ) -> Folds:
@@ -110,6 +127,7 @@ def draw_folds(
     -------
     folds : Folds
     """
+    check_rows(estimator, X, y)
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
     rows = list(splitter.split(X, y, groups))
     if not rows:

@@ -29,6 +29,7 @@ from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.identity import identity_of, name_of
 from skgpt.tuning.ledger import result_of
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
+from skgpt.tuning.same_folds import check_rows
 from skgpt.tuning.space import Space, check_names, default_space
 from skgpt.tuning.studies import PRUNERS, Storage, kept_in_memory
 from skgpt.tuning.workers import Job, run
@@ -303,6 +304,7 @@ class GPTSearchCV(BaseSearchCV):
         """Return what trials are judged by, what is passed on to `fit`, and the refit metric."""
         scorer, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
+        check_rows(self.estimator, X, y)
         params = check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
         cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, StateFormatError
+from skgpt.exceptions import MissingPackageError, ModelNotSupportedError, StateFormatError
 from skgpt.model import adapters
 from skgpt.model.adapters import AdapterSpec, base_name, merged, targets_of
 from skgpt.model.blocks import copy_around
@@ -160,7 +160,7 @@ def test_adapters__without_peft__say_what_to_install(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModelNotFoundError, match="pip install peft"):
+    with pytest.raises(MissingPackageError, match="pip install peft"):
         build(load_source(tiny_llama), lora=ALL)
 
 

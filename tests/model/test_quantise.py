@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import skgpt
-from skgpt.exceptions import ModelNotFoundError
+from skgpt.exceptions import MissingPackageError
 from skgpt.model import quantise
 from skgpt.model.adapters import AdapterSpec
 from skgpt.model.blocks import find_blocks
@@ -122,5 +122,5 @@ def test_quantised__without_bitsandbytes__says_what_to_install(
     monkeypatch.undo()
     monkeypatch.setattr(quantise, "_check_device", lambda device: None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModelNotFoundError, match="pip install bitsandbytes"):
+    with pytest.raises(MissingPackageError, match="pip install bitsandbytes"):
         build(load_source(tiny_llama), lora=SPEC)

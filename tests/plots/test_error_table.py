@@ -146,6 +146,8 @@ def test_from_predictions__what_does_not_fit__is_refused() -> None:
         refuse(["z", *TRUE[1:]], PROB, classes=CLASSES)
     with pytest.raises(ValueError, match="Row 1 holds"):
         refuse([0, 1], [0.5, 3.2])
+    with pytest.raises(ValueError, match="must hold probabilities, as predict_proba"):
+        refuse(TRUE, TRUE)
     with pytest.raises(ValueError, match="list of arrays"):
         refuse([[0, 1]], [np.array([[0.5, 0.5]])] * 2)
     with pytest.raises(ValueError, match=r"shape \(1, 1, 1\)"):

@@ -18,8 +18,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 
 from skgpt import GPTTextClassifier, clear_cache
-from skgpt.exceptions import SearchFailedError, SearchSpaceError
-from skgpt.tuning import GPTSearchCV
+from skgpt.exceptions import InvalidTextError, SearchFailedError, SearchSpaceError
+from skgpt.tuning import GPTSearchCV, compare_with_baseline
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
 from tests.terminals import Terminal, lines_of
@@ -65,6 +65,18 @@ def test_search__a_planted_best_point__is_found(tiny_llama: str, two_class_data:
     assert found.classes_.tolist() == sorted(set(y))
     assert len(found.study_.trials) == 6 and found.best_score_ == found.study_.best_value
     assert not [t for t in threading.enumerate() if t.name.startswith("skgpt")]
+
+
+def test_search__a_row_that_is_no_text__has_its_own_number_and_no_trial_begins(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = list(two_class_data.X), list(two_class_data.y)
+    with pytest.raises(InvalidTextError, match="Row 33 "):
+        search(tiny_llama).fit([*X[:33], None, *X[34:]], y)
+    with pytest.raises(InvalidTextError, match=r"y contains NaN.* row 33 "):
+        search(tiny_llama).fit(X, [*y[:33], None, *y[34:]])
+    with pytest.raises(InvalidTextError, match="Row 33 "):
+        compare_with_baseline(make(tiny_llama), [*X[:33], None, *X[34:]], y, cv=2)
 
 
 def test_search__the_same_seed__the_same_trials(tiny_llama: str, two_class_data: TextData) -> None:
