@@ -107,8 +107,8 @@ class ClassPredictions(ClassifierMixin):
     def explain(self, X: Any) -> Any:
         """Say what each token of each text adds to the score of the predicted class.
 
-        Integrated gradients [1]_ from a baseline in which every token of the text is the one that
-        stands for an empty text (bos or eos); special tokens and the template's own words stay.
+        Integrated gradients [1]_ from a baseline in which the tokens of the text are punctuation in
+        turn (line break, full stop, comma); special tokens and the template's own words stay.
         The values of a text add up to the change of its score from the baseline, whatever the
         precision: a rest that the gradients of a step leave is shared out among its tokens. In a
         text of several windows, a token has the mean of what it adds to each.

@@ -9,6 +9,7 @@ from skgpt.exceptions import ModelNotSupportedError
 from skgpt.model.trust import harmless_tokenizer, tokenizer_class
 
 _PROBE = "a"
+_NEUTRAL = ("\n", ".", ",")
 _CHUNK = 256  # texts; the pairs that say where a long text's tokens lie take 20 times its space
 
 
@@ -41,6 +42,11 @@ class TextTokenizer:
         self.suffix_ids = tuple(framed[start + len(bare) :])
         ends = [hf.bos_token_id, hf.eos_token_id, hf.cls_token_id, hf.pad_token_id, 0]
         self.empty_id = int(next(i for i in ends if i is not None))
+
+    def neutral_ids(self) -> list[int]:
+        """Return ids of which a text that says nothing can be made: punctuation where there is."""
+        found = [ids[-1] for ids in self.encode(list(_NEUTRAL)) if ids]
+        return [i for i in found if i != self.hf.unk_token_id] or [self.empty_id]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text; strings that look like special tokens are plain text."""

@@ -1,8 +1,11 @@
 """What each token of a text adds to a raw score: integrated gradients along a path of embeddings.
 
 Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks" (2017). The path leads from a
-baseline, where tokens are replaced by the one that stands for an empty text, to the text. A vector
-of zeros is no good start: norms magnify it until the first step decides everything.
+baseline, where tokens are replaced by punctuation in turn, to the text. A vector of zeros is no
+good start: norms magnify it until the first step decides everything. Nor is a row of one and the
+same token, least of all the one that begins texts: a decoder parks attention on the first token,
+takes every token of such a row for one, and the first word of the text is then given what leaving
+that state is worth (docs/failures.md has figures).
 
 A trunk is too rough along that path for a quadrature of few steps to add up to the change of the
 score: in the default model one of 128 was still off by a tenth. But the scores at both ends of
@@ -104,9 +107,9 @@ class _Path:
         self.replaced = replaced
         self.directions_NDK = directions_NDK
         self.n_steps = n_steps
-        empty = np.array([network.source.tokenizer.empty_id])
+        neutral = np.array(network.source.tokenizer.neutral_ids())
         with torch.no_grad():
-            self.baseline_E = network.embedded(to_device(empty, network.device))[0].float()
+            self.neutral_PE = network.embedded(to_device(neutral, network.device)).float()
 
     def check(self) -> None:
         """Check that embeddings put in are as good as the ids that they come from."""
@@ -164,10 +167,12 @@ class _Path:
         layout = Layout.of(self.tokens.lengths[texts], network.source, device)
         with torch.no_grad():
             embedded_TE = network.embedded(ids_of(self.tokens, texts, device)).float()
+            in_turn = [np.arange(n) % len(self.neutral_PE) for n in self.tokens.lengths[texts]]
+            baseline_TE = self.neutral_PE[to_device(np.concatenate(in_turn), device)]
             offsets = self.tokens.offsets
             replaced = [self.replaced[offsets[text] : offsets[text + 1]] for text in texts]
             replaced_T1 = to_device(np.concatenate(replaced), device)[:, None]
-            whole_TE = torch.where(replaced_T1, embedded_TE - self.baseline_E, 0.0)
+            whole_TE = torch.where(replaced_T1, embedded_TE - baseline_TE, 0.0)
             share_B = to_device(1 - at.astype(np.float32), device)
             left_T1 = share_B.repeat_interleave(layout.lengths_B)[:, None]
             on_path_TE = (embedded_TE - left_T1 * whole_TE).to(network.dtype)

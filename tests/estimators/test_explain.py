@@ -15,8 +15,9 @@ from skgpt import GPTTextClassifier, LoRA
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from skgpt.text.spans import locate
 from skgpt.text.template import parse_template
-from skgpt.text.tokens import clean
+from skgpt.text.tokens import Tokens, clean
 from skgpt.training.attributions import _TEXTS_AT_ONCE, attribute
+from skgpt.training.infer import raw_scores
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
 
@@ -172,6 +173,27 @@ def test_explain__a_text_twice_under_inference_mode__equal_values(tiny_llama: st
         table = clf.explain([DATA.X[0], DATA.X[1], DATA.X[0]])
     first, again = (table[table["text"] == i]["value"].to_numpy() for i in (0, 2))
     assert np.array_equal(first, again)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_explain__baseline__is_the_score_of_as_many_tokens_of_punctuation(
+    tiny_model: Callable[[str], str], architecture: str
+) -> None:
+    data = make_text_data(n_classes=2)
+    clf = fitted(tiny_model(architecture), data)
+    encoder = clf._network.source.tokenizer
+    text = "a goal, late"
+    n = len(encoder.encode([text])[0])
+    in_turn = encoder.neutral_ids()
+    assert encoder.encode([".", ","]) == [[i] for i in in_turn[-2:]]
+    first = len(encoder.prefix_ids)  # which counts
+    neutral = [in_turn[k % len(in_turn)] for k in range(first, first + n)]
+    ids = np.array([*encoder.prefix_ids, *neutral, *encoder.suffix_ids])
+    tokens = Tokens(ids, np.array([0, len(ids)]))
+    scores = raw_scores(clf._network, tokens, token_budget=512, memory_budget=0)
+    sign = 1 if clf.predict([text])[0] == clf.classes_[0] else -1
+    expected = sign * (scores[0, 0] - scores[0, 1])
+    assert clf.explain([text])["baseline"].iloc[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_explain__more_texts_than_are_run_at_once__each_has_its_own(tiny_llama: str) -> None:
