@@ -8,7 +8,7 @@ import signal
 import sys
 
 from app import create_app
-from server import serve
+from server import check_address, serve
 from settings import Settings, SettingsError
 
 import skgpt
@@ -21,6 +21,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         settings = Settings.from_environment(os.environ)
+        check_address(settings)
         app = create_app(skgpt.load(settings.folder), settings)
     except (SettingsError, SkgptError) as error:
         sys.exit(f"serve: {error}")

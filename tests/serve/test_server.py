@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,20 @@ def slow(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
     log = tmp_path_factory.mktemp("log") / "slow"
     with running(saved, log, SLOW_SECONDS, batch_texts=1, queue_texts=AT_ONCE) as started:
         yield started
+
+
+def start(variables: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Start a server that is not to come up."""
+    own = {f"SKGPT_SERVE_{name}": value for name, value in variables.items()}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, str(SERVE)],
+        cwd=folder,
+        env=os.environ | own | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def requests_of(n: int) -> list[list[str]]:
@@ -226,6 +241,17 @@ def test_server__label_sets__each_text_gets_a_list(tiny_llama: str, tmp_path: Pa
     assert np.array_equal(indicator, clf.predict(texts[:8]))
 
 
+def test_server__port_in_use__says_so_before_a_model_is_read(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = start({"FOLDER": "nowhere", "PORT": str(port)}, tmp_path)
+    assert done.returncode == 1
+    assert f"free. Got 127.0.0.1, port {port}: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
@@ -237,16 +263,7 @@ def test_server__label_sets__each_text_gets_a_list(tiny_llama: str, tmp_path: Pa
 def test_server__can_not_start__one_sentence_and_no_trace(
     variables: dict[str, str], said: str, tmp_path: Path
 ) -> None:
-    own = {f"SKGPT_SERVE_{name}": value for name, value in variables.items()}
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(SERVE)],
-        cwd=tmp_path,
-        env=os.environ | own | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = start(variables, tmp_path)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
