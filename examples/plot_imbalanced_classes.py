@@ -133,7 +133,7 @@ for name, model in models.items():
     _, alarms, missed, found = confusion_matrix(y_test, predicted, labels=[0, 1]).ravel()
     counts[name] = (found, missed, alarms)
     print(
-        f"{name:<24} found {found}, missed {missed}, false alarms {alarms}: "
+        f"{name:<24} found {found}, missed {missed}, alarms {alarms}: "
         f"cost {costs[name]:.1f} per 100 articles"
     )
 

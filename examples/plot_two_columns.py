@@ -60,7 +60,7 @@ def table_of(news: News) -> pd.DataFrame:
 
 train, test = table_of(sample_r8(240, seed=0)), table_of(load_r8("test"))
 test = test.sample(min(400, len(test)), random_state=0)
-print(train.head(5).to_string(max_colwidth=40))
+print(train.head(5).to_string(max_colwidth=28))
 
 # %%
 # One text of two columns
