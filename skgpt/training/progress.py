@@ -3,6 +3,7 @@
 Everything goes to stderr, so that what a program prints stays clean.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +32,12 @@ def shows_bars(file: TextIO | None = None) -> bool:
     if file is None and any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
         return True
     file = file or sys.stderr
-    return _is_open(file) and hasattr(file, "isatty") and file.isatty()
+    if not (_is_open(file) and hasattr(file, "isatty") and file.isatty()):
+        return False
+    try:
+        return os.get_terminal_size(file.fileno()).columns > 0  # some have not been told a width
+    except (AttributeError, OSError, ValueError):
+        return True
 
 
 def fit_progress(verbose: int) -> list[Monitor]:

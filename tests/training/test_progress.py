@@ -189,6 +189,13 @@ def closed_file() -> TextIO:
     return file
 
 
+def test_shows_bars__a_terminal_that_has_no_width__has_no_room(terminal: Terminal) -> None:
+    termios = pytest.importorskip("termios")
+    assert shows_bars(terminal.file)
+    termios.tcsetwinsize(terminal.file.fileno(), (0, 0))
+    assert not shows_bars(terminal.file)
+
+
 class Bare:
     """A stderr that can write and nothing else."""
 
