@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from skgpt import GPTTextClassifier
+from skgpt.sklearn_compat import HAS_CALLBACKS
 
 ROOT = Path(__file__).parent.parent
 GUIDES = (
@@ -77,6 +78,8 @@ def test_guides__each_section__runs_as_it_stands(
     monkeypatch.chdir(tmp_path)
     found = sections(guide)
     assert found[title], f"the section {title!r} shows nothing that runs"
+    if not HAS_CALLBACKS and any("PruningCallback(" in snippet for snippet in found[title]):
+        pytest.skip("callbacks are of scikit-learn 1.9")
     run([*found[""], *found[title]], {"__name__": "guide"})
 
 
