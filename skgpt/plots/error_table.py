@@ -369,10 +369,10 @@ def _texts_of_pipeline(X: Any) -> list[str] | None:
     if rows.ndim not in (1, 2):
         return None  # rows have numbers
     columns = rows.reshape(len(rows), -1).astype(object).T
-    shown = [np.array([str(cell) for cell in column], dtype=object) for column in columns]
-    for column, cells in zip(columns, shown, strict=True):
+    texts = [np.array([str(cell) for cell in column], dtype=object) for column in columns]
+    for column, cells in zip(columns, texts, strict=True):
         cells[missing_rows(column)] = ""
-    return [clean(" | ".join(filter(None, cells))) for cells in zip(*shown, strict=True)]
+    return [clean(" | ".join(filter(None, cells))) for cells in zip(*texts, strict=True)]
 
 
 def _check_n_rows(n_rows: Any) -> None:
