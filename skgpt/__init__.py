@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skgpt.caches import cache_info, clear_cache
+    from skgpt.caching import cache_info, clear_cache
     from skgpt.estimators.classifier import GPTTextClassifier
     from skgpt.estimators.lora import LoRA
     from skgpt.persistence import load, save
@@ -28,8 +28,8 @@ __all__ = [
 _HOMES = {
     "GPTTextClassifier": "skgpt.estimators.classifier",
     "LoRA": "skgpt.estimators.lora",
-    "cache_info": "skgpt.caches",
-    "clear_cache": "skgpt.caches",
+    "cache_info": "skgpt.caching",
+    "clear_cache": "skgpt.caching",
     "load": "skgpt.persistence",
     "save": "skgpt.persistence",
 }

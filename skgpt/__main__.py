@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from skgpt.model.cached import size_of
-    from skgpt.model.conversion import alias_folder, converted_folder, is_complete
+    from skgpt.pretrained.cache_folder import size_of
+    from skgpt.pretrained.default_models import alias_folder, converted_folder, is_complete
 
     said = "was here already" if is_complete(converted_folder(args.model)) else "is here now"
     folder = alias_folder(args.model)
@@ -73,9 +73,9 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from skgpt.model.cached import cached_entries
-    from skgpt.model.conversion import cache_folder
-    from skgpt.model.machine import hardware, optional_packages, versions
+    from skgpt.device import hardware, optional_packages, versions
+    from skgpt.pretrained.cache_folder import cached_entries
+    from skgpt.pretrained.default_models import cache_folder
 
     entries = cached_entries()
     size = _megabytes(sum(entry.n_bytes for entry in entries))
@@ -95,8 +95,8 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _cache(args: argparse.Namespace) -> int:
-    from skgpt.model.cached import cached_entries, chosen, remove
-    from skgpt.model.conversion import cache_folder
+    from skgpt.pretrained.cache_folder import cached_entries, chosen, remove
+    from skgpt.pretrained.default_models import cache_folder
 
     entries = cached_entries()
     if args.clear is not None:

@@ -1,7 +1,7 @@
 """A fitted estimator as a folder of JSON and safetensors, which can be opened without trust.
 
 Nothing in it is unpickled and nothing in it says what code to run: only the classes named here
-are ever made, of values that `skgpt.plain` knows, and tensors.
+are ever made, of values that `skgpt._files` knows, and tensors.
 """
 
 import hashlib
@@ -20,6 +20,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt import __version__
+from skgpt._files import (
+    MANIFEST,
+    as_folder,
+    check_nothing_else,
+    from_plain,
+    save_errors,
+    to_plain,
+    written_whole,
+)
 from skgpt.estimators.classifier import GPTTextClassifier
 from skgpt.estimators.lora import LoRA
 from skgpt.exceptions import (
@@ -28,15 +37,7 @@ from skgpt.exceptions import (
     SkgptError,
     StateFormatError,
 )
-from skgpt.model.downloads import no_downloads
-from skgpt.model.folders import (
-    MANIFEST,
-    as_folder,
-    check_nothing_else,
-    save_errors,
-    written_whole,
-)
-from skgpt.plain import from_plain, to_plain
+from skgpt.pretrained.default_models import no_downloads
 
 FORMAT = 1
 STATE = "state.json"

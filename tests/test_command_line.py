@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from skgpt.model.conversion import ALIASES, SOURCE_FILE, converted_folder
-from tests.model.fake_weights import ALIAS as FAKE
-from tests.model.fake_weights import install, make_llama, start_child, wheel_of, write_gguf
-from tests.model.test_cached import ALIAS, plant
+from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, converted_folder
+from tests.pretrained.fake_weights import ALIAS as FAKE
+from tests.pretrained.fake_weights import install, make_llama, start_child, wheel_of, write_gguf
+from tests.pretrained.test_cache_folder import ALIAS, plant
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "command_line.md"
@@ -102,7 +102,7 @@ def test_cache__loads_neither_torch_nor_transformers(cache: Path) -> None:
     plant(converted_folder(ALIAS))
     done = run("cache", PYTHONPROFILEIMPORTTIME="1")
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "skgpt.model.cached" in loaded
+    assert "skgpt.pretrained.cache_folder" in loaded
     assert not {"torch", "transformers", "sklearn"} & loaded
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from skgpt import GPTTextClassifier
-from skgpt.sklearn_compat import HAS_CALLBACKS
+from skgpt._sklearn import HAS_CALLBACKS
 
 ROOT = Path(__file__).parent.parent
 GUIDES = (

@@ -11,6 +11,7 @@ import pytest
 
 import skgpt
 from skgpt import GPTTextClassifier
+from skgpt._files import as_folder
 from skgpt.exceptions import (
     FolderNameError,
     FolderTakenError,
@@ -19,7 +20,6 @@ from skgpt.exceptions import (
     NotSavableError,
     SaveError,
 )
-from skgpt.model.folders import as_folder
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 

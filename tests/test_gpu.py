@@ -146,7 +146,7 @@ def test_packed_attention_on_cuda__in_one_kernel__agrees_with_a_text_at_a_time(
 ) -> None:
     import torch
 
-    from skgpt.model.attention import Boundaries, packed_attention
+    from skgpt.trunk.attention import Boundaries, packed_attention
 
     lengths = [3, 1, 70, 12]
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
@@ -245,7 +245,7 @@ def test_attention_of_ends_on_cuda__value_and_gradients__agree_with_the_cpu(
 ) -> None:
     import torch
 
-    from skgpt.model.attention import Boundaries, attention_of_ends, packed_attention
+    from skgpt.trunk.attention import Boundaries, attention_of_ends, packed_attention
 
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(86, n, width, generator=generator).bfloat16() for n in (4, 2, 2)]
@@ -273,10 +273,10 @@ def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
 ) -> None:
     import torch
 
-    from skgpt.model.layout import Layout, ids_of
-    from skgpt.model.sources import load_source
-    from skgpt.text.tokens import tokenise
-    from tests.model.test_network import TEXTS, build
+    from skgpt.data.tokenization import tokenise
+    from skgpt.network.layout import Layout, ids_of
+    from skgpt.pretrained.loading import load_source
+    from tests.network.test_network import TEXTS, build
 
     source = load_source(tiny_llama)
     tokens = tokenise(TEXTS, source.tokenizer, 64)

@@ -1,4 +1,4 @@
-"""The rules 1 to 3 of docs/architecture.md, read from the source text.
+"""The rules of docs/architecture.md, read from the source text.
 
 Every checker takes a `Module` and returns sentences, so that it can be tried on a few lines of
 source as well as on the package.
@@ -16,38 +16,51 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# What lies directly in skgpt/ is one folder, and so is everything under one of these names.
-BASE = ("exceptions", "sklearn_compat", "caches", "plain", "fingerprints")
-LAYERS = dict.fromkeys(BASE, 0) | {
-    "text": 1,
-    "model": 2,
-    "training": 3,
-    "estimators": 4,
-    "persistence": 5,
-    "tuning": 5,
-    "plots": 5,
-    "testing": 6,
-    "__main__": 6,
-}
+# The floors, from the bottom up: a module imports from its own package or from a lower floor.
+# Modules of one floor that lie directly in skgpt/ may import each other, without cycles.
+FLOORS = (
+    ("exceptions", "_sklearn", "caching", "_files", "run_key"),
+    ("device", "tensor_files"),
+    ("data",),
+    ("trunk",),
+    ("pretrained",),
+    ("network",),
+    ("training",),
+    ("saving", "cost"),
+    ("estimators",),
+    ("persistence", "tuning", "plots"),
+    ("testing", "__main__"),
+)
+LAYERS = {name: number for number, names in enumerate(FLOORS) for name in names}
+BASE = FLOORS[0]
+LIGHT = (*BASE, "data", "testing")  # imported without torch
 # Must work on anybody's estimator, so it may not know ours.
 ONLY_FROM_BASE = ("testing",)
 
 # Who may import what; a name covers what lies under it.
+TORCH = tuple(
+    f"skgpt.{name}"
+    for name in (
+        *("tensor_files", "device", "trunk", "pretrained", "network", "training", "saving", "cost"),
+        "testing",
+    )
+)
 DOORS = {
-    "torch": ("skgpt.model", "skgpt.training", "skgpt.testing"),
-    "safetensors.torch": ("skgpt.model", "skgpt.training", "skgpt.testing"),  # it imports torch
-    "transformers": ("skgpt.model", "skgpt.testing"),
-    "peft": ("skgpt.model.adapters",),
-    "bitsandbytes": ("skgpt.model.quantise",),
+    "torch": TORCH,
+    "safetensors.torch": TORCH,  # it imports torch
+    "transformers": (
+        *("skgpt.trunk", "skgpt.pretrained", "skgpt.network", "skgpt.saving"),
+        "skgpt.testing",
+    ),
+    "peft": ("skgpt.network.lora",),
+    "bitsandbytes": ("skgpt.network.lora",),
     "optuna": ("skgpt.tuning",),
     "optuna_integration": ("skgpt.tuning",),
     "matplotlib": ("skgpt.plots",),
 }
-PRIVATE_SKLEARN_DOOR = "skgpt.sklearn_compat"
+PRIVATE_SKLEARN_DOOR = "skgpt._sklearn"
 
-MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60  # from def to the end, the docstring not counted
-MAX_METHODS = 25
 
 
 class Module(NamedTuple):
@@ -108,7 +121,7 @@ def is_under(name: str, parent: str) -> bool:
 
 
 def _target(found: Import, known: set[str]) -> str:
-    """Return the module that is imported: ``from skgpt.text import check`` is skgpt.text.check."""
+    """Return the module that is imported: ``from skgpt.data import check`` is skgpt.data.inputs."""
     whole = f"{found.module}.{found.name}"
     return whole if whole in known else found.module
 
@@ -185,24 +198,13 @@ def private_sklearn_violations(module: Module) -> list[str]:
 
 
 def size_violations(module: Module) -> list[str]:
-    """Rule 3: files, functions and classes of a size that can be read."""
+    """Rule 3: a function fits a screen."""
     found_wrong = []
-    n_lines = len(module.source.splitlines())
-    if n_lines > MAX_FILE_LINES:
-        found_wrong.append(f"{module.name} has {n_lines} lines")
     for node in ast.walk(module.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name != "__init__":
             length = _length_without_docstring(node)
             if length > MAX_FUNCTION_LINES:
                 found_wrong.append(f"{module.name}:{node.lineno} {node.name} has {length} lines")
-        elif isinstance(node, ast.ClassDef):
-            n_methods = sum(
-                isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) for n in node.body
-            )
-            if n_methods > MAX_METHODS:
-                found_wrong.append(
-                    f"{module.name}:{node.lineno} {node.name} has {n_methods} methods"
-                )
     return found_wrong
 
 
@@ -236,18 +238,13 @@ def test_package__all_imports__no_cycle() -> None:
     assert import_cycles(MODULES) == []
 
 
-@pytest.mark.parametrize("folder", ["tests", "examples"])
-def test_other_python_files__each__short_enough(folder: str) -> None:
-    lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines())
-        for path in (ROOT / folder).rglob("*.py")
-    }
-    assert {path: n for path, n in lengths.items() if n > MAX_FILE_LINES} == {}
-
-
 @pytest.mark.parametrize(
     "module",
-    ["skgpt", "skgpt.testing", *sorted(name for name in KNOWN if LAYERS.get(_unit(name), 9) < 2)],
+    [
+        "skgpt",
+        "skgpt.testing",
+        *sorted(name for name in KNOWN if _unit(name) in LIGHT and "._" not in name),
+    ],
 )
 def test_import__light_module__loads_neither_torch_nor_transformers(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
@@ -259,12 +256,12 @@ def test_import__light_module__loads_neither_torch_nor_transformers(module: str)
 
 KNOWN_IN_EXAMPLES = {
     "skgpt",
-    "skgpt.caches",
+    "skgpt.caching",
     "skgpt.exceptions",
-    "skgpt.text",
-    "skgpt.text.check",
-    "skgpt.text.tokens",
-    "skgpt.model.network",
+    "skgpt.data",
+    "skgpt.data.inputs",
+    "skgpt.data.tokenization",
+    "skgpt.network.network",
     "skgpt.training.loop",
     "skgpt.estimators.base",
     "skgpt.tuning.search",
@@ -277,16 +274,16 @@ KNOWN_IN_EXAMPLES = {
 @pytest.mark.parametrize(
     ("name", "source", "imported"),
     [
-        ("text.check", "import skgpt.model.network", "skgpt.model.network"),
-        ("text.check", "def f():\n    from skgpt.model import network", "skgpt.model.network"),
-        ("text.check", "from ..model.network import Network", "skgpt.model.network"),
-        ("text.check", "from .. import training", "skgpt"),
-        ("caches", "from skgpt.text.check import check_texts", "skgpt.text.check"),
-        ("model.network", "import importlib\nimportlib.import_module('skgpt.tuning')", "skgpt"),
-        ("model.network", "from skgpt import GPTTextClassifier", "skgpt"),
+        ("data.inputs", "import skgpt.network.network", "skgpt.network.network"),
+        ("data.inputs", "def f():\n    from skgpt.network import network", "skgpt.network.network"),
+        ("data.inputs", "from ..network.network import Network", "skgpt.network.network"),
+        ("data.inputs", "from .. import training", "skgpt"),
+        ("caching", "from skgpt.data.inputs import check_texts", "skgpt.data.inputs"),
+        ("network.network", "import importlib\nimportlib.import_module('skgpt.tuning')", "skgpt"),
+        ("network.network", "from skgpt import GPTTextClassifier", "skgpt"),
         ("tuning.search", "from skgpt.plots.curve import Curve", "skgpt.plots.curve"),
         ("persistence", "from skgpt.tuning import search", "skgpt.tuning.search"),
-        ("testing.tiny", "from skgpt.text.check import check_texts", "skgpt.text.check"),
+        ("testing.tiny", "from skgpt.data.inputs import check_texts", "skgpt.data.inputs"),
         ("helpers", "import numpy", "has no layer"),
         (
             "training.loop",
@@ -304,13 +301,13 @@ def test_layer_violations__planted__found(name: str, source: str, imported: str)
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("text.check", "from skgpt.exceptions import InvalidTextError"),
-        ("text.check", "from .tokens import tokenise\nfrom . import tokens"),
-        ("caches", "from skgpt.exceptions import CacheError"),
-        ("tuning.search", "from skgpt.estimators.base import Base\nfrom skgpt.text import check"),
+        ("data.inputs", "from skgpt.exceptions import InvalidTextError"),
+        ("data.inputs", "from .tokenization import tokenise\nfrom . import tokenization"),
+        ("caching", "from skgpt.exceptions import CacheError"),
+        ("tuning.search", "from skgpt.estimators.base import Base\nfrom skgpt.data import check"),
         ("testing.tiny", "from skgpt.exceptions import SkgptError"),
         ("persistence", "from skgpt import __version__"),
-        ("model.network", "import torch\nimport skgptx"),
+        ("network.network", "import torch\nimport skgptx"),
     ],
 )
 def test_layer_violations__allowed__none(name: str, source: str) -> None:
@@ -318,26 +315,26 @@ def test_layer_violations__allowed__none(name: str, source: str) -> None:
 
 
 def test_import_cycles__import_in_a_function__found() -> None:
-    first = Module("skgpt.text.check", "from skgpt.text import tokens")
-    second = Module("skgpt.text.tokens", "def f():\n    import skgpt.text.check")
+    first = Module("skgpt.data.inputs", "from skgpt.data import tokenization")
+    second = Module("skgpt.data.tokenization", "def f():\n    import skgpt.data.inputs")
     (cycle,) = import_cycles([first, second])
-    assert "skgpt.text.check -> skgpt.text.tokens" in cycle
-    assert import_cycles([first, Module("skgpt.text.tokens", "")]) == []
+    assert "skgpt.data.inputs -> skgpt.data.tokenization" in cycle
+    assert import_cycles([first, Module("skgpt.data.tokenization", "")]) == []
 
 
 @pytest.mark.parametrize(
     ("name", "source", "n_wrong"),
     [
-        ("skgpt.text.check", "import torch.nn as nn", 1),
+        ("skgpt.data.inputs", "import torch.nn as nn", 1),
         ("skgpt.estimators.base", "def f():\n    from torch import nn", 1),
         ("skgpt.persistence", "from safetensors import torch", 1),
         ("skgpt.persistence", "from safetensors.numpy import save", 0),
         ("skgpt.training.loop", "from transformers import get_scheduler\nimport torch", 1),
-        ("skgpt.model.network", "import transformers, torch", 0),
-        ("skgpt.model.network", "import peft", 1),
-        ("skgpt.model.adapters", "import peft", 0),
-        ("skgpt.modelling", "import torch", 1),
-        ("skgpt.text.check", "import torchless", 0),
+        ("skgpt.network.network", "import transformers, torch", 0),
+        ("skgpt.network.network", "import peft", 1),
+        ("skgpt.network.lora", "import peft", 0),
+        ("skgpt.trunkling", "import torch", 1),
+        ("skgpt.data.inputs", "import torchless", 0),
         ("skgpt.estimators.base", "__import__('optuna')", 1),
         ("skgpt.tuning.search", "import optuna\nimport matplotlib.pyplot", 1),
     ],
@@ -349,11 +346,11 @@ def test_door_violations__planted__counted(name: str, source: str, n_wrong: int)
 @pytest.mark.parametrize(
     ("name", "source", "n_wrong"),
     [
-        ("skgpt.text.check", "from sklearn.utils._param_validation import Interval", 1),
-        ("skgpt.text.check", "from sklearn.utils.validation import _num_samples", 1),
-        ("skgpt.text.check", "import sklearn\nsklearn.utils._tags.get_tags", 2),
-        ("skgpt.text.check", "from sklearn import __version__", 0),
-        ("skgpt.sklearn_compat", "from sklearn.base import _fit_context", 0),
+        ("skgpt.data.inputs", "from sklearn.utils._param_validation import Interval", 1),
+        ("skgpt.data.inputs", "from sklearn.utils.validation import _num_samples", 1),
+        ("skgpt.data.inputs", "import sklearn\nsklearn.utils._tags.get_tags", 2),
+        ("skgpt.data.inputs", "from sklearn import __version__", 0),
+        ("skgpt._sklearn", "from sklearn.base import _fit_context", 0),
     ],
 )
 def test_private_sklearn_violations__planted__counted(name: str, source: str, n_wrong: int) -> None:
@@ -370,8 +367,3 @@ def test_size_violations__at_and_over_each_limit__found() -> None:
     assert violations(function(MAX_FUNCTION_LINES)) == []
     assert violations(function(MAX_FUNCTION_LINES + 1)) == ["m:1 f has 61 lines"]
     assert violations(function(MAX_FUNCTION_LINES + 1, "__init__")) == []
-    assert violations("x = 1\n" * 400) == []
-    assert violations("x = 1\n" * 401) == ["m has 401 lines"]
-    methods = "class A:\n" + "".join(f"    def m{i}(self): ...\n" for i in range(MAX_METHODS))
-    assert violations(methods) == []
-    assert violations(methods + "    async def more(self): ...\n") == ["m:1 A has 26 methods"]

@@ -23,7 +23,7 @@ from skgpt.exceptions import ModelNotFoundError, NotSavableError, SaveError, Sta
 from skgpt.testing import tiny_gpt
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data, needs_links
-from tests.model.test_trust import Evil
+from tests.pretrained.test_trust import Evil
 
 
 @pytest.fixture(scope="module")

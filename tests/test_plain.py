@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skgpt._files import from_plain, to_plain
 from skgpt.exceptions import StateFormatError
-from skgpt.plain import from_plain, to_plain
 
 _LEAVES = (
     st.none()

@@ -6,9 +6,9 @@ from _arms import Clock, Setting
 from numpy.typing import NDArray
 
 from skgpt import GPTTextClassifier
-from skgpt.model import prefix
-from skgpt.model.layout import Layout
-from skgpt.training.watch import Monitor, StepDone
+from skgpt.network import features as prefix
+from skgpt.network.layout import Layout
+from skgpt.training.callbacks import Monitor, StepDone
 
 
 class _Done(Exception):

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from skgpt.model.conversion import alias_folder
+from skgpt.pretrained.default_models import alias_folder
 
 Row = dict[str, Any]
 PREDICT_BATCH = 64

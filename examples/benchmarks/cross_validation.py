@@ -49,7 +49,7 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
 
     from skgpt import GPTTextClassifier
     from skgpt.estimators import base
-    from skgpt.model import prefix
+    from skgpt.network import features as prefix
 
     for owner, name, part in (
         (base, "load_source", "load"),

@@ -109,8 +109,8 @@ def _whole_trainer(tuned: bool, setting: Setting) -> Any:
 
 def flop_per_token() -> float:
     """Return 6 FLOP for each weight of the blocks: two forwards, four backwards."""
-    from skgpt.model.blocks import find_blocks
-    from skgpt.model.sources import load_source
+    from skgpt.pretrained.loading import load_source
+    from skgpt.trunk.layers import find_blocks
 
     blocks = find_blocks(load_source(MODEL).trunk)
     return 6.0 * sum(p.numel() for p in blocks.parameters() if p.ndim > 1)

@@ -74,7 +74,7 @@ def many_fits(args: argparse.Namespace) -> Run:
     run["deleted"] = resident()
     skgpt.clear_cache()
     run["cleared"] = resident()
-    from skgpt.model.heap import give_memory_back
+    from skgpt.device import give_memory_back
 
     if give_memory_back():
         run["trimmed"] = resident()

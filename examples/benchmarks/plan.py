@@ -47,7 +47,7 @@ def run_of(arm: str, args: argparse.Namespace) -> Run:
 
     import skgpt.estimators.classifier  # noqa: F401
     from skgpt import GPTTextClassifier, LoRA
-    from skgpt.model.sources import load_source
+    from skgpt.pretrained.loading import load_source
 
     train, test = sample_r8(args.texts, 0), test_sample(args.test)
     classifier = GPTTextClassifier(

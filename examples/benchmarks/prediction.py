@@ -88,7 +88,7 @@ def check_tokens(classifier: Any, folder: Path, texts: list[str]) -> None:
     from _trainer import tokenised
     from transformers import AutoTokenizer
 
-    from skgpt.text.tokens import tokenise
+    from skgpt.data.tokenization import tokenise
 
     theirs = tokenised(texts, AutoTokenizer.from_pretrained(folder), MAX_LENGTH)
     ours = tokenise(texts, classifier._network.source.tokenizer, MAX_LENGTH)

@@ -51,8 +51,9 @@ def run_skgpt(news: News, setting: Setting, rates: list[float], cached: bool) ->
 
 def _run_every_layer() -> None:
     """Have fits and predictions run the frozen layers at every use."""
-    from skgpt.model.prefix import WholeTrunk
-    from skgpt.training import infer, loop
+    from skgpt.network.features import WholeTrunk
+    from skgpt.training import loop
+    from skgpt.training import loop as infer
 
     def whole(network: Any, tokens: Any, **budgets: Any) -> WholeTrunk:
         return WholeTrunk(network, tokens)

@@ -1,7 +1,7 @@
 """What would make a slow fit shorter."""
 
-from skgpt.model.network import NetworkSpec, TextNetwork
-from skgpt.text.windows import LongText
+from skgpt.data.tokenization import LongText
+from skgpt.network.network import NetworkSpec, TextNetwork
 
 _SHORT = 64  # tokens that a text should have room for
 

@@ -9,6 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skgpt.data.inputs import check_columns
+from skgpt.data.targets import Target
+from skgpt.data.template import Template
+from skgpt.data.tokenization import LongText, tokenise_rows
+from skgpt.device import (
+    no_more_threads_than_cores,
+    prefix_budget,
+    resolve_device,
+    resolve_precision,
+)
 from skgpt.estimators.advice import advice
 from skgpt.estimators.callbacks import CallbackEstimator, SklearnCallbacks
 from skgpt.estimators.continuing import check_same_model, check_same_shape
@@ -32,29 +42,16 @@ from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
 from skgpt.estimators.planning import plan_of_fit, plan_of_part
 from skgpt.estimators.resuming import checkpoint_of
 from skgpt.exceptions import ContinuationError
-from skgpt.model.device import (
-    no_more_threads_than_cores,
-    prefix_budget,
-    resolve_device,
-    resolve_precision,
-)
-from skgpt.model.memory import needs_memory, token_budget
-from skgpt.model.network import TextNetwork, build_network
-from skgpt.model.sources import Source, load_source
-from skgpt.text.check import check_columns
-from skgpt.text.targets import Target
-from skgpt.text.template import Template
-from skgpt.text.windows import LongText, tokenise_rows
+from skgpt.network.microbatches import needs_memory, token_budget
+from skgpt.network.network import TextNetwork, build_network
+from skgpt.pretrained.loading import Source, load_source
+from skgpt.training.callbacks import EpochRecord, Monitor, PredictBar, SlowFitNotice, fit_progress
 from skgpt.training.checkpoint import Checkpoint
-from skgpt.training.infer import raw_scores
-from skgpt.training.loop import fit_network
+from skgpt.training.config import TrainingPlan
+from skgpt.training.early_stopping import StoppingRule, Watched
+from skgpt.training.loop import FitResult, TrainingRows, fit_network, raw_scores
 from skgpt.training.loss import Loss
-from skgpt.training.moments import Moments
-from skgpt.training.plan import TrainingPlan
-from skgpt.training.progress import PredictBar, fit_progress
-from skgpt.training.run_data import FitResult, TrainingRows
-from skgpt.training.stopping import StoppingRule, Watched
-from skgpt.training.watch import EpochRecord, Monitor, SlowFitNotice
+from skgpt.training.optimizer import Moments
 
 # What a fit may or may not set: an earlier fit's must not stay behind.
 _OPTIONAL_ATTRIBUTES = (

@@ -5,13 +5,13 @@ from typing import Any, Self
 
 import numpy as np
 
+from skgpt._sklearn import CallbackSupportMixin
 from skgpt.estimators.data import FitData, Given, rows_of
 from skgpt.estimators.pickling import PicklableNetwork
-from skgpt.model.network import TextNetwork
-from skgpt.sklearn_compat import CallbackSupportMixin
-from skgpt.training.plan import TrainingPlan
-from skgpt.training.run_data import FitResult
-from skgpt.training.watch import EpochRecord, Monitor
+from skgpt.network.network import TextNetwork
+from skgpt.training.callbacks import EpochRecord, Monitor
+from skgpt.training.config import TrainingPlan
+from skgpt.training.loop import FitResult
 
 # What scikit-learn puts on an estimator for the length of a fit.
 _OF_A_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 
+from skgpt.device import no_more_threads_than_cores
 from skgpt.estimators.explaining import explanations
-from skgpt.model.device import no_more_threads_than_cores
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
 

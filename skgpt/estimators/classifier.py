@@ -8,6 +8,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from sklearn.utils.metaestimators import available_if
 
+from skgpt._sklearn import Interval, StrOptions, fit_context
+from skgpt.data.targets import check_classes, is_indicator
+from skgpt.data.tokenization import LongText
 from skgpt.estimators.class_predictions import ClassPredictions
 from skgpt.estimators.class_targets import ClassTargets
 from skgpt.estimators.continuing import places_of
@@ -16,9 +19,6 @@ from skgpt.estimators.exchange import HuggingFaceExchange
 from skgpt.estimators.lora import LoRA
 from skgpt.estimators.params import SHARED_CONSTRAINTS
 from skgpt.exceptions import ContinuationError
-from skgpt.sklearn_compat import Interval, StrOptions, fit_context
-from skgpt.text.targets import check_classes, is_indicator
-from skgpt.text.windows import LongText
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | Literal["balanced"] | None
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from skgpt.estimators.lora import LoRA
 from skgpt.exceptions import ContinuationError
-from skgpt.model.adapters import AdapterSpec
-from skgpt.model.network import NetworkSpec, TextNetwork
+from skgpt.network.lora import AdapterSpec
+from skgpt.network.network import NetworkSpec, TextNetwork
 
 
 def check_same_model(estimator: Any, network: TextNetwork) -> None:

@@ -4,9 +4,9 @@ import threading
 import warnings
 from typing import Any
 
+from skgpt.data.tokenization import TextIds
 from skgpt.exceptions import CutTextsWarning, ModelNotSupportedError
-from skgpt.model.sources import Source
-from skgpt.text.windows import TextIds
+from skgpt.pretrained.loading import Source
 
 # What was said in this process already: each fold and candidate would say it again.
 _SAID: set[tuple[str, int]] = set()

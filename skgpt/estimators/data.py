@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils.validation import validate_data
 
+from skgpt._sklearn import take_rows
+from skgpt.data.inputs import check_columns, check_weight, column_names, n_columns
+from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
+from skgpt.data.targets import Target, join
+from skgpt.data.template import Template, parse_template
 from skgpt.exceptions import InvalidTextError
-from skgpt.sklearn_compat import take_rows
-from skgpt.text.check import check_columns, check_weight, column_names, n_columns
-from skgpt.text.split import Split, all_rows, given_rows, group_codes, hold_out
-from skgpt.text.targets import Target, join
-from skgpt.text.template import Template, parse_template
 
 COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 

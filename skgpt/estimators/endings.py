@@ -4,7 +4,7 @@ import warnings
 from typing import NoReturn
 
 from skgpt.exceptions import InterruptedFitWarning, SkippedStepsWarning
-from skgpt.training.run_data import FitResult
+from skgpt.training.loop import FitResult
 
 
 def warn_and_raise(result: FitResult) -> NoReturn:

@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.cost import FitEstimate, count_memory, count_work, measure
+from skgpt.data.inputs import check_columns
+from skgpt.data.targets import Target
+from skgpt.data.tokenization import run_by_trunk, tokenise_columns, tokenise_rows
+from skgpt.device import no_more_threads_than_cores
 from skgpt.estimators.data import FitData, Given
 from skgpt.estimators.params import seed_to_come
 from skgpt.estimators.planning import plan_of_fit
 from skgpt.estimators.prices import Prices
-from skgpt.model.device import no_more_threads_than_cores
-from skgpt.model.network import TextNetwork, count_weights
-from skgpt.model.prefix import what_is_kept
-from skgpt.text.check import check_columns
-from skgpt.text.targets import Target
-from skgpt.text.tokens import tokenise_columns
-from skgpt.text.windows import run_by_trunk, tokenise_rows
-from skgpt.training.estimate import FitEstimate
-from skgpt.training.rates import measure
-from skgpt.training.run_data import TrainingRows
-from skgpt.training.stopping import Watched
-from skgpt.training.work import count_memory, count_work
+from skgpt.network.features import what_is_kept
+from skgpt.network.network import TextNetwork, count_weights
+from skgpt.training.early_stopping import Watched
+from skgpt.training.loop import TrainingRows
 
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 

@@ -12,21 +12,33 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt import __version__
+from skgpt._files import (
+    as_folder,
+    check_nothing_else,
+    from_plain,
+    save_errors,
+    to_plain,
+    written_whole,
+)
+from skgpt.data.splits import all_rows
+from skgpt.data.targets import ClassTarget, LabelSets, Target
+from skgpt.data.template import parse_template
+from skgpt.device import no_more_threads_than_cores
 from skgpt.estimators.card import model_card
 from skgpt.estimators.data import FitData
 from skgpt.estimators.params import draw_seed
 from skgpt.exceptions import ModelNotSupportedError, StateFormatError
-from skgpt.model.device import no_more_threads_than_cores
-from skgpt.model.folders import as_folder, check_nothing_else, save_errors, written_whole
-from skgpt.model.hf import write_checkpoint
-from skgpt.model.hf_head import NOTES, SavedHead, check_pooling, put_head, read_head
-from skgpt.model.network import TextNetwork
-from skgpt.model.sources import load_source
-from skgpt.plain import from_plain, to_plain
-from skgpt.text.split import all_rows
-from skgpt.text.targets import ClassTarget, LabelSets, Target
-from skgpt.text.template import parse_template
-from skgpt.training.run_data import FitResult
+from skgpt.network.network import TextNetwork
+from skgpt.pretrained.loading import load_source
+from skgpt.saving.huggingface import (
+    NOTES,
+    SavedHead,
+    check_pooling,
+    put_head,
+    read_head,
+    write_checkpoint,
+)
+from skgpt.training.loop import FitResult
 
 _WRITTEN_BY = "skgpt save_pretrained"
 _FORMAT = 1

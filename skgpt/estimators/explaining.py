@@ -5,13 +5,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.data.inputs import column_names
+from skgpt.data.template import Template
+from skgpt.data.tokenization import (
+    Places,
+    Span,
+    Tokens,
+    Windows,
+    clean,
+    locate,
+    run_by_trunk,
+    word_at,
+    words_of,
+)
 from skgpt.exceptions import MissingPackageError
-from skgpt.model.network import TextNetwork
-from skgpt.text.check import column_names
-from skgpt.text.spans import Places, Span, locate, word_at, words_of
-from skgpt.text.template import Template
-from skgpt.text.tokens import Tokens, clean
-from skgpt.text.windows import Windows, run_by_trunk
+from skgpt.network.network import TextNetwork
 from skgpt.training.attributions import Attributions, attribute
 
 

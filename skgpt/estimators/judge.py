@@ -10,7 +10,7 @@ from sklearn.metrics import check_scoring
 
 from skgpt.estimators.data import HeldOut
 from skgpt.exceptions import InvalidTextError
-from skgpt.training.stopping import Judge
+from skgpt.training.early_stopping import Judge
 
 
 def make_judge(

@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 
 from sklearn.base import BaseEstimator, clone
 
+from skgpt._sklearn import Interval, Options
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.model.adapters import AdapterSpec
-from skgpt.sklearn_compat import Interval, Options
+from skgpt.network.lora import AdapterSpec
 
 _PREFIX = "lora__"
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from skgpt.training.watch import Monitor
+from skgpt.training.callbacks import Monitor
 
 # Asked by every fit that begins: the estimator, and what makes a copy of it that is fitted with
 # the weights as they stand. It returns a monitor, or None for a fit that it has no interest in.

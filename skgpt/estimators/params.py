@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import get_scorer_names
 
+from skgpt._sklearn import Interval, StrOptions
 from skgpt.estimators.lora import LoRA
-from skgpt.sklearn_compat import Interval, StrOptions
 
 SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "model": [str],

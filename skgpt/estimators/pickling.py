@@ -7,11 +7,11 @@ from typing import Any, Self
 
 from sklearn.base import BaseEstimator
 
+from skgpt.device import resolve_device, resolve_precision
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.model.device import resolve_device, resolve_precision
-from skgpt.model.network import TextNetwork
-from skgpt.model.state import StoreBase, pack, twin_of, unpack
-from skgpt.training.moments import Moments
+from skgpt.network.network import TextNetwork
+from skgpt.saving.state import StoreBase, pack, twin_of, unpack
+from skgpt.training.optimizer import Moments
 
 _LOG = logging.getLogger("skgpt")
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from skgpt.model.device import prefix_budget
-from skgpt.model.memory import token_budget
-from skgpt.model.network import TextNetwork
-from skgpt.model.spill import disk_room
-from skgpt.training.plan import TrainingPlan, resolve_epochs
+from skgpt.device import prefix_budget
+from skgpt.network.features import disk_room
+from skgpt.network.microbatches import token_budget
+from skgpt.network.network import TextNetwork
+from skgpt.training.config import TrainingPlan, resolve_epochs
 
 
 def plan_of_fit(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingPlan:

@@ -6,15 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.cost import Rates, Work, percent
+from skgpt.data.tokenization import LongText, lengths_in_windows
 from skgpt.estimators.advice import fewer_layers, shorter_texts
-from skgpt.model.blocks import find_blocks
-from skgpt.model.frozen import Kept
-from skgpt.model.network import TextNetwork, count_weights
-from skgpt.text.windows import LongText, lengths_in_windows
-from skgpt.training.estimate import percent
-from skgpt.training.plan import TrainingPlan
-from skgpt.training.rates import Rates
-from skgpt.training.work import Work
+from skgpt.network.features import Kept
+from skgpt.network.network import TextNetwork, count_weights
+from skgpt.training.config import TrainingPlan
+from skgpt.trunk.layers import find_blocks
 
 _FEW_CUT = 0.1  # of the texts
 _LONG_SECONDS = 60.0  # a fit that is worth shortening

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from skgpt._files import as_folder
+from skgpt.data.splits import group_codes
 from skgpt.estimators.data import FitData, Given
-from skgpt.fingerprints import described, digest, encoded
-from skgpt.model.folders import as_folder
-from skgpt.model.network import TextNetwork
-from skgpt.text.split import group_codes
+from skgpt.network.network import TextNetwork
+from skgpt.run_key import described, digest, encoded
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 
 # Those that change nothing, and those of which what they come to is asked for instead.

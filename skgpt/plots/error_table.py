@@ -7,12 +7,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.data.inputs import check_columns
+from skgpt.data.targets import as_numpy, encode_target, is_indicator, missing_rows
+from skgpt.data.tokenization import clean
 from skgpt.exceptions import InvalidTextError, MissingPackageError
 from skgpt.plots.drawing import BLUE, GREY, ORANGE, matplotlib, shown
-from skgpt.text.check import check_columns
-from skgpt.text.labels import as_numpy, missing_rows
-from skgpt.text.targets import encode_target, is_indicator
-from skgpt.text.tokens import clean
 
 _COLUMNS = ("row", "true", "predicted", "confidence", "margin")
 _TEXT_WIDTH, _TEXT_LINES, _NAME_WIDTH = 48, 2, 28  # letters; the frame has all of them

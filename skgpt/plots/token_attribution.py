@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.data.inputs import check_columns
 from skgpt.exceptions import InvalidTextError
 from skgpt.plots.drawing import matplotlib, shown
-from skgpt.text.check import check_columns
 
 # Dark orange, white, dark blue: ColorBrewer's PuOr is told apart with any colour vision, this is
 # its like with more contrast; white is zero.

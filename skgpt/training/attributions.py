@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt.data.tokenization import Tokens
+from skgpt.device import to_device
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.model.blocks import PROBE_ERRORS
-from skgpt.model.device import to_device
-from skgpt.model.layout import Layout, Rows, ids_of
-from skgpt.model.memory import Budget, needs_memory, token_budget
-from skgpt.model.network import TextNetwork
-from skgpt.text.tokens import Tokens
+from skgpt.network.layout import Layout, Rows, ids_of
+from skgpt.network.microbatches import Budget, needs_memory, token_budget
+from skgpt.network.network import TextNetwork
+from skgpt.trunk.layers import PROBE_ERRORS
 
 N_STEPS = 16
 _TEXTS_AT_ONCE = 128  # whose gradients along the path are kept until they are added up

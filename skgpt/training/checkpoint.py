@@ -1,4 +1,6 @@
-"""Checkpoints: the state of a fit on disk, so that the same call goes on after its process died.
+"""What a training run is at a step: tensors and plain values, those of its parts together.
+
+Checkpoints: the state of a fit on disk, so that the same call goes on after its process died.
 
 Each fit has a subfolder of its own, named after all that its result depends on, and locked by the
 system as long as its process lives.
@@ -12,17 +14,51 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from torch import Tensor
 
+from skgpt._files import to_plain
 from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError, StateFormatError
-from skgpt.model.files import read_tensors, remove_leftovers, write_tensors
-from skgpt.plain import to_plain
-from skgpt.training.run_state import State
-from skgpt.training.watch import FitStopped
+from skgpt.tensor_files import read_tensors, remove_leftovers, write_tensors
+from skgpt.training.callbacks import FitStopped
+
+_OF = "/"
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors and plain values, by name.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        Those in use, not copies: write them before the next step.
+    values : dict of str to object
+        What `skgpt._files.to_plain` takes.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **parts: "State") -> "State":
+        """Return the states of several parts as one."""
+        return cls(
+            {f"{p}{_OF}{k}": t for p, state in parts.items() for k, t in state.tensors.items()},
+            {p: state.values for p, state in parts.items()},
+        )
+
+    def part(self, name: str) -> "State":
+        """Return one of the states that `of` was given."""
+        own = f"{name}{_OF}"
+        tensors = {k.removeprefix(own): t for k, t in self.tensors.items() if k.startswith(own)}
+        return State(tensors, self.values[name])
+
 
 _LOG = logging.getLogger("skgpt")
 _EVERY_SECONDS = 300.0

@@ -1,4 +1,11 @@
-"""The one training loop: batches through the network, gradients added up, a step, and again."""
+"""What a training run is given, and what comes of it.
+
+Errors of training that ran off to infinity: what didn't stay finite, and what to do about it.
+
+Token ids to raw scores, without gradients.
+
+The one training loop: batches through the network, gradients added up, a step, and again.
+"""
 
 import time
 from collections.abc import Sequence
@@ -7,29 +14,158 @@ from itertools import islice
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt.data.batching import Rows, optimiser_batches
+from skgpt.data.splits import Split
+from skgpt.data.tokenization import TextIds
+from skgpt.device import to_device
 from skgpt.exceptions import DivergedError
-from skgpt.model.device import to_device
-from skgpt.model.frozen import Progress
-from skgpt.model.memory import Budget, needs_memory
-from skgpt.model.network import TextNetwork
-from skgpt.model.prefix import Forward, HeadAlone
-from skgpt.model.windows import forward_over
-from skgpt.text.batches import Rows, optimiser_batches
-from skgpt.training import divergence
-from skgpt.training.checkpoint import Checkpoint
+from skgpt.network.features import Forward, HeadAlone, Progress, forward_over
+from skgpt.network.microbatches import Budget, needs_memory
+from skgpt.network.network import TextNetwork
+from skgpt.training.callbacks import EpochRecord, Monitor, Parking, PredictBar, StepDone
+from skgpt.training.checkpoint import Checkpoint, State
+from skgpt.training.config import TrainingPlan
+from skgpt.training.early_stopping import Best, Watched
 from skgpt.training.loss import Loss
-from skgpt.training.moments import Moments
-from skgpt.training.optimise import Optimiser
-from skgpt.training.parking import Parking
-from skgpt.training.plan import TrainingPlan
-from skgpt.training.run_data import FitResult, TrainingRows
-from skgpt.training.run_state import State
-from skgpt.training.skips import Looking, RunningLoss, Skips
-from skgpt.training.stopping import Best, Watched
-from skgpt.training.terminations import Terminations
-from skgpt.training.watch import EpochRecord, Monitor, StepDone
+from skgpt.training.optimizer import Looking, Moments, Optimiser, RunningLoss, Skips
+from skgpt.training.signals import Terminations
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a training run, beside the network.
+
+    Parameters
+    ----------
+    history : list of EpochRecord
+        One entry per finished epoch.
+    validation_scores : list of float
+        Of each finished epoch; empty where nothing is held out.
+    best_iteration : int
+        The epoch of the highest of them, from 1; 0 where there is none.
+    moments : Moments or None
+        The optimiser's memory, to go on from; None before the first update.
+    interrupt : KeyboardInterrupt, DivergedError or None
+        What ended the run early, to be raised once the estimator is fitted. After Ctrl-C the
+        network is as the last optimiser step left it; where training diverged, as the best epoch.
+    n_skipped : int
+        Steps that changed nothing, since their loss or gradient was not finite.
+    """
+
+    history: list[EpochRecord]
+    validation_scores: list[float]
+    best_iteration: int
+    moments: Moments | None
+    interrupt: KeyboardInterrupt | DivergedError | None = None
+    n_skipped: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows ready to train on: token ids, targets, weights, and which of them are held out.
+
+    Parameters
+    ----------
+    tokens : Tokens or Windows
+        Of all rows, held-out ones included, so that frozen layers run over all of them once.
+    target : ndarray of shape (N,) or (N, K)
+    weight : ndarray of shape (N,) or (N, K)
+        Of the rows, or of their single outputs, in the loss.
+    split : Split
+    """
+
+    tokens: TextIds
+    target: NDArray[np.int64] | NDArray[np.float32]
+    weight: NDArray[np.float64]
+    split: Split
+
+
+def of_steps(plan: TrainingPlan, in_a_row: int, step: int) -> DivergedError:
+    """Return the error for steps that were skipped.
+
+    Parameters
+    ----------
+    plan : TrainingPlan
+    in_a_row : int
+        How many, one after the other; 0 for all that there were.
+    step : int
+        The last of them.
+    """
+    which = f"They didn't in {in_a_row} steps in a row" if in_a_row else "They did in no step"
+    what = "The training loss and its gradient must stay finite"
+    return _error(plan, f"{what}. {which}, up to step {step}")
+
+
+def of_weights(plan: TrainingPlan) -> DivergedError:
+    """Return the error for weights, which the last steps' losses may not have shown."""
+    return _error(plan, "What was learned must stay finite. It didn't in the last steps")
+
+
+def of_scores(plan: TrainingPlan, epoch: int) -> DivergedError:
+    """Return the error for the raw scores, or the loss, of held-out rows after an epoch."""
+    return _error(
+        plan,
+        f"The raw scores must stay finite. Those of the held-out rows didn't in epoch {epoch}",
+    )
+
+
+def _error(plan: TrainingPlan, what: str) -> DivergedError:
+    return DivergedError(
+        f"{what}: lower `learning_rate` ({plan.learning_rate}) or `head_learning_rate` "
+        f"({plan.head_learning_rate}), set `max_grad_norm=1.0`, or use precision='fp32'."
+    )
+
+
+@needs_memory
+def raw_scores(
+    network: TextNetwork,
+    tokens: TextIds,
+    token_budget: int,
+    memory_budget: int,
+    bar: PredictBar | None = None,
+) -> NDArray[np.float32]:
+    """Return the raw scores of every text, shape (N, K).
+
+    A text that is there several times runs once, and layers that are frozen don't run again for
+    texts that they have seen in this process.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    tokens : Tokens or Windows
+    token_budget : int
+        Tokens to run at once.
+    memory_budget : int
+        Bytes that the states behind frozen layers may take; above that all layers run.
+    bar : PredictBar, default=None
+        Shows how far it is; None shows nothing.
+
+    Returns
+    -------
+    logits_NK : ndarray of shape (N, K), float32
+    """
+    texts, first = tokens.distinct()
+    logits_NK = np.empty((len(tokens), network.spec.n_outputs), dtype=np.float32)
+    rows = np.array(sorted(first.values()), dtype=np.int64)
+    with torch.no_grad(), bar or PredictBar(verbose=0) as shown:
+        forward = forward_over(
+            network,
+            tokens,
+            token_budget=token_budget,
+            memory_budget=memory_budget,
+            progress=shown.frozen,
+        )
+        lengths = tokens.lengths
+        done, total = 0, int(lengths[rows].sum())
+        budget = Budget(network, token_budget)
+        for part, logits_BK in budget.each(rows, lengths, lambda part: forward(part).cpu()):
+            logits_NK[part] = logits_BK.numpy()
+            done += int(lengths[part].sum())
+            shown.scored(done, total)
+    return logits_NK[[first[text] for text in texts]]
 
 
 @torch.inference_mode(False)  # whatever the caller is in
@@ -323,14 +459,14 @@ class _Run:
 
     def _check_steps(self) -> None:
         if self.skips.too_many:
-            raise divergence.of_steps(self.plan, self.skips.in_a_row, self.n_steps)
+            raise of_steps(self.plan, self.skips.in_a_row, self.n_steps)
 
     def _check_end(self) -> None:
         """Raise if no step was any good, or if what was learned ran off to infinity."""
         if self.skips.n_steps and not self.optimiser.n_updates:
-            raise divergence.of_steps(self.plan, 0, self.n_steps)
+            raise of_steps(self.plan, 0, self.n_steps)
         if not self.optimiser.is_finite():  # the last step's harm shows in no loss any more
-            raise divergence.of_weights(self.plan)
+            raise of_weights(self.plan)
 
     def _step(self, rows: Rows) -> None:
         """Make one optimiser step."""
@@ -380,7 +516,7 @@ class _Run:
             self._heed()
         assert logits_NK is not None
         if not (np.isfinite(loss) and np.isfinite(logits_NK).all()):
-            raise divergence.of_scores(self.plan, record["epoch"])
+            raise of_scores(self.plan, record["epoch"])
         judge = self.watched.judge
         score = -loss if judge is None else float(judge(logits_NK))
         record["validation_loss"], record["validation_score"] = loss, score

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
+from skgpt._sklearn import check_method_params, fit_and_score, take_rows
 from skgpt.estimators.outside import watched_by
 from skgpt.exceptions import SearchSpaceError
-from skgpt.sklearn_compat import check_method_params, fit_and_score, take_rows
-from skgpt.training.parking import Parking, Room
-from skgpt.training.plan import TrainingPlan
-from skgpt.training.watch import EpochRecord, FitStopped, Monitor, StepDone
+from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, Parking, Room, StepDone
+from skgpt.training.config import TrainingPlan
 from skgpt.tuning.space import final_of
 
 # Told the epoch and the folds' mean score after it; says whether to give the trial up.

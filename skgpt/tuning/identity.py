@@ -11,8 +11,8 @@ from optuna.study import Study
 from scipy import sparse
 
 from skgpt.exceptions import ContinuationError
-from skgpt.fingerprints import described, digest
-from skgpt.model.contents import files_digest
+from skgpt.pretrained.loading import files_digest
+from skgpt.run_key import described, digest
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.space import Space
 

@@ -15,9 +15,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution
 
+from skgpt.device import cuda_devices, on_cuda_device
 from skgpt.estimators.base import BaseGPTText
-from skgpt.model.conversion import cache_folder
-from skgpt.model.device import cuda_devices, on_cuda_device
+from skgpt.pretrained.default_models import cache_folder
 
 _LOG = logging.getLogger("skgpt")
 _FOLDER = "leases"

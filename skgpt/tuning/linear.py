@@ -11,11 +11,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
+from skgpt.data.inputs import check_columns, check_weight, column_names
+from skgpt.data.targets import LabelSets, encode_target
+from skgpt.data.template import parse_template
+from skgpt.data.weights import ClassWeight, loss_weights
 from skgpt.estimators.class_predictions import ClassPredictions
-from skgpt.text.check import check_columns, check_weight, column_names
-from skgpt.text.targets import LabelSets, encode_target
-from skgpt.text.template import parse_template
-from skgpt.text.weights import ClassWeight, loss_weights
 
 # Signs are words of their own: an emoji or an exclamation mark says much of a short text.
 _WORD = r"\w+|[^\w\s]"

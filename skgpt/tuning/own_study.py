@@ -13,8 +13,8 @@ from optuna.study import StudyDirection
 from optuna.trial import BaseTrial
 from sklearn.base import clone
 
+from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
-from skgpt.sklearn_compat import HAS_CALLBACKS
 from skgpt.tuning.same_folds import draw_folds, one_scorer
 from skgpt.tuning.space import check_names, draw
 

@@ -12,9 +12,9 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
+from skgpt.data.inputs import check_columns
 from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import TuningError
-from skgpt.text.check import check_columns
 
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to train on, rows to judge
 

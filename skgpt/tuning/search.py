@@ -14,9 +14,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.model_selection import check_cv
 from sklearn.utils import indexable
 
-from skgpt.estimators.params import draw_seed
-from skgpt.exceptions import SearchSpaceError
-from skgpt.sklearn_compat import (
+from skgpt._sklearn import (
     BaseSearchCV,
     Interval,
     StrOptions,
@@ -24,6 +22,8 @@ from skgpt.sklearn_compat import (
     fit_context,
     have_it_raise,
 )
+from skgpt.estimators.params import draw_seed
+from skgpt.exceptions import SearchSpaceError
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.identity import identity_of, name_of

@@ -17,10 +17,10 @@ from scipy.stats import rv_discrete
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
+from skgpt.device import resolve_device
 from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import SearchSpaceError
-from skgpt.model.device import resolve_device
-from skgpt.model.sources import load_source
+from skgpt.pretrained.loading import load_source
 
 _SEEDS = 2**31 - 1
 _EDGE = 1e-9  # of quantiles: at 0 and 1 some are infinite

@@ -23,9 +23,9 @@ from optuna.trial import Trial
 from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
+from skgpt.device import give_memory_back
 from skgpt.exceptions import SearchSpaceError, SearchStorageError
-from skgpt.model.heap import give_memory_back
-from skgpt.training.progress import shows_bars, write_line
+from skgpt.training.callbacks import shows_bars, write_line
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
 from skgpt.tuning.leases import devices_of, held_lease, leased
 from skgpt.tuning.ledger import Ledger

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from skgpt import GPTTextClassifier
-from skgpt.training.watch import Monitor
+from skgpt.training.callbacks import Monitor
 from tests.estimators.dying import Dies
 
 

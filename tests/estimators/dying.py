@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from skgpt.training.watch import Monitor, StepDone
+from skgpt.training.callbacks import Monitor, StepDone
 
 
 class Dies(Monitor):

@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_validate
 
 from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
-from skgpt.training.watch import EpochRecord, Monitor, StepDone
+from skgpt.training.callbacks import EpochRecord, Monitor, StepDone
 from tests.estimators.test_classifier import make
 from tests.helpers import make_text_data, process_context
 

@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from skgpt import GPTTextClassifier
 from skgpt.estimators import callbacks
 from skgpt.exceptions import InterruptedFitWarning
-from skgpt.model.network import TextNetwork
+from skgpt.network.network import TextNetwork
 from tests.estimators.recorders import Copier, Listener, Recorder
 from tests.helpers import TextData, make_text_data
 

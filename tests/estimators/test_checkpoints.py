@@ -10,7 +10,7 @@ from sklearn.metrics import make_scorer, matthews_corrcoef
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import CheckpointError, ContinuationError
-from skgpt.fingerprints import described
+from skgpt.run_key import described
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData

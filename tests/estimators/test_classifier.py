@@ -313,7 +313,7 @@ def test_fit__interrupted__keeps_the_earlier_fit(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skgpt.training.optimise.Optimiser.step", interrupt)
+    monkeypatch.setattr("skgpt.training.optimizer.Optimiser.step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         clf.fit(X, y)
     assert np.array_equal(clf.predict_proba(X), before)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from skgpt import GPTTextClassifier, LoRA, cache_info
+from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
-from skgpt.model.sources import load_source
-from skgpt.training.estimate import FitEstimate
-from skgpt.training.watch import Monitor, StepDone
+from skgpt.pretrained.loading import load_source
+from skgpt.training.callbacks import Monitor, StepDone
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import FolderTakenError, ModelNotSupportedError, StateFormatError
-from skgpt.model import hf
+from skgpt.saving import huggingface as hf
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
-from tests.model.architectures import KNOWN, write_tiny
-from tests.model.checkpoints import plain_checkpoint
+from tests.pretrained.checkpoints import plain_checkpoint
+from tests.trunk.architectures import KNOWN, write_tiny
 
 # Of unequal lengths, alone in its batch or not; with special tokens' strings; and one to be cut.
 PROBES = [

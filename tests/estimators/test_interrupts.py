@@ -10,7 +10,7 @@ import torch
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import InterruptedFitWarning
-from skgpt.training.watch import Monitor, StepDone
+from skgpt.training.callbacks import Monitor, StepDone
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 

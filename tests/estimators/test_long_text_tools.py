@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skgpt.model.sources import load_source
-from skgpt.text.template import parse_template
-from skgpt.text.windows import Windows, lengths_in_windows, starts_of, tokenise_windows
+from skgpt.data.template import parse_template
+from skgpt.data.tokenization import Windows, lengths_in_windows, starts_of, tokenise_windows
+from skgpt.pretrained.loading import load_source
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from skgpt import GPTTextClassifier, LoRA
+from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.model.prefix import CachedPrefix, choose_forward
-from skgpt.model.sources import load_source
+from skgpt.network.features import CachedPrefix, choose_forward
+from skgpt.pretrained.loading import load_source
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
-from skgpt.text.tokens import tokenise
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
-from tests.model.architectures import write_tiny
-from tests.model.fake_weights import make_llama, write_gguf
+from tests.pretrained.fake_weights import make_llama, write_gguf
+from tests.trunk.architectures import write_tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 HEADER = (

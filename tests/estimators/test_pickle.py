@@ -16,7 +16,7 @@ from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
-from skgpt.model.state import FORMAT
+from skgpt.saving.state import FORMAT
 from skgpt.testing import tiny_gpt
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from tests.estimators.test_classifier import make
@@ -160,8 +160,8 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
 ) -> None:
     X, y = two_class_data
     folder = tiny_gpt(tmp_path / "base")
-    monkeypatch.setitem(__import__("skgpt.model.sources").model.sources.ALIASES, "tiny", None)
-    monkeypatch.setattr("skgpt.model.sources.alias_folder", lambda alias: folder)
+    monkeypatch.setitem(__import__("skgpt.pretrained.loading").model.sources.ALIASES, "tiny", None)
+    monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", lambda alias: folder)
     clf = make("tiny", max_epochs=1).fit(X, y)
     data = pickle.dumps(clf)
     assert len(data) < len(pickle.dumps(make(folder, max_epochs=1).fit(X, y))) / 2
@@ -179,7 +179,9 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
     with pytest.raises(ModelNotFoundError, match="holds other weights"):
         pickle.loads(data)
     skgpt.clear_cache()
-    monkeypatch.setattr("skgpt.model.sources.alias_folder", lambda alias: str(tmp_path / "gone"))
+    monkeypatch.setattr(
+        "skgpt.pretrained.loading.alias_folder", lambda alias: str(tmp_path / "gone")
+    )
     with pytest.raises(ModelNotFoundError, match="stands on 'tiny'"):
         pickle.loads(data)
 

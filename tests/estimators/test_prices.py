@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from skgpt.cost import Rates, Work
+from skgpt.data.tokenization import lengths_in_windows
 from skgpt.estimators.planning import plan_of_fit
 from skgpt.estimators.prices import Prices
-from skgpt.model.network import build_network
-from skgpt.model.sources import load_source
-from skgpt.text.windows import lengths_in_windows
-from skgpt.training.rates import Rates
-from skgpt.training.work import Work
+from skgpt.network.network import build_network
+from skgpt.pretrained.loading import load_source
 from tests.estimators.test_classifier import make
 
 WORK = Work(

@@ -13,7 +13,7 @@ from numpydoc.docscrape import NumpyDocString
 from sklearn.utils import estimator_html_repr
 
 from skgpt import GPTTextClassifier
-from skgpt.model.network import TextNetwork
+from skgpt.network.network import TextNetwork
 from tests.helpers import TextData
 
 LINK = "https://skgpt.readthedocs.io/en/stable/generated/skgpt.GPTTextClassifier.html"

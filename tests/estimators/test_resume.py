@@ -12,7 +12,7 @@ import pytest
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import DivergedError
-from skgpt.training.watch import Monitor, StepDone
+from skgpt.training.callbacks import Monitor, StepDone
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
 from tests.estimators.recorders import Recorder

@@ -14,8 +14,8 @@ from sklearn.base import clone
 
 import skgpt
 from skgpt import GPTTextClassifier
-from skgpt.model.network import TextNetwork
-from skgpt.model.sources import load_source
+from skgpt.network.network import TextNetwork
+from skgpt.pretrained.loading import load_source
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 

@@ -12,9 +12,7 @@ import pytest
 import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
-from skgpt.model.conversion import ALIASES, alias_folder
-from skgpt.model.downloads import no_downloads
-from skgpt.model.wheels import WheelFile
+from skgpt.pretrained.default_models import ALIASES, WheelFile, alias_folder, no_downloads
 from skgpt.testing import tiny_gpt
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
@@ -27,7 +25,7 @@ def tiny_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_gpt(folder)
     wheel = WheelFile("no-such-package", "1", "no_such_package", "a/b.gguf", "0" * 64, 1000)
     monkeypatch.setitem(ALIASES, "tiny", wheel)
-    monkeypatch.setattr("skgpt.model.sources.alias_folder", lambda alias: folder)
+    monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", lambda alias: folder)
     return folder
 
 
@@ -46,7 +44,7 @@ def test_store_base__true__an_alias_is_inside_and_opens_where_it_is_not(
     assert len(data) > 2 * len(pickle.dumps(clf.set_params(store_base="auto")))
     expected = clf.predict_proba(X)
     skgpt.clear_cache()
-    monkeypatch.setattr("skgpt.model.sources.alias_folder", lambda alias: pytest.fail("asked"))
+    monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", lambda alias: pytest.fail("asked"))
     again = pickle.loads(data)
     assert np.array_equal(again.predict_proba(X), expected)
     assert again.model_id_ == "tiny"
@@ -84,7 +82,7 @@ def test_store_base__false_and_a_relative_path__the_hub_is_not_asked_for_it(
     clf = make("models/base", max_epochs=1, store_base=False).fit(*two_class_data)
     data = pickle.dumps(clf)
     monkeypatch.chdir("/")
-    monkeypatch.setattr("skgpt.model.sources._read", lambda *a: pytest.fail("asked the hub"))
+    monkeypatch.setattr("skgpt.pretrained.loading._read", lambda *a: pytest.fail("asked the hub"))
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
         pickle.loads(data)
 
@@ -114,7 +112,7 @@ def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(
     skgpt.clear_cache()
     cache = tiny_alias.parent / "cache"
     monkeypatch.setenv("SKGPT_CACHE", str(cache))
-    monkeypatch.setattr("skgpt.model.sources.alias_folder", alias_folder)
+    monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", alias_folder)
     with no_downloads(), pytest.raises(ModelNotFoundError, match="downloads are not") as caught:
         pickle.loads(data)
     for part in ("'tiny'", str(cache), "store_base=True", "no-such-package==1"):
@@ -227,7 +225,7 @@ def test_open__the_device_it_was_fitted_on_is_missing__says_which_it_is_on(
     state["_fitted_with"] = {**state["_fitted_with"], "device": asked}
     state["device_"] = "cuda:7"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("skgpt.model.device.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("skgpt.device.has_fast_bf16", lambda device: True)
     with caplog.at_level(logging.INFO, logger="skgpt"):
         again = opened(state)
     assert again.device_ == "cpu"

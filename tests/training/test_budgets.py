@@ -11,16 +11,16 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skgpt.model.adapters import AdapterSpec
-from skgpt.model.frozen import _states
-from skgpt.model.network import TextNetwork
-from skgpt.model.sources import load_source
-from skgpt.text.split import Split
-from skgpt.text.tokens import tokenise
-from skgpt.training.infer import raw_scores
+from skgpt.data.splits import Split
+from skgpt.data.tokenization import tokenise
+from skgpt.network.features import _states
+from skgpt.network.lora import AdapterSpec
+from skgpt.network.network import TextNetwork
+from skgpt.pretrained.loading import load_source
+from skgpt.training.loop import raw_scores
 from skgpt.training.loss import BinaryCrossEntropy
-from skgpt.training.optimise import Optimiser
-from tests.model.test_network import build
+from skgpt.training.optimizer import Optimiser
+from tests.network.test_network import build
 from tests.training.test_loop import run
 
 ALL_AT_ONCE = 1_000_000

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from skgpt.data.splits import Split
 from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
-from skgpt.model.adapters import AdapterSpec
-from skgpt.text.split import Split
-from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.run_state import State
-from skgpt.training.stopping import StoppingRule, Watched
-from skgpt.training.watch import EpochRecord, Monitor, StepDone
+from skgpt.network.lora import AdapterSpec
+from skgpt.training.callbacks import EpochRecord, Monitor, StepDone
+from skgpt.training.checkpoint import Checkpoint, State, claimed_checkpoint
+from skgpt.training.early_stopping import StoppingRule, Watched
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import CODES, TEXTS, run
 from tests.training.test_skips import assert_same, assert_same_moments, looks

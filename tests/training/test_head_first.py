@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.model.adapters import AdapterSpec
-from skgpt.model.network import TextNetwork
-from skgpt.model.prefix import CachedPrefix, WholeTrunk
-from skgpt.text.split import Split
+from skgpt.data.splits import Split
+from skgpt.network.features import CachedPrefix, WholeTrunk
+from skgpt.network.lora import AdapterSpec
+from skgpt.network.network import TextNetwork
 from tests.training.test_loop import CODES, TEXTS, run
 
 LORA = AdapterSpec(rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear")

@@ -6,24 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from skgpt.data.splits import Split, all_rows
+from skgpt.data.template import parse_template
+from skgpt.data.tokenization import TextIds, tokenise, tokenise_windows
 from skgpt.exceptions import DivergedError
-from skgpt.model.adapters import AdapterSpec
-from skgpt.model.network import TextNetwork, build_network
-from skgpt.model.sources import load_source
-from skgpt.text.split import Split, all_rows
-from skgpt.text.template import parse_template
-from skgpt.text.tokens import tokenise
-from skgpt.text.windows import TextIds, tokenise_windows
+from skgpt.network.lora import AdapterSpec
+from skgpt.network.network import TextNetwork, build_network
+from skgpt.pretrained.loading import load_source
+from skgpt.training.callbacks import Monitor, StepDone
 from skgpt.training.checkpoint import Checkpoint
-from skgpt.training.infer import raw_scores
-from skgpt.training.loop import fit_network
+from skgpt.training.early_stopping import Watched
+from skgpt.training.loop import FitResult, TrainingRows, fit_network, raw_scores
 from skgpt.training.loss import CrossEntropy, Loss
-from skgpt.training.moments import Moments
-from skgpt.training.run_data import FitResult, TrainingRows
-from skgpt.training.stopping import Watched
-from skgpt.training.watch import Monitor, StepDone
+from skgpt.training.optimizer import Moments
 from tests.helpers import make_text_data
-from tests.training.test_plan import make_plan
+from tests.training.test_config import make_plan
 
 DATA = make_text_data(n_classes=3, n_per_class=4)
 TEXTS = list(DATA.X)

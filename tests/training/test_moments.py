@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.training.moments import HEAD, Moments
-from skgpt.training.optimise import Optimiser
-from skgpt.training.watch import Monitor, StepDone
+from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.optimizer import HEAD, Moments, Optimiser
 from tests.training.test_loop import CODES, TEXTS, run, scores_of
 
 FLAT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}

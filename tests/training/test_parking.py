@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from skgpt import GPTTextClassifier, LoRA, clear_cache
-from skgpt.training import parking as parking_module
-from skgpt.training.parking import Parking, Room
-from skgpt.training.watch import EpochRecord, Monitor
+from skgpt.training import callbacks as parking_module
+from skgpt.training.callbacks import EpochRecord, Monitor, Parking, Room
 from tests.estimators.dying import Dies, broken_off
 from tests.estimators.killed import assert_same, learned
 from tests.estimators.test_classifier import make

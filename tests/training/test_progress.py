@@ -12,11 +12,18 @@ import numpy as np
 import pytest
 
 from skgpt import GPTTextClassifier, clear_cache
-from skgpt.training.progress import EpochLines, PredictBar, ProgressBar, fit_progress, shows_bars
-from skgpt.training.watch import EpochRecord, StepDone
+from skgpt.training.callbacks import (
+    EpochLines,
+    EpochRecord,
+    PredictBar,
+    ProgressBar,
+    StepDone,
+    fit_progress,
+    shows_bars,
+)
 from tests.helpers import make_text_data
 from tests.terminals import Terminal, lines_of
-from tests.training.test_plan import make_plan
+from tests.training.test_config import make_plan
 
 DATA = make_text_data(n_classes=2, n_per_class=8)
 
@@ -157,7 +164,7 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
     expected = clf.predict_proba(DATA.X)
     clear_cache()
     assert terminal.read() == ""  # too short to be worth it
-    monkeypatch.setattr("skgpt.training.progress._SHORT_SECONDS", 0.0)
+    monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
     np.testing.assert_array_equal(clf.predict_proba(DATA.X), expected)
     screen = terminal.read()
     assert ("predict, frozen layers" in screen) == (trainable_layers == 1)
@@ -228,7 +235,7 @@ def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
     class NotebookBar:
         __module__ = "tqdm.notebook"
 
-    monkeypatch.setattr("skgpt.training.progress.tqdm", NotebookBar)
+    monkeypatch.setattr("skgpt.training.callbacks.tqdm", NotebookBar)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert shows_bars()
     assert [type(monitor) for monitor in fit_progress(2)] == [ProgressBar, EpochLines]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from skgpt.data.batching import optimiser_batches
+from skgpt.data.splits import Split
 from skgpt.exceptions import DivergedError
-from skgpt.model.network import TextNetwork
-from skgpt.text.batches import optimiser_batches
-from skgpt.text.split import Split
-from skgpt.training.run_data import FitResult
-from skgpt.training.skips import Looking, RunningLoss, Skips
-from skgpt.training.stopping import StoppingRule, Watched
+from skgpt.network.network import TextNetwork
+from skgpt.training.early_stopping import StoppingRule, Watched
+from skgpt.training.loop import FitResult
+from skgpt.training.optimizer import Looking, RunningLoss, Skips
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import CODES, TEXTS, run
 
@@ -168,7 +168,7 @@ def test_diverged_run__no_rule_to_keep_weights_by__is_an_error(tiny_llama: str) 
 def test_fp16__an_overflow_of_scaled_gradients__is_no_skipped_step(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skgpt.training.optimise._FIRST_SCALE", 2.0**40)
+    monkeypatch.setattr("skgpt.training.optimizer._FIRST_SCALE", 2.0**40)
     loss = PoisonedLoss({70})
     _, result = run(
         tiny_llama, TEXTS, CODES, dtype=torch.float16, loss=loss, n_epochs=12, **SIX_STEPS

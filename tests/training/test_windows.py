@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skgpt.model.adapters import AdapterSpec
-from skgpt.model.frozen import _states
-from skgpt.model.network import TextNetwork
-from skgpt.training.infer import raw_scores
+from skgpt.network.features import _states
+from skgpt.network.lora import AdapterSpec
+from skgpt.network.network import TextNetwork
+from skgpt.training.loop import raw_scores
 from tests.training.test_budgets import ALL_AT_ONCE, Rows, assert_same_step, some_rows, step
 from tests.training.test_loop import ids_of, trained
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from skgpt import GPTTextClassifier
-from skgpt.model import device as device_module
-from skgpt.training.watch import EpochRecord, Monitor
+from skgpt import device as device_module
+from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.tuning import leases
 from tests.helpers import make_text_data
 from tests.tuning.process import _CONTEXT, stored

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skgpt import GPTTextClassifier
-from skgpt.training.watch import EpochRecord, Monitor
+from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.tuning import GPTSearchCV
 from skgpt.tuning.studies import open_storage
 from tests.estimators.test_classifier import make

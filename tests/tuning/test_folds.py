@@ -17,8 +17,7 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import StratifiedKFold, cross_validate
 
 from skgpt import GPTTextClassifier, clear_cache
-from skgpt.training.parking import Parking
-from skgpt.training.watch import Monitor
+from skgpt.training.callbacks import Monitor, Parking
 from skgpt.tuning.folds import Evaluation, evaluate, forget_frames
 from tests.estimators.dying import folders_in
 from tests.estimators.test_classifier import make

@@ -17,8 +17,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import GPTTextClassifier
+from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import BaselineWarning, TuningError
-from skgpt.sklearn_compat import HAS_CALLBACKS
 from skgpt.tuning import compare_with_baseline
 from skgpt.tuning.linear import LinearTextClassifier
 from tests.estimators.test_classifier import make

@@ -10,8 +10,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 
 from skgpt.exceptions import ContinuationError
-from skgpt.model import contents
-from skgpt.model.contents import files_digest
+from skgpt.pretrained import loading as contents
+from skgpt.pretrained.loading import files_digest
 from skgpt.testing import tiny_gpt
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.identity import check_belongs, identity_of, name_of

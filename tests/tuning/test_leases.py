@@ -18,8 +18,8 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.pipeline import make_pipeline
 
 from skgpt import GPTTextClassifier
+from skgpt.device import on_cuda_device, resolve_device
 from skgpt.exceptions import SearchFailedError
-from skgpt.model.device import on_cuda_device, resolve_device
 from skgpt.tuning import leases, workers
 from skgpt.tuning.folds import Outcome
 from skgpt.tuning.leases import devices_of, held_lease, leased

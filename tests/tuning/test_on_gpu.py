@@ -7,9 +7,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from skgpt import LoRA, clear_cache
-from skgpt.model.conversion import cache_folder
-from skgpt.model.device import cuda_devices
-from skgpt.training.parking import Parking
+from skgpt.device import cuda_devices
+from skgpt.pretrained.default_models import cache_folder
+from skgpt.training.callbacks import Parking
 from skgpt.tuning.folds import evaluate
 from skgpt.tuning.leases import held_lease, leased
 from tests.estimators.test_classifier import make

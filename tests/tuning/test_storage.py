@@ -15,7 +15,7 @@ from sklearn.exceptions import FitFailedWarning
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
-from skgpt.training.watch import Monitor
+from skgpt.training.callbacks import Monitor
 from skgpt.tuning import ledger as ledger_module
 from skgpt.tuning import studies
 from skgpt.tuning.folds import Outcome

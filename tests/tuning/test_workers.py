@@ -12,7 +12,7 @@ import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import SearchStorageError
-from skgpt.training.watch import EpochRecord, Monitor
+from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.tuning import workers
 from skgpt.tuning.ledger import Ledger
 from skgpt.tuning.studies import open_storage

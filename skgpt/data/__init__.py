@@ -1,0 +1,1 @@
+"""From what the user passes to arrays: texts, labels, weights, splits, tokens, batches."""

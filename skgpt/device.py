@@ -1,0 +1,300 @@
+"""Where and how to compute: device, arithmetic, and how much memory there is.
+
+What an estimator has to work with here: versions, device, threads, memory, optional packages.
+
+Memory that the C library keeps for itself after it was freed.
+"""
+
+import ctypes
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+from joblib.externals import loky
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skgpt import __version__
+from skgpt.exceptions import ModelNotSupportedError
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+# The number of the CUDA device that those mean who name none.
+_CUDA_INDEX: ContextVar[int] = ContextVar("skgpt_cuda_index", default=0)
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# cuBLAS's workspace, pinned memory, Apple's GPUs, the CPU's allocator.
+_NO_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator",
+)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn the `device` parameter into a torch device that exists.
+
+    Parameters
+    ----------
+    device : str
+        "auto" (a CUDA device, else the CPU), or any torch device name. CUDA without a number is
+        the first device, or the one of `on_cuda_device`.
+
+    Returns
+    -------
+    device : torch.device
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If the device is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ModelNotSupportedError(
+            f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
+        ) from error
+    if wanted.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = _CUDA_INDEX.get() if wanted.index is None else wanted.index
+        if index >= count:
+            raise ModelNotSupportedError(
+                f"`device={device!r}` needs CUDA device {index}; {count} are visible. Use "
+                "device='auto', or check the driver and CUDA_VISIBLE_DEVICES."
+            )
+        return torch.device("cuda", index)
+    if wanted.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelNotSupportedError("`device='mps'` needs an Apple GPU; none is visible here.")
+    if wanted.type not in ("cpu", "mps"):
+        raise ModelNotSupportedError(
+            f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
+        )
+    return wanted
+
+
+@contextmanager
+def on_cuda_device(index: int) -> Iterator[None]:
+    """Have "auto" and "cuda" mean the CUDA device of this number in the body.
+
+    Nobody's parameters are changed for it, however deep in others an estimator lies.
+    """
+    token = _CUDA_INDEX.set(index)
+    try:
+        yield
+    finally:
+        _CUDA_INDEX.reset(token)
+
+
+def cuda_devices() -> list[str]:
+    """Return what tells each visible CUDA device from all others, in order of their numbers."""
+    if not torch.cuda.is_available():
+        return []
+    n_devices = torch.cuda.device_count()
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(n_devices)]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Say whether matrix products are faster in bf16 than in fp32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # No public question to ask: both are what torch itself asks before using the kernels.
+        if torch.cpu._is_amx_tile_supported():
+            return True
+        return bool(torch.cpu._is_avx512_bf16_supported()) and not _has_slow_avx512_bf16()
+    return False
+
+
+def _has_slow_avx512_bf16() -> bool:
+    """Say whether bf16 without matrix units is slower than fp32 on this CPU.
+
+    So it is on Intel's cores since Sapphire Rapids where a virtual machine hides AMX: half the
+    rate of fp32. On AMD's cores it is two to three times that rate. AVX-512 FP16 tells the
+    former from Intel's older cores, which are fast too.
+    """
+    ask = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 may not have it
+    known: Mapping[str, object] = {} if ask is None else ask()
+    return bool(known.get("avx512_fp16")) and "AMD" not in str(known.get("cpu_name"))
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Turn the `precision` parameter into the dtype that the trunk computes in.
+
+    Parameters
+    ----------
+    precision : {"auto", "bf16", "fp16", "fp32"}
+        "auto": bf16 where the hardware is fast at it, else fp32.
+    device : torch.device
+
+    Returns
+    -------
+    dtype : torch.dtype
+
+    Raises
+    ------
+    ModelNotSupportedError
+        For fp16 on anything but CUDA.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if precision == "fp16" and device.type != "cuda":
+        raise ModelNotSupportedError(
+            f"precision='fp16' needs a CUDA device. Got {device}: use 'auto', 'bf16' or 'fp32'."
+        )
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the device's memory in bytes: all of it, not what happens to be free."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = int(psutil.virtual_memory().total)
+    try:  # a container's limit, where there is one
+        return min(total, int(_CGROUP_LIMIT.read_text("ascii")))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes this process could take of the device's memory just now."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds for tensors to come is as good as free.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + held
+    # psutil knows of no container's limit.
+    taken = int(psutil.Process().memory_info().rss)
+    return max(0, min(int(psutil.virtual_memory().available), total_memory(device) - taken))
+
+
+def prefix_budget(device: torch.device) -> int:
+    """Return how many bytes the hidden states behind frozen layers may take during a fit."""
+    return total_memory(device) // 4
+
+
+def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Copy an array to a device; to a GPU without waiting until it is there.
+
+    Parameters
+    ----------
+    array : ndarray
+    device : torch.device
+
+    Returns
+    -------
+    tensor : Tensor
+        On a CPU it shares the array's memory.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@contextmanager
+def no_more_threads_than_cores() -> Iterator[None]:
+    """Have torch use no more threads than this process has cores, as long as the body runs.
+
+    torch counts the machine's cores. A container that is allowed two of 64 would run 64 threads
+    that wait for each other; loky, joblib's own, knows such limits. In joblib's worker processes
+    torch has its share of the cores already.
+    """
+    before = torch.get_num_threads()
+    cores = loky.cpu_count()  # joblib.cpu_count() is 1 where multiprocessing is switched off
+    if before <= cores:
+        yield
+        return
+    torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def ran_out(error: Exception) -> bool:
+    """Say whether an error means that memory ran out; not all that do are of torch's own class."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)
+
+
+_REQUIRED = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy")
+# What is asked for where something is used: the package, and what it is for.
+_OPTIONAL = {
+    "peft": "lora=LoRA()",
+    "bitsandbytes": "LoRA(quantize_base=4)",
+    "optuna": "skgpt.tuning",
+    "matplotlib": "skgpt.plots",
+    "pandas": "explain, tables of errors",
+    "fastapi": "examples/serve",
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of skgpt, Python and what both stand on."""
+    found = {
+        "skgpt": __version__,
+        "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+    }
+    return found | {package: _version_of(package) or "not installed" for package in _REQUIRED}
+
+
+def optional_packages() -> dict[str, str]:
+    """Return, for each optional package, its version or what is missing without it."""
+    return {
+        package: found if (found := _version_of(package)) else f"not installed; for {use}"
+        for package, use in _OPTIONAL.items()
+    }
+
+
+def hardware() -> dict[str, str]:
+    """Return what ``device="auto"`` and ``precision="auto"`` come to on this machine."""
+    device = resolve_device("auto")
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    fast = has_fast_bf16(device)
+    cores = loky.cpu_count()
+    return {
+        "device": f"{device}{name}",
+        "memory": f"{total_memory(device) / 2**30:.1f} GiB",
+        "precision": "bf16, in hardware" if fast else "fp32, as bf16 is not fast here",
+        "cores": str(cores),
+        "threads": str(min(cores, torch.get_num_threads())),  # what a fit and predict run on
+    }
+
+
+def _version_of(package: str) -> str | None:
+    """Return the version that is installed, without importing anything."""
+    if package == "torch":
+        return str(torch.__version__)  # says of which build it is, where the metadata may not
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def give_memory_back() -> bool:
+    """Have the C library give freed memory back to the system; say whether it knows how to.
+
+    Each thread that allocates has a heap of its own, and what is freed in it stays there: after
+    the folds of a few trials a search would hold half as much again as it uses.
+
+    Returns
+    -------
+    known : bool
+        Whether this is glibc, which can be asked for it.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    trim(0)
+    return True

@@ -1,1 +1,0 @@
-"""Pretrained trunks, tokenizers, pooling and heads; no training and no estimator."""

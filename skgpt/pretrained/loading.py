@@ -1,0 +1,419 @@
+"""A model's name to its weights and tokenizer, read once and kept; networks share the tensors.
+
+Two fitted estimators may be alive at once, so a network never gets the module that was read: it
+gets a copy of the module tree whose parameters are views of the same, read-only tensors.
+
+What is in a model's files: a name says where a folder is, not what was written into it since.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from skgpt._files import opened_by
+from skgpt.caching import Store
+from skgpt.device import total_memory
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError
+from skgpt.pretrained.default_models import (
+    ALIASES,
+    alias_folder,
+    downloads_allowed,
+    quiet_transformers,
+    read_gguf,
+)
+from skgpt.pretrained.tokenizer import TextTokenizer
+from skgpt.trunk.attention import pack
+from skgpt.trunk.capabilities import Proof, prove
+from skgpt.trunk.layers import PROBE_ERRORS, copy_around, find_blocks, truncate
+from skgpt.trunk.llama import use_fast_blocks
+
+_CPU = torch.device("cpu")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pretrained trunk with its tokenizer, shared by everything that is built on it.
+
+    Parameters
+    ----------
+    model : str
+        The name it was asked for by.
+    revision : str or None
+    trunk : transformers.PreTrainedModel
+        Read-only; `copy_trunk` gives a network its own.
+    tokenizer : TextTokenizer
+    config : dict
+        The configuration, uncut: what a pickle makes the skeleton of the trunk from.
+    refetchable : bool
+        Whether another machine can get the same weights by name (an alias or a hub id).
+    fingerprint : str
+        Of the weights.
+    proof : Proof
+        What was found out by running it.
+    resident : bool
+        Whether its tensors are kept for others; those out of a pickle go with their estimator.
+    full_depth : int
+        Blocks of the model of that name; a trunk out of a pickle may have fewer.
+    identity : object
+        Says which source something was computed with, and keeps nothing of it alive.
+    """
+
+    model: str
+    revision: str | None
+    trunk: Any
+    tokenizer: TextTokenizer
+    config: dict[str, Any]
+    refetchable: bool
+    fingerprint: str
+    proof: Proof
+    resident: bool
+    full_depth: int
+    identity: object = field(default_factory=object)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks that are here."""
+        return len(find_blocks(self.trunk))
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that a text may have, None if the model sets no limit."""
+        limit = getattr(self.trunk.config, "max_position_embeddings", None)
+        rope = getattr(self.trunk.config, "rope_parameters", None) or {}
+        by_kind = [kind for kind in rope.values() if isinstance(kind, dict)]  # of layers
+        for kind in (rope, *by_kind):
+            if kind.get("rope_type") == "longrope":
+                # One text beyond these turns all texts of its batch by the angles of long ones.
+                limit = kind["original_max_position_embeddings"]
+        for name, module in self.trunk.named_modules():
+            padding = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding is not None:
+                return int(module.num_embeddings) - padding - 1  # RoBERTa counts on from there
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    def master(self, name: str, device: torch.device) -> Tensor:
+        """Return a parameter of the trunk as a new fp32 tensor of the caller's own."""
+        tensor = self.trunk.get_parameter(name).detach()
+        return tensor.to(device, torch.float32, copy=True)
+
+    def copy_trunk(self, n_layers: int, dtype: torch.dtype, device: torch.device) -> Any:
+        """Return a module tree of the caller's own whose frozen tensors are the shared ones.
+
+        Parameters
+        ----------
+        n_layers : int
+            Blocks to keep.
+        dtype : torch.dtype
+            Of the parameters; buffers (rotary frequencies, ...) keep theirs if they can.
+        device : torch.device
+
+        Returns
+        -------
+        trunk : transformers.PreTrainedModel
+            In evaluation mode, so without dropout; no parameter requires a gradient.
+        """
+        trunk = copy_around(self.trunk, self.tensors(dtype, device))
+        truncate(trunk, n_layers)
+        trunk.config.use_cache = False
+        if self.proof.packs:
+            pack(trunk)
+        if self.proof.fast:
+            use_fast_blocks(find_blocks(trunk))
+        return trunk.eval()
+
+    def tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """Return all parameters and buffers in this precision on this device.
+
+        Those of a resident source are kept, and are the same for everybody: they are read-only.
+        """
+        if not self.resident:
+            return self._cast(dtype, device)
+        key = (self.trunk, dtype, str(device))  # a module's hash is its identity
+        store: Store[dict[str, Tensor]] = Store.named(
+            f"tensors on {device}", lambda: total_memory(device) // 4
+        )
+        return store.get_or_make(key, lambda: self._cast(dtype, device), _bytes_of)
+
+    @torch.inference_mode(False)  # what is made for one caller must serve the next
+    def _cast(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        cast = {
+            name: p.detach().to(device, dtype if p.is_floating_point() else p.dtype)
+            for name, p in self.trunk.named_parameters()
+        }
+        for name, b in self.trunk.named_buffers():
+            with_weights = self.proof.casts_buffers and b.is_floating_point()
+            cast[name] = b.to(device, dtype if with_weights else b.dtype)
+        return cast
+
+
+def _bytes_of(tensors: dict[str, Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _bytes_of_source(source: Source) -> int:
+    return sum(p.numel() * p.element_size() for p in source.trunk.parameters())
+
+
+_SOURCES: Store[Source] = Store("models", total_memory(_CPU) // 4)
+
+
+def load_source(model: str, revision: str | None = None) -> Source:
+    """Return the model of that name, reading it only if it isn't resident.
+
+    Parameters
+    ----------
+    model : str
+        An alias, a hub id, a transformers folder or a .gguf file.
+    revision : str or None
+        Hub revision: branch, tag or commit.
+
+    Returns
+    -------
+    source : Source
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is nothing of that name.
+    ModelNotSupportedError
+        If what is there can't be used: weights missing, no stack of blocks, ...
+    """
+    path, local = place_of(model)
+    if not local and model not in ALIASES:
+        refuse_misnomers(model)
+    key = (model, revision, _stamp(path) if local else None)
+    return _SOURCES.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_source)
+
+
+def place_of(model: str) -> tuple[Path, bool]:
+    """Return the path that a name is, and whether it names what is there."""
+    path = Path(model).expanduser()
+    return path, bool(model) and path.exists() and model not in ALIASES
+
+
+def refuse_misnomers(model: str) -> None:
+    """Refuse what can't be a hub id before the hub is asked, over and over, for it."""
+    aliases = {alias.casefold(): alias for alias in ALIASES}
+    asked = model.casefold().replace("_", "-")
+    like = [alias for alias in aliases if asked and alias.startswith(asked)]
+    like = like or difflib.get_close_matches(asked, aliases, n=1, cutoff=0.8)
+    if not model or model.startswith(("/", ".", "~", "\\")) or model.endswith(".gguf"):
+        reason = "there is no such file or folder"
+    elif like and "/" not in model:
+        reason = f"did you mean {aliases[like[0]]!r}?"
+    else:
+        return
+    raise ModelNotFoundError(
+        f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
+        f"or a .gguf file. Got {model!r}: {reason}"
+    )
+
+
+def _stamp(path: Path) -> tuple[Any, ...]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(f.name, f.stat()) for f in files if f.is_file()]
+    resolved = str(path.resolve())
+    return (resolved, *((name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in stats))
+
+
+@torch.inference_mode(False)
+def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
+    if local and path.is_dir() and not (path / "config.json").is_file():
+        reason = FileNotFoundError(f"it has no config.json{opened_by(path)}")
+        raise ModelNotFoundError(_not_found(model, revision, local, reason))
+    with quiet_transformers():
+        try:
+            if local and path.is_file():
+                trunk, hf_tokenizer = read_gguf(path)
+            else:
+                where = str(alias_folder(model)) if model in ALIASES else model
+                if local:
+                    where = str(path)
+                trunk, hf_tokenizer = _from_pretrained(where, revision, hub=where == model)
+            return make_source(
+                trunk,
+                TextTokenizer(hf_tokenizer, resident=True),
+                model=model,
+                revision=revision,
+                refetchable=not local,
+                resident=True,
+            )
+        except (SkgptError, MemoryError):
+            raise
+        except Exception as error:  # readers of damaged files raise whatever they like
+            raise ModelNotFoundError(_not_found(model, revision, local, error)) from error
+
+
+def _from_pretrained(where: str, revision: str | None, *, hub: bool) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    def read(local_files_only: bool) -> tuple[Any, Any]:
+        options: dict[str, Any] = {
+            "revision": revision or "main",
+            "local_files_only": local_files_only,
+            "trust_remote_code": False,
+        }
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        trunk, report = AutoModel.from_pretrained(
+            where, dtype="auto", output_loading_info=True, **options
+        )
+        missing = [name for name in report["missing_keys"] if "pooler" not in name]
+        if missing:
+            raise ModelNotSupportedError(
+                f"The checkpoint {where!r} must hold every weight of {type(trunk).__name__}. "
+                f"{len(missing)} are missing, {missing[0]!r} the first: it belongs to another "
+                "architecture or is incomplete."
+            )
+        return trunk, tokenizer
+
+    return offline_first(read, hub=hub)
+
+
+def offline_first(read: Callable[[bool], T], *, hub: bool) -> T:
+    """Read what is on disk already, which needs no network, and ask the hub only for the rest.
+
+    Parameters
+    ----------
+    read : callable
+        Given whether it has to do with local files.
+    hub : bool
+        Whether there is a hub to ask.
+    """
+    try:
+        return read(True)
+    except SkgptError:
+        raise
+    except (OSError, ValueError):
+        if not hub or not downloads_allowed():
+            raise
+        return read(False)
+
+
+def _not_found(model: str, revision: str | None, local: bool, error: Exception) -> str:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    at = f" at revision {revision!r}" if revision else ""
+    if local:
+        return (
+            f"`model` must be a transformers folder (config.json, safetensors weights, tokenizer "
+            f"files) or a .gguf file. {model!r} can't be read: {reason[0]}"
+        )
+    fetched = "could not be fetched" if downloads_allowed() else "downloads are not allowed here"
+    return (
+        f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
+        f"or a .gguf file. {model!r}{at} is no alias, no existing path, not in the local hub "
+        f"cache, and {fetched}: {reason[0]} Check the spelling, or name a local folder."
+    )
+
+
+def make_source(
+    trunk: Any,
+    tokenizer: TextTokenizer,
+    *,
+    model: str,
+    revision: str | None,
+    refetchable: bool,
+    resident: bool,
+    config: dict[str, Any] | None = None,
+    full_depth: int | None = None,
+) -> Source:
+    """Make a source of a trunk that was read: freeze it, prove what it does, take its print."""
+    trunk.eval().requires_grad_(False)
+    depth = len(find_blocks(trunk))
+    if resident and not refetchable:
+        # The file of a folder of the user's may be written over while its weights are mapped.
+        for parameter in trunk.parameters():
+            parameter.data = parameter.data.clone()
+    try:
+        proof = prove(trunk)
+    except SkgptError:
+        raise
+    except PROBE_ERRORS as error:
+        raise ModelNotSupportedError(
+            f"The model must take token ids and return hidden states, one for each. "
+            f"{type(trunk).__name__} can't be used like that: {error!r}. Use a decoder or encoder."
+        ) from error
+    return Source(
+        model=model,
+        revision=revision,
+        trunk=trunk,
+        tokenizer=tokenizer,
+        config=_plain(trunk.config) if config is None else config,
+        refetchable=refetchable,
+        fingerprint=_fingerprint(trunk),
+        proof=proof,
+        resident=resident,
+        full_depth=full_depth or depth,
+    )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    own = ("_name_or_path", "name_or_path", "transformers_version")  # of a machine, not a model
+    return {key: value for key, value in config.to_dict().items() if key not in own}
+
+
+def _fingerprint(trunk: Any) -> str:
+    """Hash the names, the shapes and a sample of every tensor: a changed base is seen, cheaply.
+
+    The configuration is left out: a new release of transformers adds to it and changes nothing.
+    """
+    digest = hashlib.sha256(trunk.config.model_type.encode())
+    for name, tensor in sorted(trunk.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        middle = flat.numel() // 2
+        # Whole runs, not every n-th value: weights that are mapped from a file stay unread.
+        sample = torch.cat([flat[:256], flat[middle : middle + 256], flat[-256:]])
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.to(torch.float32).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# What transformers reads of a folder: configuration, weights, tokenizer.
+_READ_FROM = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    "*.model",
+)
+
+
+def files_digest(model: str) -> str | None:
+    """Return a hash of the files that a model is read from; no other in its folder counts.
+
+    It is taken once for files that are as they were, by their times and sizes.
+
+    Parameters
+    ----------
+    model : str
+        As of `load_source`.
+
+    Returns
+    -------
+    digest : str or None
+        None for a model that is had by name, or where there is none.
+    """
+    path, local = place_of(model)
+    if not local or (path.is_dir() and not (path / "config.json").is_file()):
+        return None
+    files = [path]
+    if path.is_dir():
+        files = sorted({f for pattern in _READ_FROM for f in path.glob(pattern) if f.is_file()})
+    stats = [(str(f.resolve()), f.name, f.stat()) for f in files]
+    return _digest_of(tuple((at, name, s.st_mtime_ns, s.st_size) for at, name, s in stats))
+
+
+@lru_cache(maxsize=64)
+def _digest_of(files: tuple[tuple[str, str, int, int], ...]) -> str:
+    whole = hashlib.sha256()
+    for at, name, _, size in files:
+        with open(at, "rb") as file:
+            whole.update(
+                f"{name};{size};{hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
+            )
+    return whole.hexdigest()

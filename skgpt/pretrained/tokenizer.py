@@ -1,0 +1,184 @@
+"""A transformers tokenizer as the plain encoder that `skgpt.data.tokenization` asks for."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from skgpt.exceptions import ModelNotSupportedError
+from skgpt.pretrained.trust import harmless_tokenizer, tokenizer_class
+
+_PROBE = "a"
+_NEUTRAL = ("\n", ".", ",")
+_CHUNK = 256  # texts; the pairs that say where a long text's tokens lie take 20 times its space
+
+
+class TextTokenizer:
+    """Encodes texts as plain text, whatever they hold.
+
+    Padding and truncation are state on the shared Rust object, so neither is ever used; ids are
+    cut afterwards. The special tokens that the tokenizer would put around a text are found once,
+    by comparing a probe with and without them.
+
+    Parameters
+    ----------
+    hf : transformers tokenizer
+    resident : bool, default=False
+        Whether the ids of texts are kept for other fits and predictions of this process.
+    """
+
+    def __init__(self, hf: Any, *, resident: bool = False) -> None:
+        self.hf = hf
+        self.identity = object() if resident else None
+        bare = self.encode([_PROBE])[0]
+        framed = list(hf(_PROBE, add_special_tokens=True)["input_ids"])
+        start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)
+        if start is None or not bare:
+            raise ModelNotSupportedError(
+                "The tokenizer must encode a text as the same ids with and without special tokens "
+                f"around it. Got {bare} and {framed} for {_PROBE!r}: use another model."
+            )
+        self.prefix_ids = tuple(framed[:start])
+        self.suffix_ids = tuple(framed[start + len(bare) :])
+        ends = [hf.bos_token_id, hf.eos_token_id, hf.cls_token_id, hf.pad_token_id, 0]
+        self.empty_id = int(next(i for i in ends if i is not None))
+
+    def neutral_ids(self) -> list[int]:
+        """Return ids of which a text that says nothing can be made: punctuation where there is."""
+        found = [ids[-1] for ids in self.encode(list(_NEUTRAL)) if ids]
+        return [i for i in found if i != self.hf.unk_token_id] or [self.empty_id]
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text; strings that look like special tokens are plain text."""
+        if not texts:  # transformers can't
+            return []
+        ids: list[list[int]] = self._encode(texts)["input_ids"]
+        return ids
+
+    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        """Return of each text a beginning that is at most so many tokens by itself.
+
+        It ends where its last token ends, or before the character that this token shares with the
+        next one, or earlier if a text that ends there is made of other and more tokens. Tokenizers
+        that don't say where their tokens lie are asked by bisection. A text that fits is returned
+        as it is.
+        """
+        if not texts:
+            return []
+        if not getattr(self.hf, "is_fast", False):
+            return self._heads_by_bisection(texts, n_tokens)
+        heads = list(texts)
+        kept = list(n_tokens)
+        spans = self._spans(texts, n_tokens)
+        todo = [i for i, n in enumerate(n_tokens) if len(spans[i]) > n]
+        while todo:
+            for i in todo:
+                heads[i] = texts[i][: _end(spans[i], kept[i])]
+            ids = self.encode([heads[i] for i in todo])
+            over = {i: len(row) - n_tokens[i] for i, row in zip(todo, ids, strict=True)}
+            todo = [i for i in todo if over[i] > 0 and kept[i] > 0]
+            for i in todo:
+                kept[i] = max(0, kept[i] - over[i])
+        return heads
+
+    def places(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        """Return where in its text each of `encode`'s tokens begins and ends, in characters.
+
+        Bytes of one character are tokens that each span it.
+
+        Raises
+        ------
+        ModelNotSupportedError
+            If the tokenizer doesn't say.
+        """
+        if not getattr(self.hf, "is_fast", False):
+            raise ModelNotSupportedError(
+                "To say what a text's words are worth, the tokenizer must tell where in the text "
+                f"its tokens lie. {type(self.hf).__name__} is not a fast one and doesn't: use a "
+                "model whose folder has a tokenizer.json."
+            )
+        if not texts:
+            return []
+        found: list[list[tuple[int, int]]] = []
+        for start in range(0, len(texts), _CHUNK):
+            some = self._encode(texts[start : start + _CHUNK], return_offsets_mapping=True)
+            found += some["offset_mapping"]
+        return found
+
+    def _spans(self, texts: list[str], n_tokens: list[int]) -> list[list[tuple[int, int]]]:
+        """Return where each text's first tokens lie, one more than asked for where there is one."""
+        spans = []
+        for start in range(0, len(texts), _CHUNK):
+            found = self._encode(texts[start : start + _CHUNK], return_offsets_mapping=True)
+            for row, n in zip(found["offset_mapping"], n_tokens[start:], strict=False):
+                spans.append(row[: n + 1])
+        return spans
+
+    def _heads_by_bisection(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        ids = self.encode(texts)
+        low = [0] * len(texts)
+        high = [len(text) for text in texts]
+        for i, n in enumerate(n_tokens):
+            if len(ids[i]) <= n:
+                low[i] = high[i]
+        while todo := [i for i in range(len(texts)) if low[i] < high[i]]:
+            middle = {i: (low[i] + high[i] + 1) // 2 for i in todo}
+            ids = self.encode([texts[i][: middle[i]] for i in todo])
+            for i, row in zip(todo, ids, strict=True):
+                if len(row) <= n_tokens[i]:
+                    low[i] = middle[i]
+                else:
+                    high[i] = middle[i] - 1
+        return [text[:end] for text, end in zip(texts, low, strict=True)]
+
+    def _encode(self, texts: list[str], **options: Any) -> Any:
+        return self.hf(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            split_special_tokens=True,
+            verbose=False,  # no warning about texts beyond the model's length: ids are cut later
+            **options,
+        )
+
+    def files(self) -> dict[str, str]:
+        """Return the tokenizer as the text of the files that transformers would save."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.hf.save_pretrained(folder)
+            files = {}
+            for path in sorted(Path(folder).rglob("*")):
+                if path.is_file():
+                    # latin-1 maps every byte to one character: binary vocabularies survive
+                    name = path.relative_to(folder).as_posix()
+                    files[name] = path.read_bytes().decode("latin-1")
+            return harmless_tokenizer(files)[0]  # better refused now than when it is opened
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str]) -> "TextTokenizer":
+        """Make the tokenizer again from what `files` returned; nothing in it is code to be run.
+
+        Raises
+        ------
+        ModelNotSupportedError
+            If they name files elsewhere, or a class that is no tokenizer.
+        """
+        files, class_name = harmless_tokenizer(files)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.encode("latin-1"))
+            kind = tokenizer_class(class_name)
+            return cls(kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+
+def _end(spans: Sequence[tuple[int, int]], n_tokens: int) -> int:
+    """Return where the first tokens of a text end, given where each begins and ends.
+
+    Not where the next one begins: there may be a space between them that only the next one's
+    text would swallow. But no later than that: bytes of one character are tokens that each span it.
+    """
+    return min(spans[n_tokens - 1][1], spans[n_tokens][0]) if n_tokens else 0

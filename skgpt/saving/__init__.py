@@ -1,0 +1,1 @@
+"""A fitted model as tensors and plain values, and back."""

@@ -1,0 +1,470 @@
+"""The head of a Hugging Face sequence-classification checkpoint; its trunk is read as any other's.
+
+Only safetensors are read, so nothing is unpickled, and no code of a checkpoint's own is run.
+
+A network as a Hugging Face sequence-classification checkpoint.
+
+Whatever is written is read back with transformers alone and has to say what the network says.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skgpt._files import opened_by
+from skgpt.data.tokenization import tokenise
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError
+from skgpt.network.layout import Layout, ids_of
+from skgpt.network.lora import base_name, merged
+from skgpt.network.network import TextNetwork
+from skgpt.pretrained.default_models import ALIASES, quiet_transformers
+from skgpt.pretrained.loading import Source, offline_first, refuse_misnomers
+from skgpt.pretrained.tokenizer import TextTokenizer
+from skgpt.trunk.layers import PROBE_ERRORS, copy_around
+
+NOTES = "skgpt.json"  # what transformers' files have no word for; the configuration names it
+SEVERAL = "multi_label_classification"
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """What a checkpoint says beyond its trunk and tokenizer.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (n_outputs, H), float32
+    labels : tuple of str
+        One for each row of the weight.
+    multilabel : bool
+        Whether each label has a probability of its own.
+    notes : str or None
+        The text of the file of ours beside it, where there is one.
+    """
+
+    weight: NDArray[np.float32]
+    labels: tuple[str, ...]
+    multilabel: bool
+    notes: str | None
+
+
+def read_head(model: str, revision: str | None) -> SavedHead:
+    """Read the head of a decoder's sequence-classification checkpoint, safetensors only.
+
+    Parameters
+    ----------
+    model : str
+        A folder or a hub id.
+    revision : str or None
+        Hub revision.
+
+    Returns
+    -------
+    head : SavedHead
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is nothing of that name, or it can't be read.
+    ModelNotSupportedError
+        If it is no such checkpoint.
+    """
+    path = Path(model).expanduser()
+    local = bool(model) and path.exists() and model not in ALIASES
+    if model in ALIASES or path.is_file():
+        fits = model in ALIASES or path.suffix == ".gguf"
+        what = f"a model without a head: fit it, with model={model!r}" if fits else "a file"
+        raise ModelNotSupportedError(
+            "`folder_or_id` must be a sequence-classification checkpoint: a folder or a hub id. "
+            f"{model!r} is {what}."
+        )
+    if local and not (path / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
+            f"tokenizer files) or a hub id. {model!r} is a folder without a config.json"
+            f"{opened_by(path)}."
+        )
+    if not local:
+        refuse_misnomers(model)
+    where = str(path) if local else model
+    try:
+        with quiet_transformers():
+            return offline_first(
+                lambda offline: _read_head(where, revision, offline), hub=not local
+            )
+    except (SkgptError, MemoryError):
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelNotFoundError(
+            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
+            f"tokenizer files) or a hub id. {model!r} can't be read: {reason}"
+        ) from error
+
+
+def _read_head(where: str, revision: str | None, local_files_only: bool) -> SavedHead:
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
+
+    options: dict[str, Any] = {
+        "revision": revision or "main",
+        "local_files_only": local_files_only,
+    }
+
+    def find(name: str) -> Path | None:
+        found = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **options)
+        return None if found is None else Path(found)
+
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+    labels = _labels_of(config, where)
+    skeleton = classifier_skeleton(config, where)
+    name = head_name(skeleton, where)
+    weight = _read_tensor(find, name, where)
+    shape = skeleton.get_parameter(name).shape
+    if weight.shape != shape:
+        raise ModelNotSupportedError(
+            f"`folder_or_id` must have a head of as many rows as `id2label` has labels. That of "
+            f"{where!r} has shape {tuple(weight.shape)}, not {tuple(shape)}: it belongs to another "
+            "configuration."
+        )
+    # Not looked for where there can be none, so that nothing is asked of the hub in vain.
+    notes = find(NOTES) if getattr(config, "skgpt_notes", None) == NOTES else None
+    return SavedHead(
+        weight.float().numpy(),
+        labels,
+        config.problem_type == SEVERAL,
+        None if notes is None else notes.read_text("utf-8"),
+    )
+
+
+def _labels_of(config: Any, where: str) -> tuple[str, ...]:
+    named = config.id2label or {}
+    if config.problem_type == "regression" or len(named) < 2:
+        raise ModelNotSupportedError(
+            f"`folder_or_id` must be a classifier with a raw score for each of two or more "
+            f"labels. {where!r} has {len(named)} and problem_type={config.problem_type!r}: a "
+            "single score or a regression can't be opened."
+        )
+    labels: tuple[Any, ...] = tuple(named.get(i) for i in range(len(named)))
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise ModelNotSupportedError(
+            f"`id2label` of {where!r} must name the labels 0 to {len(labels) - 1}, each with "
+            f"another text. Got {dict(named)}."
+        )
+    return labels
+
+
+def _read_tensor(find: Callable[[str], Path | None], name: str, where: str) -> Tensor:
+    from safetensors import safe_open
+
+    file: Path | None = find(_WEIGHTS)
+    if file is not None:
+        with safe_open(file, framework="pt") as weights:
+            there: Mapping[str, str] = dict.fromkeys(weights.keys(), _WEIGHTS)
+    elif (index := find(f"{_WEIGHTS}.index.json")) is not None:
+        there = json.loads(index.read_text("utf-8"))["weight_map"]
+    else:
+        raise ModelNotFoundError(
+            f"`folder_or_id` must hold its weights as safetensors. {where!r} has no {_WEIGHTS}: "
+            "save it anew with transformers."
+        )
+    head = name.removesuffix("weight")
+    if (own := sorted(key for key in there if key.startswith(head))) != [name]:
+        raise ModelNotSupportedError(
+            f"`folder_or_id` must have a head that is one matrix, {name!r}. Got {own} in "
+            f"{where!r}: a head with a bias or of several layers can't be opened, and a model "
+            "without one is to be fitted, as model=."
+        )
+    file = find(there[name])
+    if file is None:
+        raise ModelNotFoundError(f"{where!r} must hold {there[name]!r}, which its index names.")
+    with safe_open(file, framework="pt") as weights:
+        tensor: Tensor = weights.get_tensor(name).clone()  # not a view of a file
+    return tensor
+
+
+def check_pooling(source: Source) -> None:
+    """Check that transformers pools a checkpoint's texts at their true last token.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If its tokenizer puts the padding token behind every text.
+    """
+    last = source.tokenizer.suffix_ids[-1:]
+    if last and last[0] == source.trunk.config.pad_token_id:
+        raise ModelNotSupportedError(
+            f"`pad_token_id` of {source.model!r} must be a token that texts don't end in. Its "
+            "tokenizer puts it behind every text, so transformers pools before it, and skgpt on it."
+        )
+
+
+@torch.no_grad()
+def put_head(network: TextNetwork, weight: NDArray[np.float32]) -> None:
+    """Give a network this head."""
+    network.head.weight.copy_(torch.from_numpy(weight))
+
+
+def classifier_skeleton(config: Any, model: str) -> Any:
+    """Return transformers' sequence-classification model of a configuration, without weights.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If it has none.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MAPPING
+    from transformers import AutoModelForSequenceClassification
+
+    if type(config) not in MAPPING:
+        raise ModelNotSupportedError(
+            f"`model` must be of an architecture that transformers has a sequence-classification "
+            f"class for. {model!r} is of type {config.model_type!r}, which has none: use "
+            "skgpt.save."
+        )
+    with torch.device("meta"), quiet_transformers():
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def head_name(model: Any, name: str) -> str:
+    """Return the name of a sequence-classification model's head, one matrix without a bias.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If it is something else.
+    """
+    prefix = f"{model.base_model_prefix}."
+    heads = [(n, p) for n, p in model.named_parameters() if not n.startswith(prefix)]
+    if len(heads) != 1 or heads[0][1].ndim != 2:
+        raise ModelNotSupportedError(
+            f"`model` must be a decoder whose sequence-classification head is one matrix without "
+            f"a bias. {type(model).__name__} of {name!r} has {[n for n, _ in heads]}: use a "
+            "decoder."
+        )
+    return heads[0][0]
+
+
+_CPU = torch.device("cpu")
+# Of unequal lengths, so that one of them is padded.
+_PROBES = ("It was good.", "What came of it in the end was not what anybody had hoped for.")
+_TOLERANCE = 1e-4  # relative to the largest raw score, or to one
+
+
+def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
+    """Return the trunk's parameters on the CPU, under the names that the base has for them.
+
+    Parameters
+    ----------
+    network : TextNetwork
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+        What was learned in fp32, adapters merged into what they are beside; the rest as the base
+        came, whatever the network computes in.
+    """
+    base, lora = dict(network.source.trunk.named_parameters()), network.spec.lora
+    learned = {name: master.detach().cpu() for name, master in network.masters.items()}
+    names = [name for name, _ in network.trunk.named_parameters()]
+    if lora is not None:
+        names = [base_name(name) for name in names if name not in learned]
+        learned = merged(network.trunk, lora, base, learned)
+    return {n: (learned[n] if n in learned else base[n]).detach().cpu() for n in names}
+
+
+def write_checkpoint(
+    network: TextNetwork,
+    folder: Path,
+    *,
+    labels: Sequence[str],
+    multilabel: bool,
+    max_length: int,
+    temperature: float = 1.0,
+) -> None:
+    """Write configuration, weights and tokenizer as transformers would, and prove them.
+
+    Parameters
+    ----------
+    network : TextNetwork
+        Pooled at the last token.
+    folder : Path
+        There already; what is written stays there when something fails.
+    labels : sequence of str
+        One for each raw score.
+    multilabel : bool
+        Whether each label has a probability of its own.
+    max_length : int
+        Tokens per text.
+    temperature : float, default=1.0
+        What raw scores are divided by. As the head is a matrix without a bias, it is the head that
+        is divided.
+
+    Raises
+    ------
+    ModelNotSupportedError
+        If transformers can't say the same with a class of its own.
+    """
+    source = network.source
+    pad_id = _pad_id(source)
+    model, config = _skeleton(network, labels, multilabel, pad_id)
+    head, prefix = head_name(model, source.model), f"{model.base_model_prefix}."
+    tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
+    tensors[head] = network.head.weight.detach().cpu() / temperature
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
+        raise _other_class(network, f"{type(model).__name__} has other weights")
+    buffers = dict(source.trunk.named_buffers())
+    for name, _ in model.named_buffers():
+        tensors[name] = buffers[name.removeprefix(prefix)]
+    _save(copy_around(model, tensors), config, folder)
+    _tokenizer(source, pad_id, max_length).save_pretrained(folder)
+    _prove(network, folder, max_length, temperature)
+
+
+def _pad_id(source: Source) -> int:
+    """Return a special token that no text ends in: transformers pools at the last other one.
+
+    A tokenizer that puts nothing behind a text leaves all of them free, as special tokens' strings
+    inside a text are plain text. (A text that is empty may be one alone: pooled, as it is all
+    there is.)
+    """
+    hf = source.tokenizer.hf
+    ends = (*source.tokenizer.suffix_ids[-1:], hf.unk_token_id)
+    special = [i for i, token in sorted(hf.added_tokens_decoder.items()) if token.special]
+    n_rows = source.trunk.get_input_embeddings().weight.shape[0]
+    for i in (hf.pad_token_id, hf.eos_token_id, hf.bos_token_id, *special):
+        if i is not None and i not in ends and i < n_rows:
+            return int(i)
+    raise ModelNotSupportedError(
+        f"`model` must have a special token that texts don't end in, to pad with: transformers "
+        f"pools at the last token before the padding. {source.model!r} has none: use skgpt.save."
+    )
+
+
+def _skeleton(
+    network: TextNetwork, labels: Sequence[str], multilabel: bool, pad_id: int
+) -> tuple[Any, Any]:
+    """Return transformers' own model for this network without weights, and its configuration."""
+    from transformers import AutoConfig
+
+    source = network.source
+    config = AutoConfig.for_model(**source.config)
+    _cut(config, source.full_depth, network.spec.n_layers)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.problem_type = SEVERAL if multilabel else "single_label_classification"
+    config.pad_token_id = pad_id
+    config.skgpt_notes = NOTES
+    try:
+        return classifier_skeleton(config, source.model), config
+    except (*PROBE_ERRORS, SkgptError) as error:
+        if isinstance(error, SkgptError):
+            raise
+        raise _other_class(network, repr(error)) from error
+
+
+def _cut(config: Any, depth: int, n_layers: int) -> None:
+    """Say in a configuration that only the first layers are there."""
+    if n_layers == depth:
+        return
+    config.num_hidden_layers = n_layers
+    if hasattr(config, "attention_types"):  # GPT-Neo's way of writing one setting per layer
+        kinds = config.attention_layers[:n_layers]
+        config.attention_types = [[[kind], 1] for kind in kinds]
+        config.attention_layers = kinds
+    for key, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == depth and key != "attention_types":
+            setattr(config, key, value[:n_layers])
+
+
+def _save(model: Any, config: Any, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+    except SafetensorError as error:  # how it reports that a write failed
+        raise OSError(str(error)) from error
+    # What is frozen may be bf16 in the file: everything is computed in fp32 all the same.
+    config.architectures = [type(model).__name__]
+    config.dtype = torch.float32
+    config.save_pretrained(folder)
+
+
+def _tokenizer(source: Source, pad_id: int, max_length: int) -> Any:
+    """Return a tokenizer of one's own that encodes and cuts as `skgpt` does by itself."""
+    hf = TextTokenizer.from_files(source.tokenizer.files()).hf
+    hf.pad_token = hf.convert_ids_to_tokens(pad_id)
+    settings = {
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "right",
+        "truncation_side": "right",
+        "split_special_tokens": True,
+    }
+    for name, value in settings.items():
+        setattr(hf, name, value)
+    hf.init_kwargs |= settings  # what it saves
+    return hf
+
+
+def _prove(network: TextNetwork, folder: Path, max_length: int, temperature: float) -> None:
+    """Compare the raw scores of a padded batch with the network's own, in fp32 on the CPU."""
+    try:
+        theirs = _read_scores(folder)
+    except PROBE_ERRORS as error:
+        raise _other_class(network, repr(error)) from error
+    ours = _scores(network, max_length) / temperature
+    scale = max(1.0, float(ours.abs().max()))
+    far = float((ours - theirs).abs().max())
+    if not far <= _TOLERANCE * scale:
+        raise _other_class(network, f"raw scores differ by {far:.2g}")
+
+
+def _other_class(network: TextNetwork, reason: str) -> ModelNotSupportedError:
+    source = network.source
+    named = "model" if network.spec.n_layers == source.full_depth else "n_layers"
+    return ModelNotSupportedError(
+        f"`{named}` must be such that transformers' own class gives the same raw scores. With "
+        f"{network.spec.n_layers} of the {source.full_depth} layers of {source.model!r} it "
+        f"doesn't ({reason}): use skgpt.save."
+    )
+
+
+@torch.no_grad()
+def _read_scores(folder: Path) -> Tensor:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, **options
+        )
+        batch = tokenizer(list(_PROBES), padding=True, truncation=True, return_tensors="pt")
+        logits: Tensor = model.eval()(**batch).logits
+    return logits
+
+
+@torch.no_grad()
+def _scores(network: TextNetwork, max_length: int) -> Tensor:
+    source = network.source
+    if network.dtype != torch.float32 or network.device != _CPU:
+        spec = network.spec
+        if spec.lora is not None:  # what is written is the whole base, whatever it was fitted on
+            spec = replace(spec, lora=replace(spec.lora, quantize_base=None))
+        exact = TextNetwork(source, spec, torch.float32, _CPU)
+        exact.take_over(network)
+        network = exact
+    tokens = tokenise(list(_PROBES), source.tokenizer, max_length)
+    layout = Layout.of(tokens.lengths, source, _CPU)
+    scores: Tensor = network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
+    return scores

@@ -1,1 +1,0 @@
-"""Texts, labels and weights as arrays: numpy and scikit-learn only, never torch."""

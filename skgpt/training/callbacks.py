@@ -1,0 +1,508 @@
+"""A run's own tensors off the device, while it waits for others that train on the same one.
+
+What watches a fit: the history, the monitors' protocol, a word about very long fits.
+
+What a user sees of a fit or a prediction: a bar where one can be drawn, else a line per epoch.
+
+Everything goes to stderr, so that what a program prints stays clean.
+"""
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NotRequired, TextIO, TypedDict
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from skgpt.device import free_memory, total_memory
+from skgpt.exceptions import SlowFitWarning
+from skgpt.training.config import TrainingPlan
+
+_HOST = torch.device("cpu")
+
+
+class Parking:
+    """Moves what a run alone has into the host's memory, and back, bit for bit.
+
+    Each tensor gets other memory and stays the object that it is, so whoever holds it (modules,
+    AdamW, its own parameters among them) need not know. What the allocator gets back it keeps for
+    the run whose turn it is.
+
+    Parameters
+    ----------
+    device : torch.device
+        Of the run.
+    own : callable
+        Returns the run's own tensors as they are now, some of them perhaps twice.
+    let_go : callable
+        Gives up memory that the run can take anew.
+    n_bytes : int
+        What they come to at most, gradients included.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        own: Callable[[], Iterable[Tensor]],
+        let_go: Callable[[], None],
+        n_bytes: int,
+    ) -> None:
+        self.device = device
+        self.n_bytes = n_bytes
+        self._own = own
+        self._let_go = let_go
+
+    def pays(self, n_others: int) -> bool:
+        """Say whether the device is too small for as many other runs like this one beside it.
+
+        To move everything twice an epoch may take as long as a short epoch itself, so it is done
+        only where it has to be. Half of the device is left out of account: a quarter each is
+        planned for micro-batches and for the states behind frozen layers. And the host must have
+        room: there, a system that has none left ends the process.
+
+        Parameters
+        ----------
+        n_others : int
+            Runs that have not taken their memory yet.
+        """
+        if self.device.type != "cuda":  # the others compute in the host's memory
+            return False
+        needed = n_others * self.n_bytes
+        spare = free_memory(self.device) - total_memory(self.device) // 2
+        return spare < needed and needed + self.n_bytes <= free_memory(_HOST) // 2
+
+    def park(self) -> None:
+        """Move everything into the host's memory; the run must not go on before `unpark`."""
+        self._let_go()
+        self._move(_HOST)
+
+    def unpark(self) -> None:
+        """Move everything back."""
+        self._move(self.device)
+
+    @torch.no_grad()
+    def _move(self, device: torch.device) -> None:
+        for tensor in {id(tensor): tensor for tensor in self._own()}.values():
+            # Ordinary memory, not pinned: that is the whole machine's, and would be short of it.
+            tensor.data = tensor.data.to(device, copy=True)
+
+
+@dataclass
+class Room:
+    """Whether a device has room for several runs at once; the first one finds out for all.
+
+    Parameters
+    ----------
+    n_others : int
+        Runs that will be there beside the first.
+    """
+
+    n_others: int
+    _is_short: bool | None = None
+
+    def is_short_for(self, parking: Parking) -> bool:
+        """Say whether a run that waits had better be off the device."""
+        if self._is_short is None:
+            self._is_short = self.n_others > 0 and parking.pays(self.n_others)
+        return self._is_short
+
+
+_SLOW_SECONDS = 600.0
+# The estimate is made once steps have been timed for this long, so that a first slow step or a
+# short one at the end of an epoch can't raise a false alarm.
+_MEASURE_STEPS = 5
+_MEASURE_SECONDS = 10.0
+_LONG_SECONDS = 30.0
+
+
+class EpochRecord(TypedDict):
+    """One entry of ``history_``; the last two where rows are held out."""
+
+    epoch: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    tokens_per_second: float
+    skipped_steps: int
+    validation_loss: NotRequired[float]
+    validation_score: NotRequired[float]
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """What monitors are told after each optimiser step.
+
+    Parameters
+    ----------
+    step : int
+        Steps done, this one included.
+    epoch : int
+        1 is the first.
+    n_tokens : int
+        Tokens in the step's rows.
+    mean_loss : callable
+        Returns the weighted mean of the loss over the epoch so far. To call it costs a wait for
+        the device.
+    """
+
+    step: int
+    epoch: int
+    n_tokens: int
+    mean_loss: Callable[[], float]
+
+
+class FitStopped(BaseException):
+    """Raised by a monitor to end a fit at once, in the middle of whatever it does.
+
+    Nothing comes of that fit: the estimator is as it was. Not an `Exception`, as who catches those
+    takes a fit for one that failed.
+
+    Parameters
+    ----------
+    for_good : bool
+        Whether nobody will want to go on from there; its checkpoint is then removed.
+    """
+
+    def __init__(self, *, for_good: bool) -> None:
+        super().__init__("the fit was stopped by what watches it")
+        self.for_good = for_good
+
+
+class Monitor:
+    """Told of a fit as it goes; every method does nothing unless a subclass says otherwise."""
+
+    def prefix(self, done: int, total: int) -> None:
+        """Frozen layers have run over `done` of `total` tokens."""
+
+    def may_park(self, parking: Parking) -> None:
+        """What takes the run's own tensors off the device, for whoever has it wait for others.
+
+        They may be taken off in `epoch`, and must be back when it returns. Forget it in `end`, as
+        it keeps the run alive.
+        """
+
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """The first step is about to begin; or the next, of a run that was broken off."""
+
+    def epoch_begin(self, epoch: int) -> None:
+        """An epoch is about to begin; 1 is the first."""
+
+    def step(self, event: StepDone) -> None:
+        """A step is done."""
+
+    def epoch(self, record: EpochRecord) -> bool:
+        """An epoch is done; return True to end the fit here."""
+        return False
+
+    def end(self) -> None:
+        """The fit is over, well or not."""
+
+
+class SlowFitNotice(Monitor):
+    """Warns once, from the first measured steps, when a fit will take more than ten minutes.
+
+    Parameters
+    ----------
+    advice : str
+        What would make it shorter.
+    clock : callable, default=time.perf_counter
+        Seconds; tests pass their own.
+    """
+
+    def __init__(self, advice: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.advice = advice
+        self.clock = clock
+        self._began = clock()
+        self._first: float | None = None
+        self._plan: TrainingPlan | None = None
+        self._first_step = 1
+        self._said = False
+
+    def prefix(self, done: int, total: int) -> None:
+        """Estimate from the frozen layers alone, where they alone take that long."""
+        spent = self.clock() - self._began
+        if done < total and spent >= _MEASURE_SECONDS:
+            self._judge(spent * total / done, "at least ")
+
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """Note the plan."""
+        self._plan = plan
+        self._first = None
+        self._first_step = n_steps + 1
+
+    def step(self, event: StepDone) -> None:
+        """Estimate, once enough steps were timed; the first is left out, it warms things up."""
+        if self._said or self._plan is None:
+            return
+        if self._first is None:
+            self._first = self.clock()
+            return
+        now = self.clock()
+        n_timed = event.step - self._first_step
+        timed = now - self._first
+        # Long steps are much of a kind: two of them tell, and nobody waits for five in silence.
+        if timed < _MEASURE_SECONDS or (n_timed < _MEASURE_STEPS and timed < _LONG_SECONDS):
+            return
+        per_step = (now - self._first) / n_timed
+        left = per_step * (self._plan.n_steps - event.step)
+        self._judge(now - self._began + left, "about ")
+
+    def _judge(self, seconds: float, how: str) -> None:
+        if self._said or seconds <= _SLOW_SECONDS:
+            return
+        self._said = True
+        warnings.warn(
+            f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}.",
+            SlowFitWarning,
+            stacklevel=2,
+        )
+
+
+_SHOW_SECONDS = 0.2
+_SHORT_SECONDS = 1.0  # a prediction that takes no longer shows nothing
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+def shows_bars(file: TextIO | None = None) -> bool:
+    """Say whether a bar can be drawn: in a terminal, or in a notebook that has widgets.
+
+    Elsewhere, as in a log file, each step of a bar would be one more piece of text.
+
+    Parameters
+    ----------
+    file : file, default=None
+        Where to; None for stderr.
+    """
+    if file is None and any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
+        return True
+    file = file or sys.stderr
+    if not (_is_open(file) and hasattr(file, "isatty") and file.isatty()):
+        return False
+    try:
+        return os.get_terminal_size(file.fileno()).columns > 0  # some have not been told a width
+    except (AttributeError, OSError, ValueError):
+        return True
+
+
+def fit_progress(verbose: int) -> list[Monitor]:
+    """Return what shows a fit.
+
+    Parameters
+    ----------
+    verbose : int
+        0 shows nothing. Where a bar can be drawn, 1 shows one and 2 a line per epoch as well;
+        elsewhere both show the lines.
+    """
+    if not verbose:
+        return []
+    if not shows_bars():
+        return [EpochLines()]
+    return [ProgressBar(), EpochLines()] if verbose > 1 else [ProgressBar()]
+
+
+class ProgressBar(Monitor):
+    """A tqdm bar with epoch, loss, validation score, tokens per second and the time left.
+
+    Parameters
+    ----------
+    **options
+        Passed on to tqdm, for tests.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = {"dynamic_ncols": True, **options}
+        self._bar: Any = None
+        self._n_epochs = 0
+        self._shown = 0.0
+        self._speed = _Speed()
+        self._score: float | None = None
+
+    def prefix(self, done: int, total: int) -> None:
+        """Show how far the frozen layers are."""
+        if self._bar is None:
+            self._bar = _token_bar("frozen layers", total, **self.options)
+        self._bar.update(done - self._bar.n)
+
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """Open the bar of the steps, with those that are done already."""
+        self.end()
+        self._n_epochs = plan.n_epochs
+        self._score = history[-1].get("validation_score") if history else None
+        steps = {"total": plan.n_steps, "initial": n_steps}
+        self._bar = tqdm(**steps, desc="fit", bar_format=_BAR, **self.options)
+
+    def epoch_begin(self, epoch: int) -> None:
+        """Measure anew, so that the time between epochs doesn't count."""
+        self._speed = _Speed()
+
+    def step(self, event: StepDone) -> None:
+        """Move on by one step."""
+        self._speed.add(event.n_tokens)
+        now = time.perf_counter()
+        if now - self._shown >= _SHOW_SECONDS:
+            self._shown = now
+            self._show(event.epoch, event.mean_loss(), self._speed.per_second)
+        self._bar.update()
+
+    def epoch(self, record: EpochRecord) -> bool:
+        """Show the whole epoch's loss, and what the held-out rows say."""
+        self._score = record.get("validation_score")
+        self._show(record["epoch"], record["loss"], record["tokens_per_second"])
+        self._bar.refresh()
+        return False
+
+    def end(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, epoch: int, loss: float, speed: float) -> None:
+        self._bar.set_description_str(f"epoch {epoch}/{self._n_epochs}", refresh=False)
+        score = "" if self._score is None else f", score {self._score:.3f}"
+        said = f"loss {loss:.3f}{score}, {tqdm.format_sizeof(speed)} tok/s"
+        self._bar.set_postfix_str(said, refresh=False)
+
+
+class EpochLines(Monitor):
+    """A line per epoch; beside a bar it stands above it.
+
+    Parameters
+    ----------
+    write : callable, default=None
+        Takes a line; None writes it to stderr.
+    clock : callable, default=time.perf_counter
+        Seconds; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._write = write or write_line
+        self._clock = clock
+        self._n_epochs = self._n_of_head = 0
+        self._done = 0
+        self._began = 0.0
+
+    def start(
+        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    ) -> None:
+        """Note the plan."""
+        self._n_epochs, self._n_of_head = plan.n_epochs, plan.head_first_epochs
+        self._done, self._began = 0, self._clock()
+
+    def epoch(self, record: EpochRecord) -> bool:
+        """Write the line."""
+        self._done += 1
+        n_left = self._n_epochs - record["epoch"]
+        time_left = ""
+        # Epochs of the head alone say nothing of how long the others take.
+        if n_left and record["epoch"] > self._n_of_head:
+            seconds = (self._clock() - self._began) / self._done * n_left
+            time_left = f", {tqdm.format_interval(seconds)} left"
+        elif record["epoch"] == self._n_of_head:
+            self._done, self._began = 0, self._clock()
+        held_out = ""
+        if "validation_score" in record:
+            held_out = (
+                f", validation loss {record['validation_loss']:.4f}, "
+                f"score {record['validation_score']:.4f}"
+            )
+        self._write(
+            f"epoch {record['epoch']}/{self._n_epochs}: loss {record['loss']:.4f}{held_out}, "
+            f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s{time_left}"
+        )
+        return False
+
+
+class PredictBar:
+    """A bar of a prediction that takes more than a second; at its end it is gone.
+
+    Parameters
+    ----------
+    verbose : int
+        0 shows nothing.
+    **options
+        Passed on to tqdm, for tests.
+    """
+
+    def __init__(self, verbose: int, **options: Any) -> None:
+        self._wanted = bool(verbose) and shows_bars(options.get("file"))
+        self._options = {"delay": _SHORT_SECONDS, "dynamic_ncols": True, **options}
+        self._bar: Any = None
+        self._name = ""
+
+    def frozen(self, done: int, total: int) -> None:
+        """Frozen layers have run over `done` of `total` tokens."""
+        self._move("predict, frozen layers", done, total)
+
+    def scored(self, done: int, total: int) -> None:
+        """There are raw scores for `done` of `total` tokens."""
+        self._move("predict", done, total)
+
+    def __enter__(self) -> "PredictBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _move(self, name: str, done: int, total: int) -> None:
+        if not self._wanted:
+            return
+        if name != self._name:
+            self._close()
+            self._name = name
+        if self._bar is None:
+            self._bar = _token_bar(name, total, **self._options)
+        self._bar.update(done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class _Speed:
+    """Tokens per second since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._n_tokens = 0
+
+    def add(self, n_tokens: int) -> None:
+        self._n_tokens += n_tokens
+
+    @property
+    def per_second(self) -> float:
+        return self._n_tokens / max(time.perf_counter() - self._began, 1e-9)
+
+
+def _token_bar(name: str, total: int, **options: Any) -> Any:
+    """Return a bar of tokens that is gone once it is closed."""
+    return tqdm(total=total, desc=name, unit=" tok", unit_scale=True, leave=False, **options)
+
+
+def write_line(line: str) -> None:
+    """Write a line to stderr, above a bar if there is one."""
+    if _is_open(sys.stderr):
+        tqdm.write(line, file=sys.stderr)
+        if hasattr(sys.stderr, "flush"):
+            sys.stderr.flush()  # a log file is to be read while the fit goes on
+
+
+def _is_open(file: Any) -> bool:
+    """Say whether anything can be written: pythonw has no stderr, and services close theirs."""
+    return file is not None and not getattr(file, "closed", False)

@@ -1,0 +1,1 @@
+"""What is done to a transformers model: shorten it, enter it at a layer, attend without padding."""

@@ -1,0 +1,156 @@
+"""What is measured of a training run: when it is zero, and that it leaves nothing behind."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from skgpt.caching import cache_info
+from skgpt.cost import Rates, _Held, count_memory, count_work, measure
+from skgpt.data.splits import all_rows
+from skgpt.data.tokenization import tokenise
+from skgpt.estimators.planning import plan_of_fit
+from skgpt.network.features import OnTrial, WholeTrunk, _states, what_is_kept
+from skgpt.network.network import TextNetwork, build_network
+from skgpt.pretrained.loading import load_source
+from skgpt.training.loop import TrainingRows
+from skgpt.training.loss import CrossEntropy
+from tests.estimators.test_classifier import make
+from tests.helpers import make_text_data
+
+TEXTS = [*make_text_data(2, n_per_class=8).X, *make_text_data(2, n_per_class=8).X[:4]]
+
+
+def network_of(folder: str, trainable: Any, dtype: torch.dtype = torch.float32) -> TextNetwork:
+    return build_network(
+        load_source(folder),
+        n_layers=None,
+        trainable_layers=trainable,
+        pooling="mean",
+        n_outputs=2,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+
+
+def run_of(folder: str, trainable: Any, **options: Any) -> dict[str, Any]:
+    """Return what `measure` and its like are given of a small run."""
+    dtype = options.pop("dtype", torch.float32)
+    network = network_of(folder, trainable, dtype)
+    tokens = tokenise(TEXTS, network.source.tokenizer, 64)
+    weight = options.pop("weight", np.ones(len(TEXTS)))
+    rows = TrainingRows(tokens, np.arange(len(TEXTS)) % 2, weight, all_rows(len(TEXTS)))
+    plan = plan_of_fit(make(folder, **options), network, len(TEXTS), 0)
+    kept = what_is_kept(network, tokens, plan.memory_budget)
+    return {"network": network, "rows": rows, "kept": kept, "plan": plan}
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("head_first", [0, 1])
+def test_measure__each_part__is_zero_where_a_fit_has_none(
+    trainable: Any, head_first: int, tiny_llama: str
+) -> None:
+    run = run_of(tiny_llama, trainable, head_first_epochs=head_first)
+    states = {n: i["entries"] for n, i in cache_info().items() if n.startswith("states")}
+    rates = measure(**run, loss=CrossEntropy())
+    assert {n: i["entries"] for n, i in cache_info().items() if n in states} == states
+    assert min(rates.forward, rates.learning, rates.update) > 0
+    assert (rates.frozen > 0) == (rates.states > 0) == (trainable != "all")
+    assert (rates.head_learning > 0) == (rates.head_update > 0) == (head_first == 1)
+    assert rates.activations > 0
+    hidden_size = run["network"].trunk.config.hidden_size
+    if trainable == 1:
+        assert rates.states == 4 * hidden_size
+
+
+@pytest.mark.parametrize(("trainable", "kept"), [("all", None), (1, "hidden"), (0, "pooled")])
+def test_on_trial__rows__are_scored_as_by_the_whole_trunk(
+    trainable: Any, kept: Any, tiny_llama: str
+) -> None:
+    run = run_of(tiny_llama, trainable)
+    network, tokens = run["network"], run["rows"].tokens
+    with torch.no_grad():
+        network.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    forward, rows = OnTrial(network, tokens, kept), np.array([3, 0, 5])
+    size = forward.run_frozen(rows)
+    whole = WholeTrunk(network, tokens)
+    torch.testing.assert_close(forward(rows), whole(rows), rtol=1e-4, atol=1e-5)
+    hidden_size = network.trunk.config.hidden_size
+    n_vectors = {None: 0, "hidden": int(tokens.lengths[rows].sum()), "pooled": 3}[kept]
+    assert size == 4 * hidden_size * n_vectors
+
+
+def test_held__a_product__counts_what_its_gradient_needs_once() -> None:
+    a, b = (torch.ones(100, requires_grad=True) for _ in range(2))
+    held = _Held({b.untyped_storage().data_ptr()})
+    with held:
+        total = (a * b).sum() + (a * b).sum()
+    assert held.n_bytes == 400  # a, and not b, which is there anyway
+    total.backward()
+    assert torch.equal(a.grad, torch.full((100,), 2.0))
+
+
+def test_count_work__texts_that_come_twice__run_once_through_frozen_layers(
+    tiny_llama: str,
+) -> None:
+    _states("cpu").clear()  # tests before this one may have run some of the texts
+    run = run_of(tiny_llama, 1)
+    lengths = run["rows"].tokens.lengths
+    work = count_work(**run)
+    assert work.n_tokens == work.epoch_tokens == lengths.sum()
+    assert work.distinct_tokens == lengths[:16].sum() < lengths.sum()
+    assert work.new_tokens == work.distinct_tokens
+    assert work.held_out_tokens == 0
+    assert work.n_epochs * work.steps_per_epoch == run["plan"].n_steps
+    assert count_work(**{**run, "kept": None}).new_tokens == 0
+
+
+def test_count_work__rows_without_weight__are_not_run(tiny_llama: str) -> None:
+    weight = np.arange(len(TEXTS)) % 2.0
+    run = run_of(tiny_llama, "all", weight=weight)
+    assert count_work(**run).epoch_tokens == run["rows"].tokens.lengths[1::2].sum()
+
+
+RATES = Rates(0, 0, 0, 0, states=10.0, activations=3.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "per_weight"), [(torch.float32, 12), (torch.bfloat16, 12 + 4 + 2)]
+)
+def test_count_memory__what_learns__has_gradient_moments_and_originals(
+    dtype: torch.dtype, per_weight: int, tiny_llama: str
+) -> None:
+    run = run_of(tiny_llama, 1, dtype=dtype)
+    network = run["network"]
+    n_learned = sum(m.numel() for m in network.masters.values()) + network.head.weight.numel()
+    memory, disk = count_memory(**run, rates=RATES, keeps_best=False)
+    assert memory["learning"] == per_weight * n_learned
+    kept, _ = count_memory(**run, rates=RATES, keeps_best=True)
+    assert kept["learning"] - memory["learning"] == 4 * n_learned
+    assert (memory["states"], disk) == (10 * count_work(**run).distinct_tokens, 0)
+    base = [*network.source.trunk.parameters()]
+    in_bf16 = sum(p.numel() * 2 for p in base) if dtype == torch.bfloat16 else 0
+    own = n_learned * dtype.itemsize + network.head.weight.numel() * (4 - dtype.itemsize)
+    buffers = sum(b.nbytes for b in network.trunk.buffers())
+    assert memory["weights"] == sum(p.nbytes for p in base) + in_bf16 + own + buffers
+
+
+def test_count_memory__states_beyond_the_budget__lie_on_disk(tiny_llama: str) -> None:
+    run = run_of(tiny_llama, 1)
+    run["plan"] = replace(run["plan"], memory_budget=100)
+    memory, disk = count_memory(**run, rates=RATES, keeps_best=False)
+    assert memory["states"] == 100
+    assert memory["states"] + disk == 10 * count_work(**run).distinct_tokens
+
+
+def test_count_memory__a_token_budget__bounds_what_is_held_at_once(tiny_llama: str) -> None:
+    run = run_of(tiny_llama, "all")
+    lengths = run["rows"].tokens.lengths
+    held = []
+    for budget in (10**6, 50, 1):
+        run["plan"] = replace(run["plan"], token_budget=budget)
+        held.append(count_memory(**run, rates=RATES, keeps_best=False)[0]["activations"] / 3)
+    assert lengths.max() < held[0] <= lengths.sum()
+    assert held[1:] == [max(50, lengths.max()), lengths.max()]

@@ -1,0 +1,376 @@
+"""Texts and weights: what is taken as it is, and what is refused, by the number of its row."""
+
+import collections
+import decimal
+import enum
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from skgpt.data.inputs import check_columns, check_weight, column_names, n_columns
+from skgpt.exceptions import InvalidTextError
+
+TEXTS = ["one", "", "dr\u00e4i \U0001f600"]
+SURROGATES = ["one", "", "three \ud800"]
+OTHERS = ["x", "y", "z"]
+String = np.dtypes.StringDType
+
+
+class Shout(str):
+    """A str that says something else when asked for its text."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+class Member(str, enum.Enum):  # noqa: UP042, its str() differs from StrEnum's
+    """What `str` makes "Member.ONE" of."""
+
+    ONE = "one"
+
+
+def pandas_series(dtype: Any) -> Callable[[list[Any]], Any]:
+    return lambda values: pd.Series(values, dtype=dtype)
+
+
+def polars_series(dtype: Any) -> Callable[[list[Any]], Any]:
+    return lambda values: pl.Series("a", values, dtype=dtype)
+
+
+def polars_enum(values: list[Any]) -> Any:
+    return pl.Series(values, dtype=pl.Enum([v for v in values if v is not None]))
+
+
+SERIES = {
+    "list": list,
+    "tuple": tuple,
+    "deque": collections.deque,
+    "numpy object": lambda values: np.array(values, dtype=object),
+    "numpy StringDType": lambda values: np.array(values, dtype=String(na_object=None)),
+    "pandas object": pandas_series(object),
+    "pandas string": pandas_series("string"),
+    "pandas string[python]": pandas_series("string[python]"),
+    "pandas string[pyarrow]": pandas_series("string[pyarrow]"),
+    "pandas arrow": pandas_series(pd.ArrowDtype(pa.string())),
+    "pandas category": pandas_series("category"),
+    "pandas inferred": pd.Series,
+    "pandas index": lambda values: pd.Series(values, index=[7, 3, 0], dtype=object),
+    "polars String": polars_series(pl.String),
+    "polars Categorical": polars_series(pl.Categorical),
+    "polars Enum": polars_enum,
+    "pyarrow string": pa.array,
+    "pyarrow large_string": lambda values: pa.array(values, pa.large_string()),
+    "pyarrow dictionary": lambda values: pa.array(values).dictionary_encode(),
+    "pyarrow chunks": lambda values: pa.chunked_array([values[:1], values[1:]]),
+}
+if int(pd.__version__.split(".")[0]) < 3:
+    SERIES["pandas string[pyarrow_numpy]"] = pandas_series("string[pyarrow_numpy]")
+
+TABLES = {
+    "lists": lambda a, b: [list(row) for row in zip(a, b, strict=True)],
+    "tuple of tuples": lambda a, b: tuple(zip(a, b, strict=True)),
+    "arrays": lambda a, b: [np.array(row, dtype=object) for row in zip(a, b, strict=True)],
+    "numpy object": lambda a, b: np.array([a, b], dtype=object).T,
+    "numpy StringDType": lambda a, b: np.array([a, b], dtype=String(na_object=None)).T,
+    "pandas": lambda a, b: pd.DataFrame({"a": a, "b": b}),
+    "pandas mixed": lambda a, b: pd.DataFrame(
+        {"a": pd.Series(a, dtype="category"), "b": pd.Series(b, dtype="string")}
+    ),
+    "pandas same name": lambda a, b: pd.concat(
+        [pd.Series(a), pd.Series(b)], axis=1, keys=["a"] * 2
+    ),
+    "polars": lambda a, b: pl.DataFrame({"a": a, "b": b}),
+    "polars mixed": lambda a, b: pl.DataFrame(
+        {"a": pl.Series(a, dtype=pl.Categorical), "b": polars_enum(b)}
+    ),
+    "pyarrow table": lambda a, b: pa.table({"a": a, "b": b}),
+    "pyarrow batch": lambda a, b: pa.record_batch({"a": a, "b": b}),
+}
+
+
+def assert_plain(columns: list[list[str]]) -> None:
+    assert {type(columns)} | {type(column) for column in columns} == {list}
+    assert {type(text) for column in columns for text in column} == {str}
+
+
+@pytest.mark.parametrize("make", SERIES.values(), ids=SERIES)
+def test_check_columns__any_column__gives_the_texts_in_order(make: Callable[..., Any]) -> None:
+    columns = check_columns(make(TEXTS))
+    assert columns == [TEXTS]
+    assert_plain(columns)
+    assert n_columns(make(TEXTS)) is None
+    assert column_names(make(TEXTS)) is None
+
+
+@pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
+def test_check_columns__any_table__gives_its_columns(make: Callable[..., Any]) -> None:
+    columns = check_columns(make(TEXTS, OTHERS))
+    assert columns == [TEXTS, OTHERS]
+    assert_plain(columns)
+    assert n_columns(make(TEXTS, OTHERS)) == 2
+
+
+@pytest.mark.parametrize("make", SERIES.values(), ids=SERIES)
+def test_check_columns__a_missing_text_in_any_column__is_named(make: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidTextError, match=r"Row 1 is .*Drop the row"):
+        check_columns(make(["one", None, "three"]))
+
+
+@pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
+def test_check_columns__a_missing_text_in_any_table__is_named(make: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidTextError, match=r"Row 2, column 1 is .*Drop the row"):
+        check_columns(make(TEXTS, ["x", "y", None]))
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA], ids=repr)
+def test_check_columns__missing_in_stringdtype__is_named(missing: object) -> None:
+    column = np.array(["one", missing, "three"], dtype=String(na_object=missing))
+    with pytest.raises(InvalidTextError, match=r"Row 1 is .*Drop the row"):
+        check_columns(column)
+    with pytest.raises(InvalidTextError, match=r"Row 1, column 0 is .*Drop the row"):
+        check_columns(column.reshape(-1, 1))
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        np.ma.array(["one", "hidden"], mask=[False, True]),
+        np.array([np.nan, np.nan]),
+        pl.Series([None, None]),
+        pa.nulls(2),
+    ],
+    ids=["masked", "all nan", "polars Null", "pyarrow null"],
+)
+def test_check_columns__missing_in_a_column_of_no_strings__is_named(X: object) -> None:
+    with pytest.raises(InvalidTextError, match=r"Row \d is .*Drop the row"):
+        check_columns(X)
+
+
+def test_check_columns__numpy_strings__become_plain_str() -> None:
+    for dtype in ("U", String()):
+        columns = check_columns(np.array(TEXTS, dtype=dtype))
+        assert columns == [TEXTS]
+        assert_plain(columns)
+        table = np.array([TEXTS, OTHERS], dtype=dtype).T
+        assert check_columns(table) == [TEXTS, OTHERS]
+        assert check_columns(table[:, :1]) == [TEXTS]
+        assert_plain(check_columns(table))
+
+
+def test_check_columns__subclasses_of_str__give_the_text_that_they_are() -> None:
+    column = [np.str_("a"), Shout("b"), Member.ONE]
+    for columns in (check_columns(column), check_columns([[text] for text in column])):
+        assert columns == [["a", "b", "one"]]
+        assert_plain(columns)
+
+
+@pytest.mark.parametrize("make", [list, lambda t: np.array(t, dtype=object), pandas_series(object)])
+def test_check_columns__lone_surrogates__are_legal(make: Callable[..., Any]) -> None:
+    assert check_columns(make(SURROGATES)) == [SURROGATES]
+
+
+def test_check_columns__one_long_text__is_not_the_width_of_all() -> None:
+    texts = ["x" * 200_000] + ["y"] * 199
+    for X in ([[text, text] for text in texts], pl.Series(texts), pl.DataFrame({"a": texts})):
+        tracemalloc.start()
+        check_columns(X)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10_000_000  # a numpy array of fixed width has 160 million bytes
+
+
+def numbers_as(library: Any) -> Any:
+    return library(
+        {
+            "text": ["x", "y"],
+            "int": [1, 2**60 + 1],
+            "float": [2.0, 0.125],
+            "bool": [True, False],
+            "decimal": [decimal.Decimal("1.25"), decimal.Decimal("3.50")],
+        }
+    )
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_check_columns__numbers_in_a_frame__are_the_same_text(library: Callable[..., Any]) -> None:
+    assert check_columns(numbers_as(library)) == [
+        ["x", "y"],
+        ["1", "1152921504606846977"],
+        ["2", "0.125"],
+        ["True", "False"],
+        ["1.25", "3.50"],
+    ]
+
+
+def test_check_columns__categories_of_numbers__are_numbers() -> None:
+    codes = pd.Series([20, 10, 20], dtype="category")
+    assert check_columns(pd.DataFrame({"a": OTHERS, "b": codes}))[1] == ["20", "10", "20"]
+    with pytest.raises(InvalidTextError, match="Reshape your data"):
+        check_columns(codes)
+
+
+def test_check_columns__a_date__is_refused_with_what_to_do() -> None:
+    frame = pd.DataFrame({"a": ["x"], "when": pd.to_datetime(["2024-01-31"])})
+    with pytest.raises(InvalidTextError, match=r"Row 0, column 1 is Timestamp.*str\(\)"):
+        check_columns(frame)
+
+
+def test_check_columns__integers_too_large_for_a_float__keep_their_digits() -> None:
+    assert check_columns([[10**400, 0.5], [2**60 + 1, 1.5]])[0] == [str(10**400), str(2**60 + 1)]
+
+
+class Estimator(BaseEstimator):
+    """Something for scikit-learn to set attributes on."""
+
+
+@pytest.mark.parametrize("make", [*SERIES.values(), lambda a: TABLES["lists"](a, a)])
+def test_n_columns__any_container__is_what_scikit_learn_finds(make: Callable[..., Any]) -> None:
+    X = make(TEXTS)
+    estimator = Estimator()
+    validate_data(estimator, X, skip_check_array=True)
+    assert n_columns(X) == getattr(estimator, "n_features_in_", None)
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_column_names__a_frame__are_what_scikit_learn_finds(library: Callable[..., Any]) -> None:
+    X = library({"title": ["a"], "body": ["b"]})
+    estimator = Estimator()
+    validate_data(estimator, X, skip_check_array=True)
+    assert n_columns(X) == estimator.n_features_in_ == 2
+    assert column_names(X) == ["title", "body"]
+    # scikit-learn 1.7 finds none in polars 2, which has dropped the interchange protocol.
+    assert list(getattr(estimator, "feature_names_in_", ["title", "body"])) == column_names(X)
+
+
+@pytest.mark.parametrize(
+    "X",
+    [pd.DataFrame([["a", "b"]]), pd.DataFrame({"a": ["x"], 1: ["y"]}), [["a"]], np.array([["a"]])],
+)
+def test_column_names__not_all_str__are_none(X: object) -> None:
+    assert column_names(X) is None
+
+
+def test_check_columns__a_table_of_numbers__is_formatted() -> None:
+    for X in (np.array([[1.0, 0.125], [2.0, 1e9]]), [[1.0, 0.125], [2.0, 1e9]]):
+        assert check_columns(X) == [["1", "2"], ["0.125", "1000000000"]]
+
+
+def test_check_columns__floats_that_differ_late__stay_apart() -> None:
+    columns = check_columns([[20240131.0, 1234567.89], [20240132.0, 1234568.11]])
+    assert columns == [["20240131", "20240132"], ["1234567.89", "1234568.11"]]
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), pd.NA, 3, 2.5, True, b"bytes", ["list"]])
+def test_check_columns__a_bad_row__is_named(bad: object) -> None:
+    column = np.array(["fine", "also fine", "x"], dtype=object)
+    column[1] = bad
+    with pytest.raises(InvalidTextError, match=r"Row 1 is "):
+        check_columns(column)
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), pd.NA, b"bytes"])
+def test_check_columns__a_bad_cell__is_named_with_its_column(bad: object) -> None:
+    frame = pd.DataFrame({"a": ["x", "y"], "b": ["x", bad]}, dtype=object)
+    with pytest.raises(InvalidTextError, match=r"Row 1, column 1 is "):
+        check_columns(frame)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ("a text", "wrap it in a list"),
+        (b"bytes", "wrap it in a list"),
+        ([], "at least one text"),
+        (np.array([], dtype=object), "at least one text"),
+        (np.array([]), "at least one text"),
+        ([1, 2, 3], "Reshape your data"),
+        (np.array([1.0, 2.0]), "Reshape your data"),
+        (np.zeros((2, 2, 2)), "Reshape your data"),
+        ([["a", "b"], ["c"]], "row 1 is"),
+        ([["a", "b"], None], "row 1 is None"),
+        (["abc", ["x"]], "row 0 is 'abc'"),
+        ([["a", "b"], "ab"], "row 1 is 'ab'"),
+        (np.array([[1.0, np.nan]]), "NaN"),
+        (np.array([[1.0, np.inf]]), "infinity"),
+        (np.zeros((0, 3)), "0 sample"),
+        (np.zeros((3, 0)), "0 feature"),
+        (np.array("a"), "0 dimensions"),
+        ([[], []], "0 feature"),
+        ([np.array("a")], "Row 0 is array"),
+        ([["a", ["b"]]], r"Row 0, column 1 is \['b'\]"),
+        ([[1.0], [np.nan]], "NaN"),
+        (pl.DataFrame({"a": []}), "0 sample"),
+        (pd.DataFrame({"a": []}), "0 sample"),
+        (pl.DataFrame(), "0 sample"),
+        (pl.Series([1, 2]), "Reshape your data"),
+        (pl.Series([["a"], ["b"]]), "Row 0 is array"),
+        (pa.array([1, 2]), "Reshape your data"),
+        (pl.LazyFrame({"a": TEXTS}), r"X.collect\(\)"),
+        ({"a": TEXTS}, "make a DataFrame"),
+        ({"a", "b"}, r"Got set: pass list\(X\)"),
+        ((t for t in TEXTS), r"Got generator: pass list\(X\)"),
+        (None, "Got NoneType"),
+        (3, "Got int"),
+    ],
+)
+def test_check_columns__not_a_column_of_texts__says_what_to_do(X: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_columns(X)
+
+
+def test_check_columns__sparse__is_refused() -> None:
+    with pytest.raises(TypeError, match=r"[Ss]parse"):
+        check_columns(sparse.csr_matrix(np.eye(3)))
+    with pytest.raises(InvalidTextError, match="Got a coo_array"):
+        check_columns(sparse.coo_array(np.ones(3)))
+
+
+def test_check_weight__none__is_ones() -> None:
+    assert check_weight(None, 3).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, -1.0, 1.0], "[Nn]egative"),
+        ([0.0, 0.0, 0.0], "zero"),
+        (0.0, "zero"),
+        (["a", "b", "c"], "sample_weight must hold numbers alone"),
+        ([1.0, 2.0], "expected"),
+        ([1.0, np.nan, 1.0], "NaN"),
+        ([1.0, np.inf, 1.0], "infinity"),
+        ([[1.0], [1.0], [1.0]], "1D"),
+    ],
+)
+def test_check_weight__unusable__is_refused(weight: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_weight(weight, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "container",
+    [
+        pd.DataFrame,
+        np.asarray,
+        pl.DataFrame,
+        lambda table: pd.DataFrame(table).convert_dtypes(),
+        lambda table: pa.table({"a": table[:, 0], "b": table[:, 1]}),
+    ],
+)
+def test_check_columns__numbers_of_any_precision__are_written_with_the_digits_they_have(
+    dtype: Any, container: Any
+) -> None:
+    table = np.array([[9.99, 1.0], [0.1, -2.5]], dtype=dtype)
+    assert check_columns(container(table)) == [["9.99", "0.1"], ["1", "-2.5"]]

@@ -1,0 +1,375 @@
+"""Labels to codes, label sets to indicators."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import sparse
+from sklearn.preprocessing import MultiLabelBinarizer
+from sklearn.utils.multiclass import type_of_target, unique_labels
+
+from skgpt.data.targets import (
+    ClassTarget,
+    LabelSets,
+    check_classes,
+    encode_target,
+    join,
+)
+from skgpt.exceptions import InvalidTextError
+
+INDICATOR = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0]])  # the last label never occurs
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        ["b", "a", "c", "a"],
+        [3, 1, 7, 1],
+        [True, False, True, False],
+        np.array(["b", "a", "c", "a"], dtype=object),
+        np.array([3, 1, 7, 1], dtype=object),
+        np.array([True, False, True, False], dtype=object),
+        pd.Series([3, 1, 7, 1], dtype="Int64"),
+        pd.Series(["b", "a", "c", "a"], dtype="category"),
+        pd.Series(["b", "a", "c", "a"], dtype="string"),
+    ],
+    ids=[
+        "str",
+        "int",
+        "bool",
+        "object",
+        "int object",
+        "bool object",
+        "Int64",
+        "category",
+        "string",
+    ],
+)
+def test_encode_target__any_labels__are_sorted_and_come_back(y: list[object]) -> None:
+    target = encode_target(y, 4, name="It")
+    assert isinstance(target, ClassTarget)
+    assert not target.is_multilabel
+    assert (len(target), target.width) == (4, len(set(y)))
+    assert target.codes.dtype == np.int64
+    assert target.classes.tolist() == sorted(set(y))
+    assert target.classes[target.codes].tolist() == list(y)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (None, "requires y to be passed, but the target y is None"),
+        (["a", "b"], r"\[3, 2\]"),
+        (["a", None, "b"], "row 1 is None"),
+        (["a", float("nan"), "b"], "row 1 is nan"),
+        (["a", 1, "b"], "of one type"),
+        ("abc", "Got a str"),
+        ({"a", "b", "c"}, "Got a set"),
+        (iter("abc"), "Got a str_"),
+        ([["a"], ["b", "c"], ["a"]], "one label per text"),
+        ([["a", "b"], ["b", "c"], ["a", "c"]], "Unknown label type: multiclass-multioutput"),
+        ([["a"], "b", ["a"]], "one label per text"),
+        (["a", pd.NA, "b"], "row 1 is <NA>"),
+        ([1.0, float("nan"), 2.0], "row 1 is nan"),
+        ([0.5, 1.25, 3.1], "Unknown label type: continuous.*GPTTextRegressor"),
+        (["a", "a", "a"], "only one class: 'a'"),
+        (np.array(["a", 1, "b"], dtype=object), "of one type"),
+    ],
+)
+def test_encode_target__unusable__is_refused(y: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode_target(y, 3, name="It")
+
+
+def test_encode_target__a_column__warns_and_is_the_labels() -> None:
+    with pytest.warns(UserWarning, match="column-vector"):
+        target = encode_target(np.array([[1], [0], [1]]), 3, name="It")
+    assert not target.is_multilabel
+    assert target.codes.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.asarray,
+        lambda y: y.tolist(),
+        lambda y: list(y),
+        lambda y: tuple(map(tuple, y.tolist())),
+        lambda y: y.astype(bool),
+        lambda y: y.astype(bool).tolist(),
+        lambda y: y.astype(np.float64),
+        lambda y: y.astype(np.float16),
+        lambda y: y.astype(np.uint8),
+        lambda y: y.astype(object),
+        np.asfortranarray,
+        pd.DataFrame,
+        lambda y: pd.DataFrame(y).astype("Int64"),
+        lambda y: pd.DataFrame(y).astype("boolean"),
+        lambda y: pd.DataFrame(y).astype({0: bool}),
+        lambda y: pd.DataFrame(y).astype(pd.SparseDtype("int64", 0)),
+        pl.DataFrame,
+        lambda y: pl.DataFrame(y.astype(bool)),
+        *[
+            lambda y, name=name, kind=kind: getattr(sparse, f"{name}_{kind}")(y)
+            for name in ("csr", "csc", "coo", "lil", "dok", "dia", "bsr")
+            for kind in ("matrix", "array")
+        ],
+        lambda y: sparse.csr_array(y.astype(bool)),
+        lambda y: sparse.csr_array(y.astype(np.float32)),
+        lambda y: MultiLabelBinarizer(sparse_output=True, classes=[0, 1, 2]).fit_transform(
+            [np.flatnonzero(row) for row in y]
+        ),
+    ],
+)
+def test_encode_target__an_indicator_in_any_shape__is_label_sets(
+    make: Callable[[np.ndarray], Any],
+) -> None:
+    target = encode_target(make(INDICATOR), 4, name="It")
+    assert isinstance(target, LabelSets)
+    assert target.is_multilabel
+    assert (len(target), target.width) == (4, 3)
+    assert target.classes.tolist() == [0, 1, 2]
+    assert target.codes.dtype == np.float32
+    assert target.codes.flags.c_contiguous
+    assert target.codes.tolist() == INDICATOR.tolist()
+
+
+def test_encode_target__an_indicator__is_not_touched() -> None:
+    dense = INDICATOR.astype(np.float32)
+    dense.flags.writeable = False
+    assert not np.shares_memory(encode_target(dense, 4, name="It").codes, dense)
+
+
+def test_encode_target__sparse_with_an_element_in_two_parts__counts_their_sum() -> None:
+    places = np.array([0, 1, 1]), np.array([0, 1, 3])  # row 1 has its second element twice
+    y = sparse.csr_array((np.array([1, 0, 1]), *places), shape=(2, 2))
+    assert encode_target(y, 2, name="It").codes.tolist() == [[1, 0], [0, 1]]
+    twice = sparse.csr_array((np.array([1, 1, 1]), *places), shape=(2, 2))
+    with pytest.raises(InvalidTextError, match=r"Row 1 holds.*2"):
+        encode_target(twice, 2, name="It")
+    assert (y.nnz, twice.nnz) == (3, 3)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_array, lambda y: y.tolist()])
+def test_encode_target__all_zero_or_all_one__is_label_sets(
+    value: int, make: Callable[[np.ndarray], Any]
+) -> None:
+    target = encode_target(make(np.full((3, 2), value)), 3, name="It")
+    assert target.codes.tolist() == [[value, value]] * 3
+
+
+def _with(value: object) -> np.ndarray:
+    y = INDICATOR.astype(object)
+    y[2, 1] = value
+    return y
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (_with(2).astype(int), r"Unknown label type: multiclass-multioutput.*Row 2 holds.*2"),
+        (_with(-1).astype(int), "Row 2 holds.*-1"),
+        (INDICATOR + 1, r"binary indicator of 0 and 1.*Row 0 holds.*2"),
+        (_with(0.5).astype(float), "Unknown label type: continuous-multioutput.*GPTTextRegressor"),
+        (_with(np.nan).astype(float), "NaN.*row 2 holds.*nan"),
+        (_with(None), "row 2 holds None"),
+        (_with(pd.NA), "row 2 holds <NA>"),
+        (_with("a"), "MultiOutputClassifier"),
+        (_with(1j), "multiclass-multioutput"),
+        (INDICATOR.astype(str), "multiclass-multioutput"),
+        (_with(2).astype(int).tolist(), "Row 2 holds.*2"),
+        ([[1, [0]], [1, [1]], [0, [1]], [0, [0]]], "multiclass-multioutput"),
+        (pd.DataFrame(INDICATOR).astype("Int64").mask(INDICATOR == 1), "row 0 holds <NA>"),
+        (sparse.csr_array(_with(2).astype(int)), "Row 2 holds.*2"),
+        (sparse.csc_array(_with(0.5).astype(float)), "continuous-multioutput.*Row 2 holds"),
+        (sparse.coo_array(_with(np.nan).astype(float)), "row 2 holds.*nan"),
+        (INDICATOR[:3], r"\[4, 3\]"),
+        (sparse.csr_array(INDICATOR[:3]), r"\[4, 3\]"),
+        (np.empty((4, 0)), r"shape \(4, 0\)"),
+        ([[1, 0], [1], [0, 1], [1, 1]], "MultiLabelBinarizer"),
+        ([["a", "b"], [], ["a"], []], "MultiLabelBinarizer"),
+        (np.zeros((4, 2, 2)), "dim 3"),
+    ],
+)
+def test_encode_target__2d_but_no_indicator__is_refused(y: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode_target(y, 4, name="It")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(
+        st.sampled_from([np.int64, np.float64, np.bool_]),
+        st.tuples(st.integers(1, 4), st.integers(2, 3)),
+        elements=st.integers(0, 1),
+    ),
+    st.sampled_from([None, 2, 0.5, -1]),
+)
+def test_encode_target__any_table__is_taken_only_if_scikit_learn_sees_an_indicator(
+    y: np.ndarray, planted: float | None
+) -> None:
+    if planted is not None:
+        y = y.astype(type(planted))
+        y[0, 0] = planted
+    for form in (y, sparse.csr_array(y)):
+        if planted is None:
+            assert type_of_target(form) == "multilabel-indicator"
+            assert np.array_equal(encode_target(form, len(y), name="It").codes, y)
+        else:
+            with pytest.raises(InvalidTextError, match="multioutput"):
+                encode_target(form, len(y), name="It")
+
+
+# Known classes
+
+
+@pytest.mark.parametrize("labels", [["a", "b", "c"], [3, 5, 9], [0.0, 1.0, 2.0]])
+@pytest.mark.parametrize("make", [list, np.array, pd.Series])
+def test_encode_target__known_classes__codes_are_positions_in_them(
+    labels: list[Any], make: Callable[[list[Any]], Any]
+) -> None:
+    classes = check_classes(labels, name="It")
+    some = [labels[2], labels[0], labels[2]]
+    target = encode_target(make(some), 3, name="It", classes=classes)
+    assert target.classes is classes
+    assert target.codes.dtype == np.int64
+    assert target.codes.tolist() == [2, 0, 2]
+    one = encode_target(make(labels[1:2]), 1, name="It", classes=classes)
+    assert one.codes.tolist() == [1]
+
+
+def test_encode_target__its_own_classes__same_target() -> None:
+    y = ["b", "a", "c", "a"]
+    target = encode_target(y, 4, name="It")
+    again = encode_target(y, 4, name="It", classes=target.classes)
+    assert np.array_equal(again.codes, target.codes)
+
+
+def test_encode_target__many_known_classes__no_word_about_regression() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target = encode_target(list(range(30)), 30, name="It", classes=np.arange(40))
+    assert target.codes.tolist() == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (["a", "z", "b", "y"], r"y_val .*It knows: \['a', 'b'\].*\['y', 'z'\], first in row 1"),
+        ([1, 1, 1, 1], r"\[1\], first in row 0"),
+        (["a", None, "b", "b"], "row 1 is None"),
+        (["a", "b"], r"X_val and y_val.*\[4, 2\]"),
+        ([0.5, 1.5, 2.5, 3.5], "Unknown label type: continuous"),
+        (INDICATOR, r"y_val must fit.*indicator of 3 columns"),
+        (INDICATOR[:, :2], r"y_val must fit.*indicator of 2 columns"),
+    ],
+)
+def test_encode_target__not_of_the_known_classes__is_refused(y: object, message: str) -> None:
+    with pytest.raises(InvalidTextError, match=message):
+        encode_target(y, 4, name="It", classes=np.array(["a", "b"]), what="y_val")
+
+
+def test_encode_target__thousands_of_known_classes__message_stays_short() -> None:
+    with pytest.raises(InvalidTextError, match="and 4990 more") as raised:
+        encode_target([-1, -2, 3], 3, name="It", classes=np.arange(5000))
+    assert len(str(raised.value)) < 500
+
+
+def test_encode_target__an_indicator_with_known_columns__must_have_as_many() -> None:
+    assert encode_target(INDICATOR, 4, name="It", classes=np.arange(3)).width == 3
+    with pytest.raises(InvalidTextError, match="indicator of 3 columns"):
+        encode_target(INDICATOR, 4, name="It", classes=np.arange(4))
+
+
+# check_classes and join
+
+
+@pytest.mark.filterwarnings("ignore:The number of unique classes")  # of older scikit-learns
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["bb", "a", "bb"],
+        np.array(["bb", "a"], dtype=object),
+        [3, 1, 3],
+        [True, False],
+        [1.0, 2.0],
+        pd.Series(["bb", "a"]),
+        range(30),
+    ],
+)
+def test_check_classes__in_any_order__same_as_scikit_learn_and_as_encode_target(
+    classes: Any,
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checked = check_classes(classes, name="It")
+    assert checked.tolist() == unique_labels(classes).tolist()
+    if len(checked) < 20:  # above, scikit-learn warns that y looks like numbers
+        encoded = encode_target(classes, len(classes), name="It").classes
+        assert (checked.dtype, checked.tolist()) == (encoded.dtype, encoded.tolist())
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["a"], r"at least 2 classes.*It.*Got \['a'\]"),
+        (["a", "a"], "at least 2 classes"),
+        ([], "at least 2 classes"),
+        (["a", None], "`classes` contains.*row 1 is None"),
+        ([1, float("nan")], "row 1 is nan"),
+        (["a", 1], "labels in `classes` must be of one type"),
+        ([0.5, 1.5], "Unknown label type: continuous"),
+        ([["a", "b"]], "1d array"),
+        ([["a"], ["b"]], "must be 1-D"),
+        (np.eye(2), "must be 1-D"),
+        ({"a", "b"}, "Got a set"),
+        ("ab", "Got a str"),
+        (3, "Got a int"),
+        (None, "`classes` is None"),
+    ],
+)
+def test_check_classes__unusable__is_refused(classes: object, message: str) -> None:
+    with pytest.raises(InvalidTextError, match=message):
+        check_classes(classes, name="It")
+
+
+@pytest.mark.parametrize("y", [["a", "b", "c", "b"], INDICATOR])
+def test_join__a_target_in_two_parts__is_the_whole(y: Any) -> None:
+    whole = encode_target(y, 4, name="It")
+    first = encode_target(y[:3], 3, name="It", classes=whole.classes)
+    second = encode_target(y[3:], 1, name="It", classes=whole.classes)
+    joined = join(first, second)
+    assert type(joined) is type(whole)
+    assert joined.codes.dtype == whole.codes.dtype
+    assert joined.codes.tolist() == whole.codes.tolist()
+    assert joined.classes is first.classes
+
+
+def test_join__other_classes_or_another_kind__is_refused() -> None:
+    letters = encode_target(["a", "b"], 2, name="It")
+    for other in (["a", "c"], ["a", "b", "c"]):
+        with pytest.raises(InvalidTextError, match="the same classes"):
+            join(letters, encode_target(other, len(other), name="It"))
+    with pytest.raises(InvalidTextError, match="one kind"):
+        join(encode_target([0, 1, 2], 3, name="It"), encode_target(INDICATOR, 4, name="It"))
+
+
+@pytest.mark.parametrize("kind", ["classes", "sets"])
+def test_truth__of_some_rows__is_what_they_are_predicted_by(kind: str) -> None:
+    y: Any = ["b", "a", "c", "a"] if kind == "classes" else INDICATOR
+    target = encode_target(y, 4, name="It")
+    scores = target.truth(np.array([3, 0]))
+    assert scores.dtype == np.float32
+    if kind == "classes":
+        assert target.classes[scores.argmax(axis=1)].tolist() == ["a", "b"]
+    else:
+        assert np.array_equal(scores > 0, np.asarray(y)[[3, 0]] == 1)
+        assert np.array_equal(target.labels, y)

@@ -1,0 +1,392 @@
+"""Texts and columns of texts to ragged ids."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skgpt.caching import cache_info, clear_cache
+from skgpt.data.template import Template, parse_template
+from skgpt.data.tokenization import TextEncoder, Tokens, clean, tokenise, tokenise_columns
+from skgpt.exceptions import InvalidTextError
+from skgpt.pretrained.loading import load_source
+
+# One, two, three and four bytes of UTF-8; a mark that joins the letter before it, and emoji that
+# are glued into one; half a character; braces and the words of the template below.
+CHARACTERS = [
+    "a",
+    "b",
+    "Q",
+    "é",
+    "e\u0301",
+    "日本",
+    "\U0001f600",
+    "👩\u200d👧",
+    "\ud83d",
+    "{0}",
+    "\n",
+]
+values = st.lists(st.sampled_from(CHARACTERS), max_size=12).map("".join)
+
+
+class Letters:
+    """An encoder that counts what it is asked, one id per character."""
+
+    def __init__(self, prefix: tuple[int, ...] = (), suffix: tuple[int, ...] = ()) -> None:
+        self.prefix_ids = prefix
+        self.suffix_ids = suffix
+        self.empty_id = 99
+        self.identity: object | None = None
+        self.asked: list[str] = []
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        self.asked += texts
+        return [[ord(c) % 50 for c in text] for text in texts]
+
+    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        return [text[:n] for text, n in zip(texts, n_tokens, strict=True)]
+
+
+class Pairs(Letters):
+    """Two characters are a token, counted from the text's beginning: seams are everywhere."""
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [
+            [
+                sum(ord(c) << 21 * k for k, c in enumerate(text[i : i + 2]))
+                for i in range(0, len(text), 2)
+            ]
+            for text in texts
+        ]
+
+    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        return [text[: 2 * n] for text, n in zip(texts, n_tokens, strict=True)]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(i % 2**21) + (chr(i >> 21) if i >> 21 else "") for i in ids)
+
+
+class CostlySpaces(Letters):
+    """A space before a letter is five tokens, one at the end is none."""
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [[ord(c) for c in text.rstrip().replace(" ", "_____")] for text in texts]
+
+    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        return [
+            text if not text.strip() else text[:n] for text, n in zip(texts, n_tokens, strict=True)
+        ]
+
+
+def rows_of(texts: list[str], encoder: Letters, max_length: int = 100) -> list[list[int]]:
+    tokens = tokenise(texts, encoder, max_length)
+    return [tokens.row(i).tolist() for i in range(len(tokens))]
+
+
+def test_tokenise__several_texts__are_what_each_is_alone() -> None:
+    texts = ["abc", "", "hello world", "abc"]
+    assert rows_of(texts, Letters()) == [rows_of([t], Letters())[0] for t in texts]
+
+
+def test_tokenise__the_same_text_twice__is_encoded_once() -> None:
+    encoder = Letters()
+    tokenise(["a", "b", "a", "a"], encoder, 10)
+    assert encoder.asked == ["a", "b"]
+
+
+def test_tokenise__an_empty_text__is_one_token() -> None:
+    assert rows_of([""], Letters()) == [[99]]
+
+
+def test_tokenise__a_long_text__is_cut_between_its_special_tokens() -> None:
+    row = rows_of(["a" * 50], Letters((1,), (2,)), max_length=10)[0]
+    assert len(row) == 10
+    assert (row[0], row[-1]) == (1, 2)
+
+
+@pytest.mark.parametrize("max_length", [2, 3, 7])
+def test_tokenise__max_length__is_never_exceeded(max_length: int) -> None:
+    tokens = tokenise(["a" * n for n in range(9)], Letters((1,), (2,)), max_length)
+    assert tokens.lengths.max() == max_length
+
+
+def test_clean__lone_surrogates__become_replacement_characters() -> None:
+    assert clean("a\ud800b\udc00") == "a\ufffdb\ufffd"
+    assert clean("\ud83d\ude00") == "\U0001f600"  # a pair is the character it stands for
+    assert clean("äß\U0001f600\x00") == "äß\U0001f600\x00"
+
+
+def assert_same(one: Tokens, other: Tokens) -> None:
+    assert one.ids.dtype == other.ids.dtype == one.offsets.dtype == other.offsets.dtype
+    np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_array_equal(one.offsets, other.offsets)
+
+
+def texts_of(tokens: Tokens) -> list[str]:
+    """Return the texts that byte tokens stand for, special tokens left out."""
+    rows = [tokens.row(i) for i in range(len(tokens))]
+    return [bytes(row[row < 256].tolist()).decode() for row in rows]
+
+
+@pytest.fixture(scope="module")
+def byte_encoder(tiny_llama: str) -> TextEncoder:
+    """Return an encoder with a token per byte of UTF-8, whose id is the byte."""
+    return load_source(tiny_llama, None).tokenizer
+
+
+@pytest.mark.parametrize(("template", "column"), [("{0}", 0), ("{1}", 1), ("{b}", 1)])
+def test_tokenise_columns__a_plain_template__is_tokenise_of_the_column(
+    template: str, column: int, byte_encoder: TextEncoder
+) -> None:
+    columns = [["abc", "", "a" * 50], ["dräi", "\ud83d", "dräi"]]
+    parsed = parse_template(template, 2, ["a", "b"])
+    for encoder in (byte_encoder, Letters((1,), (2,))):
+        for max_length in (2, 7, 100):
+            expected = tokenise(columns[column], encoder, max_length)
+            assert_same(tokenise_columns(columns, parsed, encoder, max_length), expected)
+
+
+@pytest.mark.parametrize("template", [None, "Q: {0}\nA: {1}", "{1}{1}", "{{{0}}}"])
+def test_tokenise_columns__rows_that_fit__are_the_rendered_texts(
+    template: str | None, byte_encoder: TextEncoder
+) -> None:
+    columns = [["abc", "", "\U0001f600", "abc"], ["dräi", "{0}", "", "dräi"]]
+    parsed = parse_template(template, 2, None)
+    rendered = [parsed.render(row) for row in zip(*columns, strict=True)]
+    expected = tokenise(rendered, byte_encoder, 100)
+    assert_same(tokenise_columns(columns, parsed, byte_encoder, 100), expected)
+
+
+def test_tokenise_columns__an_empty_text__is_one_token() -> None:
+    tokens = tokenise_columns([[""], [""]], parse_template("{0}{1}", 2, None), Letters(), 10)
+    assert tokens.ids.tolist() == [99]
+
+
+@given(rows=st.lists(st.tuples(values, values), min_size=1, max_size=6), room=st.integers(9, 30))
+@settings(max_examples=60, deadline=None)
+def test_tokenise_columns__rows_too_long__lose_only_ends_of_values(
+    byte_encoder: TextEncoder, rows: list[tuple[str, str]], room: int
+) -> None:
+    template = parse_template("Q{1}{{日{0}é", 2, None)
+    n_special = len(byte_encoder.prefix_ids) + len(byte_encoder.suffix_ids)
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    tokens = tokenise_columns(columns, template, byte_encoder, room + n_special)
+    assert tokens.lengths.max() <= room + n_special
+    for (first, second), text in zip(rows, texts_of(tokens), strict=True):
+        first, second = clean(first), clean(second)
+        whole = template.render([first, second])
+        if len(whole.encode()) <= room:
+            assert text == whole
+            continue
+        assert text in {
+            template.render([first[:i], second[:j]])
+            for i in range(len(first) + 1)
+            for j in range(len(second) + 1)
+        }
+        assert len(text.encode()) > room - 2 * 4  # less than a character of each value is unused
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=3), min_size=1, max_size=5),
+    max_length=st.integers(8, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_tokenise_columns__rows_too_long__lose_tokens_of_the_longest_one_by_one(
+    sizes: list[list[int]], max_length: int
+) -> None:
+    encoder = Letters((1,), (2,))
+    template = parse_template("-{0}+{1}+{2}", 3, None)
+    columns = [[letter * size[k] for size in sizes] for k, letter in enumerate("abc")]
+    tokens = tokenise_columns(columns, template, encoder, max_length)
+    for i, kept in enumerate(sizes):
+        kept = list(kept)
+        while sum(kept) + 3 + 2 > max_length:
+            last_of_longest = max(range(3), key=lambda k: (kept[k], k))
+            kept[last_of_longest] -= 1
+        row = template.render([letter * n for letter, n in zip("abc", kept, strict=True)])
+        assert tokens.row(i).tolist() == [1, *encoder.encode([row])[0], 2]
+
+
+def test_tokenise_columns__values_of_one_length__are_cut_alike(byte_encoder: TextEncoder) -> None:
+    columns = [["a" * 40], ["b" * 40], ["c" * 3], ["d" * 40]]
+    tokens = tokenise_columns(columns, parse_template(None, 4, None), byte_encoder, 40)
+    assert tokens.lengths.tolist() == [40]
+    n_words = 6 + len(byte_encoder.prefix_ids) + len(byte_encoder.suffix_ids)
+    n, rest = divmod(40 - n_words - 3, 3)
+    kept = ["a" * (n + (rest > 0)), "b" * (n + (rest > 1)), "ccc", "d" * n]
+    assert texts_of(tokens) == ["\n\n".join(kept)]
+
+
+def test_tokenise_columns__a_field_used_twice__is_cut_in_both_places() -> None:
+    tokens = tokenise_columns(
+        [["abcdefgh"], ["xy"]], parse_template("{0}.{1}.{0}", 2, None), Letters(), 12
+    )
+    assert tokens.ids.tolist() == Letters().encode(["abcd.xy.abcd"])[0]
+
+
+def test_tokenise_columns__a_column_left_out__has_no_part_in_it() -> None:
+    encoder = Letters()
+    columns = [["same", "same"], ["x" * 99, "y" * 99], ["abc" * 9, "abc" * 9]]
+    tokens = tokenise_columns(columns, parse_template("{2}:{0}", 3, None), encoder, 12)
+    assert tokens.row(0).tolist() == tokens.row(1).tolist() == encoder.encode(["abcabca:same"])[0]
+    assert not any("x" in text or "y" in text for text in encoder.asked)
+
+
+def test_tokenise_columns__the_same_row_twice__is_encoded_once() -> None:
+    once, twice = Letters(), Letters()
+    template = parse_template("{0}: {1}", 2, None)
+    columns = [["a", "title", "a"], ["b" * 30, "text", "b" * 30]]
+    tokens = tokenise_columns([c * 2 for c in columns], template, twice, 20)
+    assert_same(
+        tokenise_columns([c[:2] for c in columns], template, once, 20), _rows(tokens, [0, 1])
+    )
+    assert once.asked == twice.asked
+    assert_same(_rows(tokens, [0, 1, 2]), _rows(tokens, [3, 4, 5]))
+    assert tokens.row(0).tolist() == tokens.row(2).tolist()
+
+
+def _rows(tokens: Tokens, rows: list[int]) -> Tokens:
+    ids = [tokens.row(i) for i in rows]
+    return Tokens(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
+
+
+def test_tokenise_columns__rows_that_fit__are_encoded_once_beside_one_that_does_not() -> None:
+    encoder = Letters()
+    columns = [["short", "l" * 30], ["also", "s"]]
+    tokenise_columns(columns, parse_template("{0}|{1}", 2, None), encoder, len("short|also"))
+    assert sum("short" in text or "also" in text for text in encoder.asked) == 1
+
+
+def test_tokenise_columns__many_rows__are_what_each_is_alone(byte_encoder: TextEncoder) -> None:
+    rng = np.random.default_rng(0)
+    columns = [["äb{" * n for n in rng.integers(0, 20, 30)] for _ in range(2)]
+    template = parse_template("{0}: {1}.", 2, None)
+    together = tokenise_columns(columns, template, byte_encoder, 30)
+    assert (together.lengths < 20).any() and (together.lengths >= 29).any()
+    for i, (first, second) in enumerate(zip(*columns, strict=True)):
+        alone = tokenise_columns([[first], [second]], template, byte_encoder, 30)
+        assert_same(_rows(together, [i]), alone)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "bert"])
+def test_tokenise_columns__special_tokens__stay_around_a_cut_row(
+    architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    encoder = load_source(tiny_model(architecture), None).tokenizer
+    template = parse_template("Review: {0}\nIt is", 1, None)
+    (row,) = tokenise_columns([["good " * 20]], template, encoder, 40).ids.reshape(1, -1)
+    assert len(row) == 40
+    room = 40 - len(encoder.prefix_ids) - len(encoder.suffix_ids)
+    text = template.render([("good " * 20)[: room - 14]])
+    assert row.tolist() == [*encoder.prefix_ids, *encoder.encode([text])[0], *encoder.suffix_ids]
+
+
+def test_tokenise_columns__halves_of_a_character_in_two_values__do_not_meet(
+    byte_encoder: TextEncoder,
+) -> None:
+    columns = [["a\ud83d", "a\ud83d" * 20], ["\ude00b", "\ude00b" * 20]]
+    tokens = tokenise_columns(columns, parse_template("{0}{1}", 2, None), byte_encoder, 30)
+    whole, cut = texts_of(tokens)
+    assert whole == "a\ufffd\ufffdb"
+    assert set(cut) == {"a", "\ufffd", "b"}
+
+
+def test_tokenise_columns__half_a_character_among_the_words__is_replaced(
+    byte_encoder: TextEncoder,
+) -> None:
+    template = Template(("\ud83d", "."), (0,))
+    tokens = tokenise_columns([["\ude00", "x" * 40]], template, byte_encoder, 20)
+    assert texts_of(tokens)[0] == "\ufffd\ufffd."
+    assert texts_of(tokens)[1].startswith("\ufffdxxx")
+    assert texts_of(tokens)[1].endswith("x.")
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=5),
+    words=st.tuples(*[st.text("<>", max_size=3)] * 3),
+    room=st.integers(7, 14),
+)
+@settings(max_examples=60, deadline=None)
+def test_tokenise_columns__seams_that_cost_tokens__are_made_room_for(
+    sizes: list[tuple[int, int]], words: tuple[str, str, str], room: int
+) -> None:
+    encoder = Pairs((1,), (2,))
+    columns = [["a" * n for n, _ in sizes], ["b" * n for _, n in sizes]]
+    tokens = tokenise_columns(
+        columns, Template((*words[:2], words[2] + "."), (0, 1)), encoder, room + 2
+    )
+    for i, (n, m) in enumerate(sizes):
+        row = tokens.row(i).tolist()
+        text = encoder.decode(row[1:-1])
+        kept = text.count("a"), text.count("b")
+        assert text == words[0] + "a" * kept[0] + words[1] + "b" * kept[1] + words[2] + "."
+        whole = len(encoder.encode(["".join(words) + "." + "a" * n + "b" * m])[0])
+        if whole <= room:
+            assert kept == (n, m)
+        else:
+            assert room - 2 <= len(row) - 2 <= room
+            assert abs(kept[0] - kept[1]) <= 2 or min((n, m)) == min(kept)
+
+
+def test_tokenise_columns__a_value_that_is_a_token_among_words_only__is_given_up() -> None:
+    template = parse_template("x{0}y{1}", 2, None)
+    tokens = tokenise_columns([[" "], ["abc"]], template, CostlySpaces(), 4)
+    assert tokens.ids.tolist() == [ord("x"), ord("y")]
+
+
+def test_tokenise_columns__what_costs_most_is_cut_off__leaves_a_token_of_each_value() -> None:
+    template = parse_template("x{0}y", 1, None)
+    tokens = tokenise_columns([["ab   "]], template, CostlySpaces(), 6)
+    assert tokens.ids.tolist() == [ord("x"), ord("a"), ord("y")]
+
+
+@pytest.mark.parametrize("template", ["0123456789{0}", "01234{0}56789", "0123{1}45678{1}"])
+def test_tokenise_columns__no_room_beside_the_words__says_how_much_they_take(template: str) -> None:
+    parsed = parse_template(template, 2, None)
+    encoder = Letters((1,), (2,))
+    needed = sum(map(len, parsed.words)) + len(parsed.fields) + 2
+    assert tokenise_columns([["a"], ["b"]], parsed, encoder, needed).lengths.tolist() == [needed]
+    encoder.asked.clear()
+    with pytest.raises(
+        InvalidTextError,
+        match=rf"words take {needed - 2 - len(parsed.fields)} tokens.*at least {needed}\. "
+        rf"Got max_length={needed - 1}:",
+    ):
+        tokenise_columns([["a"], ["b"]], parsed, encoder, needed - 1)
+    assert encoder.asked == ["".join(parsed.words)]  # before anything else
+
+
+def test_tokenise_columns__blank_lines_leave_no_room__the_text_is_cut_at_its_end() -> None:
+    columns = [[f"{i}a"] for i in range(20)]
+    joined = "\n\n".join(column[0] for column in columns)
+    tokens = tokenise_columns(columns, parse_template(None, 20, None), Letters((1,), (2,)), 12)
+    assert tokens.row(0).tolist() == [1, *(ord(c) % 50 for c in joined[:10]), 2]
+
+
+def test_tokenise__texts_seen_before__are_not_encoded_again() -> None:
+    clear_cache()
+    encoder = Letters((1,))
+    plain = tokenise(["abc", "de", "abc", ""], encoder, 3)
+    encoder.identity = object()
+    for texts in (["abc", "de"], ["abc", "de", "abc", ""]):
+        encoder.asked.clear()
+        kept = tokenise(texts, encoder, 3)
+    assert encoder.asked == [""]
+    assert np.array_equal(kept.ids, plain.ids) and np.array_equal(kept.offsets, plain.offsets)
+    # What was cut is kept whole, and a template's rows are kept as they are rendered.
+    assert tokenise(["abc"], encoder, 9).ids.tolist() == [1, *Letters().encode(["abc"])[0]]
+    encoder.asked.clear()
+    template = parse_template("<{0}>", 1, None)
+    for _ in range(2):
+        tokenise_columns([["abc"]], template, encoder, 9)
+    assert encoder.asked.count("<abc>") == 1
+    other = Letters()
+    other.identity = object()
+    tokenise(["abc"], other, 9)
+    assert other.asked == ["abc"]
+    assert cache_info()["token ids"]["entries"] == 5
+    clear_cache()
+    tokenise(["abc"], other, 9)
+    assert other.asked == ["abc"] * 2

@@ -1,0 +1,318 @@
+"""Memory that runs out, simulated: less is run at a time, and the result stays."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import skgpt
+from skgpt.device import no_more_threads_than_cores
+from skgpt.exceptions import LowMemoryWarning, NoMemoryError
+from skgpt.network.microbatches import Budget, token_budget
+from skgpt.pretrained.loading import load_source
+from skgpt.training.optimizer import Optimiser
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData
+from tests.network.test_network import build
+
+LIMIT = 90  # tokens; the longest text of the data has 36
+PADDED = "bloom"  # can't be packed
+
+
+@pytest.fixture(autouse=True)
+def empty_stores() -> Iterator[None]:
+    skgpt.clear_cache()
+    yield
+    skgpt.clear_cache()  # lowered budgets too
+
+
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Return a function that has more tokens than its argument run out of memory, and counts."""
+    from skgpt.network import layout
+
+    def limit_to(most: int) -> list[int]:
+        refused: list[int] = []
+        lay = layout.Layout.lay
+
+        def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
+            laid_out = lay(self, *args, **kwargs)
+            n_tokens = laid_out.shape[0] * laid_out.shape[1]
+            if n_tokens > most:
+                refused.append(n_tokens)
+                raise torch.OutOfMemoryError(f"tried to run {n_tokens} tokens")
+            return laid_out
+
+        monkeypatch.setattr(layout.Layout, "lay", limited)
+        return refused
+
+    return limit_to
+
+
+@pytest.mark.parametrize("architecture", ["llama", PADDED])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_fit__memory_runs_out__the_result_is_the_same(
+    architecture: str,
+    trainable: Any,
+    tiny_model: Callable[[str], str],
+    two_class_data: TextData,
+    small_memory: Callable[[int], list[int]],
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_model(architecture), trainable_layers=trainable, precision="fp32")
+    expected = clf.fit(X, y).predict_proba(X)
+    losses = clf.loss_curve_
+    skgpt.clear_cache()
+    refused = small_memory(LIMIT)
+    with pytest.warns(LowMemoryWarning, match="ran out with .* tokens at once"):
+        clf.fit(X, y)
+    assert refused
+    np.testing.assert_allclose(clf.loss_curve_, losses, rtol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowMemoryWarning)  # predict may try more at once
+        np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-4)
+    refused.clear()
+    clf.fit(X, y).predict_proba(X)  # warnings are errors: what held is known by now
+    assert not refused
+
+
+def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = two_class_data
+    monkeypatch.setattr("skgpt.estimators.planning.token_budget", lambda network, learning: 150)
+    for precision in ("fp32", "bf16"):
+        clf = make(tiny_llama, trainable_layers="all", precision=precision, max_epochs=3)
+        expected = clf.fit(X, y).predict_proba(X)
+        calls = 0
+        backward = Optimiser.backward
+
+        def breaks(self: Any, loss: torch.Tensor, backward: Any = backward) -> None:
+            nonlocal calls
+            calls += 1
+            backward(self, loss)
+            if calls in (2, 5):  # gradients of this part and of those before it are there
+                raise torch.OutOfMemoryError("in the middle of a step")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Optimiser, "backward", breaks)
+            with pytest.warns(LowMemoryWarning):
+                clf.fit(X, y)
+        atol = 1e-4 if precision == "fp32" else 3e-2
+        np.testing.assert_allclose(clf.predict_proba(X), expected, atol=atol)
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_predict__memory_runs_out__the_scores_are_the_same(
+    trainable: Any,
+    tiny_llama: str,
+    two_class_data: TextData,
+    small_memory: Callable[[int], list[int]],
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, trainable_layers=trainable, precision="fp32").fit(X, y)
+    expected = clf.decision_function(X)
+    skgpt.clear_cache()
+    refused = small_memory(LIMIT)
+    with pytest.warns(LowMemoryWarning):
+        found = clf.decision_function(X)
+    assert refused
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_fit__not_even_one_text_fits__says_so_and_keeps_the_earlier_fit(
+    trainable: Any,
+    tiny_llama: str,
+    two_class_data: TextData,
+    small_memory: Callable[[int], list[int]],
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, trainable_layers=trainable).fit(X[:20], y[:20])
+    losses = clf.loss_curve_
+    skgpt.clear_cache()
+    small_memory(33)  # what frozen layers are tried out with is 32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowMemoryWarning)
+        with pytest.raises(NoMemoryError, match=r"max_length.*with a text of \d+ tokens alone"):
+            clf.fit(X, y)
+        with pytest.raises(MemoryError):  # as anybody would catch it
+            clf.predict(X)
+    assert clf.loss_curve_ is losses
+
+
+def test_fit__no_room_for_what_learns__names_what_to_lower(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("no room for moments")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(NoMemoryError, match=r"no room for moments.*n_layers or trainable_layers"):
+        make(tiny_llama).fit(*two_class_data)
+
+
+def test_token_budget__of_one_model__follows_memory_and_what_learns(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = load_source(tiny_llama)
+    whole = build(source, trainable_layers="all")
+    last = build(source, trainable_layers=1)
+    head = build(source, trainable_layers=0)
+
+    def budget(network: Any, gib: float, *, learning: bool) -> int:
+        monkeypatch.setattr(
+            "skgpt.network.microbatches.total_memory", lambda device: int(gib * 2**30)
+        )
+        return token_budget(network, learning=learning)
+
+    assert budget(whole, 100, learning=True) == 2048  # a CPU's cap
+    small = [budget(n, 0.02, learning=True) for n in (whole, last)]
+    assert 128 < small[0] < small[1] <= 2048
+    assert budget(whole, 0.02, learning=False) > small[0]
+    assert budget(head, 0.02, learning=True) == budget(head, 0.02, learning=False) < 2048
+    assert budget(whole, 0.0001, learning=True) == 128
+    monkeypatch.setattr(whole, "device", torch.device("cuda", 0))
+    assert budget(whole, 1000, learning=True) == 65_536
+
+
+def test_budget__parts_and_results__cover_every_row_once(
+    tiny_llama: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    budget = Budget(build(load_source(tiny_llama)), 100)
+    rows, lengths = np.arange(3, 20), np.arange(1, 21)
+
+    def work(part: np.ndarray) -> int:
+        if lengths[part].sum() > 40:
+            raise torch.OutOfMemoryError
+        return int(part.sum())
+
+    done = list(budget.each(rows, lengths, work))
+    assert sorted(np.concatenate([part for part, _ in done])) == rows.tolist()
+    assert sum(result for _, result in done) == rows.sum()
+    assert len(recwarn) == 1  # halved more than once, said once
+    assert sum(budget.all_or_again(rows, lengths, work, lambda: None)) == rows.sum()
+
+
+def test_threads__in_a_container_of_few_cores__are_as_many_and_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setattr("skgpt.device.loky.cpu_count", lambda: 2)
+        inside = no_more_threads_than_cores()(torch.get_num_threads)
+        assert inside() == 2
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            no_more_threads_than_cores()(divmod)(1, 0)
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr(
+            "skgpt.device.loky.cpu_count", lambda: 8
+        )  # a joblib worker has its share
+        with no_more_threads_than_cores():
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_fit_and_predict__in_a_container__keep_to_its_cores(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr("skgpt.device.loky.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("torch.set_num_threads", seen.append)
+    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    assert seen == [2, 64]
+    clf.predict(two_class_data.X)
+    assert seen == [2, 64] * 2
+
+
+def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_first(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from skgpt.network.network import TextNetwork
+
+    X, y = two_class_data
+    clf = make(tiny_llama, trainable_layers=1, precision="fp32")
+    expected = clf.fit(X, y).predict_proba(X)
+    pooled = TextNetwork.pooled
+
+    def short_of_memory(self: Any, *args: Any) -> torch.Tensor:
+        if skgpt.cache_info()["states on cpu"]["bytes"]:
+            raise torch.OutOfMemoryError("states of other fits")
+        return pooled(self, *args)
+
+    monkeypatch.setattr(TextNetwork, "pooled", short_of_memory)
+    again = make(tiny_llama, trainable_layers="all", precision="fp32").fit(X, y)  # no warning
+    assert again.loss_curve_
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
+)
+def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_llama: str) -> None:
+    budget = Budget(build(load_source(tiny_llama)), 100)
+    rows, lengths, failed = np.arange(4), np.full(4, 10), []
+
+    def work(part: np.ndarray) -> int:
+        if not failed:
+            failed.append(part)
+            raise RuntimeError(said)
+        return len(part)
+
+    assert sum(n for _, n in budget.each(rows, lengths, work)) == 4
+
+    def wrong(part: np.ndarray) -> int:
+        raise RuntimeError("shapes don't fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(budget.each(rows, lengths, wrong))
+
+
+def test_budget__too_much_several_times__is_halved_and_said_once(tiny_llama: str) -> None:
+    budget = Budget(build(load_source(tiny_llama)), 1000)
+    rows, lengths, tried = np.arange(8), np.full(8, 10), []
+
+    def work(part: np.ndarray) -> int:
+        tried.append(10 * len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("more than two texts")
+        return len(part)
+
+    with pytest.warns(LowMemoryWarning) as said:
+        assert [n for _, n in budget.each(rows, lengths, work)] == [2, 2, 2, 2]
+    assert len(said) == 1
+    # Once more with what others had kept given up, then half, and half of that.
+    assert tried == [80, 80, 40, 20, 20, 20, 20]
+    assert budget.n_tokens == 20
+
+
+def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import weakref
+
+    from skgpt.network.features import CachedPrefix
+
+    made: list[weakref.ref[Any]] = []
+    begin = CachedPrefix.__init__
+
+    def noting(self: Any, *args: Any) -> None:
+        begin(self, *args)
+        made.append(weakref.ref(self))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("no room for moments")
+
+    monkeypatch.setattr(CachedPrefix, "__init__", noting)
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(NoMemoryError) as held:
+        make(tiny_llama, trainable_layers=1).fit(*two_class_data)
+    assert "no room for moments" in str(held.value)
+    assert made and made[0]() is None

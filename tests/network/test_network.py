@@ -1,0 +1,138 @@
+"""Networks: what they share, what they own, and that padding is never seen."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from skgpt.data.tokenization import tokenise
+from skgpt.exceptions import ModelNotSupportedError
+from skgpt.network.layout import Layout, ids_of
+from skgpt.network.network import (
+    TextNetwork,
+    _means_one_by_one,
+    build_network,
+    mean_of_each,
+    trainable_names,
+)
+from skgpt.pretrained.loading import Source, load_source
+from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
+
+CPU = torch.device("cpu")
+TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far"]
+
+
+def build(source: Source, **options: object) -> TextNetwork:
+    settings: dict[str, object] = {
+        "n_layers": None,
+        "trainable_layers": 1,
+        "pooling": "mean",
+        "n_outputs": 3,
+        "dtype": torch.float32,
+        "device": CPU,
+    }
+    return build_network(source, **{**settings, **options})  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_pooled__a_batch__equals_one_by_one(
+    architecture: str, pooling: str, tiny_model: Callable[[str], str]
+) -> None:
+    source = load_source(tiny_model(architecture))
+    if pooling == "last" and not source.proof.causal:
+        pytest.skip("an encoder's last token sums up nothing; refused, see below")
+    network = build(source, pooling=pooling)
+    tokens = tokenise(TEXTS, source.tokenizer, 64)
+
+    def pooled(rows: list[int]) -> torch.Tensor:
+        layout = Layout.of(tokens.lengths[rows], source, CPU)
+        return network.pool(network.hidden(ids_of(tokens, np.array(rows), CPU), layout), layout)
+
+    together = pooled([0, 1, 2, 3])
+    alone = torch.cat([pooled([i]) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradient(
+    tiny_llama: str,
+) -> None:
+    layout = Layout.of(np.array([3, 1, 7]), load_source(tiny_llama), CPU)
+    both = []
+    for mean in (partial(mean_of_each, lengths_B=layout.lengths_B), _means_one_by_one):
+        hidden_TH = torch.arange(44.0).reshape(11, 4).square().requires_grad_()
+        means_BH = mean(hidden_TH, lengths=layout.lengths)
+        torch.testing.assert_close(means_BH[1], hidden_TH[3])
+        both.append((means_BH, torch.autograd.grad(means_BH.square().sum(), hidden_TH)[0]))
+    torch.testing.assert_close(*both)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_trainable_names__the_last_layer__has_its_block_and_the_final_norm(
+    architecture: str, tiny_model: Callable[[str], str]
+) -> None:
+    source = load_source(tiny_model(architecture))
+    names = trainable_names(source.copy_trunk(3, torch.float32, CPU), 1)
+    in_blocks = [n for n in names if ".2." in n or n.startswith("2.")]
+    others = set(names) - set(in_blocks)
+    assert in_blocks
+    assert not [n for n in names if ".0." in n or ".1." in n]
+    # Of the families here only BERT has no norm behind its blocks.
+    assert bool(others) == (architecture != "bert")
+    assert not [n for n in others if "embed" in n or "wte" in n or "wpe" in n]
+
+
+def test_trainable_names__all_and_zero__are_everything_and_nothing(tiny_llama: str) -> None:
+    trunk = load_source(tiny_llama).copy_trunk(3, torch.float32, CPU)
+    assert set(trainable_names(trunk, "all")) == {n for n, _ in trunk.named_parameters()}
+    assert trainable_names(trunk, 0) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks__of_one_source__share_frozen_tensors_and_no_module(
+    dtype: torch.dtype, tiny_llama: str
+) -> None:
+    source = load_source(tiny_llama)
+    one, two = build(source, dtype=dtype), build(source, dtype=dtype)
+    assert not {id(m) for m in one.modules()} & {id(m) for m in two.modules()}
+    assert one.masters.keys() == two.masters.keys()
+    learned = set(one.masters)
+    ones, twos = dict(one.trunk.named_parameters()), dict(two.trunk.named_parameters())
+    for name in ones:
+        shared = ones[name].data_ptr() == twos[name].data_ptr()
+        assert shared == (name not in learned), name
+        assert ones[name] is not twos[name]
+
+
+def test_network__working_copies__follow_their_fp32_originals(tiny_llama: str) -> None:
+    network = build(load_source(tiny_llama), dtype=torch.bfloat16)
+    name, master = next(iter(network.masters.items()))
+    assert master.dtype == torch.float32
+    master.mul_(2)
+    network.refresh()
+    assert torch.equal(network.trunk.get_parameter(name), master.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_layers": 9}, "`n_layers` must be at most the depth"),
+        ({"trainable_layers": 4}, "`trainable_layers` must be at most the 3 layers"),
+        ({"n_layers": 2, "trainable_layers": 3}, "at most the 2 layers"),
+    ],
+)
+def test_build_network__too_deep__says_how_deep_the_trunk_is(
+    options: dict[str, int], message: str, tiny_llama: str
+) -> None:
+    with pytest.raises(ModelNotSupportedError, match=message):
+        build(load_source(tiny_llama), **options)
+
+
+def test_build_network__last_token_of_an_encoder__is_refused(
+    tiny_model: Callable[[str], str],
+) -> None:
+    with pytest.raises(ModelNotSupportedError, match="needs a decoder"):
+        build(load_source(tiny_model("bert")), pooling="last")

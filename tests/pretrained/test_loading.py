@@ -1,0 +1,191 @@
+"""A model's name to its weights: read once, shared, never changed, and refused with a reason."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import skgpt
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.pretrained.loading import _SOURCES, load_source
+from skgpt.testing import tiny_gpt
+from tests.helpers import global_random_state_unchanged
+
+
+def test_load_source__twice__is_the_same_object(tiny_llama: str) -> None:
+    assert load_source(tiny_llama) is load_source(tiny_llama)
+
+
+def test_load_source__another_model_in_the_same_folder__is_read_again(tmp_path: Path) -> None:
+    first = load_source(tiny_gpt(tmp_path / "m", seed=0))
+    second = load_source(tiny_gpt(tmp_path / "m", seed=1))
+    assert first.fingerprint != second.fingerprint
+
+
+def test_clear_cache__with_a_source_in_use__leaves_it_working(tiny_llama: str) -> None:
+    source = load_source(tiny_llama)
+    assert skgpt.cache_info()["models"]["entries"] >= 1
+    skgpt.clear_cache()
+    assert skgpt.cache_info()["models"]["entries"] == 0
+    trunk = source.copy_trunk(3, torch.float32, torch.device("cpu"))
+    assert trunk(input_ids=torch.tensor([[1, 2]])).last_hidden_state.isfinite().all()
+    assert load_source(tiny_llama) is not source
+
+
+def test_load_source__global_random_state__is_untouched(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    with global_random_state_unchanged():
+        load_source(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such-model-anywhere", "./no/such/folder", "~/none", "/none", "", "none.gguf"]
+)
+def test_load_source__an_unknown_name__lists_what_there_is(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="smollm2-135m"):
+        load_source(name)
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "smollm2_135m", "smollm2"])
+def test_load_source__a_misspelt_alias__is_told_the_right_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.pretrained.loading._read", lambda *a: pytest.fail("asked the hub"))
+    with pytest.raises(ModelNotFoundError, match=r"did you mean 'smollm2-135m'\?"):
+        load_source(name)
+
+
+def test_load_source__a_folder_without_a_model__says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        load_source(str(tmp_path))
+
+
+def test_load_source__a_file_that_is_no_gguf__says_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ModelNotFoundError, match="can't be read"):
+        load_source(str(path))
+
+
+def test_load_source__weights_missing__is_refused(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["num_hidden_layers"] += 1
+    config.pop("layer_types", None)
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelNotSupportedError, match="missing"):
+        load_source(folder)
+
+
+def test_tokenizer__special_tokens_in_a_text__are_plain_text(tiny_llama: str) -> None:
+    tokenizer = load_source(tiny_llama).tokenizer
+    special = tokenizer.hf.eos_token
+    ids = tokenizer.encode([f"a {special} b"])[0]
+    assert tokenizer.hf.eos_token_id not in ids
+    assert len(ids) > 4
+
+
+def test_tokenizer__as_files__comes_back_the_same(tiny_llama: str, tmp_path: Path) -> None:
+    tokenizer = load_source(tiny_llama).tokenizer
+    again = type(tokenizer).from_files(tokenizer.files())
+    texts = ["hello", "", "ünï\U0001f600", "</s> x"]
+    assert again.encode(texts) == tokenizer.encode(texts)
+    assert (again.prefix_ids, again.suffix_ids, again.empty_id) == (
+        tokenizer.prefix_ids,
+        tokenizer.suffix_ids,
+        tokenizer.empty_id,
+    )
+
+
+def test_tokenizer__a_file_outside_its_folder__is_refused(tmp_path: Path) -> None:
+    from skgpt.pretrained.tokenizer import TextTokenizer
+
+    with pytest.raises(ModelNotSupportedError, match="inside its folder"):
+        TextTokenizer.from_files({"../evil.json": "{}"})
+
+
+def test_load_source__a_copied_folder__has_the_same_fingerprint(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(tiny_llama, tmp_path / "copy")
+    assert load_source(str(copied)).fingerprint == load_source(tiny_llama).fingerprint
+
+
+def test_fingerprint__a_configuration_that_says_more__is_the_same_base(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    before = load_source(folder).fingerprint
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "a_setting_of_a_later_release": 1}))
+    assert load_source(folder).fingerprint == before
+
+
+def test_load_source__truncated_weights__says_so(tmp_path: Path) -> None:
+    folder = tiny_gpt(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    for content in (weights.read_bytes()[:-100], b"version https://git-lfs", b""):
+        weights.write_bytes(content)
+        with pytest.raises(ModelNotFoundError, match="can't be read"):
+            load_source(folder)
+    assert not _SOURCES._making  # a failed read leaves no lock behind
+
+
+def test_load_source__under_inference_mode__serves_later_fits(tiny_llama: str) -> None:
+    skgpt.clear_cache()
+    with torch.inference_mode():
+        load_source(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
+    trunk = load_source(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
+    assert not any(p.is_inference() for p in trunk.parameters())
+
+
+def test_load_source__a_file_written_over_in_place__changes_no_loaded_model(
+    tmp_path: Path,
+) -> None:
+    source = load_source(tiny_gpt(tmp_path / "m", seed=0))
+    before = {name: p.clone() for name, p in source.trunk.named_parameters()}
+    other = Path(tiny_gpt(tmp_path / "other", seed=1), "model.safetensors").read_bytes()
+    with (tmp_path / "m" / "model.safetensors").open("r+b") as file:
+        file.write(other)
+    assert all(torch.equal(p, before[name]) for name, p in source.trunk.named_parameters())
+
+
+def test_max_positions__roberta__leaves_out_those_it_never_uses(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    from transformers import RobertaConfig, RobertaModel
+
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "roberta")
+    bert = json.loads((folder / "config.json").read_text())
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = RobertaConfig(
+        **{key: bert[key] for key in keys},
+        vocab_size=bert["vocab_size"],
+        max_position_embeddings=66,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng():
+        RobertaModel(config).save_pretrained(folder)
+    source = load_source(str(folder))
+    assert source.max_positions == 64
+    ids = torch.full((1, 64), 5)
+    source.trunk(input_ids=ids)
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (bounds|range)"):
+        source.trunk(input_ids=torch.full((1, 65), 5))
+
+
+def test_prove__outliers_in_one_dimension__do_not_hide_what_padding_does(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "bert")
+    weights = load_file(folder / "model.safetensors")
+    name = next(n for n in sorted(weights) if n.endswith("2.output.LayerNorm.bias"))
+    weights[name][0] = 500.0
+    halved = {n: w.to(torch.bfloat16) for n, w in weights.items()}
+    save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
+    source = load_source(str(folder))
+    assert (source.proof.causal, source.proof.needs_mask) == (False, True)

@@ -1,0 +1,220 @@
+"""Checkpoints of transformers' format, below the estimator: padding, heads, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from skgpt import GPTTextClassifier
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.network.network import TextNetwork, build_network
+from skgpt.pretrained.loading import load_source
+from skgpt.saving.huggingface import _pad_id, put_head, read_head, whole_tensors, write_checkpoint
+from skgpt.testing import tiny, tiny_gpt
+from tests.pretrained.checkpoints import plain_checkpoint
+
+NAMES = ["no", "yes"]
+
+
+def framed(folder: Path, architecture: str, frame: str) -> str:
+    """Write a tiny model whose tokenizer puts this around a text."""
+    family = tiny._ARCHITECTURES[architecture]._replace(frame=frame)
+    with patch.dict(tiny._ARCHITECTURES, {architecture: family}):
+        return tiny_gpt(folder, architecture)
+
+
+def network_on(folder: str, *, dtype: torch.dtype = torch.float32, **depth: Any) -> TextNetwork:
+    network = build_network(
+        load_source(folder),
+        **{"n_layers": None, "trainable_layers": 1, **depth},
+        pooling="last",
+        n_outputs=2,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    width = network.source.proof.width
+    put_head(network, np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(2, width))
+    return network
+
+
+def test_whole_tensors__learned_in_half_precision__are_the_fp32_originals(tiny_llama: str) -> None:
+    network = network_on(tiny_llama, dtype=torch.bfloat16, n_layers=2)
+    for master in network.masters.values():
+        master += 1e-4  # less than half precision tells apart
+    network.refresh()
+    tensors = whole_tensors(network)
+    assert set(tensors) == {name for name, _ in network.trunk.named_parameters()}
+    base = network.source.trunk
+    for name, tensor in tensors.items():
+        moved = 1e-4 if name in network.masters else 0.0
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, base.get_parameter(name) + moved)
+
+
+def test_write_checkpoint__a_base_in_half_precision__keeps_what_is_frozen_so(
+    tmp_path: Path,
+) -> None:
+    folder = tiny_gpt(tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    halved = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    save_file(halved, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    config = tmp_path / "base" / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
+    network = network_on(folder)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_checkpoint(network, out, labels=NAMES, multilabel=False, max_length=32)
+    written = load_file(out / "model.safetensors")
+    learned = {f"model.{name}" for name in network.masters} | {"score.weight"}
+    for name, tensor in written.items():
+        assert tensor.dtype == (torch.float32 if name in learned else torch.bfloat16)
+    assert '"dtype": "float32"' in (out / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "frame", "pad"),
+    [
+        ("llama", "$A", "</s>"),
+        ("llama", "<s> $A", "</s>"),
+        ("llama", "<s> $A </s>", "<s>"),
+        ("gemma3", "<bos> $A <eos>", "<pad>"),
+    ],
+)
+def test_write_checkpoint__whatever_texts_end_in__pads_with_something_else(
+    architecture: str, frame: str, pad: str, tmp_path: Path
+) -> None:
+    network = network_on(framed(tmp_path / "base", architecture, frame))
+    (tmp_path / "out").mkdir()
+    write_checkpoint(network, tmp_path / "out", labels=NAMES, multilabel=False, max_length=32)
+    source = load_source(str(tmp_path / "out"))
+    assert source.tokenizer.hf.pad_token == pad
+    assert source.trunk.config.pad_token_id == source.tokenizer.hf.pad_token_id
+
+
+def test_pad_id__the_only_special_token_ends_every_text__is_refused(tmp_path: Path) -> None:
+    folder = framed(tmp_path / "base", "gpt2", "$A <|endoftext|>")
+    with pytest.raises(ModelNotSupportedError, match="`model` must have a special token"):
+        _pad_id(load_source(folder))
+
+
+def test_from_pretrained__pooled_before_what_ends_every_text__is_refused(tmp_path: Path) -> None:
+    base = framed(tmp_path / "base", "llama", "<s> $A </s>")
+    wrong = plain_checkpoint(base, tmp_path / "wrong", NAMES, pad="</s>")
+    with pytest.raises(ModelNotSupportedError, match="`pad_token_id`"):
+        GPTTextClassifier.from_pretrained(wrong)
+    right = plain_checkpoint(base, tmp_path / "right", NAMES, pad="<s>")
+    assert GPTTextClassifier.from_pretrained(right).classes_.tolist() == NAMES
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_read_head__in_one_file_or_several__is_the_same(
+    shard: str, tiny_llama: str, tmp_path: Path
+) -> None:
+    folder = plain_checkpoint(tiny_llama, tmp_path / "plain", NAMES, shard=shard)
+    assert (tmp_path / "plain" / "model.safetensors").exists() == (shard == "1GB")
+    head = read_head(folder, None)
+    tensors = [load_file(file) for file in Path(folder).glob("*.safetensors")]
+    (written,) = (each["score.weight"] for each in tensors if "score.weight" in each)
+    assert np.array_equal(head.weight, written.numpy())
+    assert (head.labels, head.multilabel, head.notes) == (tuple(NAMES), False, None)
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "model.gguf"])
+def test_read_head__a_model_that_can_have_none__is_to_be_fitted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.gguf").touch()
+    with pytest.raises(ModelNotSupportedError, match=f"fit it, with model='{name}'"):
+        read_head(name, None)
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "./nothing", "", "smollm2"])
+def test_read_head__nothing_of_that_name__is_not_found(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        read_head(name, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": ["one"]}, "two or more"),
+        ({"problem": "regression"}, "regression"),
+        ({"names": ["a", "a"]}, "`id2label`.*another text"),
+    ],
+)
+def test_read_head__no_label_for_each_score__is_refused(
+    changes: dict[str, Any], message: str, tiny_llama: str, tmp_path: Path
+) -> None:
+    folder = plain_checkpoint(tiny_llama, tmp_path / "plain", **{"names": NAMES, **changes})
+    with pytest.raises(ModelNotSupportedError, match=message):
+        read_head(folder, None)
+
+
+def _bias(weights: dict[str, Any]) -> None:
+    weights["score.bias"] = torch.zeros(2)
+
+
+def _layers(weights: dict[str, Any]) -> None:
+    weights["score.dense.weight"] = torch.zeros(32, 32)
+
+
+def _none(weights: dict[str, Any]) -> None:
+    del weights["score.weight"]
+
+
+def _rows(weights: dict[str, Any]) -> None:
+    weights["score.weight"] = torch.zeros(3, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_bias, "one matrix.*score.bias"),
+        (_layers, "one matrix.*score.dense.weight"),
+        (_none, "one matrix.*to be fitted"),
+        (_rows, r"as many rows.*\(3, 32\), not \(2, 32\)"),
+    ],
+)
+def test_read_head__a_head_of_another_shape__is_refused(
+    change: Callable[[dict[str, Any]], None], message: str, tiny_llama: str, tmp_path: Path
+) -> None:
+    folder = plain_checkpoint(tiny_llama, tmp_path / "plain", NAMES)
+    file = tmp_path / "plain" / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelNotSupportedError, match=message):
+        read_head(folder, None)
+
+
+def test_read_head__an_encoder__is_refused(
+    tiny_model: Callable[[str], str], tmp_path: Path
+) -> None:
+    folder = plain_checkpoint(tiny_model("bert"), tmp_path / "plain", NAMES)
+    with pytest.raises(ModelNotSupportedError, match="must be a decoder"):
+        read_head(folder, None)
+
+
+def test_read_head__weights_that_would_be_unpickled__are_not_read(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    folder = plain_checkpoint(tiny_llama, tmp_path / "plain", NAMES)
+    file = tmp_path / "plain" / "model.safetensors"
+    torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+    file.unlink()
+    with pytest.raises(ModelNotFoundError, match="as safetensors"):
+        read_head(folder, None)
+
+
+def test_read_head__a_file_cut_short__can_not_be_read(tiny_llama: str, tmp_path: Path) -> None:
+    folder = plain_checkpoint(tiny_llama, tmp_path / "plain", NAMES)
+    file = tmp_path / "plain" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelNotFoundError, match="can't be read"):
+        read_head(folder, None)

@@ -1,0 +1,61 @@
+"""The plan: epochs and learning rates."""
+
+from typing import Any
+
+import pytest
+
+from skgpt.training.config import TrainingPlan, resolve_epochs
+
+
+def make_plan(**options: Any) -> TrainingPlan:
+    settings: dict[str, Any] = {
+        "n_rows": 100,
+        "n_epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "head_learning_rate": 1e-2,
+        "weight_decay": 0.01,
+        "warmup_ratio": 0.1,
+        "schedule": "linear",
+        "max_grad_norm": 1.0,
+        "token_budget": 512,
+        "memory_budget": 2**30,
+        "seed": 0,
+    }
+    return TrainingPlan(**{**settings, **options})
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_lr_factor__a_falling_schedule__rises_to_one_and_falls_towards_zero(schedule: str) -> None:
+    plan = make_plan(schedule=schedule)
+    factors = [plan.lr_factor(step) for step in range(plan.n_steps)]
+    top = factors.index(max(factors))
+    assert factors[top] == pytest.approx(1.0)
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert 0 < factors[-1] < 0.1
+    assert all(f > 0 for f in factors)
+
+
+def test_lr_factor__constant_without_warmup__is_one() -> None:
+    plan = make_plan(schedule="constant", warmup_ratio=0.0)
+    assert {plan.lr_factor(step) for step in range(plan.n_steps)} == {1.0}
+
+
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.5, 1.0])
+def test_lr_factor__any_warmup__stays_within_bounds(warmup_ratio: float) -> None:
+    plan = make_plan(warmup_ratio=warmup_ratio)
+    assert all(0 < plan.lr_factor(step) <= 1 for step in range(plan.n_steps))
+
+
+def test_resolve_epochs__auto__is_more_on_small_data_and_three_on_large() -> None:
+    epochs = [resolve_epochs("auto", n, 32) for n in (10, 300, 1_000, 10_000, 1_000_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] > epochs[2] > 3
+    assert epochs[-1] == 3
+    assert resolve_epochs(7, 10, 32) == 7
+    assert [resolve_epochs("auto", n, 16) for n in (100, 300, 1_000)] == [12, 9, 6]
+
+
+def test_n_steps__a_short_last_batch__counts_as_a_step() -> None:
+    assert make_plan(n_rows=9, batch_size=8, n_epochs=3).n_steps == 6

@@ -1,0 +1,208 @@
+"""Held-out rows: never trained on, scored as they are, and the best weights come back."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from skgpt.data.splits import Split
+from skgpt.exceptions import InvalidTextError
+from skgpt.training.callbacks import EpochRecord, Monitor
+from skgpt.training.early_stopping import Best, StoppingRule, Watched
+from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
+from tests.training.test_loop import CODES, TEXTS, run, scores_of, trained
+
+SPLIT = Split(np.arange(0, 8), np.arange(8, 12))
+FLAT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
+
+
+def judged_by(scores: list[float], rule: StoppingRule | None) -> Watched:
+    """Give these scores, one per epoch, whatever the network says."""
+    coming = iter(scores)
+    return Watched(lambda logits: next(coming), rule)
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_fit_network__held_out_rows__are_never_trained_on(trainable: Any, tiny_llama: str) -> None:
+    # Rows that are held out might as well have other labels, or any weight at all.
+    plain, history = run(tiny_llama, TEXTS, CODES, trainable=trainable, split=SPLIT)
+    codes, weight = CODES.copy(), np.ones(len(TEXTS))
+    codes[8:], weight[8:] = (CODES[8:] + 1) % 3, 50.0
+    poisoned, other = run(tiny_llama, TEXTS, codes, weight, trainable=trainable, split=SPLIT)
+    assert np.array_equal(scores_of(plain), scores_of(poisoned))
+    assert [r["loss"] for r in history.history] == [r["loss"] for r in other.history]
+    assert history.validation_scores != other.validation_scores
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_fit_network__held_out_rows__leave_the_fit_on_the_others_as_it_is(
+    trainable: Any, tiny_llama: str
+) -> None:
+    with_them, _ = run(tiny_llama, TEXTS, CODES, trainable=trainable, split=SPLIT)
+    without, _ = run(tiny_llama, TEXTS[:8], CODES[:8], trainable=trainable)
+    np.testing.assert_allclose(scores_of(with_them), scores_of(without), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_validation_loss__after_each_epoch__is_that_of_the_network_then(
+    trainable: Any, tiny_llama: str
+) -> None:
+    weight = np.linspace(0.5, 2, len(TEXTS))
+    network, result = run(
+        tiny_llama, TEXTS, CODES, weight, trainable=trainable, split=SPLIT, token_budget=40
+    )
+    logits = scores_of(network)[8:]
+    losses = -CrossEntropy().log_probabilities(logits)[np.arange(4), CODES[8:]]
+    expected = np.average(losses, weights=weight[8:])
+    assert result.history[-1]["validation_loss"] == pytest.approx(expected, rel=1e-4)
+    assert result.validation_scores == [-r["validation_loss"] for r in result.history]
+    assert result.best_iteration == 1 + int(np.argmax(result.validation_scores))
+
+
+def test_judge__what_it_is_given__are_the_raw_scores_of_the_held_out_rows_in_order(
+    tiny_llama: str,
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def judge(logits: np.ndarray) -> float:
+        seen.append(logits.copy())
+        return 0.5
+
+    split = Split(np.arange(2, 10), np.array([0, 1, 10, 11]))
+    network, result = run(
+        tiny_llama, TEXTS, CODES, split=split, watched=Watched(judge), token_budget=40
+    )
+    assert len(seen) == 4
+    np.testing.assert_allclose(seen[-1], scores_of(network)[split.held_out], rtol=1e-3, atol=1e-4)
+    assert result.validation_scores == [0.5] * 4
+
+
+def test_early_stopping__no_improvement__stops_and_puts_the_best_weights_back(
+    tiny_llama: str,
+) -> None:
+    rule = StoppingRule(n_iter_no_change=2, tol=1e-4)
+    scores = [0.1, 0.5, 0.5, 0.4, 0.9]
+    network, result = run(
+        tiny_llama, TEXTS, CODES, split=SPLIT, watched=judged_by(scores, rule), n_epochs=5, **FLAT
+    )
+    assert result.validation_scores == scores[:4]
+    assert result.best_iteration == 2
+    two, _ = run(tiny_llama, TEXTS, CODES, split=SPLIT, n_epochs=2, **FLAT)
+    assert np.array_equal(scores_of(network), scores_of(two))
+
+
+def test_early_stopping__in_bf16__the_working_copies_follow(tiny_llama: str) -> None:
+    import torch
+
+    options: dict[str, Any] = {"split": SPLIT, "dtype": torch.bfloat16, **FLAT}
+    watched = judged_by([0.9, 0.1, 0.2], StoppingRule(5, 0.0))
+    network, _ = run(tiny_llama, TEXTS, CODES, watched=watched, n_epochs=3, **options)
+    one, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, **options)
+    assert np.array_equal(scores_of(network), scores_of(one))
+
+
+def test_early_stopping__rises_below_tol__are_kept_but_buy_no_time(tiny_llama: str) -> None:
+    rule = StoppingRule(n_iter_no_change=2, tol=0.1)
+    watched = judged_by([0.5, 0.55, 0.59, 0.9], rule)
+    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, watched=watched, n_epochs=4)
+    assert len(result.history) == 3
+    assert result.best_iteration == 3
+
+
+def test_watching__without_a_rule__stops_nothing_and_keeps_the_last_weights(
+    tiny_llama: str,
+) -> None:
+    watched = judged_by([0.9, 0.1, 0.1, 0.1], None)
+    network, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, watched=watched)
+    assert (len(result.history), result.best_iteration) == (4, 1)
+    last, _ = run(tiny_llama, TEXTS, CODES, split=SPLIT)
+    assert np.array_equal(scores_of(network), scores_of(last))
+
+
+def test_best__a_score_that_is_no_number__is_an_error(tiny_llama: str) -> None:
+    network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1)
+    with pytest.raises(InvalidTextError, match="must give a number"):
+        Best(network, None).is_over(float("nan"))
+
+
+def test_monitor__that_asks_to_end__ends_the_fit_and_all_are_told(tiny_llama: str) -> None:
+    class Teller(Monitor):
+        def __init__(self, last: int) -> None:
+            self.last = last
+            self.begun: list[int] = []
+            self.ended: list[int] = []
+
+        def epoch_begin(self, epoch: int) -> None:
+            self.begun.append(epoch)
+
+        def epoch(self, record: EpochRecord) -> bool:
+            self.ended.append(record["epoch"])
+            return record["epoch"] == self.last
+
+    first, second = Teller(2), Teller(99)
+    network, result = run(tiny_llama, TEXTS, CODES, monitors=(first, second), **FLAT)
+    assert first.begun == first.ended == second.begun == second.ended == [1, 2]
+    assert len(result.history) == 2
+    two, _ = run(tiny_llama, TEXTS, CODES, n_epochs=2, **FLAT)
+    assert np.array_equal(scores_of(network), scores_of(two))
+
+
+def test_multilabel__weights_of_single_elements__are_what_the_loss_is_made_of(
+    tiny_llama: str,
+) -> None:
+    target = (np.arange(36).reshape(12, 3) % 5 == 0).astype(np.float32)
+    weight = np.linspace(0.5, 2, 36).reshape(12, 3)
+    network, result = run(
+        tiny_llama, TEXTS, target, weight, loss=BinaryCrossEntropy(), split=SPLIT, n_epochs=2
+    )
+    logits = scores_of(network)[8:].astype(np.float64)
+    losses = np.log1p(np.exp(-logits)) + (1 - target[8:]) * logits
+    expected = np.average(losses, weights=weight[8:])
+    assert result.history[-1]["validation_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_multilabel__weight_two__equals_the_row_twice_in_one_batch(tiny_llama: str) -> None:
+    target = (np.arange(36).reshape(12, 3) % 4 == 0).astype(np.float32)
+    options: dict[str, Any] = {"loss": BinaryCrossEntropy(), "batch_size": 64}
+    weight = np.ones((12, 3))
+    weight[:4] = 2.0
+    weighted, _ = run(tiny_llama, TEXTS, target, weight, **options)
+    twice = [*TEXTS, *TEXTS[:4]], np.concatenate([target, target[:4]]), np.ones((16, 3))
+    repeated, _ = run(tiny_llama, *twice, **options)
+    np.testing.assert_allclose(scores_of(weighted), scores_of(repeated), rtol=1e-3, atol=1e-4)
+
+
+def test_early_stopping__scores_that_fall_and_rise_below_the_best__end_the_fit(
+    tiny_llama: str,
+) -> None:
+    # Each rise is one over the epoch before, none over the best.
+    watched = judged_by([1.0, 0.5, 0.6, 0.5, 0.6], StoppingRule(n_iter_no_change=2, tol=0.0))
+    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, watched=watched, n_epochs=5)
+    assert len(result.history) == 3
+
+
+def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_one_epoch(
+    tiny_llama: str,
+) -> None:
+    import signal
+
+    network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1, trainable="all")
+    best = Best(network, StoppingRule(1, 0.0))
+    best.is_over(1.0)
+    wanted = {name: tensor.clone() for name, tensor in network.masters.items()}
+    with torch.no_grad():
+        for tensor in network.masters.values():
+            tensor.add_(1.0)
+    first = next(iter(best._weights))
+
+    class Pressed(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            if name == first:
+                signal.raise_signal(signal.SIGINT)
+            return super().__getitem__(name)
+
+    best._weights = Pressed(best._weights)
+    with pytest.raises(KeyboardInterrupt):
+        best.put_back()
+    assert all(torch.equal(network.masters[name], wanted[name]) for name in wanted)
