@@ -819,7 +819,7 @@ def _of_fitted(network: TextNetwork, data: FitData) -> dict[str, Any]:
 
 
 def _learned(network: TextNetwork) -> str:
-    tensors = {**network.masters, "head": network.head.weight}
+    tensors = {**network.learnable, "head": network.head.weight}
     return digest(
         piece
         for name, tensor in sorted(tensors.items())

@@ -291,7 +291,7 @@ def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
         )
         layout = Layout.of(tokens.lengths, source, device)
         pooled = network.pooled(ids_of(tokens, np.arange(len(TEXTS)), device), layout)
-        learned = [network.trunk.get_parameter(name) for name in network.masters]
+        learned = [network.trunk.get_parameter(name) for name in network.learnable]
         grads = torch.autograd.grad(pooled.square().sum(), learned)
         results.append([t.float().cpu() for t in (pooled, *grads)])
     close = 1e-3 if precision == "float32" else 0.1

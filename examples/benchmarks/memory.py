@@ -74,9 +74,9 @@ def many_fits(args: argparse.Namespace) -> Run:
     run["deleted"] = resident()
     skgpt.clear_cache()
     run["cleared"] = resident()
-    from skgpt.device import give_memory_back
+    from skgpt.device import trim_malloc
 
-    if give_memory_back():
+    if trim_malloc():
         run["trimmed"] = resident()
     return run
 

@@ -207,7 +207,7 @@ class HuggingFaceExchange:
 
     def _check_can_be_said(self) -> None:
         source = self._network.source
-        if not source.proof.causal:
+        if not source.capabilities.causal:
             raise ModelNotSupportedError(
                 f"`model` must be a decoder: that is what the format pools at the last token of. "
                 f"{source.model!r} is an encoder: use skgpt.save."

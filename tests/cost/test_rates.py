@@ -124,7 +124,7 @@ def test_count_memory__what_learns__has_gradient_moments_and_originals(
 ) -> None:
     run = run_of(tiny_llama, 1, dtype=dtype)
     network = run["network"]
-    n_learned = sum(m.numel() for m in network.masters.values()) + network.head.weight.numel()
+    n_learned = sum(m.numel() for m in network.learnable.values()) + network.head.weight.numel()
     memory, disk = count_memory(**run, rates=RATES, keeps_best=False)
     assert memory["learning"] == per_weight * n_learned
     kept, _ = count_memory(**run, rates=RATES, keeps_best=True)

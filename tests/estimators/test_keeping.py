@@ -136,4 +136,4 @@ def test_deepcopy__whatever_the_base__shares_it_in_memory(
     assert twin[0]._network is not clf._network
     for name, parameter in clf._network.trunk.named_parameters():
         other = twin[0]._network.trunk.get_parameter(name)
-        assert (other.data_ptr() == parameter.data_ptr()) == (name not in clf._network.masters)
+        assert (other.data_ptr() == parameter.data_ptr()) == (name not in clf._network.learnable)
