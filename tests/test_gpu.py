@@ -233,7 +233,7 @@ def test_fit_on_cuda__states_on_disk__change_nothing(
     expected = clf.fit(X, y).predict_proba(X)
     skgpt.clear_cache()
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr("skgpt.estimators.planning.prefix_budget", lambda device: memory_budget)
+    monkeypatch.setattr("skgpt.fitting.prefix_budget", lambda device: memory_budget)
     np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
     assert skgpt.cache_info()["states on disk"]["entries"] > 0
 

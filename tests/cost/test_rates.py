@@ -11,7 +11,7 @@ from skgpt.caching import cache_info
 from skgpt.cost import Rates, _Held, count_memory, count_work, measure
 from skgpt.data.splits import all_rows
 from skgpt.data.tokenization import tokenise
-from skgpt.estimators.planning import plan_of_fit
+from skgpt.fitting import plan_of_fit
 from skgpt.network.features import OnTrial, WholeTrunk, _states, what_is_kept
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_source

@@ -9,8 +9,8 @@ import torch
 
 from skgpt.cost import Rates, Work
 from skgpt.data.tokenization import lengths_in_windows
-from skgpt.estimators.planning import plan_of_fit
 from skgpt.estimators.prices import Prices
+from skgpt.fitting import plan_of_fit
 from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_source
 from tests.estimators.test_classifier import make

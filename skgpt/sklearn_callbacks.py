@@ -6,8 +6,8 @@ from typing import Any, Self
 import numpy as np
 
 from skgpt._sklearn import CallbackSupportMixin
-from skgpt.estimators.data import FitData, Given, rows_of
 from skgpt.estimators.pickling import PicklableNetwork
+from skgpt.fitting import FitData, Given, rows_of
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.training.config import TrainingPlan
