@@ -6,7 +6,8 @@ from typing import Any, Self
 import numpy as np
 
 from skgpt._sklearn import CallbackSupportMixin
-from skgpt.estimators.data import FitData, Given, rows_of
+from skgpt.data.inputs import rows_of
+from skgpt.estimators.data import FitData, Given
 from skgpt.estimators.pickling import PicklableNetwork
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, Monitor

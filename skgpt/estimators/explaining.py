@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.data.inputs import column_names
 from skgpt.data.template import Template
 from skgpt.data.tokenization import (
     Places,
@@ -45,7 +44,8 @@ def explanations(fitted: Any, X: Any) -> Any:
         If X is not as in `fit`, or the model can't be explained.
     """
     pandas = _pandas()
-    columns = fitted._checked_columns(X)
+    texts = fitted._checked_texts(X)
+    columns = texts.cells
     scores = fitted._scores(X)
     network = fitted._network
     tokens, places = locate(
@@ -66,9 +66,8 @@ def explanations(fitted: Any, X: Any) -> Any:
         for end, count in zip(ends, counts.tolist(), strict=True)
     ]
     table = _table(columns, fitted.classes_[explained], parts)
-    names = column_names(X)
-    if names is not None:
-        table["column"] = np.array(names, dtype=object)[table["column"]]
+    if texts.names is not None:
+        table["column"] = np.array(texts.names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)
 
 
