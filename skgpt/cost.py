@@ -584,7 +584,7 @@ def count_memory(
         on_device += source.trunk.parameters()
     if source.resident and network.spec.quantize_base is None:
         on_device += source.tensors(network.dtype, network.device).values()
-    learned = [*network.masters.values(), network.head.weight]
+    learned = [*network.learnable.values(), network.head.weight]
     n_learned = sum(tensor.numel() for tensor in learned)
     # A gradient and two moments in fp32, beside the originals themselves and a copy of the best.
     learning = (12 + 4 * keeps_best) * n_learned

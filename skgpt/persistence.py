@@ -29,14 +29,14 @@ from skgpt._files import (
     to_plain,
     written_whole,
 )
-from skgpt.estimators.classifier import GPTTextClassifier
-from skgpt.estimators.lora import LoRA
+from skgpt.classifier import GPTTextClassifier
 from skgpt.exceptions import (
     ModelNotFoundError,
     NotSavableError,
     SkgptError,
     StateFormatError,
 )
+from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
 FORMAT = 1

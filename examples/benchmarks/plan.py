@@ -45,7 +45,7 @@ def run_of(arm: str, args: argparse.Namespace) -> Run:
     """Plan, fit and predict in this process; the libraries are imported before the clock starts."""
     import transformers  # noqa: F401
 
-    import skgpt.estimators.classifier  # noqa: F401
+    import skgpt.classifier  # noqa: F401
     from skgpt import GPTTextClassifier, LoRA
     from skgpt.pretrained.loading import load_source
 

@@ -68,7 +68,7 @@ def export(classifier: Any, setting: Setting, folder: Path) -> None:
     model = load_classifier(len(classifier.classes_), setting)
     tokenizer = load_tokenizer()
     with torch.no_grad():
-        for name, master in network.masters.items():
+        for name, master in network.learnable.items():
             model.model.get_parameter(name).copy_(master)
         model.score.weight.copy_(network.head.weight)
     model.config.id2label = dict(enumerate(map(str, classifier.classes_)))

@@ -20,31 +20,36 @@ from skgpt.device import (
     resolve_precision,
 )
 from skgpt.estimators.advice import advice
-from skgpt.estimators.callbacks import CallbackEstimator, SklearnCallbacks
-from skgpt.estimators.continuing import check_same_model, check_same_shape
-from skgpt.estimators.cut_texts import check_length, warn_of_cut_texts
-from skgpt.estimators.data import (
+from skgpt.estimators.estimating import EstimatesFits
+from skgpt.exceptions import ContinuationError
+from skgpt.fitting import (
     COLUMN_ATTRIBUTES,
+    SHARED_CONSTRAINTS,
     FitData,
     Given,
     HeldOut,
     check_columns_match,
     check_fit_data,
+    check_length,
+    check_same_model,
+    check_same_shape,
+    checkpoint_of,
     columns_of_fit,
+    draw_seed,
+    make_judge,
+    monitors_from_outside,
+    plan_of_fit,
+    plan_of_part,
     trained_on,
+    warn_and_raise,
+    warn_of_cut_texts,
+    warn_of_skipped_steps,
 )
-from skgpt.estimators.endings import warn_and_raise, warn_of_skipped_steps
-from skgpt.estimators.estimating import EstimatesFits
-from skgpt.estimators.judge import make_judge
-from skgpt.estimators.lora import LoRA, TakesLoRA, adapter_spec
-from skgpt.estimators.outside import monitors_from_outside
-from skgpt.estimators.params import SHARED_CONSTRAINTS, draw_seed
-from skgpt.estimators.planning import plan_of_fit, plan_of_part
-from skgpt.estimators.resuming import checkpoint_of
-from skgpt.exceptions import ContinuationError
+from skgpt.lora import LoRA, TakesLoRA, adapter_spec
 from skgpt.network.microbatches import needs_memory, token_budget
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import Source, load_source
+from skgpt.sklearn_callbacks import CallbackEstimator, SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, Monitor, PredictBar, SlowFitNotice, fit_progress
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.config import TrainingPlan

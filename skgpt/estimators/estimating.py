@@ -11,10 +11,8 @@ from skgpt.data.inputs import check_texts
 from skgpt.data.targets import Target
 from skgpt.data.tokenization import run_by_trunk, tokenise_columns, tokenise_rows
 from skgpt.device import no_more_threads_than_cores
-from skgpt.estimators.data import FitData, Given
-from skgpt.estimators.params import seed_to_come
-from skgpt.estimators.planning import plan_of_fit
 from skgpt.estimators.prices import Prices
+from skgpt.fitting import FitData, Given, plan_of_fit, seed_to_come
 from skgpt.network.features import what_is_kept
 from skgpt.network.network import TextNetwork, count_weights
 from skgpt.training.early_stopping import Watched

@@ -24,10 +24,8 @@ from skgpt.data.splits import all_rows
 from skgpt.data.targets import ClassTarget, LabelSets, Target
 from skgpt.data.template import parse_template
 from skgpt.device import no_more_threads_than_cores
-from skgpt.estimators.card import model_card
-from skgpt.estimators.data import FitData
-from skgpt.estimators.params import draw_seed
 from skgpt.exceptions import ModelNotSupportedError, StateFormatError
+from skgpt.fitting import FitData, draw_seed
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_source
 from skgpt.saving.huggingface import (
@@ -38,6 +36,7 @@ from skgpt.saving.huggingface import (
     read_head,
     write_checkpoint,
 )
+from skgpt.saving.model_card import model_card
 from skgpt.training.loop import FitResult
 
 _WRITTEN_BY = "skgpt save_pretrained"
@@ -208,7 +207,7 @@ class HuggingFaceExchange:
 
     def _check_can_be_said(self) -> None:
         source = self._network.source
-        if not source.proof.causal:
+        if not source.capabilities.causal:
             raise ModelNotSupportedError(
                 f"`model` must be a decoder: that is what the format pools at the last token of. "
                 f"{source.model!r} is an encoder: use skgpt.save."

@@ -103,7 +103,7 @@ class Prices:
     def _share_of_weights(self, n_learning: int) -> float:
         """Return which share of the weights that learn now would still do so."""
         spec = self.network.spec
-        if spec.lora is not None or not self.network.masters:
+        if spec.lora is not None or not self.network.learnable:
             return n_learning / max(1, spec.n_layers - spec.n_frozen)
         block = find_blocks(self.network.source.trunk)[0]
         weights = n_learning * sum(parameter.numel() for parameter in block.parameters())

@@ -45,7 +45,7 @@ from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import Budget
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
 from skgpt.pretrained.default_models import cache_folder
-from skgpt.trunk.layers import PROBE_ERRORS, Cut, agree
+from skgpt.trunk.layers import PROBE_ERRORS, SplitTrunk, agree
 
 # A mapped file stays open, and its space is taken until nothing in it is in use: neither many
 # files nor large ones.
@@ -138,7 +138,7 @@ Compute = Callable[[Tensor, Layout], Sequence[Tensor]]  # ids and layout to one 
 Kept = Literal["hidden", "pooled"]  # what is kept of each text
 
 # Their bytes are those of the shared tensors that they keep alive.
-_PREFIXES: Store[Cut] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
+_PREFIXES: Store[SplitTrunk] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
 
 
 def _states(device: str) -> Store[Tensor]:
@@ -196,30 +196,30 @@ def computation(network: TextNetwork, kept: Kept) -> Compute:
     """Return what runs the frozen layers over texts: token ids to what is kept of each text."""
     if kept == "pooled":
         return lambda ids_T, layout: network.pooled(ids_T, layout).unbind()
-    cut = prefix_of(network)
-    return lambda ids_T, layout: before(cut, network, ids_T, layout).split(layout.lengths)
+    split = prefix_of(network)
+    return lambda ids_T, layout: before(split, network, ids_T, layout).split(layout.lengths)
 
 
-def prefix_of(network: TextNetwork) -> Cut:
+def prefix_of(network: TextNetwork) -> SplitTrunk:
     """Return a trunk of the frozen layers alone, which is the same for all networks like it."""
     n = network.spec.n_frozen
 
-    def make() -> Cut:
-        return Cut(network.base_trunk(n), n)
+    def make() -> SplitTrunk:
+        return SplitTrunk(network.base_trunk(n), n)
 
     if not network.source.resident:
         return make()
     return _PREFIXES.get_or_make((n, network.upstream), make, _bytes_of)
 
 
-def _bytes_of(cut: Cut) -> int:
-    return sum(p.numel() * p.element_size() for p in cut.trunk.parameters())
+def _bytes_of(split: SplitTrunk) -> int:
+    return sum(p.numel() * p.element_size() for p in split.trunk.parameters())
 
 
-def before(cut: Cut, network: TextNetwork, ids_T: Tensor, layout: Layout) -> Tensor:
+def before(split: SplitTrunk, network: TextNetwork, ids_T: Tensor, layout: Layout) -> Tensor:
     """Run the frozen layers: token ids to hidden states, shape (T, H)."""
     laid_out = layout.lay(ids_T, pad_id_of(network.source))
-    return layout.flat(cut.take(input_ids=laid_out, **layout.inputs()))
+    return layout.flat(split.run_lower(input_ids=laid_out, **layout.inputs()))
 
 
 class _Texts:
@@ -655,7 +655,7 @@ class Averaged(Forward):
     def pooled(self, rows: Rows) -> Tensor:
         """Return the mean of the pooled states of each of these rows' windows."""
         windows = self._windows.of(rows)
-        learning = torch.is_grad_enabled() and self.network.masters
+        learning = torch.is_grad_enabled() and self.network.learnable
         states_WH = self._states(windows) if learning else self._states_in_parts(windows)
         return _means(states_WH, self._windows.counts[rows])
 

@@ -55,13 +55,17 @@ class Layout:
         device : torch.device
         """
         own = lengths.tolist()
-        filler = _filler(sum(own)) if source.proof.packs and device.type == "cpu" else 0
+        filler = (
+            _filler(sum(own))
+            if source.capabilities.supports_packing and device.type == "cpu"
+            else 0
+        )
         boundaries = Boundaries.of([*own, filler] if filler else own, device)
         return cls(
             boundaries,
             to_device(lengths, device),
-            source.proof.packs,
-            source.proof.needs_mask,
+            source.capabilities.supports_packing,
+            source.capabilities.needs_mask,
         )
 
     @property

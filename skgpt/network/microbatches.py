@@ -56,7 +56,7 @@ def token_budget(network: TextNetwork, *, learning: bool, frozen_too: bool = Fal
     """
     cap = _GPU_TOKENS if network.device.type == "cuda" else _CPU_TOKENS
     blocks = find_blocks(network.trunk)
-    kept = blocks[network.spec.n_frozen :] if learning and network.masters else blocks[:1]
+    kept = blocks[network.spec.n_frozen :] if learning and network.learnable else blocks[:1]
     kept = blocks if frozen_too else kept
     values = sum(_values_per_token(module) for module in kept.modules())
     bytes_per_token = max(1, int(values * _OTHER_ACTIVATIONS * network.dtype.itemsize))
@@ -85,7 +85,7 @@ class Budget:
 
     def __init__(self, network: TextNetwork, n_tokens: int, *, learning: bool = False) -> None:
         self._network = network
-        self._padded = not network.source.proof.packs
+        self._padded = not network.source.capabilities.supports_packing
         depth = (network.spec.n_layers, network.spec.n_frozen)
         self._key = (depth, network.upstream, learning)
         (lowered,) = _LOWERED.find_many([self._key])

@@ -16,7 +16,7 @@ from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.network.layout import Layout
 from skgpt.network.lora import AdapterSpec, RowNoise, add_adapters, first_values, quantise
 from skgpt.pretrained.loading import Source
-from skgpt.trunk.layers import Cut, find_blocks, parameters_after_blocks
+from skgpt.trunk.layers import SplitTrunk, find_blocks, parameters_after_blocks
 
 TrainableLayers = int | Literal["all"]
 
@@ -155,7 +155,7 @@ class TextNetwork(nn.Module):
 
     Attributes
     ----------
-    masters : dict of str to Tensor
+    learnable : dict of str to Tensor
         fp32 originals of the trunk's parameters that learn. Under fp32 they are the parameters
         themselves; otherwise the parameters are working copies, refreshed by `refresh`.
     noise : RowNoise
@@ -179,23 +179,25 @@ class TextNetwork(nn.Module):
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
             nn.Linear,
-            source.proof.width,
+            source.capabilities.hidden_size,
             spec.n_outputs,
             bias=False,
             dtype=torch.float32,
             device=device,
         )
         nn.init.zeros_(self.head.weight)
-        self.noise = RowNoise(padded=not source.proof.packs)
-        self.masters: dict[str, Tensor] = {}
+        self.noise = RowNoise(padded=not source.capabilities.supports_packing)
+        self.learnable: dict[str, Tensor] = {}
         for name, master in self._first_values(seed).items():
             parameter = own(self.trunk, name, master.to(dtype))
-            self.masters[name] = parameter if dtype == torch.float32 else master
+            self.learnable[name] = parameter if dtype == torch.float32 else master
         partly = 0 < spec.n_frozen < spec.n_layers
-        self._cut = Cut(self.trunk, spec.n_frozen) if partly else None
+        self._split = SplitTrunk(self.trunk, spec.n_frozen) if partly else None
         # The last block need compute no more than what is pooled, where it is ours.
         drops = spec.lora is not None and spec.lora.dropout > 0
-        self._ends_only = spec.pooling == "last" and source.proof.fast and not drops
+        self._ends_only = (
+            spec.pooling == "last" and source.capabilities.supports_fast_blocks and not drops
+        )
 
     @property
     def upstream(self) -> tuple[Hashable, ...]:
@@ -221,9 +223,9 @@ class TextNetwork(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the fp32 originals into the working copies."""
-        if self.dtype != torch.float32 and self.masters:
-            working = [self.trunk.get_parameter(name) for name in self.masters]
-            torch._foreach_copy_(working, list(self.masters.values()))
+        if self.dtype != torch.float32 and self.learnable:
+            working = [self.trunk.get_parameter(name) for name in self.learnable]
+            torch._foreach_copy_(working, list(self.learnable.values()))
 
     @torch.no_grad()
     def take_over(self, other: "TextNetwork", rows: NDArray[np.int64] | None = None) -> None:
@@ -242,8 +244,8 @@ class TextNetwork(nn.Module):
             self.head.weight.copy_(weight)
         else:
             self.head.weight[torch.from_numpy(rows).to(self.device)] = weight
-        for name, master in other.masters.items():
-            self.masters[name].copy_(master)
+        for name, master in other.learnable.items():
+            self.learnable[name].copy_(master)
         self.refresh()
 
     def hidden(self, ids_T: Tensor, layout: Layout) -> Tensor:
@@ -272,14 +274,14 @@ class TextNetwork(nn.Module):
 
     def after(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
         """Return the pooled states of hidden states behind the frozen layers, shape (B, H)."""
-        assert self._cut is not None
+        assert self._split is not None
         inputs = layout.inputs(ends_only=self._ends_only)
-        return self._pooled(self._cut.put(layout.lay(hidden_TH), **inputs), layout)
+        return self._pooled(self._split.run_upper(layout.lay(hidden_TH), **inputs), layout)
 
     def get_ready(self) -> None:
         """Do beforehand what `after` would do at its first call, when dropout may be on."""
-        if self._cut is not None:
-            self._cut.get_ready()
+        if self._split is not None:
+            self._split.get_ready()
 
     def _pooled(self, last: Tensor, layout: Layout) -> Tensor:
         if self._ends_only:
@@ -304,7 +306,7 @@ class TextNetwork(nn.Module):
 
 def count_weights(network: TextNetwork) -> tuple[int, int]:
     """Return how many weights learn, the head's among them, and how many of the trunk don't."""
-    learning = sum(master.numel() for master in network.masters.values())
+    learning = sum(master.numel() for master in network.learnable.values())
     # Of the source, as 4-bit weights are packed into tensors of other shapes.
     trunk = network.source.trunk
     dropped = find_blocks(trunk)[network.spec.n_layers :]
@@ -350,7 +352,7 @@ def resolve_pooling(pooling: str, source: Source) -> Pooling:
     ModelNotSupportedError
         For "last" on an encoder, whose last token sums up nothing.
     """
-    if pooling == "last" and not source.proof.causal:
+    if pooling == "last" and not source.capabilities.causal:
         raise ModelNotSupportedError(
             f"pooling='last' needs a decoder, whose last token has seen the whole text. "
             f"{source.model!r} is an encoder: use pooling='mean'."

@@ -22,7 +22,7 @@ def matplotlib() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingPackageError(
             "Displays are drawn by the package matplotlib, which can't be imported: run "
-            f'`pip install "skgpt[plot]"`. ({error})'
+            f'`pip install "skgpt-text[plot]"`. ({error})'
         ) from error
     return colors, plt
 

@@ -30,7 +30,7 @@ from skgpt.pretrained.default_models import (
 )
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.trunk.attention import pack
-from skgpt.trunk.capabilities import Proof, prove
+from skgpt.trunk.capabilities import Capabilities, probe
 from skgpt.trunk.layers import PROBE_ERRORS, copy_around, find_blocks, truncate
 from skgpt.trunk.llama import use_fast_blocks
 
@@ -56,7 +56,7 @@ class Source:
         Whether another machine can get the same weights by name (an alias or a hub id).
     fingerprint : str
         Of the weights.
-    proof : Proof
+    capabilities : Capabilities
         What was found out by running it.
     resident : bool
         Whether its tensors are kept for others; those out of a pickle go with their estimator.
@@ -73,7 +73,7 @@ class Source:
     config: dict[str, Any]
     refetchable: bool
     fingerprint: str
-    proof: Proof
+    capabilities: Capabilities
     resident: bool
     full_depth: int
     identity: object = field(default_factory=object)
@@ -123,9 +123,9 @@ class Source:
         trunk = copy_around(self.trunk, self.tensors(dtype, device))
         truncate(trunk, n_layers)
         trunk.config.use_cache = False
-        if self.proof.packs:
+        if self.capabilities.supports_packing:
             pack(trunk)
-        if self.proof.fast:
+        if self.capabilities.supports_fast_blocks:
             use_fast_blocks(find_blocks(trunk))
         return trunk.eval()
 
@@ -149,7 +149,7 @@ class Source:
             for name, p in self.trunk.named_parameters()
         }
         for name, b in self.trunk.named_buffers():
-            with_weights = self.proof.casts_buffers and b.is_floating_point()
+            with_weights = self.capabilities.casts_buffers and b.is_floating_point()
             cast[name] = b.to(device, dtype if with_weights else b.dtype)
         return cast
 
@@ -324,7 +324,7 @@ def make_source(
     config: dict[str, Any] | None = None,
     full_depth: int | None = None,
 ) -> Source:
-    """Make a source of a trunk that was read: freeze it, prove what it does, take its print."""
+    """Make a source of a trunk that was read: freeze, probe and fingerprint it."""
     trunk.eval().requires_grad_(False)
     depth = len(find_blocks(trunk))
     if resident and not refetchable:
@@ -332,7 +332,7 @@ def make_source(
         for parameter in trunk.parameters():
             parameter.data = parameter.data.clone()
     try:
-        proof = prove(trunk)
+        capabilities = probe(trunk)
     except SkgptError:
         raise
     except PROBE_ERRORS as error:
@@ -348,7 +348,7 @@ def make_source(
         config=_plain(trunk.config) if config is None else config,
         refetchable=refetchable,
         fingerprint=_fingerprint(trunk),
-        proof=proof,
+        capabilities=capabilities,
         resident=resident,
         full_depth=full_depth or depth,
     )

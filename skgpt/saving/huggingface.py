@@ -272,7 +272,7 @@ def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
         came, whatever the network computes in.
     """
     base, lora = dict(network.source.trunk.named_parameters()), network.spec.lora
-    learned = {name: master.detach().cpu() for name, master in network.masters.items()}
+    learned = {name: master.detach().cpu() for name, master in network.learnable.items()}
     names = [name for name, _ in network.trunk.named_parameters()]
     if lora is not None:
         names = [base_name(name) for name in names if name not in learned]

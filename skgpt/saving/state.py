@@ -52,7 +52,7 @@ def pack(network: TextNetwork, store_base: StoreBase = "auto") -> dict[str, Any]
         If `store_base` is something else.
     """
     source = network.source
-    learned = {f"trunk.{name}": tensor for name, tensor in network.masters.items()}
+    learned = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     learned["head.weight"] = network.head.weight
     state: dict[str, Any] = {
         "format": FORMAT,
@@ -94,7 +94,7 @@ def _base_of(network: TextNetwork) -> dict[str, Tensor]:
     """Return what the network stands on and has not learned, under the base's own names."""
     # Buffers too: the rotary frequencies and their like are in no state dict.
     trunk = dict(network.trunk.named_parameters()) | dict(network.trunk.named_buffers())
-    base = {base_name(name): t for name, t in trunk.items() if name not in network.masters}
+    base = {base_name(name): t for name, t in trunk.items() if name not in network.learnable}
     if network.spec.quantize_base is None:
         return base
     # Whole, to be put in 4 bits again where it is opened.
@@ -141,7 +141,7 @@ def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -
     _check_outputs(spec, learned, source)
     network = TextNetwork(source, _by_whole_names(spec, learned, source), dtype, device)
     network.spec = spec
-    targets = {f"trunk.{name}": master for name, master in network.masters.items()}
+    targets = {f"trunk.{name}": master for name, master in network.learnable.items()}
     targets["head.weight"] = network.head.weight
     _check_same(learned, targets, "weights that were learned")
     with torch.no_grad():
@@ -171,7 +171,7 @@ def _read_dataclass(kind: type, plain: Mapping[str, Any]) -> Any:
 def _check_outputs(spec: NetworkSpec, learned: Mapping[str, Tensor], source: Source) -> None:
     """Check before anything is made whose size the file alone decides."""
     head = learned.get("head.weight")
-    expected = (spec.n_outputs, source.proof.width)
+    expected = (spec.n_outputs, source.capabilities.hidden_size)
     if head is None or tuple(head.shape) != expected:
         found = "none" if head is None else tuple(head.shape)
         raise StateFormatError(

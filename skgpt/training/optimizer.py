@@ -273,8 +273,8 @@ class Optimiser:
         self._n_made = 0
         self._n_in_vain = torch.zeros((), device=network.device)  # of these, skipped by the device
         self._step = 0
-        self._names = list(network.masters)
-        self._masters = list(network.masters.values())
+        self._names = list(network.learnable)
+        self._masters = list(network.learnable.values())
         self._working = [network.trunk.get_parameter(name) for name in self._names]
         self._separate = network.dtype != torch.float32
         self._sums: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """Searches over the parameters of text estimators, and whether what they find is worth it.
 
 What needs the package optuna, all but `compare_with_baseline`, says so where it is missing:
-``pip install "skgpt[optuna]"``. The names are imported when they are first used.
+``pip install "skgpt-text[optuna]"``. The names are imported when they are first used.
 """
 
 from importlib import import_module
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
                 raise
             raise MissingPackageError(
                 f"`{name}` needs the package optuna, which can't be imported: run "
-                f'`pip install "skgpt[optuna]"`. ({error})'
+                f'`pip install "skgpt-text[optuna]"`. ({error})'
             ) from error
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 

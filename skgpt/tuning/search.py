@@ -22,8 +22,8 @@ from skgpt._sklearn import (
     fit_context,
     have_it_raise,
 )
-from skgpt.estimators.params import draw_seed
 from skgpt.exceptions import SearchSpaceError
+from skgpt.fitting import draw_seed
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.identity import identity_of, name_of

@@ -267,7 +267,7 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
         "weight_decay": FloatDistribution(1e-3, 0.3, log=True),
         "batch_size": CategoricalDistribution([16, 32, 64] if on_gpu else [8, 16, 32]),
     }
-    if source.proof.causal:
+    if source.capabilities.causal:
         space["pooling"] = CategoricalDistribution(["mean", "last"])
     deepest = source.full_depth if final.n_layers is None else int(final.n_layers)
     kept = sorted({max(1, round(deepest * share)) for share in (0.5, 0.75, 1.0)})

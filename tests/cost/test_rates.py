@@ -11,7 +11,7 @@ from skgpt.caching import cache_info
 from skgpt.cost import Rates, _Held, count_memory, count_work, measure
 from skgpt.data.splits import all_rows
 from skgpt.data.tokenization import tokenise
-from skgpt.estimators.planning import plan_of_fit
+from skgpt.fitting import plan_of_fit
 from skgpt.network.features import OnTrial, WholeTrunk, _states, what_is_kept
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_source
@@ -124,7 +124,7 @@ def test_count_memory__what_learns__has_gradient_moments_and_originals(
 ) -> None:
     run = run_of(tiny_llama, 1, dtype=dtype)
     network = run["network"]
-    n_learned = sum(m.numel() for m in network.masters.values()) + network.head.weight.numel()
+    n_learned = sum(m.numel() for m in network.learnable.values()) + network.head.weight.numel()
     memory, disk = count_memory(**run, rates=RATES, keeps_best=False)
     assert memory["learning"] == per_weight * n_learned
     kept, _ = count_memory(**run, rates=RATES, keeps_best=True)

@@ -17,7 +17,7 @@ LABELS = ["a", "b"] * 3
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skgpt.estimators.cut_texts._SAID", set())
+    monkeypatch.setattr("skgpt.fitting._SAID", set())
 
 
 def head(folder: str, **options: Any) -> GPTTextClassifier:

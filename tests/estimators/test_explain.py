@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import Tokens, clean, locate
+from skgpt.explanations import _TEXTS_AT_ONCE, attribute
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
-from skgpt.training.attributions import _TEXTS_AT_ONCE, attribute
 from skgpt.training.loop import raw_scores
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data

@@ -102,7 +102,7 @@ def exported(folder: str, X: Any, y: Any, where: Path) -> str:
     from transformers import pipeline
 
     options = {"n_layers": 2, "precision": "fp32", "max_epochs": 1}
-    if not load_source(folder).proof.causal:
+    if not load_source(folder).capabilities.causal:
         with pytest.raises(ModelNotSupportedError, match="encoder"):
             make(folder, pooling="last", **options).fit(X, y)
         return "no: an encoder has no last token to pool"
@@ -141,7 +141,7 @@ def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(
     row = [
         family,
         f"`{source.trunk.config.model_type}`",
-        "end to end" if source.proof.packs else "side by side",
+        "end to end" if source.capabilities.supports_packing else "side by side",
         "once" if is_cut(cut, X) else "in every epoch",
         "yes",
         exported(folder, X, y, tmp_path / "exported"),

@@ -9,8 +9,8 @@ import torch
 
 from skgpt.cost import Rates, Work
 from skgpt.data.tokenization import lengths_in_windows
-from skgpt.estimators.planning import plan_of_fit
 from skgpt.estimators.prices import Prices
+from skgpt.fitting import plan_of_fit
 from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_source
 from tests.estimators.test_classifier import make
@@ -87,7 +87,9 @@ def test_seconds__of_fewer_learning_layers__are_those_of_a_fit_with_them(tiny_ll
 def test_seconds__of_fewer_learning_layers__update_as_many_weights(tiny_llama: str) -> None:
     everything = prices(tiny_llama, "all", even(0, 3, update=1.0))
     last = prices(tiny_llama, 1, even(2, 1))
-    weights = [sum(m.numel() for m in each.network.masters.values()) for each in (last, everything)]
+    weights = [
+        sum(m.numel() for m in each.network.learnable.values()) for each in (last, everything)
+    ]
     without = prices(tiny_llama, "all", even(0, 3)).seconds_at_depth(3, 1)
     updates = (everything.seconds_at_depth(3, 1) - without) / (4 * 7)
     assert updates == pytest.approx(weights[0] / weights[1], rel=0.02)  # norms and head left out

@@ -70,7 +70,7 @@ def assert_base_untouched(folder: str, fitted: list[GPTTextClassifier]) -> None:
         assert torch.equal(tensor, fresh[name]), name
     for clf in fitted:
         network: TextNetwork = clf._network
-        frozen = [n for n, _ in network.trunk.named_parameters() if n not in network.masters]
+        frozen = [n for n, _ in network.trunk.named_parameters() if n not in network.learnable]
         assert bool(frozen) == (clf.trainable_layers != "all")
         for name in frozen:
             tensor = network.trunk.get_parameter(name)

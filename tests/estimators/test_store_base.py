@@ -102,7 +102,7 @@ def test_store_base__after_opening__frozen_tensors_are_shared(
     one, two = pickle.loads(data), pickle.loads(data)
     for name, parameter in one._network.trunk.named_parameters():
         shared = parameter.data_ptr() == two._network.trunk.get_parameter(name).data_ptr()
-        assert shared == (name not in one._network.masters)
+        assert shared == (name not in one._network.learnable)
 
 
 def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(

@@ -54,7 +54,7 @@ def test_forward__frozen_layers__gives_the_scores_and_gradients_of_the_whole(
     cached = forward_of(network)
     assert isinstance(cached, kind)
     whole = WholeTrunk(network, tokens_of(network))
-    learned = [*network.masters.values(), network.head.weight]
+    learned = [*network.learnable.values(), network.head.weight]
     rows = np.array([3, 0, 2])
     results = []
     for forward in (cached, whole):
@@ -63,7 +63,7 @@ def test_forward__frozen_layers__gives_the_scores_and_gradients_of_the_whole(
         results.append((logits, grads))
     (logits, grads), (expected_logits, expected_grads) = results
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
-    for name, got, expected in zip(network.masters, grads, expected_grads, strict=False):
+    for name, got, expected in zip(network.learnable, grads, expected_grads, strict=False):
         if expected is None:  # an encoder's unused pooler has no part in the scores
             assert got is None, name
         else:

@@ -35,7 +35,7 @@ def adapted(folder: str, spec: AdapterSpec = ALL, **options: Any) -> TextNetwork
     """Return a network whose adapters do something."""
     network = build(load_source(folder), lora=spec, **{"trainable_layers": "all", **options})
     generator = torch.Generator().manual_seed(1)
-    for master in network.masters.values():
+    for master in network.learnable.values():
         nn.init.normal_(master, std=0.3, generator=generator)
     network.refresh()
     return network
@@ -57,8 +57,8 @@ def test_adapters__at_first__add_nothing_and_draw_from_no_global_generator(
         network = build(source, lora=ALL, trainable_layers="all")
     bare = build(source, trainable_layers=0)
     assert torch.equal(hidden_of(network, [0, 1, 2]), hidden_of(bare, [0, 1, 2]))
-    assert network.masters
-    assert all(("lora_B" in n) == bool((m == 0).all()) for n, m in network.masters.items())
+    assert network.learnable
+    assert all(("lora_B" in n) == bool((m == 0).all()) for n, m in network.learnable.items())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -68,7 +68,7 @@ def test_merged__any_architecture__does_alone_what_weights_and_adapters_do(
     network = adapted(tiny_model(architecture))
     source = network.source
     base = dict(source.trunk.named_parameters())
-    done = merged(network.trunk, ALL, base, network.masters)
+    done = merged(network.trunk, ALL, base, network.learnable)
     assert done.keys() < base.keys()
     tensors = {**base, **dict(source.trunk.named_buffers()), **done}
     alone = copy_around(source.trunk, {n: t.detach() for n, t in tensors.items()})
@@ -91,7 +91,7 @@ def test_adapted__a_batch__equals_one_by_one(
 
 def test_adapters__seed__decides_them(tiny_llama: str) -> None:
     source = load_source(tiny_llama)
-    one, same, other = (build(source, lora=ALL, seed=s).masters for s in (5, 5, 6))
+    one, same, other = (build(source, lora=ALL, seed=s).learnable for s in (5, 5, 6))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one if "lora_A" in name)
     drawn = [tensor.detach() for name, tensor in one.items() if "lora_A" in name]
@@ -117,11 +117,11 @@ def test_targets__last_layers__are_in_those_alone(
 ) -> None:
     spec = AdapterSpec(2, 2.0, 0.0, wanted)
     network = build(load_source(tiny_llama), lora=spec, trainable_layers=1)
-    found = {name.partition(".lora_")[0] for name in network.masters}
+    found = {name.partition(".lora_")[0] for name in network.learnable}
     assert {name.rpartition(".")[2] for name in found} == ends
     n = network.spec.n_layers
     assert all(name.startswith(f"layers.{n - 1}.") for name in found)
-    assert len(network.masters) == 2 * len(ends)
+    assert len(network.learnable) == 2 * len(ends)
 
 
 @pytest.mark.parametrize("wanted", ["elf_attn.q_proj", "proj", "lm_head"])
@@ -168,7 +168,7 @@ def test_adapters__two_networks__share_the_base_and_own_what_learns(tiny_llama: 
     one, two = (build(load_source(tiny_llama), lora=ALL, trainable_layers="all") for _ in "ab")
     others = dict(two.trunk.named_parameters())
     for name, parameter in one.trunk.named_parameters():
-        learns = name in one.masters
+        learns = name in one.learnable
         assert parameter.requires_grad == learns
         assert (parameter.data_ptr() == others[name].data_ptr()) != learns, name
 
@@ -191,7 +191,7 @@ def test_base_name__of_every_parameter__is_one_of_the_base(name: str, tmp_path: 
     folder = write_tiny(str(tmp_path / "model"), name)
     network = build(load_source(folder), lora=ALL, trainable_layers="all")
     base = {n for n, _ in network.source.trunk.named_parameters()}
-    names = {n for n, _ in network.trunk.named_parameters() if n not in network.masters}
+    names = {n for n, _ in network.trunk.named_parameters() if n not in network.learnable}
     assert {base_name(n) for n in names} == base
 
 
@@ -203,7 +203,7 @@ def test_unpack__a_pattern__is_not_matched_again(
     monkeypatch.setattr(adapters, "_compiled", lambda pattern: pytest.fail("was compiled"))
     again = unpack(pack(network), dtype=torch.float32, device=CPU)
     assert again.spec == network.spec
-    assert list(again.masters) == list(network.masters)
+    assert list(again.learnable) == list(network.learnable)
 
 
 def _change(state: dict[str, Any], **settings: Any) -> dict[str, Any]:

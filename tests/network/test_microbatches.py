@@ -83,7 +83,7 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y = two_class_data
-    monkeypatch.setattr("skgpt.estimators.planning.token_budget", lambda network, learning: 150)
+    monkeypatch.setattr("skgpt.fitting.token_budget", lambda network, learning: 150)
     for precision in ("fp32", "bf16"):
         clf = make(tiny_llama, trainable_layers="all", precision=precision, max_epochs=3)
         expected = clf.fit(X, y).predict_proba(X)

@@ -43,7 +43,7 @@ def test_pooled__a_batch__equals_one_by_one(
     architecture: str, pooling: str, tiny_model: Callable[[str], str]
 ) -> None:
     source = load_source(tiny_model(architecture))
-    if pooling == "last" and not source.proof.causal:
+    if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused, see below")
     network = build(source, pooling=pooling)
     tokens = tokenise(TEXTS, source.tokenizer, 64)
@@ -98,8 +98,8 @@ def test_networks__of_one_source__share_frozen_tensors_and_no_module(
     source = load_source(tiny_llama)
     one, two = build(source, dtype=dtype), build(source, dtype=dtype)
     assert not {id(m) for m in one.modules()} & {id(m) for m in two.modules()}
-    assert one.masters.keys() == two.masters.keys()
-    learned = set(one.masters)
+    assert one.learnable.keys() == two.learnable.keys()
+    learned = set(one.learnable)
     ones, twos = dict(one.trunk.named_parameters()), dict(two.trunk.named_parameters())
     for name in ones:
         shared = ones[name].data_ptr() == twos[name].data_ptr()
@@ -109,7 +109,7 @@ def test_networks__of_one_source__share_frozen_tensors_and_no_module(
 
 def test_network__working_copies__follow_their_fp32_originals(tiny_llama: str) -> None:
     network = build(load_source(tiny_llama), dtype=torch.bfloat16)
-    name, master = next(iter(network.masters.items()))
+    name, master = next(iter(network.learnable.items()))
     assert master.dtype == torch.float32
     master.mul_(2)
     network.refresh()

@@ -64,7 +64,7 @@ def test_quantised__a_network__has_its_blocks_matrices_rounded_and_nothing_else(
     own = dict(source.trunk.named_parameters())
     inside = {id(p) for block in find_blocks(network.trunk) for p in block.parameters()}
     for name, parameter in network.trunk.named_parameters():
-        if name in network.masters:
+        if name in network.learnable:
             continue
         small = id(parameter) in inside and parameter.ndim == 2
         assert isinstance(parameter, _Rounded) == small, name

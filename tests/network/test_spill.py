@@ -55,7 +55,7 @@ def test_fit__states_beyond_memory__lie_on_disk_and_change_nothing(
     expected = clf.fit(X, y).predict_proba(X)
     skgpt.clear_cache()
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr("skgpt.estimators.planning.prefix_budget", lambda device: memory_budget)
+    monkeypatch.setattr("skgpt.fitting.prefix_budget", lambda device: memory_budget)
     monkeypatch.setattr("skgpt.network.features._FILE_BYTES", 20_000)  # several files
     clf.fit(X, y)
     info = skgpt.cache_info()
@@ -102,10 +102,10 @@ def test_fit__a_full_disk__runs_all_layers_and_says_so(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("skgpt.network.features.tempfile.TemporaryFile", full)
-    monkeypatch.setattr("skgpt.estimators.planning.prefix_budget", lambda device: 0)
+    monkeypatch.setattr("skgpt.fitting.prefix_budget", lambda device: 0)
     np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
     assert "No space left" in caplog.text
-    monkeypatch.setattr("skgpt.estimators.planning.disk_room", lambda: 0)
+    monkeypatch.setattr("skgpt.fitting.disk_room", lambda: 0)
     caplog.clear()
     np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
     assert caplog.text == ""  # decided before

@@ -54,7 +54,7 @@ def test_forward__a_text_of_several_windows__has_the_mean_of_their_scores_as_tex
     architecture: str, trainable: Any, pooling: str, tiny_model: Callable[[str], str]
 ) -> None:
     folder = tiny_model(architecture)
-    if pooling == "last" and not load_source(folder).proof.causal:
+    if pooling == "last" and not load_source(folder).capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing")
     network = network_of(folder, trainable_layers=trainable, pooling=pooling)
     windows = windows_of(network)

@@ -188,4 +188,4 @@ def test_prove__outliers_in_one_dimension__do_not_hide_what_padding_does(
     halved = {n: w.to(torch.bfloat16) for n, w in weights.items()}
     save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
     source = load_source(str(folder))
-    assert (source.proof.causal, source.proof.needs_mask) == (False, True)
+    assert (source.capabilities.causal, source.capabilities.needs_mask) == (False, True)

@@ -13,7 +13,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import Source, load_source
 from skgpt.trunk.attention import Boundaries, attention_of_ends, packed_attention
-from skgpt.trunk.capabilities import prove
+from skgpt.trunk.capabilities import probe
 from skgpt.trunk.layers import find_blocks
 from tests.network.test_network import build
 from tests.trunk.test_attention import CPU, FAST, LENGTHS, TEXTS, random
@@ -57,12 +57,12 @@ def test_network__pooled_tokens_alone_in_the_last_block__same_states_and_gradien
 ) -> None:
     source = load_source(tiny_model(architecture))
     network = build(source, pooling="last", trainable_layers=trainable)
-    learned = list(network.masters.values())
+    learned = list(network.learnable.values())
     ends, whole = pooled_both_ways(network, source, cut=trainable != "all")
     torch.testing.assert_close(ends, whole, rtol=1e-5, atol=1e-6)
     got = torch.autograd.grad(ends.square().sum(), learned)
     want = torch.autograd.grad(whole.square().sum(), learned)
-    for name, one, two in zip(network.masters, got, want, strict=True):
+    for name, one, two in zip(network.learnable, got, want, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -98,7 +98,7 @@ def test_prove__a_last_block_that_pools_wrongly__is_not_used(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trunk = load_source(tiny_llama).trunk
-    assert prove(trunk).fast
+    assert probe(trunk).supports_fast_blocks
     off_by_one = property(lambda self: self.cumulative_B1[1:].long() - 2)
     monkeypatch.setattr(Boundaries, "ends_B", off_by_one)
-    assert not prove(trunk).fast
+    assert not probe(trunk).supports_fast_blocks

@@ -37,21 +37,21 @@ def network_on(folder: str, *, dtype: torch.dtype = torch.float32, **depth: Any)
         dtype=dtype,
         device=torch.device("cpu"),
     )
-    width = network.source.proof.width
+    width = network.source.capabilities.hidden_size
     put_head(network, np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(2, width))
     return network
 
 
 def test_whole_tensors__learned_in_half_precision__are_the_fp32_originals(tiny_llama: str) -> None:
     network = network_on(tiny_llama, dtype=torch.bfloat16, n_layers=2)
-    for master in network.masters.values():
+    for master in network.learnable.values():
         master += 1e-4  # less than half precision tells apart
     network.refresh()
     tensors = whole_tensors(network)
     assert set(tensors) == {name for name, _ in network.trunk.named_parameters()}
     base = network.source.trunk
     for name, tensor in tensors.items():
-        moved = 1e-4 if name in network.masters else 0.0
+        moved = 1e-4 if name in network.learnable else 0.0
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, base.get_parameter(name) + moved)
 
@@ -70,7 +70,7 @@ def test_write_checkpoint__a_base_in_half_precision__keeps_what_is_frozen_so(
     out.mkdir()
     write_checkpoint(network, out, labels=NAMES, multilabel=False, max_length=32)
     written = load_file(out / "model.safetensors")
-    learned = {f"model.{name}" for name in network.masters} | {"score.weight"}
+    learned = {f"model.{name}" for name in network.learnable} | {"score.weight"}
     for name, tensor in written.items():
         assert tensor.dtype == (torch.float32 if name in learned else torch.bfloat16)
     assert '"dtype": "float32"' in (out / "config.json").read_text()

@@ -70,7 +70,7 @@ def start_of(folder: str, trainable: Any, lora: AdapterSpec | None = None) -> Te
     start = build(load_source(folder), trainable_layers=trainable, lora=lora)
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(start.head.weight, generator=generator)
-    for name, master in start.masters.items() if lora else ():
+    for name, master in start.learnable.items() if lora else ():
         if "lora_B" in name:
             torch.nn.init.normal_(master, std=0.1, generator=generator)
     start.refresh()
@@ -93,7 +93,7 @@ def step(folder: str, rows: Rows, budget: int, trainable: Any, **options: Any) -
         start = start_of(folder, trainable, options.get("lora"))
         options = {"start": start, **ONE_STEP, **options}
         network, result = run(folder, *rows, trainable=trainable, token_budget=budget, **options)
-    learned = {**network.masters, "head.weight": network.head.weight}
+    learned = {**network.learnable, "head.weight": network.head.weight}
     return Step(result.history[0]["loss"], grads, learned, network)
 
 

@@ -179,7 +179,7 @@ def test_fit_network__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> No
     source = load_source(tiny_llama)
     moved = [
         float((m - source.master(n, network.device)).abs().max())
-        for n, m in network.masters.items()
+        for n, m in network.learnable.items()
         if m.ndim > 1
     ]
     assert min(moved) > 1e-6

@@ -22,7 +22,7 @@ from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import Source, load_source
 from skgpt.testing.tiny import _ARCHITECTURES as OTHERS
 from skgpt.training.loss import CrossEntropy
-from skgpt.trunk.capabilities import prove
+from skgpt.trunk.capabilities import probe
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.network.test_network import build
@@ -89,7 +89,7 @@ def gradients(loss: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 def one_by_one(network: TextNetwork, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the scores of each text alone, and the sum of the gradients of their losses."""
     trunk = copy.deepcopy(network.source.trunk).requires_grad_(True)
-    learned = {n: p for n, p in trunk.named_parameters() if n in network.masters}
+    learned = {n: p for n, p in trunk.named_parameters() if n in network.learnable}
     learned["head"] = network.head.weight
     scores, total = [], {}
     for row in range(len(tokens)):
@@ -112,22 +112,25 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 def test_prove__an_architecture_never_seen__is_found_out(name: str, source: Source) -> None:
-    known, proof = KNOWN[name], source.proof
+    known, capabilities = KNOWN[name], source.capabilities
     assert name not in OTHERS
-    assert (proof.packs, proof.fast) == (known.packs, known.fast)
-    assert (proof.causal, proof.needs_mask) == (known.causal, not known.causal)
-    assert proof.width == 32
+    assert (capabilities.supports_packing, capabilities.supports_fast_blocks) == (
+        known.packs,
+        known.fast,
+    )
+    assert (capabilities.causal, capabilities.needs_mask) == (known.causal, not known.causal)
+    assert capabilities.hidden_size == 32
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_each_alone(
     pooling: str, source: Source
 ) -> None:
-    if pooling == "last" and not source.proof.causal:
+    if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused")
     network = network_of(source, trainable_layers="all", pooling=pooling)
     tokens = tokens_of(source)
-    learned = {**network.masters, "head": network.head.weight}
+    learned = {**network.learnable, "head": network.head.weight}
     layout = Layout.of(tokens.lengths, source, CPU)
     logits = network(ids_of(tokens, ROWS, CPU), layout)
     got = gradients(loss_of(logits, list(ROWS)), learned)
@@ -141,7 +144,7 @@ def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_eac
 def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     pooling: str, name: str, source: Source
 ) -> None:
-    if pooling == "last" and not source.proof.causal:
+    if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused")
     network, tokens = network_of(source, pooling=pooling), tokens_of(source)
     forward = choose_forward(
@@ -152,7 +155,7 @@ def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
         progress=lambda done, total: None,
     )
     assert isinstance(forward, CachedPrefix if KNOWN[name].cut else WholeTrunk)
-    learned = {**network.masters, "head": network.head.weight}
+    learned = {**network.learnable, "head": network.head.weight}
     logits = forward(ROWS)
     expected_logits, expected = one_by_one(network, tokens)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
@@ -163,7 +166,7 @@ def test_network__bf16__is_close_to_fp32(name: str, source: Source) -> None:
     tokens = tokens_of(source)
     layout = Layout.of(tokens.lengths, source, CPU)
     # These two multiply weights with, or add to what they give, a buffer that they keep.
-    assert source.proof.casts_buffers == (name in ("openai-gpt", "xglm"))
+    assert source.capabilities.casts_buffers == (name in ("openai-gpt", "xglm"))
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
         network = network_of(source, dtype=dtype)
@@ -202,8 +205,8 @@ def test_prove__a_mask_that_shows_in_long_texts_alone__is_seen(
         lambda **options: create(**options, and_mask_function=near),
     )
     with caplog.at_level(logging.INFO, "skgpt"):
-        proof = prove(trunk)
-    assert not proof.packs and not proof.fast
+        capabilities = probe(trunk)
+    assert not capabilities.supports_packing and not capabilities.supports_fast_blocks
     assert "masks are not those of packed attention" in caplog.text
 
 

@@ -15,7 +15,7 @@ from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import Source, load_source
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.trunk.attention import NAME, Boundaries, pack, packed_attention, padded
-from skgpt.trunk.capabilities import prove
+from skgpt.trunk.capabilities import probe
 from skgpt.trunk.layers import find_blocks
 from skgpt.trunk.llama import _Gate, _RMSNorm, _Rotate, use_fast_blocks
 
@@ -69,15 +69,15 @@ def network_of(source: Source, dtype: torch.dtype = torch.float32) -> TextNetwor
 def test_prove__each_architecture__is_known_to_pack_or_not(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    proof = load_source(tiny_model(architecture)).proof
-    assert proof.packs == (architecture in PACKED)
-    assert proof.fast == (architecture in FAST)
+    capabilities = load_source(tiny_model(architecture)).capabilities
+    assert capabilities.supports_packing == (architecture in PACKED)
+    assert capabilities.supports_fast_blocks == (architecture in FAST)
 
 
 def test_prove__a_trunk__is_left_as_it_is(tiny_llama: str) -> None:
     trunk = load_source(tiny_llama).trunk
     before = (trunk.config._attn_implementation, [type(block) for block in find_blocks(trunk)])
-    prove(trunk)
+    probe(trunk)
     assert before == (trunk.config._attn_implementation, [type(b) for b in find_blocks(trunk)])
     assert before[0] != NAME
 
@@ -90,7 +90,7 @@ def test_network__texts_end_to_end__have_the_scores_and_gradients_of_the_models_
     network = network_of(source)
     tokens = tokenise(TEXTS, source.tokenizer, 80)
     layout = Layout.of(tokens.lengths, source, CPU)
-    learned = [*network.masters.values(), network.head.weight]
+    learned = [*network.learnable.values(), network.head.weight]
     packed = network(ids_of(tokens, np.arange(4), CPU), layout)
     grads = torch.autograd.grad(packed.square().sum(), learned, allow_unused=True)
 
@@ -107,7 +107,7 @@ def test_network__texts_end_to_end__have_the_scores_and_gradients_of_the_models_
     expected = network.score(torch.stack([hidden.mean(0) for hidden in own]))
     expected_grads = torch.autograd.grad(expected.square().sum(), learned, allow_unused=True)
     torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-5)
-    for name, got, want in zip(network.masters, grads, expected_grads, strict=False):
+    for name, got, want in zip(network.learnable, grads, expected_grads, strict=False):
         if want is None:
             assert got is None, name
         else:
@@ -121,7 +121,12 @@ def test_network__padded_where_it_could_be_packed__has_the_same_scores(
 ) -> None:
     # An encoder that doesn't pack needs the mask; no tiny model is one by itself.
     source = load_source(tiny_model(architecture))
-    padded = replace(source, proof=replace(source.proof, packs=False, fast=False))
+    padded = replace(
+        source,
+        capabilities=replace(
+            source.capabilities, supports_packing=False, supports_fast_blocks=False
+        ),
+    )
     tokens = tokenise(TEXTS, source.tokenizer, 80)
     logits = [
         network_of(one)(ids_of(tokens, np.arange(4), CPU), Layout.of(tokens.lengths, one, CPU))
