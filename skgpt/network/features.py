@@ -388,7 +388,6 @@ class CachedPrefix(Forward):
         self.lengths = tokens.lengths
         # In the dtype that the residual stream has there, whatever the weights' is.
         self.states = hidden_states(network, tokens, token_budget, progress, memory_budget)
-        network.get_ready()
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
@@ -417,7 +416,6 @@ class OnTrial(Forward):
         self._compute = computation(network, kept) if kept else None
         self._whole = WholeTrunk(network, tokens)
         self._states: dict[int, Tensor] = {}
-        network.get_ready()
 
     @torch.no_grad()
     def run_frozen(self, rows: Rows) -> int:
@@ -496,8 +494,7 @@ class HeadAlone(Forward):
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows; no gradient reaches what they come from."""
         if self._pooled_NH is None:
-            with self.network.noise.off():  # as where they are computed once
-                return self._forward.pooled(rows)
+            return self._forward.pooled(rows)
         return self._pooled_NH[to_device(rows, self.network.device)]
 
 
@@ -656,21 +653,17 @@ class Averaged(Forward):
         """Return the mean of the pooled states of each of these rows' windows."""
         windows = self._windows.of(rows)
         learning = torch.is_grad_enabled() and self.network.learnable
-        states_WH = self._states(windows) if learning else self._states_in_parts(windows)
+        states_WH = self._forward.pooled(windows) if learning else self._in_parts(windows)
         return _means(states_WH, self._windows.counts[rows])
 
-    def _states(self, windows: Rows) -> Tensor:
-        with self.network.noise.over(windows, self._lengths[windows]):
-            return self._forward.pooled(windows)
-
     @torch.no_grad()
-    def _states_in_parts(self, windows: Rows) -> Tensor:
+    def _in_parts(self, windows: Rows) -> Tensor:
         width = self.network.head.in_features
         states_WH = torch.empty((len(windows), width), device=self.network.device)
         budget = Budget(self.network, self._token_budget)
         places = np.arange(len(windows))
         for part, states in budget.each(
-            places, self._lengths[windows], lambda part: self._states(windows[part])
+            places, self._lengths[windows], lambda part: self._forward.pooled(windows[part])
         ):
             states_WH[to_device(part, self.network.device)] = states
         return states_WH

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.network.layout import Layout
-from skgpt.network.lora import AdapterSpec, RowNoise, add_adapters, first_values, quantise
+from skgpt.network.lora import AdapterSpec, SeededDropout, add_adapters, first_values, quantise
 from skgpt.pretrained.loading import Source
 from skgpt.trunk.layers import SplitTrunk, find_blocks, parameters_after_blocks
 
@@ -158,8 +158,8 @@ class TextNetwork(nn.Module):
     learnable : dict of str to Tensor
         fp32 originals of the trunk's parameters that learn. Under fp32 they are the parameters
         themselves; otherwise the parameters are working copies, refreshed by `refresh`.
-    noise : RowNoise
-        Tells the adapters' dropout which rows a training step is at.
+    dropout : SeededDropout
+        Of the adapters; a training step seeds it.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class TextNetwork(nn.Module):
             device=device,
         )
         nn.init.zeros_(self.head.weight)
-        self.noise = RowNoise(padded=not source.capabilities.supports_packing)
+        self.dropout = SeededDropout(0.0 if spec.lora is None else spec.lora.dropout, device)
         self.learnable: dict[str, Tensor] = {}
         for name, master in self._first_values(seed).items():
             parameter = own(self.trunk, name, master.to(dtype))
@@ -194,10 +194,7 @@ class TextNetwork(nn.Module):
         partly = 0 < spec.n_frozen < spec.n_layers
         self._split = SplitTrunk(self.trunk, spec.n_frozen) if partly else None
         # The last block need compute no more than what is pooled, where it is ours.
-        drops = spec.lora is not None and spec.lora.dropout > 0
-        self._ends_only = (
-            spec.pooling == "last" and source.capabilities.supports_fast_blocks and not drops
-        )
+        self._ends_only = spec.pooling == "last" and source.capabilities.supports_fast_blocks
 
     @property
     def upstream(self) -> tuple[Hashable, ...]:
@@ -216,7 +213,7 @@ class TextNetwork(nn.Module):
         if spec.lora is None:
             names = trainable_names(self.trunk, spec.trainable_layers)
             return {name: self.source.master(name, device) for name in names}
-        names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.noise)
+        names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.dropout)
         drawn = first_values(self.trunk, names, seed)
         return {name: value.to(device) for name, value in drawn.items()}
 
@@ -277,11 +274,6 @@ class TextNetwork(nn.Module):
         assert self._split is not None
         inputs = layout.inputs(ends_only=self._ends_only)
         return self._pooled(self._split.run_upper(layout.lay(hidden_TH), **inputs), layout)
-
-    def get_ready(self) -> None:
-        """Do beforehand what `after` would do at its first call, when dropout may be on."""
-        if self._split is not None:
-            self._split.get_ready()
 
     def _pooled(self, last: Tensor, layout: Layout) -> Tensor:
         if self._ends_only:

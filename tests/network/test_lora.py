@@ -15,7 +15,7 @@ from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import MissingPackageError, ModelNotSupportedError, StateFormatError
 from skgpt.network import lora as adapters
 from skgpt.network.layout import Layout, ids_of
-from skgpt.network.lora import AdapterSpec, base_name, merged, targets_of
+from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, merged, targets_of
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_source
 from skgpt.saving.state import pack, unpack
@@ -220,3 +220,32 @@ def test_unpack__a_rank_that_is_not_that_of_the_adapters__is_refused_before_any_
     monkeypatch.setattr(TextNetwork, "__init__", lambda *_: pytest.fail("was made"))
     with pytest.raises(StateFormatError, match="of rank"):
         unpack(state, dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout__many_values__drops_its_share_and_keeps_the_mean(p: float) -> None:
+    dropout = SeededDropout(p, CPU)
+    with global_random_state_unchanged(), dropout.seeded(3, 0):
+        left = dropout(torch.ones(201, 999, dtype=torch.float64))
+    assert set(left.unique().tolist()) == {0.0, 1 / (1 - p)}
+    assert float((left == 0).double().mean()) == pytest.approx(p, abs=0.005)
+    assert float(left.mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_dropout__seed_step_and_call__decide_what_is_dropped() -> None:
+    dropout, x = SeededDropout(0.5, CPU), torch.ones(9, 9)
+    drawn = []
+    for key in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        with dropout.seeded(*key):
+            drawn.append(torch.stack([dropout(x), dropout(x)]))  # two layers
+    assert torch.equal(drawn[0], drawn[1])
+    others = [*drawn[0], *drawn[2], *drawn[3]]
+    assert len({tuple(t.flatten().tolist()) for t in others}) == len(others)
+
+
+def test_dropout__outside_of_a_step_or_without_gradients__drops_nothing() -> None:
+    dropout, x = SeededDropout(0.5, CPU), torch.ones(9, 9)
+    assert dropout(x) is x
+    with dropout.seeded(0), torch.no_grad():
+        assert dropout(x) is x
+    assert dropout(x) is x

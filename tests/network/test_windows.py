@@ -12,7 +12,6 @@ from skgpt.data.template import parse_template
 from skgpt.data.tokenization import TextIds, Windows, tokenise, tokenise_windows
 from skgpt.network.features import Averaged, CachedPooled, WholeTrunk, forward_over
 from skgpt.network.layout import Layout
-from skgpt.network.lora import RowDropout, RowNoise
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_source
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
@@ -136,21 +135,3 @@ def test_raw_scores__the_same_long_text_twice__runs_once(
     scores = raw_scores(network, windows, 100, 2**30)
     assert sorted(ran) == [0, 1]
     assert np.array_equal(scores[0], scores[2])
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_noise__over_windows__drops_for_them_and_for_the_rows_again_behind(padded: bool) -> None:
-    noise = RowNoise(padded=padded)
-    layer = RowDropout(0.5, noise, 0)
-    rows, windows = (np.array([0]), np.array([4])), (np.array([5, 6]), np.array([2, 2]))
-    texts = torch.ones((1, 4, 6))
-    parts = torch.ones((2, 2, 6) if padded else (1, 4, 6))
-    with noise.at((0, 1), *windows):
-        expected = layer(parts)
-    with noise.at((0, 1), *rows):
-        before = layer(texts)
-        with noise.over(*windows):
-            assert torch.equal(layer(parts), expected)
-        assert torch.equal(layer(texts), before)
-    with noise.over(*windows):  # nothing drops where nothing would
-        assert torch.equal(layer(parts), parts)
