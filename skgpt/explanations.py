@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skgpt.data.inputs import column_names
 from skgpt.data.template import Template
 from skgpt.data.tokenization import (
     Places,
@@ -244,7 +243,8 @@ def explanations(fitted: Any, X: Any) -> Any:
         If X is not as in `fit`, or the model can't be explained.
     """
     pandas = _pandas()
-    columns = fitted._checked_columns(X)
+    texts = fitted._checked_texts(X)
+    columns = texts.cells
     scores = fitted._scores(X)
     network = fitted._network
     tokens, places = locate(
@@ -265,9 +265,8 @@ def explanations(fitted: Any, X: Any) -> Any:
         for end, count in zip(ends, counts.tolist(), strict=True)
     ]
     table = _table(columns, fitted.classes_[explained], parts)
-    names = column_names(X)
-    if names is not None:
-        table["column"] = np.array(names, dtype=object)[table["column"]]
+    if texts.names is not None:
+        table["column"] = np.array(texts.names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)
 
 

@@ -6,8 +6,9 @@ from typing import Any, Self
 import numpy as np
 
 from skgpt._sklearn import CallbackSupportMixin
+from skgpt.data.inputs import rows_of
 from skgpt.estimators.pickling import PicklableNetwork
-from skgpt.fitting import FitData, Given, rows_of
+from skgpt.fitting import FitData, Given
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.training.config import TrainingPlan

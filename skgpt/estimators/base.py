@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skgpt.data.inputs import check_columns
+from skgpt.data.inputs import TextColumns, check_texts
 from skgpt.data.targets import Target
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, tokenise_rows
@@ -189,10 +189,14 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         """Make one pass from where the last call stopped; `places` says where old outputs go."""
         goes_on = hasattr(self, "_network")
         seed = draw_seed(self.random_state)
-        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=seed)
-        if goes_on:
-            check_columns_match(columns_of_fit(self), given.X, estimator=self)
-            data = replace(data, attributes=columns_of_fit(self))  # as at the first call
+        data = check_fit_data(
+            self,
+            given,
+            self._encode_target,
+            classes=classes,
+            columns=columns_of_fit(self) if goes_on else None,
+            seed=seed,
+        )
         weight = self._loss_weights(data)
         network = self._build(data.target, seed, self._network.pretrained if goes_on else None)
         history: list[EpochRecord] = []
@@ -363,20 +367,20 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         notice = SlowFitNotice(advice(network, self.max_length, self.long_text))
         return [notice, *fit_progress(self.verbose)]
 
-    def _checked_columns(self, X: Any) -> list[list[str]]:
-        """Return the columns of an X that is of the fit's kind; check that there was a fit."""
+    def _checked_texts(self, X: Any) -> TextColumns:
+        """Return the texts of an X that is of the fit's kind; check that there was a fit."""
         check_is_fitted(self)
-        columns = check_columns(X, estimator=self)
-        check_columns_match(columns_of_fit(self), X, estimator=self)
-        return columns
+        texts = check_texts(X, estimator=self)
+        check_columns_match(columns_of_fit(self), texts, estimator=self)
+        return texts
 
     @no_more_threads_than_cores()
     def _scores(self, X: Any) -> NDArray[np.float32]:
         """Return the raw scores of texts, shape (n, n_outputs)."""
-        columns = self._checked_columns(X)
+        texts = self._checked_texts(X)
         network = self._network
         tokens = tokenise_rows(
-            columns,
+            texts.cells,
             Template(*self._fitted_with["template"]),
             network.pretrained.tokenizer,
             self._fitted_with["max_length"],

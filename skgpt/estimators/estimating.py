@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.cost import FitEstimate, count_memory, count_work, measure
-from skgpt.data.inputs import check_columns
+from skgpt.data.inputs import check_texts
 from skgpt.data.targets import Target
 from skgpt.data.tokenization import run_by_trunk, tokenise_columns, tokenise_rows
 from skgpt.device import no_more_threads_than_cores
@@ -96,7 +96,7 @@ class EstimatesFits:
 
     def _assumed_labels(self, X: Any, goes_on: bool) -> NDArray[Any]:
         """Return labels by turns: two, or those that the fit would go on with."""
-        n = len(check_columns(X, estimator=self)[0])
+        n = len(check_texts(X, estimator=self))
         if not goes_on:
             return np.arange(n) % _ASSUMED
         if self._fitted_with["multilabel"]:
