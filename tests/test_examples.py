@@ -1,4 +1,4 @@
-"""The gallery's pages, run on a tiny model and made-up news: their plots show what they computed."""
+"""The gallery's pages, run on a tiny model and made-up news: plots show what was computed."""
 
 import runpy
 import sys
