@@ -22,8 +22,12 @@ from skgpt.testing import tiny_gpt
 from tests.helpers import TextData, make_text_data
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give sockets to network tests, and skip gpu tests where there is no GPU."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out thorough tests, give sockets to network tests, skip gpu tests without a GPU."""
+    if not _selects(config):
+        left_out = {item for item in items if item.get_closest_marker("thorough")}
+        config.hook.pytest_deselected(items=[*left_out])
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if item.get_closest_marker("network"):
             item.add_marker(pytest.mark.enable_socket)
@@ -34,6 +38,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+def _selects(config: pytest.Config) -> bool:
+    """Say whether the command selects tests by -m, -k or name, and so which tier doesn't matter."""
+    options = config.option
+    return bool(options.markexpr or options.keyword or any("::" in arg for arg in config.args))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return None if _selects(config) else "first tier: without the tests marked thorough"
 
 
 @pytest.fixture(scope="session", autouse=True)

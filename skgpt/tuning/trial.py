@@ -18,8 +18,8 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
-from skgpt.estimators.outside import watched_by
 from skgpt.exceptions import SearchSpaceError
+from skgpt.fitting import watched_by
 from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, Parking, Room, StepDone
 from skgpt.training.config import TrainingPlan
 from skgpt.tuning.space import final_of

@@ -44,9 +44,9 @@ def for_checks(folder: str, **options: Any) -> GPTTextClassifier:
     [
         {},
         {"trainable_layers": 0},
-        {"early_stopping": True},
-        {"trainable_layers": "all"},
-        {"long_text": "windows"},
+        pytest.param({"early_stopping": True}, marks=pytest.mark.thorough),
+        pytest.param({"trainable_layers": "all"}, marks=pytest.mark.thorough),
+        pytest.param({"long_text": "windows"}, marks=pytest.mark.thorough),
     ],
     ids=["last layer", "head only", "early stopping", "all layers", "windows"],
 )
