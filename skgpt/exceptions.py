@@ -4,7 +4,7 @@ import sys
 import warnings
 
 # Packages whose frames may lie between a user's call and a warning of ours.
-_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch"}
+_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch", "contextlib"}
 
 
 class SkgptError(Exception):
