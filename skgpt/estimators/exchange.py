@@ -17,7 +17,7 @@ from skgpt._files import (
     atomic_folder,
     check_nothing_else,
     from_plain,
-    save_errors,
+    storage_errors,
     to_plain,
 )
 from skgpt.data.splits import all_rows
@@ -104,7 +104,10 @@ class HuggingFaceExchange:
         fitted = copy.copy(self)  # another thread's fit may put another network in its place
         fitted._check_can_be_said()
         names = [str(label) for label in fitted.classes_.tolist()]
-        with save_errors(root), atomic_folder(root, _is_ours) as draft:
+        with (
+            storage_errors("`folder`", root, "name another"),
+            atomic_folder(root, _is_ours) as draft,
+        ):
             write_checkpoint(
                 fitted._network,
                 draft,
