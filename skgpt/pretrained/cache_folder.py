@@ -1,7 +1,7 @@
 """Which models lie in the cache folder, and how they are removed.
 
-The folder may be any that ``SKGPT_CACHE`` names, so nothing is touched that isn't known for skgpt's,
-and a link is removed as a link.
+The folder may be any that ``SKGPT_CACHE`` names: only what is known for skgpt's is touched, and a
+link is removed as a link.
 """
 
 import json
