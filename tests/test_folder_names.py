@@ -121,10 +121,10 @@ def test_save_pretrained__a_file_of_the_users_in_its_folder__is_refused_and_kept
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "must be on a disk with room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "on a disk with room"),
         (
             OSError("Error while serializing: I/O error: No space (os error 28)"),
-            "must be on a disk with room",
+            "on a disk with room",
         ),
         (PermissionError(errno.EACCES, "no"), "can be written to"),
     ],

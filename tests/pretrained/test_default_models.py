@@ -319,7 +319,6 @@ def test_alias_folder__disk_full__says_what_is_needed_and_cleans_up(
     installed: str, cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def save_pretrained(self: LlamaModel, folder: Path) -> None:
-        folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise error
 
