@@ -19,7 +19,6 @@ Which checkpoint is a fit's own: all that its result depends on, by names that a
 
 import copy
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -49,13 +48,14 @@ from skgpt.exceptions import (
     InvalidTextError,
     ModelNotSupportedError,
     SkippedStepsWarning,
+    warn_user,
 )
 from skgpt.lora import LoRA
 from skgpt.network.features import disk_room
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork
-from skgpt.pretrained.loading import Source
+from skgpt.pretrained.loading import PretrainedModel
 from skgpt.run_key import described, digest, encoded
 from skgpt.training.callbacks import Monitor
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
@@ -511,8 +511,8 @@ def check_same_model(estimator: Any, network: TextNetwork) -> None:
     ContinuationError
         If `model` or `revision` has another value.
     """
-    source = network.source
-    for name, then in {"model": source.model, "revision": source.revision}.items():
+    pretrained = network.pretrained
+    for name, then in {"model": pretrained.model, "revision": pretrained.revision}.items():
         now = getattr(estimator, name)
         if now != then:
             raise _other(name, then, now)
@@ -604,12 +604,12 @@ _SAID: set[tuple[str, int]] = set()
 _SAYING = threading.Lock()
 
 
-def check_length(max_length: int, source: Source) -> None:
+def check_length(max_length: int, pretrained: PretrainedModel) -> None:
     """Raise ModelNotSupportedError if a model has not so many positions."""
-    limit = source.max_positions
+    limit = pretrained.max_positions
     if limit is not None and max_length > limit:
         raise ModelNotSupportedError(
-            f"`max_length` must be at most {limit}, the positions that {source.model!r} has. "
+            f"`max_length` must be at most {limit}, the positions that {pretrained.model!r} has. "
             f"Got {max_length}."
         )
 
@@ -632,12 +632,11 @@ def warn_of_cut_texts(estimator: Any, tokens: TextIds) -> None:
     with _SAYING:
         if kind in _SAID:
             return
-        warnings.warn(
+        warn_user(
             f"{tokens.n_cut} of {len(tokens)} texts are longer than "
             f"max_length={estimator.max_length} tokens and were cut at the end: raise max_length, "
             "or set long_text='windows' to have them read whole. This is said once.",
             CutTextsWarning,
-            stacklevel=7,  # at the call of fit
         )
         _SAID.add(kind)  # only now: where warnings are errors, the next fit is to fail as well
 
@@ -653,11 +652,10 @@ def warn_and_raise(result: FitResult) -> NoReturn:
     assert result.interrupt is not None
     try:
         if isinstance(result.interrupt, KeyboardInterrupt):  # another says it itself
-            warnings.warn(
+            warn_user(
                 f"This fit was interrupted after {len(result.history)} epochs. The estimator is "
                 "fitted, as the last optimiser step left it.",
                 InterruptedFitWarning,
-                stacklevel=7,  # at the call of fit
             )
     finally:  # also where warnings are errors
         raise result.interrupt
@@ -671,12 +669,11 @@ def warn_of_skipped_steps(result: FitResult) -> None:
     result : FitResult
     """
     if result.n_skipped:
-        warnings.warn(
+        warn_user(
             f"{result.n_skipped} optimiser steps were skipped, as their loss or gradient was not "
             "finite: the model learned nothing from their texts. `history_` says in which epochs. "
             "Lower `learning_rate`, set `max_grad_norm=1.0`, or use precision='fp32'.",
             SkippedStepsWarning,
-            stacklevel=6,  # at the call of fit
         )
 
 
@@ -798,8 +795,8 @@ def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
 
 def _of_network(network: TextNetwork) -> dict[str, Any]:
     return {
-        "the model's weights": network.source.fingerprint,
-        "the model's tokenizer": digest([repr(network.source.tokenizer.files()).encode()]),
+        "the model's weights": network.pretrained.fingerprint,
+        "the model's tokenizer": digest([repr(network.pretrained.tokenizer.files()).encode()]),
         "`device`": network.device.type,
         "`precision`": str(network.dtype),
     }

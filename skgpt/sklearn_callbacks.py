@@ -140,7 +140,7 @@ class SklearnCallbacks(Monitor):
     def _so_far(self) -> dict[str, Any]:
         """Return the attributes that make a copy of the estimator one whose fit ended here."""
         network = self.network
-        still = TextNetwork(network.source, network.spec, network.dtype, network.device)
+        still = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
         still.take_over(network)
         scores = [r["validation_score"] for r in self.history if "validation_score" in r]
         best = int(np.argmax(scores)) + 1 if scores else 0

@@ -116,7 +116,7 @@ def _estimate(
     """Count and measure what a fit of this network would be."""
     max_length, seed = estimator.max_length, seed_to_come(estimator.random_state)
     plan = plan_of_fit(estimator, network, len(data.split.train), seed)
-    of_text = (data.columns, data.template, network.source.tokenizer)
+    of_text = (data.columns, data.template, network.pretrained.tokenizer)
     tokens = tokenise_rows(*of_text, max_length, estimator.long_text)
     whole = tokenise_columns(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, data.target.codes, weight, data.split)
@@ -130,7 +130,7 @@ def _estimate(
     trainable, frozen = count_weights(network)
     per_token, n_tokens = rates.frozen + rates.forward, int(tokens.lengths.sum())
     return FitEstimate(
-        model=network.source.model,
+        model=network.pretrained.model,
         device=str(network.device),
         precision=_PRECISIONS[str(network.dtype)],
         n_layers=network.spec.n_layers,
