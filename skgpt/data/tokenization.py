@@ -200,7 +200,7 @@ def _room(encoder: TextEncoder, max_length: int) -> int:
     return max_length - len(encoder.prefix_ids) - len(encoder.suffix_ids)
 
 
-def _starts(n_tokens: int, room: int) -> list[int]:
+def window_starts(n_tokens: int, room: int) -> list[int]:
     """Return where the windows of a text begin, which have room for so many of its tokens."""
     last = max(0, n_tokens - room)
     return [*range(0, last, _stride(room)), last]
@@ -284,7 +284,7 @@ def _windowed(rows: _Rows, encoder: TextEncoder, max_length: int) -> Windows:
     """Cut the distinct rows into windows, special tokens around each, and lay all end to end."""
     room = max(1, _room(encoder, max_length))
     windows_of = [
-        [_frame(ids[i : i + room], encoder, max_length) for i in _starts(len(ids), room)]
+        [_frame(ids[i : i + room], encoder, max_length) for i in window_starts(len(ids), room)]
         for ids in rows.ids
     ]
     windows = [windows_of[i] for i in rows.distinct_of]
@@ -438,7 +438,7 @@ def tokenise_with_spans(
         inside = [(*_place(span, fields, undo), k) for k, span in enumerate(spans[: len(ids)])]
         # Special tokens around the row, or around each of its windows.
         framed = []
-        for start in _starts(len(inside), room):
+        for start in window_starts(len(inside), room):
             window = [*before, *inside[start : start + room], *after][:max_length]
             framed += window or [_SPECIAL]  # an empty text is a special token
         spans_of.append(np.array(framed, dtype=np.int64))
