@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Windows, lengths_in_windows, window_starts, tokenise_windows
+from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_windows, window_starts
 from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
