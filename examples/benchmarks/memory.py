@@ -95,7 +95,7 @@ def opened(file: Path) -> Run:
     """Load the file twice in this process."""
     import transformers  # noqa: F401
 
-    import skgpt.estimators.classifier  # noqa: F401
+    import skgpt.classifier  # noqa: F401
 
     times = []
     for _ in range(2):

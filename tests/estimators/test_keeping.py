@@ -37,7 +37,7 @@ def by_joblib_mapped(clf: GPTTextClassifier, folder: Path) -> GPTTextClassifier:
 def by_skops(clf: GPTTextClassifier, folder: Path) -> GPTTextClassifier:
     skops.io.dump(clf, folder / "clf.skops")
     untrusted = skops.io.get_untrusted_types(file=folder / "clf.skops")
-    assert untrusted == ["skgpt.estimators.classifier.GPTTextClassifier"]
+    assert untrusted == ["skgpt.classifier.GPTTextClassifier"]
     return skops.io.load(folder / "clf.skops", trusted=untrusted)
 
 
