@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from sys import getsizeof
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -390,7 +390,8 @@ def _caps(
 # Where tokens and words lie in the cells, for explanations
 
 
-class TokenSpans(NamedTuple):
+@dataclass(frozen=True)
+class TokenSpans:
     """Where each token lies in the cells; the arrays are parallel to the ids the trunk runs over.
 
     A token is the characters `start` to `end` of its row's cell in `column`; -1 for special tokens

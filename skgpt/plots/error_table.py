@@ -288,6 +288,7 @@ def _shorten(name: str) -> str:
 
 def _errors(target: Target, prob_NK: NDArray[np.float64], names: NDArray[Any]) -> dict[str, Any]:
     """Return the columns of the frame, an entry for each error in the order of the rows."""
+    true: NDArray[Any]
     if target.is_multilabel:
         rows, labels = np.nonzero((prob_NK > 0.5) != (target.codes > 0))
         true = target.codes[rows, labels].astype(np.int64)
