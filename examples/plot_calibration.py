@@ -7,7 +7,7 @@ at the rest. That works if the model means what it says: of all mails that it gi
 of ten should be right. A fine-tuned model tends to be surer than that. This example measures how
 much surer, and mends it with one parameter.
 
-It takes a minute or two on a CPU, and needs ``pip install "skgpt[examples]"``.
+It takes a minute or two on a CPU, and needs ``pip install -e ".[examples]"``.
 """
 
 # %%

@@ -6,7 +6,7 @@ Two questions that come after the first good accuracy. Why was this article file
 many of the labels, typed in by hand, are wrong? This example colours the words of a few articles
 by what they say for and against a topic, then plants some wrong labels and looks for them.
 
-It takes two minutes on a CPU, and needs ``pip install "skgpt[examples]"``.
+It takes two minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 """
 
 # %%

@@ -7,7 +7,7 @@ in a hundred. A model that never says yes is right nearly always and useless. Wh
 the rare articles for more while training, and to draw the line at another probability than one
 half, chosen by what a missed article and a false alarm cost. How much it helps is to be seen.
 
-It takes two minutes on a CPU, and needs ``pip install "skgpt[examples]"``.
+It takes two minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 """
 
 # %%

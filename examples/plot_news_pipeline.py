@@ -6,7 +6,7 @@ A news desk has a few hundred labelled articles, a cleaning step that it trusts,
 scikit-learn Pipeline, cross-validated, looked at as a confusion matrix and kept as a file. Nothing
 of that changes when the last step is a GPT.
 
-It takes a minute or two on a CPU, and needs ``pip install "skgpt[examples]"``.
+It takes a minute or two on a CPU, and needs ``pip install -e ".[examples]"``.
 """
 
 # %%

@@ -7,7 +7,7 @@ minutes? This example draws samples of several sizes from two sets of texts, tra
 each and judges them on the same texts. It is an honest comparison, so the linear model wins some
 of it.
 
-It takes two to three minutes on a CPU, and needs ``pip install "skgpt[examples]"``.
+It takes two to three minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 """
 
 # %%

@@ -7,7 +7,7 @@ has labelled 360 of them. This example searches for the parameters of a Pipeline
 not look promising after a few epochs, is broken off and goes on from where it was, and asks at the
 end whether all that was worth it: a linear model on TF-IDF has to be beaten first.
 
-It takes two minutes on two CPU cores, and needs ``pip install "skgpt[examples]"``.
+It takes two minutes on two CPU cores, and needs ``pip install -e ".[examples]"``.
 """
 
 # %%

@@ -7,7 +7,7 @@ article is about? This example hands a DataFrame to the classifier as it is, com
 column is worth alone with what both are worth together, and asks the model which of the two it goes
 by.
 
-It takes two minutes on a CPU, and needs ``pip install "skgpt[examples]"``.
+It takes two minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 """
 
 # %%

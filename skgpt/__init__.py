@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skgpt.caching import cache_info, clear_cache
-    from skgpt.estimators.classifier import GPTTextClassifier
-    from skgpt.estimators.lora import LoRA
+    from skgpt.classifier import GPTTextClassifier
+    from skgpt.lora import LoRA
     from skgpt.persistence import load, save
 
 __version__ = "0.1.0"
@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GPTTextClassifier": "skgpt.estimators.classifier",
-    "LoRA": "skgpt.estimators.lora",
+    "GPTTextClassifier": "skgpt.classifier",
+    "LoRA": "skgpt.lora",
     "cache_info": "skgpt.caching",
     "clear_cache": "skgpt.caching",
     "load": "skgpt.persistence",

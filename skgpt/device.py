@@ -281,7 +281,7 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def give_memory_back() -> bool:
+def trim_malloc() -> bool:
     """Have the C library give freed memory back to the system; say whether it knows how to.
 
     Each thread that allocates has a heap of its own, and what is freed in it stays there: after

@@ -23,20 +23,20 @@ from skgpt import __version__
 from skgpt._files import (
     MANIFEST,
     as_folder,
+    atomic_folder,
     check_nothing_else,
     from_plain,
     save_errors,
     to_plain,
-    written_whole,
 )
-from skgpt.estimators.classifier import GPTTextClassifier
-from skgpt.estimators.lora import LoRA
+from skgpt.classifier import GPTTextClassifier
 from skgpt.exceptions import (
     ModelNotFoundError,
     NotSavableError,
     SkgptError,
     StateFormatError,
 )
+from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
 FORMAT = 1
@@ -371,7 +371,7 @@ def _damaged(root: Path, name: str) -> StateFormatError:
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     with (
         save_errors(folder, sum(map(len, files.values()))),
-        written_whole(folder, _may_replace) as draft,
+        atomic_folder(folder, _may_replace) as draft,
     ):
         for name, content in files.items():
             (draft / name).write_bytes(content)

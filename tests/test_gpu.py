@@ -233,7 +233,7 @@ def test_fit_on_cuda__states_on_disk__change_nothing(
     expected = clf.fit(X, y).predict_proba(X)
     skgpt.clear_cache()
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr("skgpt.estimators.planning.prefix_budget", lambda device: memory_budget)
+    monkeypatch.setattr("skgpt.fitting.prefix_budget", lambda device: memory_budget)
     np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
     assert skgpt.cache_info()["states on disk"]["entries"] > 0
 
@@ -275,10 +275,10 @@ def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
 
     from skgpt.data.tokenization import tokenise
     from skgpt.network.layout import Layout, ids_of
-    from skgpt.pretrained.loading import load_source
+    from skgpt.pretrained.loading import load_pretrained
     from tests.network.test_network import TEXTS, build
 
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     tokens = tokenise(TEXTS, source.tokenizer, 64)
     results = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
@@ -291,7 +291,7 @@ def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
         )
         layout = Layout.of(tokens.lengths, source, device)
         pooled = network.pooled(ids_of(tokens, np.arange(len(TEXTS)), device), layout)
-        learned = [network.trunk.get_parameter(name) for name in network.masters]
+        learned = [network.trunk.get_parameter(name) for name in network.learnable]
         grads = torch.autograd.grad(pooled.square().sum(), learned)
         results.append([t.float().cpu() for t in (pooled, *grads)])
     close = 1e-3 if precision == "float32" else 0.1

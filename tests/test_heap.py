@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from skgpt.device import give_memory_back
+from skgpt.device import trim_malloc
 
 SCRIPT = """
 import psutil
-from skgpt.device import give_memory_back
+from skgpt.device import trim_malloc
 
 def held():
     return psutil.Process().memory_info().rss / 2**20
@@ -20,7 +20,7 @@ pieces = [bytes([i % 256]) * 100_000 for i in range(3000)]
 last = pieces[-1]  # at the end of the heap, which can't shrink for it
 del pieces
 kept = held() - before
-give_memory_back()
+trim_malloc()
 print(kept, held() - before)
 """
 
@@ -35,4 +35,4 @@ def test_give_memory_back__freed_in_the_middle_of_the_heap__is_given_back() -> N
 
 
 def test_give_memory_back__anywhere__says_whether_it_could() -> None:
-    assert give_memory_back() == (platform.libc_ver()[0] == "glibc")
+    assert trim_malloc() == (platform.libc_ver()[0] == "glibc")

@@ -26,13 +26,14 @@ FLOORS = (
     ("pretrained",),
     ("network",),
     ("training",),
-    ("saving", "cost"),
-    ("estimators",),
+    ("lora", "calibration", "explanations", "saving", "cost"),
+    ("fitting", "sklearn_callbacks", "estimators", "classifier"),
     ("persistence", "tuning", "plots"),
     ("testing", "__main__"),
 )
 LAYERS = {name: number for number, names in enumerate(FLOORS) for name in names}
 BASE = FLOORS[0]
+ESTIMATORS = ("fitting", "sklearn_callbacks", "estimators", "classifier")
 LIGHT = (*BASE, "data", "testing")  # imported without torch
 # Must work on anybody's estimator, so it may not know ours.
 ONLY_FROM_BASE = ("testing",)
@@ -42,7 +43,7 @@ TORCH = tuple(
     f"skgpt.{name}"
     for name in (
         *("tensor_files", "device", "trunk", "pretrained", "network", "training", "saving", "cost"),
-        "testing",
+        *("explanations", "testing"),
     )
 )
 DOORS = {
@@ -144,7 +145,9 @@ def layer_violations(module: Module, known: set[str]) -> list[str]:
         if not is_under(target, "skgpt") or (target, found.name) == ("skgpt", "__version__"):
             continue
         other = _unit(target)
-        same_folder = other == unit or (other in BASE and unit in BASE)
+        same_folder = other == unit or any(
+            other in floor and unit in floor for floor in (BASE, ESTIMATORS)
+        )
         lower = LAYERS.get(other, 99) < LAYERS[unit]
         if unit in ONLY_FROM_BASE:
             lower = other in BASE

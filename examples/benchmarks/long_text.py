@@ -59,7 +59,7 @@ def classifier(arm: str, seed: int, args: argparse.Namespace) -> Any:
 
 def one_run(arm: str, args: argparse.Namespace) -> Run:
     """Fit an arm with every seed; the libraries are imported before the clock starts."""
-    import skgpt.estimators.classifier  # noqa: F401
+    import skgpt.classifier  # noqa: F401
 
     train = long_articles("train", args.texts, args.words)
     test = long_articles("test", args.test, args.words)

@@ -74,9 +74,9 @@ def many_fits(args: argparse.Namespace) -> Run:
     run["deleted"] = resident()
     skgpt.clear_cache()
     run["cleared"] = resident()
-    from skgpt.device import give_memory_back
+    from skgpt.device import trim_malloc
 
-    if give_memory_back():
+    if trim_malloc():
         run["trimmed"] = resident()
     return run
 
@@ -95,7 +95,7 @@ def opened(file: Path) -> Run:
     """Load the file twice in this process."""
     import transformers  # noqa: F401
 
-    import skgpt.estimators.classifier  # noqa: F401
+    import skgpt.classifier  # noqa: F401
 
     times = []
     for _ in range(2):

@@ -68,7 +68,7 @@ def export(classifier: Any, setting: Setting, folder: Path) -> None:
     model = load_classifier(len(classifier.classes_), setting)
     tokenizer = load_tokenizer()
     with torch.no_grad():
-        for name, master in network.masters.items():
+        for name, master in network.learnable.items():
             model.model.get_parameter(name).copy_(master)
         model.score.weight.copy_(network.head.weight)
     model.config.id2label = dict(enumerate(map(str, classifier.classes_)))
@@ -91,7 +91,7 @@ def check_tokens(classifier: Any, folder: Path, texts: list[str]) -> None:
     from skgpt.data.tokenization import tokenise
 
     theirs = tokenised(texts, AutoTokenizer.from_pretrained(folder), MAX_LENGTH)
-    ours = tokenise(texts, classifier._network.source.tokenizer, MAX_LENGTH)
+    ours = tokenise(texts, classifier._network.pretrained.tokenizer, MAX_LENGTH)
     differ = [i for i, row in enumerate(theirs) if row != ours.row(i).tolist()]
     if differ:
         raise AssertionError(f"{len(differ)} texts have other tokens, {texts[differ[0]]!r} first")

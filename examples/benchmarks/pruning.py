@@ -70,7 +70,7 @@ def note_memory(resident: list[int]) -> None:
 
 def one_run(arm: str, args: argparse.Namespace) -> Run:
     """Search with one pruner; the libraries are imported before the clock starts."""
-    import skgpt.estimators.classifier  # noqa: F401
+    import skgpt.classifier  # noqa: F401
     from skgpt.tuning import GPTSearchCV
 
     news = sample_r8(args.texts, 0)

@@ -137,7 +137,7 @@ def one_run(arm: str, args: argparse.Namespace) -> Run:
     """Search with one arm in this process; the libraries are imported before the clock starts."""
     import _trainer  # noqa: F401
 
-    import skgpt.estimators.classifier  # noqa: F401
+    import skgpt.classifier  # noqa: F401
 
     news = sample_r8(args.texts, 0)
     setting = Setting(

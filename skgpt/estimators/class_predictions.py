@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 
 from skgpt.device import no_more_threads_than_cores
-from skgpt.estimators.explaining import explanations
+from skgpt.explanations import explanations
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
 

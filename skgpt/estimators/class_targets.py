@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skgpt.calibration import calibrate
 from skgpt.data.targets import Target, encode_target
 from skgpt.data.weights import loss_weights
 from skgpt.estimators.base import BaseGPTText
-from skgpt.estimators.calibration import calibrate
-from skgpt.estimators.data import FitData, HeldOut
 from skgpt.exceptions import InvalidTextError
+from skgpt.fitting import FitData, HeldOut
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
 

@@ -101,7 +101,7 @@ class Best:
 
     @torch.no_grad()
     def _keep(self) -> None:
-        learned = {**self.network.masters, "": self.network.head.weight}
+        learned = {**self.network.learnable, "": self.network.head.weight}
         for name, tensor in learned.items():
             if name in self._weights:
                 self._weights[name].copy_(tensor)
@@ -114,7 +114,7 @@ class Best:
         if not self._weights:
             return
         with uninterrupted():
-            for name, tensor in {**self.network.masters, "": self.network.head.weight}.items():
+            for name, tensor in {**self.network.learnable, "": self.network.head.weight}.items():
                 tensor.copy_(self._weights[name])
             self.network.refresh()
 

@@ -96,7 +96,7 @@ _LOG = logging.getLogger("skgpt")
 
 
 @dataclass(frozen=True)
-class Proof:
+class Capabilities:
     """What was found out about a trunk.
 
     Parameters
@@ -105,27 +105,27 @@ class Proof:
         Whether a token sees only what stands before it.
     needs_mask : bool
         Whether right padding changes the result unless it is masked.
-    packs : bool
+    supports_packing : bool
         Whether texts that lie end to end in one row are as good as alone.
-    fast : bool
+    supports_fast_blocks : bool
         Whether its blocks may be swapped for those of `skgpt.trunk.llama`.
     casts_buffers : bool
         Whether buffers have to be of the weights' dtype in half precision. Rotary frequencies
         lose too much by it, so they are not where it can be helped.
-    width : int
+    hidden_size : int
         Of the last hidden states.
     """
 
     causal: bool
     needs_mask: bool
-    packs: bool
-    fast: bool
+    supports_packing: bool
+    supports_fast_blocks: bool
     casts_buffers: bool
-    width: int
+    hidden_size: int
 
 
 @torch.no_grad()
-def prove(trunk: Any) -> Proof:
+def probe(trunk: Any) -> Capabilities:
     """Find out what holds for a trunk.
 
     Parameters
@@ -135,7 +135,7 @@ def prove(trunk: Any) -> Proof:
 
     Returns
     -------
-    proof : Proof
+    capabilities : Capabilities
 
     Raises
     ------
@@ -163,12 +163,16 @@ def prove(trunk: Any) -> Proof:
         and _holds("sped up", trunk, lambda: _packed(_fast(_few_blocks(trunk))), together)
         and _holds("pooled early", trunk, lambda: _ends(_fast(_few_blocks(trunk))), together[ends])
     )
-    found = {"packs": packs, "fast": fast, "casts_buffers": not _mixes(_few_blocks(trunk))}
+    found = {
+        "supports_packing": packs,
+        "supports_fast_blocks": fast,
+        "casts_buffers": not _mixes(_few_blocks(trunk)),
+    }
     width = alone.shape[-1]
     if causal and agree(run(batch)[0, : len(short)], alone, _TOLERANCE):
-        return Proof(causal=True, needs_mask=False, width=width, **found)
+        return Capabilities(causal=True, needs_mask=False, hidden_size=width, **found)
     if agree(run(batch, attention_mask=mask.long())[0, : len(short)], alone, _TOLERANCE):
-        return Proof(causal=causal, needs_mask=True, width=width, **found)
+        return Capabilities(causal=causal, needs_mask=True, hidden_size=width, **found)
     raise ModelNotSupportedError(
         f"A text's hidden states must not depend on the padding behind it. Those of "
         f"{type(trunk).__name__} do, masked or not: use another model."

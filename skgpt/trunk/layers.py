@@ -87,7 +87,7 @@ PROBE_ERRORS = (
 _LOG = logging.getLogger("skgpt")
 
 
-class _Door(threading.local):
+class _Crossing(threading.local):
     """What goes in or comes out at the cut; each thread has its own, for predictions at once."""
 
     put: Tensor | None = None
@@ -95,11 +95,11 @@ class _Door(threading.local):
     taken: Tensor | None = None
 
 
-class Cut:
+class SplitTrunk:
     """A cut through a trunk after its first `k` blocks.
 
-    The trunk works as before until `take` or `put` is called, in other threads too; the model must
-    be its caller's own (a copy of a shared one), since its blocks are given another class.
+    The trunk works as before outside `run_lower` and `run_upper`, in other threads too. It must be
+    its caller's own (a copy of a shared one), since its blocks are given another class.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class Cut:
 
     def __init__(self, trunk: Any, k: int) -> None:
         self.trunk = trunk
-        self._door = _Door()
+        self._crossing = _Crossing()
         blocks: Any = find_blocks(trunk)
         self._blocks = blocks[:k]
         self._kinds = [type(block) for block in self._blocks]
@@ -118,38 +118,38 @@ class Cut:
         self._embedding_dim = trunk.get_input_embeddings().weight.shape[1]
         for block in self._blocks:
             kind: Any = type(block)
-            block.__class__ = _with_door(kind)
-            block._door = self._door
+            block.__class__ = _splittable(kind)
+            block._crossing = self._crossing
             block._is_last = block is self._blocks[-1]
 
     def close(self) -> None:
         """Put the trunk back as it was."""
         for block, kind in zip(self._blocks, self._kinds, strict=True):
             block.__class__ = kind
-            del block._door, block._is_last
+            del block._crossing, block._is_last
 
-    def take(self, **inputs: Any) -> Tensor:
+    def run_lower(self, **inputs: Any) -> Tensor:
         """Run the trunk and return the hidden states after block k, shape (B, T, H)."""
-        self._door.take = True
+        self._crossing.take = True
         try:
             self.trunk(**inputs)
-            taken = self._door.taken
+            taken = self._crossing.taken
         finally:
-            self._door.take = False
-            self._door.taken = None
+            self._crossing.take = False
+            self._crossing.taken = None
         assert taken is not None
         return taken
 
-    def put(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
+    def run_upper(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
         """Run what follows block k on these hidden states; return the last hidden states."""
         self.get_ready()
         # What goes in at the bottom is forgotten at the cut: it only has to have the right shape.
         bottom_BTE = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self._embedding_dim)
-        self._door.put = hidden_BTH
+        self._crossing.put = hidden_BTH
         try:
             last: Tensor = self.trunk(inputs_embeds=bottom_BTE, **inputs).last_hidden_state
         finally:
-            self._door.put = None
+            self._crossing.put = None
         return last
 
     @torch.no_grad()
@@ -162,28 +162,28 @@ class Cut:
 
 
 @cache
-def _with_door(kind: Any) -> type:
-    return type(kind.__name__, (_Doored, kind), {})
+def _splittable(kind: Any) -> type:
+    return type(kind.__name__, (_SplitBlock, kind), {})
 
 
-class _Doored(nn.Module):
+class _SplitBlock(nn.Module):
     """The forward pass of a block before a cut; it is mixed into the block's own class."""
 
-    _door: _Door
+    _crossing: _Crossing
     _is_last: bool
     _n_returned: int | None = None  # 0 where it is a tensor, not a tuple
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        door = self._door
-        if door.put is None:
+        crossing = self._crossing
+        if crossing.put is None:
             output = super().forward(*args, **kwargs)
             self._n_returned = len(output) if isinstance(output, tuple) else 0
-            if self._is_last and door.take:
-                door.taken = output[0] if isinstance(output, tuple) else output
+            if self._is_last and crossing.take:
+                crossing.taken = output[0] if isinstance(output, tuple) else output
             return output
         # A skipped block hands on what it was given; the last one before the cut answers with
         # the states that were put in, so whatever came before it is forgotten.
-        hidden = door.put if self._is_last else (args[0] if args else kwargs["hidden_states"])
+        hidden = crossing.put if self._is_last else (args[0] if args else kwargs["hidden_states"])
         return (hidden, *[None] * (self._n_returned - 1)) if self._n_returned else hidden
 
 
@@ -204,15 +204,15 @@ def parameters_after_blocks(trunk: Any) -> set[str]:
     """
     named = dict(trunk.named_parameters())
     before = {name: p.requires_grad for name, p in named.items()}
-    cut = Cut(trunk, len(find_blocks(trunk)))
+    split = SplitTrunk(trunk, len(find_blocks(trunk)))
     try:
         with torch.no_grad():
             ids = torch.tensor([[2, 3]], device=next(iter(named.values())).device)
-            hidden = cut.take(input_ids=ids)
+            hidden = split.run_lower(input_ids=ids)
         for p in named.values():
             p.requires_grad_(p.is_floating_point())
         with torch.enable_grad():
-            total = cut.put(hidden).float().sum()
+            total = split.run_upper(hidden).float().sum()
         if not total.requires_grad:
             return set()
         learnable = {name: p for name, p in named.items() if p.requires_grad}
@@ -222,7 +222,7 @@ def parameters_after_blocks(trunk: Any) -> set[str]:
         _LOG.info("%s can't be entered behind its blocks: %r", type(trunk).__name__, error)
         return set()
     finally:
-        cut.close()
+        split.close()
         for name, p in named.items():
             p.requires_grad_(before[name])
 

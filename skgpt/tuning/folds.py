@@ -19,8 +19,8 @@ from sklearn.pipeline import Pipeline
 
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
 from skgpt.device import free_memory, total_memory
-from skgpt.estimators.outside import watched_by
 from skgpt.exceptions import SearchSpaceError
+from skgpt.fitting import watched_by
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, StepDone
 from skgpt.training.config import TrainingPlan

@@ -22,8 +22,8 @@ from skgpt._sklearn import (
     fit_context,
     have_it_raise,
 )
-from skgpt.estimators.params import draw_seed
 from skgpt.exceptions import SearchSpaceError
+from skgpt.fitting import draw_seed
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.identity import identity_of, name_of
@@ -292,10 +292,10 @@ class GPTSearchCV(BaseSearchCV):
             attributes |= self._refitted(attributes["best_params_"], X, y, passed_on)
         self._keep(attributes)
         try:  # last, as a warning may be an error
-            warn_of_failed(trials, stacklevel=4)
+            warn_of_failed(trials)
         finally:
             if theirs is not None:
-                warn_unless_better(attributes["baseline_"], stacklevel=4)
+                warn_unless_better(attributes["baseline_"])
         return self
 
     def _evaluation(

@@ -23,7 +23,7 @@ from optuna.trial import Trial
 from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
-from skgpt.device import give_memory_back
+from skgpt.device import trim_malloc
 from skgpt.exceptions import SearchSpaceError, SearchStorageError
 from skgpt.training.callbacks import shows_bars, write_line
 from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
@@ -282,7 +282,7 @@ def _work_on(
         if job.raises:
             raise outcome.error
         forget_frames(outcome.error)
-    give_memory_back()
+    trim_malloc()
 
 
 class TrialsBar:

@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 import skgpt
 from skgpt import GPTTextClassifier
-from skgpt.estimators.calibration import calibrate
+from skgpt.calibration import calibrate
 from skgpt.exceptions import InterruptedFitWarning, InvalidTextError
 
 WORDS = {"sport": "goal", "money": "bank", "space": "rocket"}

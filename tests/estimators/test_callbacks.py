@@ -16,7 +16,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from skgpt import GPTTextClassifier
-from skgpt.estimators import callbacks
+from skgpt import sklearn_callbacks as callbacks
 from skgpt.exceptions import InterruptedFitWarning
 from skgpt.network.network import TextNetwork
 from tests.estimators.recorders import Copier, Listener, Recorder

@@ -353,7 +353,7 @@ def test_del__a_fitted_estimator__frees_its_share_at_once(
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     modules = [weakref.ref(module) for module in clf._network.modules()]
-    parameters = [weakref.ref(master) for master in clf._network.masters.values()]
+    parameters = [weakref.ref(master) for master in clf._network.learnable.values()]
     del clf
     assert not [ref() for ref in modules + parameters if ref() is not None]
 

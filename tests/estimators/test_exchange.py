@@ -130,7 +130,7 @@ def test_save_pretrained__trained_in_bf16__says_what_fp32_says(
     clf.save_pretrained(tmp_path / "out")
     exact = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
     same(piped(tmp_path / "out", clf.classes_.tolist()), exact.predict_proba(PROBES), 1e-4)
-    for name, master in clf._network.masters.items():
+    for name, master in clf._network.learnable.items():
         learned = exact._network.trunk.get_parameter(name).detach()
         assert np.array_equal(learned.numpy(), master.numpy())
     half = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="bf16")

@@ -37,7 +37,7 @@ def by_joblib_mapped(clf: GPTTextClassifier, folder: Path) -> GPTTextClassifier:
 def by_skops(clf: GPTTextClassifier, folder: Path) -> GPTTextClassifier:
     skops.io.dump(clf, folder / "clf.skops")
     untrusted = skops.io.get_untrusted_types(file=folder / "clf.skops")
-    assert untrusted == ["skgpt.estimators.classifier.GPTTextClassifier"]
+    assert untrusted == ["skgpt.classifier.GPTTextClassifier"]
     return skops.io.load(folder / "clf.skops", trusted=untrusted)
 
 
@@ -136,4 +136,4 @@ def test_deepcopy__whatever_the_base__shares_it_in_memory(
     assert twin[0]._network is not clf._network
     for name, parameter in clf._network.trunk.named_parameters():
         other = twin[0]._network.trunk.get_parameter(name)
-        assert (other.data_ptr() == parameter.data_ptr()) == (name not in clf._network.masters)
+        assert (other.data_ptr() == parameter.data_ptr()) == (name not in clf._network.learnable)

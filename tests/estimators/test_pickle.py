@@ -143,7 +143,7 @@ def test_deepcopy__a_fitted_model__is_independent(
     before = clf.predict_proba(X)
     twin = copy.deepcopy(clf)
     assert np.array_equal(twin.predict_proba(X), before)
-    for master in twin._network.masters.values():
+    for master in twin._network.learnable.values():
         master.data.zero_()
     twin._network.refresh()
     assert np.array_equal(clf.predict_proba(X), before)
@@ -167,7 +167,7 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
     assert len(data) < len(pickle.dumps(make(folder, max_epochs=1).fit(X, y))) / 2
     again = pickle.loads(data)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    frozen = {n for n, _ in clf._network.trunk.named_parameters()} - set(clf._network.masters)
+    frozen = {n for n, _ in clf._network.trunk.named_parameters()} - set(clf._network.learnable)
     for name in frozen:  # two estimators of one base hold its tensors once
         one, two = (c._network.trunk.get_parameter(name) for c in (clf, again))
         assert one.data_ptr() == two.data_ptr()

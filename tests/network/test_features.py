@@ -11,7 +11,7 @@ from skgpt.data.tokenization import Tokens, tokenise
 from skgpt.network.features import CachedPooled, CachedPrefix, WholeTrunk
 from skgpt.network.features import choose_forward as choose
 from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 
 TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far"]
@@ -19,7 +19,7 @@ TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four
 
 def build(folder: str, trainable_layers: int | str, dtype: torch.dtype) -> TextNetwork:
     network = build_network(
-        load_source(folder),
+        load_pretrained(folder),
         n_layers=None,
         trainable_layers=trainable_layers,  # type: ignore[arg-type]
         pooling="mean",
@@ -32,7 +32,7 @@ def build(folder: str, trainable_layers: int | str, dtype: torch.dtype) -> TextN
 
 
 def tokens_of(network: TextNetwork) -> Tokens:
-    return tokenise(TEXTS, network.source.tokenizer, 64)
+    return tokenise(TEXTS, network.pretrained.tokenizer, 64)
 
 
 def forward_of(network: TextNetwork, memory_budget: int = 2**30) -> object:
@@ -54,7 +54,7 @@ def test_forward__frozen_layers__gives_the_scores_and_gradients_of_the_whole(
     cached = forward_of(network)
     assert isinstance(cached, kind)
     whole = WholeTrunk(network, tokens_of(network))
-    learned = [*network.masters.values(), network.head.weight]
+    learned = [*network.learnable.values(), network.head.weight]
     rows = np.array([3, 0, 2])
     results = []
     for forward in (cached, whole):
@@ -63,7 +63,7 @@ def test_forward__frozen_layers__gives_the_scores_and_gradients_of_the_whole(
         results.append((logits, grads))
     (logits, grads), (expected_logits, expected_grads) = results
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
-    for name, got, expected in zip(network.masters, grads, expected_grads, strict=False):
+    for name, got, expected in zip(network.learnable, grads, expected_grads, strict=False):
         if expected is None:  # an encoder's unused pooler has no part in the scores
             assert got is None, name
         else:

@@ -11,7 +11,7 @@ import torch
 import skgpt
 from skgpt.data.tokenization import tokenise
 from skgpt.network.features import Spill, disk_room, hidden_states
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.network.test_network import build
@@ -55,7 +55,7 @@ def test_fit__states_beyond_memory__lie_on_disk_and_change_nothing(
     expected = clf.fit(X, y).predict_proba(X)
     skgpt.clear_cache()
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr("skgpt.estimators.planning.prefix_budget", lambda device: memory_budget)
+    monkeypatch.setattr("skgpt.fitting.prefix_budget", lambda device: memory_budget)
     monkeypatch.setattr("skgpt.network.features._FILE_BYTES", 20_000)  # several files
     clf.fit(X, y)
     info = skgpt.cache_info()
@@ -73,10 +73,10 @@ def test_states__those_in_memory_already__take_up_room_too(
     tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    network = build(load_source(tiny_llama), trainable_layers=1)
+    network = build(load_pretrained(tiny_llama), trainable_layers=1)
 
     def states(texts: list[str], memory_budget: int) -> list[torch.Tensor]:
-        tokens = tokenise(texts, network.source.tokenizer, 64)
+        tokens = tokenise(texts, network.pretrained.tokenizer, 64)
         return hidden_states(network, tokens, 200, lambda done, total: None, memory_budget)
 
     known = ["the goal", "a match"]
@@ -102,10 +102,10 @@ def test_fit__a_full_disk__runs_all_layers_and_says_so(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("skgpt.network.features.tempfile.TemporaryFile", full)
-    monkeypatch.setattr("skgpt.estimators.planning.prefix_budget", lambda device: 0)
+    monkeypatch.setattr("skgpt.fitting.prefix_budget", lambda device: 0)
     np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
     assert "No space left" in caplog.text
-    monkeypatch.setattr("skgpt.estimators.planning.disk_room", lambda: 0)
+    monkeypatch.setattr("skgpt.fitting.disk_room", lambda: 0)
     caplog.clear()
     np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
     assert caplog.text == ""  # decided before
@@ -152,8 +152,8 @@ def test_states_on_disk__of_another_device__are_others(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    network = build(load_source(tiny_llama))
-    tokens = tokenise(list(two_class_data.X), network.source.tokenizer, 64)
+    network = build(load_pretrained(tiny_llama))
+    tokens = tokenise(list(two_class_data.X), network.pretrained.tokenizer, 64)
     for device in ("cpu", "cpu:0"):  # the same place by two names
         monkeypatch.setattr(network, "device", torch.device(device))
         hidden_states(network, tokens, 500, lambda *done: None, memory_budget=0)

@@ -190,9 +190,9 @@ def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_on
     network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1, trainable="all")
     best = Best(network, StoppingRule(1, 0.0))
     best.is_over(1.0)
-    wanted = {name: tensor.clone() for name, tensor in network.masters.items()}
+    wanted = {name: tensor.clone() for name, tensor in network.learnable.items()}
     with torch.no_grad():
-        for tensor in network.masters.values():
+        for tensor in network.learnable.values():
             tensor.add_(1.0)
     first = next(iter(best._weights))
 
@@ -205,4 +205,4 @@ def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_on
     best._weights = Pressed(best._weights)
     with pytest.raises(KeyboardInterrupt):
         best.put_back()
-    assert all(torch.equal(network.masters[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(network.learnable[name], wanted[name]) for name in wanted)

@@ -19,7 +19,7 @@ CONSTANT = {"schedule": "constant", "warmup_ratio": 0.0}
 
 
 def learned(network: TextNetwork) -> dict[str, torch.Tensor]:
-    return {**network.masters, "head.weight": network.head.weight}
+    return {**network.learnable, "head.weight": network.head.weight}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

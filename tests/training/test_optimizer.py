@@ -6,14 +6,14 @@ import torch
 
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork, TrainableLayers, build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.optimizer import Optimiser
 from tests.training.test_config import make_plan
 
 
 def build(folder: str, dtype: torch.dtype, trainable_layers: TrainableLayers = 1) -> TextNetwork:
     return build_network(
-        load_source(folder),
+        load_pretrained(folder),
         n_layers=None,
         trainable_layers=trainable_layers,
         pooling="mean",
@@ -25,7 +25,7 @@ def build(folder: str, dtype: torch.dtype, trainable_layers: TrainableLayers = 1
 
 def a_loss(network: TextNetwork, first: int = 3) -> torch.Tensor:
     ids = torch.tensor([3, 4, 5, 6, 7]) - 3 + first
-    logits = network(ids, Layout.of(np.array([3, 2]), network.source, network.device))
+    logits = network(ids, Layout.of(np.array([3, 2]), network.pretrained, network.device))
     return torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
 
 
@@ -53,7 +53,7 @@ def test_optimiser__two_halves__add_up_to_the_whole_gradient(
         optimiser = Optimiser(network, make_plan())
         for _ in range(parts):
             optimiser.backward(a_loss(network) / parts)
-        grads.append([m.grad for m in network.masters.values()])
+        grads.append([m.grad for m in network.learnable.values()])
     for whole, halves in zip(*grads, strict=True):
         assert whole is not None and halves is not None
         assert whole.dtype == halves.dtype == torch.float32
@@ -63,12 +63,12 @@ def test_optimiser__two_halves__add_up_to_the_whole_gradient(
 def test_optimiser__fp16_overflow__voids_the_step_and_halves_the_scale(tiny_llama: str) -> None:
     network = build(tiny_llama, torch.float16)
     optimiser = Optimiser(network, make_plan(warmup_ratio=0.0))
-    before = {name: m.clone() for name, m in network.masters.items()}
+    before = {name: m.clone() for name, m in network.learnable.items()}
     scale = optimiser._scale
     optimiser.backward(a_loss(network) * float("inf"))
     optimiser.step()
     assert optimiser._scale == scale / 2
-    assert all(torch.equal(m, before[name]) for name, m in network.masters.items())
+    assert all(torch.equal(m, before[name]) for name, m in network.learnable.items())
     assert torch.count_nonzero(network.head.weight) == 0
 
 
@@ -79,7 +79,7 @@ def test_optimiser__a_gradient_of_norm_one__is_clipped_to_at_most_the_limit(
     network = build(tiny_llama, torch.float32)
     optimiser = Optimiser(network, make_plan(max_grad_norm=max_norm, warmup_ratio=0.0))
     optimiser.backward(a_loss(network))
-    learned = [*network.masters.values(), network.head.weight]
+    learned = [*network.learnable.values(), network.head.weight]
     size = float(torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None]))
     optimiser.forget()
     optimiser.backward(a_loss(network) / size)
@@ -87,7 +87,7 @@ def test_optimiser__a_gradient_of_norm_one__is_clipped_to_at_most_the_limit(
     adam_step = optimiser._adam.step
 
     def spy() -> None:
-        grads = [p.grad for p in [*network.masters.values(), network.head.weight]]
+        grads = [p.grad for p in [*network.learnable.values(), network.head.weight]]
         norms.append(float(torch.cat([g.flatten() for g in grads if g is not None]).norm()))
         adam_step()
 
@@ -101,7 +101,7 @@ def test_optimiser__released__leaves_nothing_that_wants_a_gradient(tiny_llama: s
     optimiser = Optimiser(network, make_plan())
     optimiser.backward(a_loss(network))
     optimiser.release()
-    tensors = [*network.parameters(), *network.masters.values()]
+    tensors = [*network.parameters(), *network.learnable.values()]
     assert not any(t.requires_grad for t in tensors)
     assert all(t.grad is None for t in tensors)
 
@@ -117,7 +117,7 @@ def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
         embeddings = optimiser._embeddings
         assert [embedding.sparse for embedding in embeddings] == [True]
         embeddings[0].sparse = by_rows
-        name = next(n for n in network.masters if "embed_tokens" in n)
+        name = next(n for n in network.learnable if "embed_tokens" in n)
         grads = []
         for step in range(4):
             for part in range(2):  # tokens of their own in each step and part, and common ones
@@ -126,13 +126,13 @@ def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
                     optimiser.forget()
                     for again in range(2):
                         optimiser.backward(a_loss(network, first=9 * step + 3 * again))
-            grad = network.masters[name].grad
+            grad = network.learnable[name].grad
             assert grad is not None
             grads.append(grad.clone())
             optimiser.step()
         optimiser.release()
         assert not embeddings[0].sparse
-        trained.append((grads, network.masters[name].clone()))
+        trained.append((grads, network.learnable[name].clone()))
     (rows, learned), (whole, expected) = trained
     for one, two in zip(rows, whole, strict=True):
         assert (one != 0).any(1).sum() == (two != 0).any(1).sum() > 3

@@ -29,7 +29,7 @@ def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def learned(network: TextNetwork) -> dict[str, torch.Tensor]:
-    return {**network.masters, "head": network.head.weight}
+    return {**network.learnable, "head": network.head.weight}
 
 
 def assert_same(one: TextNetwork, two: TextNetwork) -> None:

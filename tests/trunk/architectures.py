@@ -42,7 +42,7 @@ _as_roberta = partial(
 
 
 class Known(NamedTuple):
-    """What `prove` has to find out about a trunk, and whether it can be entered in the middle."""
+    """What `probe` has to find out about a trunk, and whether it can be entered in the middle."""
 
     made: _Architecture
     packs: bool

@@ -19,10 +19,10 @@ from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.features import CachedPrefix, WholeTrunk, choose_forward
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import Source, load_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as OTHERS
 from skgpt.training.loss import CrossEntropy
-from skgpt.trunk.capabilities import prove
+from skgpt.trunk.capabilities import probe
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.network.test_network import build
@@ -59,17 +59,17 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def source(name: str, folder_of: Callable[[str], str]) -> Source:
-    return load_source(folder_of(name))
+def source(name: str, folder_of: Callable[[str], str]) -> PretrainedModel:
+    return load_pretrained(folder_of(name))
 
 
-def tokens_of(source: Source) -> Tokens:
+def tokens_of(source: PretrainedModel) -> Tokens:
     tokens = tokenise(TEXTS, source.tokenizer, 256)
     assert tokens.lengths.max() > 4 * WINDOW
     return tokens
 
 
-def network_of(source: Source, **options: Any) -> TextNetwork:
+def network_of(source: PretrainedModel, **options: Any) -> TextNetwork:
     network = build(source, **options)
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     return network
@@ -88,8 +88,8 @@ def gradients(loss: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def one_by_one(network: TextNetwork, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the scores of each text alone, and the sum of the gradients of their losses."""
-    trunk = copy.deepcopy(network.source.trunk).requires_grad_(True)
-    learned = {n: p for n, p in trunk.named_parameters() if n in network.masters}
+    trunk = copy.deepcopy(network.pretrained.trunk).requires_grad_(True)
+    learned = {n: p for n, p in trunk.named_parameters() if n in network.learnable}
     learned["head"] = network.head.weight
     scores, total = [], {}
     for row in range(len(tokens)):
@@ -111,23 +111,28 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -
         assert float((one - two).abs().max()) < 1e-5 * scale, name
 
 
-def test_prove__an_architecture_never_seen__is_found_out(name: str, source: Source) -> None:
-    known, proof = KNOWN[name], source.proof
+def test_prove__an_architecture_never_seen__is_found_out(
+    name: str, source: PretrainedModel
+) -> None:
+    known, capabilities = KNOWN[name], source.capabilities
     assert name not in OTHERS
-    assert (proof.packs, proof.fast) == (known.packs, known.fast)
-    assert (proof.causal, proof.needs_mask) == (known.causal, not known.causal)
-    assert proof.width == 32
+    assert (capabilities.supports_packing, capabilities.supports_fast_blocks) == (
+        known.packs,
+        known.fast,
+    )
+    assert (capabilities.causal, capabilities.needs_mask) == (known.causal, not known.causal)
+    assert capabilities.hidden_size == 32
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_each_alone(
-    pooling: str, source: Source
+    pooling: str, source: PretrainedModel
 ) -> None:
-    if pooling == "last" and not source.proof.causal:
+    if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused")
     network = network_of(source, trainable_layers="all", pooling=pooling)
     tokens = tokens_of(source)
-    learned = {**network.masters, "head": network.head.weight}
+    learned = {**network.learnable, "head": network.head.weight}
     layout = Layout.of(tokens.lengths, source, CPU)
     logits = network(ids_of(tokens, ROWS, CPU), layout)
     got = gradients(loss_of(logits, list(ROWS)), learned)
@@ -139,9 +144,9 @@ def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_eac
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
-    pooling: str, name: str, source: Source
+    pooling: str, name: str, source: PretrainedModel
 ) -> None:
-    if pooling == "last" and not source.proof.causal:
+    if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused")
     network, tokens = network_of(source, pooling=pooling), tokens_of(source)
     forward = choose_forward(
@@ -152,18 +157,18 @@ def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
         progress=lambda done, total: None,
     )
     assert isinstance(forward, CachedPrefix if KNOWN[name].cut else WholeTrunk)
-    learned = {**network.masters, "head": network.head.weight}
+    learned = {**network.learnable, "head": network.head.weight}
     logits = forward(ROWS)
     expected_logits, expected = one_by_one(network, tokens)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
     assert_same_gradients(gradients(loss_of(logits, list(ROWS)), learned), expected)
 
 
-def test_network__bf16__is_close_to_fp32(name: str, source: Source) -> None:
+def test_network__bf16__is_close_to_fp32(name: str, source: PretrainedModel) -> None:
     tokens = tokens_of(source)
     layout = Layout.of(tokens.lengths, source, CPU)
     # These two multiply weights with, or add to what they give, a buffer that they keep.
-    assert source.proof.casts_buffers == (name in ("openai-gpt", "xglm"))
+    assert source.capabilities.casts_buffers == (name in ("openai-gpt", "xglm"))
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
         network = network_of(source, dtype=dtype)
@@ -190,7 +195,7 @@ def test_prove__a_mask_that_shows_in_long_texts_alone__is_seen(
 ) -> None:
     from transformers.models.llama import modeling_llama
 
-    trunk = load_source(tiny_llama).trunk
+    trunk = load_pretrained(tiny_llama).trunk
     create = modeling_llama.create_causal_mask
 
     def near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -202,8 +207,8 @@ def test_prove__a_mask_that_shows_in_long_texts_alone__is_seen(
         lambda **options: create(**options, and_mask_function=near),
     )
     with caplog.at_level(logging.INFO, "skgpt"):
-        proof = prove(trunk)
-    assert not proof.packs and not proof.fast
+        capabilities = probe(trunk)
+    assert not capabilities.supports_packing and not capabilities.supports_fast_blocks
     assert "masks are not those of packed attention" in caplog.text
 
 
@@ -216,7 +221,7 @@ def test_max_length__rotations_that_a_long_neighbour_would_change__is_bounded_be
         patch.setitem(config, "rope_parameters", longrope)
         patch.setitem(config, "original_max_position_embeddings", 64)
         folder = write_tiny(str(tmp_path / "longrope"), "phi3")
-    source = load_source(folder)
+    source = load_pretrained(folder)
     assert source.max_positions == 64
     short, long = (torch.arange(n)[None] % 200 for n in (64, 65))
     last = source.trunk(input_ids=long).last_hidden_state[0, :64]

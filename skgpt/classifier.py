@@ -13,12 +13,10 @@ from skgpt.data.targets import check_classes, is_indicator
 from skgpt.data.tokenization import LongText
 from skgpt.estimators.class_predictions import ClassPredictions
 from skgpt.estimators.class_targets import ClassTargets
-from skgpt.estimators.continuing import places_of
-from skgpt.estimators.data import Given
 from skgpt.estimators.exchange import HuggingFaceExchange
-from skgpt.estimators.lora import LoRA
-from skgpt.estimators.params import SHARED_CONSTRAINTS
 from skgpt.exceptions import ContinuationError
+from skgpt.fitting import SHARED_CONSTRAINTS, Given, places_of
+from skgpt.lora import LoRA
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | Literal["balanced"] | None
 
