@@ -8,23 +8,13 @@ Everything goes to stderr, so that what a program prints stays clean.
 import os
 import sys
 import time
-<<<<<<< HEAD
-import warnings
 from collections.abc import Callable, Sequence
-=======
-from collections.abc import Callable, Iterable, Sequence
->>>>>>> main
 from dataclasses import dataclass
 from typing import Any, NotRequired, TextIO, TypedDict
 
 from tqdm.auto import tqdm
 
-<<<<<<< HEAD
-from skgpt.exceptions import SlowFitWarning
-=======
-from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import SlowFitWarning, warn_user
->>>>>>> main
 from skgpt.training.config import TrainingPlan
 
 _SLOW_SECONDS = 600.0

@@ -11,8 +11,8 @@ from scipy.stats import rankdata
 from sklearn.exceptions import FitFailedWarning
 
 from skgpt.exceptions import SearchFailedError, warn_user
-from skgpt.tuning.ledger import result_of
 from skgpt.tuning.space import Space
+from skgpt.tuning.trial_store import result_of
 
 # scikit-learn's own: parameters, folds, results of each fit, further columns.
 Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[str, Any]]

@@ -24,14 +24,14 @@ from skgpt._sklearn import (
 )
 from skgpt.exceptions import SearchSpaceError
 from skgpt.fitting import draw_seed
-from skgpt.tuning.folds import Evaluation
-from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
-from skgpt.tuning.identity import identity_of, name_of
-from skgpt.tuning.ledger import result_of
+from skgpt.tuning.baseline_check import judge_baseline, meet_baseline, warn_unless_better
+from skgpt.tuning.folds import check_rows
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
-from skgpt.tuning.same_folds import check_rows
 from skgpt.tuning.space import Space, check_names, default_space
-from skgpt.tuning.studies import PRUNERS, Storage, kept_in_memory
+from skgpt.tuning.study import PRUNERS, Storage, kept_in_memory
+from skgpt.tuning.study_key import identity_of, name_of
+from skgpt.tuning.trial import Evaluation
+from skgpt.tuning.trial_store import result_of
 from skgpt.tuning.workers import Job, run
 
 _SHARED = {

@@ -26,11 +26,9 @@ from tqdm.auto import tqdm
 from skgpt.device import trim_malloc
 from skgpt.exceptions import SearchSpaceError, SearchStorageError
 from skgpt.training.callbacks import shows_bars, write_line
-from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
-from skgpt.tuning.leases import devices_of, held_lease, leased
-from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.gpu_locks import devices_of, held_lease, leased
 from skgpt.tuning.space import Space
-from skgpt.tuning.studies import (
+from skgpt.tuning.study import (
     Storage,
     kept_in_memory,
     located,
@@ -41,6 +39,8 @@ from skgpt.tuning.studies import (
     shown,
     storage_with,
 )
+from skgpt.tuning.trial import Evaluation, Outcome, evaluate, forget_frames
+from skgpt.tuning.trial_store import TrialStore
 
 _POLL_SECONDS = 0.5
 
@@ -100,9 +100,9 @@ class Job:
             study.sampler.reseed_rng()
         return study
 
-    def ledger(self, study: Study) -> Ledger:
+    def ledger(self, study: Study) -> TrialStore:
         """Return the study's trials, as one of its workers sees them."""
-        return Ledger(study, Space(self.param_distributions).distributions, self.n_trials)
+        return TrialStore(study, Space(self.param_distributions).distributions, self.n_trials)
 
 
 def run(job: Job, n_jobs: int | None) -> Study:
@@ -247,7 +247,7 @@ def run_worker(
 
 
 def _work_through(
-    job: Job, space: Space, ledger: Ledger, bar: "TrialsBar", heed: Callable[[], None]
+    job: Job, space: Space, ledger: TrialStore, bar: "TrialsBar", heed: Callable[[], None]
 ) -> None:
     while time.time() < job.deadline:
         heed()
@@ -265,7 +265,7 @@ def _work_on(
     trial: Trial,
     job: Job,
     space: Space,
-    ledger: Ledger,
+    ledger: TrialStore,
     bar: "TrialsBar",
     heed: Callable[[], None],
 ) -> None:
@@ -290,7 +290,7 @@ class TrialsBar:
 
     Parameters
     ----------
-    ledger : Ledger
+    ledger : TrialStore
     verbose : int
         0 shows nothing; from 2 on there is a line per trial of this worker. Where no bar can be
         drawn, as in a log file, there are the lines alone from 1 on.
@@ -298,7 +298,7 @@ class TrialsBar:
         Passed on to tqdm, for tests.
     """
 
-    def __init__(self, ledger: Ledger, verbose: int, **options: Any) -> None:
+    def __init__(self, ledger: TrialStore, verbose: int, **options: Any) -> None:
         self._ledger = ledger
         self._bar: Any = None
         draws = bool(verbose) and shows_bars(options.get("file"))

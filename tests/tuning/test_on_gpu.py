@@ -9,11 +9,11 @@ from filelock import FileLock, Timeout
 from skgpt import clear_cache
 from skgpt.device import cuda_devices
 from skgpt.pretrained.default_models import cache_folder
-from skgpt.tuning.folds import Room, evaluate
-from skgpt.tuning.leases import held_lease, leased
+from skgpt.tuning.gpu_locks import held_lease, leased
+from skgpt.tuning.trial import Room, evaluate
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
-from tests.tuning.test_folds import evaluation, never
+from tests.tuning.test_trial import evaluation, never
 
 pytestmark = pytest.mark.gpu
 

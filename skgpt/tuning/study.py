@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
 from skgpt.exceptions import ContinuationError, SearchStorageError
-from skgpt.tuning.identity import check_belongs
+from skgpt.tuning.study_key import check_belongs
 
 Storage = str | PathLike[str] | BaseStorage | None
 
