@@ -64,7 +64,7 @@ def public_names(module: ModuleType) -> list[str]:
     names = getattr(module, "__all__", None) or [
         name
         for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__
+        if inspect.isclass(value) and (value.__module__, value.__name__) == (module.__name__, name)
     ]
     return [f"{module.__name__}.{name}" for name in names if not name.startswith("__")]
 

@@ -22,7 +22,7 @@ from skgpt._sklearn import (
     fit_context,
     have_it_raise,
 )
-from skgpt.exceptions import SearchSpaceError
+from skgpt.exceptions import TuningError
 from skgpt.fitting import draw_seed
 from skgpt.tuning.baseline_check import judge_baseline, meet_baseline, warn_unless_better
 from skgpt.tuning.folds import check_rows
@@ -253,7 +253,7 @@ class GPTSearchCV(BaseSearchCV):
             If some trials failed.
         """
         if getattr(self, "_skl_callbacks", None):
-            raise SearchSpaceError(
+            raise TuningError(
                 "GPTSearchCV calls no callbacks of its own: set them on its estimator."
             )
         deadline = np.inf if self.timeout is None else time.time() + self.timeout
@@ -311,7 +311,7 @@ class GPTSearchCV(BaseSearchCV):
         found = cv.split(X, y, **routed.splitter.split)
         splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
         if not splits:
-            raise SearchSpaceError(f"`cv` must make at least one fold. Got {self.cv!r}.")
+            raise TuningError(f"`cv` must make at least one fold. Got {self.cv!r}.")
         work = Evaluation(
             estimator=clone(self.estimator),
             X=X,

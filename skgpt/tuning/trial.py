@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
 from skgpt.device import free_memory, total_memory
-from skgpt.exceptions import SearchSpaceError
+from skgpt.exceptions import TuningError
 from skgpt.fitting import watched_by
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, StepDone
@@ -71,12 +71,12 @@ class Evaluation:
     def metric(self, scores: Mapping[str, Any]) -> str:
         """Return the name of the metric that counts."""
         if self.main_metric is None and self.needs_metric:
-            raise SearchSpaceError(
+            raise TuningError(
                 f"`scoring` gives several metrics, {sorted(scores)}: `refit` must be one of them, "
                 "a callable, or False. Got True."
             )
         if self.main_metric is not None and self.main_metric not in scores:
-            raise SearchSpaceError(
+            raise TuningError(
                 f"`refit` must be one of the metrics of `scoring`, {sorted(scores)}. "
                 f"Got {self.main_metric!r}."
             )
@@ -175,7 +175,7 @@ def evaluate(work: Evaluation, params: Mapping[str, Any], report: Report) -> Out
             outcome.train_scores = [fold.result["train_scores"] for fold in folds]
     if np.isnan(outcome.value) and outcome.state == "COMPLETE":
         outcome.state = "FAIL"
-        outcome.error = SearchSpaceError(
+        outcome.error = TuningError(
             "`scoring` must give a number for every fold. It gave "
             f"{[fold.score for fold in folds]}: a metric that needs every class may find too few "
             "rows in a fold; pass another `cv` or `scoring`."

@@ -24,7 +24,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
 from skgpt.device import trim_malloc
-from skgpt.exceptions import SearchSpaceError, SearchStorageError
+from skgpt.exceptions import StorageError, TuningError
 from skgpt.training.callbacks import shows_bars, write_line
 from skgpt.tuning.gpu_locks import devices_of, held_lease, leased
 from skgpt.tuning.space import Space
@@ -120,7 +120,7 @@ def run(job: Job, n_jobs: int | None) -> Study:
 
     Raises
     ------
-    SearchSpaceError
+    TuningError
         If several processes are to share a storage in memory.
     """
     n_workers = min(effective_n_jobs(n_jobs), job.n_trials)
@@ -131,7 +131,7 @@ def run(job: Job, n_jobs: int | None) -> Study:
         run_worker(job, study)
         return study
     if isinstance(job.storage, InMemoryStorage):
-        raise SearchSpaceError(
+        raise TuningError(
             "With `n_jobs`, `storage` must be one that processes share. Got one in memory: pass "
             "a path, an URL, or None for a file that is removed at the end."
         )
@@ -176,13 +176,13 @@ def run_called(job: Job, index: int, held: int | None = None) -> None:
 
     Raises
     ------
-    SearchStorageError
+    StorageError
         If this process doesn't see the study that the caller has opened.
     """
     opened = storage_with(job.storage, job.study_name)
     study = None if opened is None else replace(job, storage=opened).open(index)
     if study is None or job.call not in study.user_attrs:
-        raise SearchStorageError(
+        raise StorageError(
             "With workers on other machines, `storage` must be one that all of them see: a "
             "database, Optuna's gRPC proxy, or a file on a disk that they share; None is a "
             f"temporary file of the caller's. The worker on {platform.node()!r} doesn't find the "
