@@ -320,10 +320,9 @@ def test_check_text_estimator__good_transformer__passes() -> None:
 def test_text_check__planted_fault__caught(
     estimator: BaseEstimator, failed_check: str, message: str
 ) -> None:
-    check = next(check for check in TEXT_CHECKS if check.__name__ == failed_check)
-    check(GoodClassifier())
+    TEXT_CHECKS[failed_check](GoodClassifier())
     with pytest.raises(AssertionError, match=message):
-        check(estimator)
+        TEXT_CHECKS[failed_check](estimator)
 
 
 def test_check_text_estimator__several_faults__all_named_with_their_errors() -> None:
