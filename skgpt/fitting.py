@@ -750,9 +750,9 @@ def checkpoint_of(
 
     Raises
     ------
-    FolderNameError
+    InvalidArgumentError
         If `checkpoint_dir` names nothing.
-    CheckpointError
+    StorageError
         If the folder can't be written to, or what is there is damaged.
     ContinuationError
         If what is there belongs to another fit; the message names what differs.

@@ -40,7 +40,7 @@ from torch import Tensor
 from skgpt.caching import Store
 from skgpt.data.tokenization import TextIds, Tokens, Windows, run_by_trunk
 from skgpt.device import prefix_budget, to_device, total_memory
-from skgpt.exceptions import CacheError
+from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import Budget
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
@@ -59,7 +59,7 @@ class Spill:
 
     Raises
     ------
-    CacheError
+    StorageError
         From any method, if the folder can't be written to, or is full.
     """
 
@@ -126,7 +126,7 @@ def _as_cache_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheError(f"States can't be kept in {_folder()}: {error}") from error
+        raise StorageError(f"States can't be kept in {_folder()}: {error}") from error
 
 
 def _folder() -> Path:
@@ -174,7 +174,7 @@ def hidden_states(
 
     Raises
     ------
-    CacheError
+    StorageError
         If the disk is full or can't be written to.
     """
     return _Texts(network, "hidden", tokens, memory_budget).states(token_budget, progress)
@@ -535,7 +535,7 @@ def choose_forward(
         return CachedPooled(network, tokens, token_budget, progress)
     try:
         return CachedPrefix(network, tokens, token_budget, progress, memory_budget)
-    except CacheError as error:  # another program may fill the disk at any time
+    except StorageError as error:  # another program may fill the disk at any time
         # As text: a handler that keeps records would keep the error's states alive.
         _LOG.warning("%s All layers run instead, each time.", str(error))
         return WholeTrunk(network, tokens)
