@@ -48,18 +48,18 @@ def _vectorise(estimator: Any, X: Any, *, reset: bool) -> Any:
     return hashed.toarray()
 
 
-class TakesTexts(BaseEstimator):
-    """The tags of what takes texts, and doesn't learn scikit-learn's blobs from their digits."""
+class TakesTexts:
+    """The tags of an estimator of texts that can't learn scikit-learn's tables of numbers."""
 
     def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
+        tags: Tags = super().__sklearn_tags__()  # type: ignore[misc]
         tags.input_tags.string = True
         for of_kind in filter(None, (tags.classifier_tags, tags.regressor_tags)):
             of_kind.poor_score = True
         return tags
 
 
-class GoodClassifier(ClassifierMixin, TakesTexts):
+class GoodClassifier(TakesTexts, ClassifierMixin, BaseEstimator):
     """A text classifier with nothing wrong about it."""
 
     def __init__(self, C: float = 1.0, random_state: int | None = None) -> None:
@@ -92,7 +92,7 @@ class GoodClassifier(ClassifierMixin, TakesTexts):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
-class GoodRegressor(RegressorMixin, TakesTexts):
+class GoodRegressor(TakesTexts, RegressorMixin, BaseEstimator):
     """A text regressor with nothing wrong about it."""
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -109,7 +109,7 @@ class GoodRegressor(RegressorMixin, TakesTexts):
         return self.model_.predict(_vectorise(self, X, reset=False))
 
 
-class GoodTransformer(TransformerMixin, TakesTexts):
+class GoodTransformer(TakesTexts, TransformerMixin, BaseEstimator):
     """A text transformer with nothing wrong about it."""
 
     def fit(self, X: Any, y: Any = None) -> Self:
