@@ -581,11 +581,11 @@ def count_memory(
     """
     on_device = [*network.trunk.parameters(), *network.trunk.buffers(), network.head.weight]
     # What was read and what was made of it stay whole for others, whatever this network keeps.
-    source = network.source
+    pretrained = network.pretrained
     if network.device.type == "cpu":
-        on_device += source.trunk.parameters()
-    if source.resident and network.spec.quantize_base is None:
-        on_device += source.tensors(network.dtype, network.device).values()
+        on_device += pretrained.trunk.parameters()
+    if pretrained.shared and network.spec.quantize_base is None:
+        on_device += pretrained.tensors(network.dtype, network.device).values()
     learned = [*network.learnable.values(), network.head.weight]
     n_learned = sum(tensor.numel() for tensor in learned)
     # A gradient and two moments in fp32, beside the originals themselves and a copy of the best.

@@ -1,5 +1,11 @@
 """Errors and warnings of skgpt; each is also the builtin that a caller would expect to catch."""
 
+import sys
+import warnings
+
+# Packages whose frames may lie between a user's call and a warning of ours.
+_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch", "contextlib"}
+
 
 class SkgptError(Exception):
     """Base class of every error that skgpt raises on purpose."""
@@ -9,8 +15,12 @@ class InvalidTextError(SkgptError, ValueError):
     """The texts, labels or weights that were handed in can't be used as they are."""
 
 
+class InvalidArgumentError(SkgptError, TypeError, ValueError):
+    """What was to be saved, or the name of a folder, is not of a kind that can be."""
+
+
 class ModelNotFoundError(SkgptError, OSError):
-    """The pretrained model that was named could not be found or read."""
+    """The pretrained model that was named could not be found, fetched or read."""
 
 
 class ModelNotSupportedError(SkgptError, ValueError):
@@ -25,40 +35,16 @@ class MissingPackageError(SkgptError, ImportError):
     """Something needs a package that is not installed; the message names it."""
 
 
-class SearchSpaceError(SkgptError, ValueError):
-    """What a search is to choose from, or to choose by, is not as described."""
-
-
-class SearchStorageError(SkgptError, OSError):
-    """Where a search is to be kept can't be opened."""
-
-
-class SearchFailedError(SkgptError, ValueError):
-    """A search ended without a single trial that was trained to its end."""
-
-
 class TuningError(SkgptError, ValueError):
-    """A search or a comparison can't be run as it was asked for."""
+    """A search or a comparison can't be run as it was asked for, or no trial of it succeeded."""
 
 
-class DownloadError(SkgptError, OSError):
-    """A file could not be fetched, or what came was not what was expected."""
+class StorageError(SkgptError, OSError):
+    """A folder, file or storage can't be read or written; what was there before still is."""
 
 
-class CacheError(SkgptError, OSError):
-    """The cache folder can't be used: not writable, full, or held by another process."""
-
-
-class FolderTakenError(SkgptError, FileExistsError):
+class FolderTakenError(StorageError, FileExistsError):
     """There is something else where a folder was to be written; it was left alone."""
-
-
-class FolderNameError(SkgptError, TypeError, ValueError):
-    """What was passed as a folder is not the name of one."""
-
-
-class CheckpointError(SkgptError, OSError):
-    """A checkpoint can't be written, or what is there is damaged."""
 
 
 class DivergedError(SkgptError, ArithmeticError):
@@ -70,15 +56,14 @@ class NoMemoryError(SkgptError, MemoryError):
 
 
 class StateFormatError(SkgptError, ValueError):
-    """A saved model was written in a format that this version can't read."""
+    """A saved model is damaged, or of a format that this version can't read."""
 
 
-class NotSavableError(SkgptError, TypeError):
-    """Something can't be written as JSON and safetensors; the message names it."""
-
-
-class SaveError(SkgptError, OSError):
-    """A fitted model could not be written; what was there before is as it was."""
+# Other names of the same classes.
+SearchSpaceError = SearchFailedError = TuningError
+SearchStorageError = CacheError = CheckpointError = SaveError = StorageError
+FolderNameError = NotSavableError = InvalidArgumentError
+DownloadError = ModelNotFoundError
 
 
 class SlowFitWarning(UserWarning):
@@ -107,3 +92,23 @@ class BaselineWarning(UserWarning):
 
 class IdlePrunerWarning(UserWarning):
     """A study's pruner can't save anything with so few folds."""
+
+
+def missing_package(what: str, package: str, error: ImportError) -> MissingPackageError:
+    """Return the error that says which package something needs, and how to get it."""
+    return MissingPackageError(
+        f"{what} needs the package {package}, which can't be imported: run "
+        f"`pip install {package}`. ({error})"
+    )
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the user's line: the innermost frame outside skgpt and what calls it for the user.
+
+    Python 3.12's `skip_file_prefixes`, for 3.11 too. In a thread of skgpt's or joblib's no frame is
+    the user's; then it is the outermost.
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

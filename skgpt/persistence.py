@@ -23,19 +23,14 @@ from skgpt import __version__
 from skgpt._files import (
     MANIFEST,
     as_folder,
+    atomic_folder,
     check_nothing_else,
     from_plain,
     save_errors,
     to_plain,
-    written_whole,
 )
 from skgpt.classifier import GPTTextClassifier
-from skgpt.exceptions import (
-    ModelNotFoundError,
-    NotSavableError,
-    SkgptError,
-    StateFormatError,
-)
+from skgpt.exceptions import InvalidArgumentError, ModelNotFoundError, SkgptError, StateFormatError
 from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
@@ -96,14 +91,14 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
     array(['crude'], dtype='<U8')
     """
     if isinstance(estimator, str | os.PathLike):
-        raise NotSavableError(
+        raise InvalidArgumentError(
             f"skgpt.save takes a fitted estimator first and a folder second. Got {estimator!r} "
             "first: swap them."
         )
     root = as_folder(folder, "folder")
     name = _name_in(ESTIMATORS, estimator)
     if name is None:
-        raise NotSavableError(
+        raise InvalidArgumentError(
             f"skgpt.save takes a fitted {' or '.join(ESTIMATORS)}. Got {_kind_of(estimator)}: save "
             "a Pipeline, a search or another estimator with skops.io.dump or joblib.dump, or only "
             "the step that is skgpt's, like pipeline[-1]."
@@ -190,7 +185,7 @@ def _files_of(estimator: Any) -> dict[str, bytes]:
         try:
             plain[name] = to_plain(value, _own_to_plain)
         except TypeError as error:
-            raise NotSavableError(
+            raise InvalidArgumentError(
                 f"What is saved in a folder must be made of numbers and text. {_named(name)} is "
                 f"not ({error}): set another value, or use skops.io.dump or joblib.dump."
             ) from error
@@ -371,7 +366,7 @@ def _damaged(root: Path, name: str) -> StateFormatError:
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     with (
         save_errors(folder, sum(map(len, files.values()))),
-        written_whole(folder, _may_replace) as draft,
+        atomic_folder(folder, _may_replace) as draft,
     ):
         for name, content in files.items():
             (draft / name).write_bytes(content)

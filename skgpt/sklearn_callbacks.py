@@ -6,8 +6,9 @@ from typing import Any, Self
 import numpy as np
 
 from skgpt._sklearn import CallbackSupportMixin
+from skgpt.data.inputs import rows_of
 from skgpt.estimators.pickling import PicklableNetwork
-from skgpt.fitting import FitData, Given, rows_of
+from skgpt.fitting import FitData, Given
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.training.config import TrainingPlan
@@ -139,7 +140,7 @@ class SklearnCallbacks(Monitor):
     def _so_far(self) -> dict[str, Any]:
         """Return the attributes that make a copy of the estimator one whose fit ended here."""
         network = self.network
-        still = TextNetwork(network.source, network.spec, network.dtype, network.device)
+        still = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
         still.take_over(network)
         scores = [r["validation_score"] for r in self.history if "validation_score" in r]
         best = int(np.argmax(scores)) + 1 if scores else 0

@@ -14,11 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from skgpt import __version__
 from skgpt._files import (
     as_folder,
+    atomic_folder,
     check_nothing_else,
     from_plain,
     save_errors,
     to_plain,
-    written_whole,
 )
 from skgpt.data.splits import all_rows
 from skgpt.data.targets import ClassTarget, LabelSets, Target
@@ -27,7 +27,7 @@ from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import ModelNotSupportedError, StateFormatError
 from skgpt.fitting import FitData, draw_seed
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.huggingface import (
     NOTES,
     SavedHead,
@@ -65,7 +65,7 @@ class HuggingFaceExchange:
             """Return the constructor parameters."""
 
         def _validate_params(self) -> None: ...
-        def _build(self, target: Target, seed: int, source: Any) -> TextNetwork: ...
+        def _build(self, target: Target, seed: int, pretrained: Any) -> TextNetwork: ...
         def _attributes(
             self, network: TextNetwork, data: FitData, result: FitResult, earlier: Any = None
         ) -> dict[str, Any]: ...
@@ -104,7 +104,7 @@ class HuggingFaceExchange:
         fitted = copy.copy(self)  # another thread's fit may put another network in its place
         fitted._check_can_be_said()
         names = [str(label) for label in fitted.classes_.tolist()]
-        with save_errors(root), written_whole(root, _is_ours) as draft:
+        with save_errors(root), atomic_folder(root, _is_ours) as draft:
             write_checkpoint(
                 fitted._network,
                 draft,
@@ -164,9 +164,9 @@ class HuggingFaceExchange:
         notes = _read_notes(saved, model)
         known = set(cls().get_params(deep=False))
         noted = {k: v for k, v in notes.get("params", {}).items() if k in known - _NOT_NOTED}
-        source = load_source(model, revision)
-        check_pooling(source)
-        limits = (source.tokenizer.hf.model_max_length, source.max_positions)
+        pretrained = load_pretrained(model, revision)
+        check_pooling(pretrained)
+        limits = (pretrained.tokenizer.hf.model_max_length, pretrained.max_positions)
         if lengths := [int(n) for n in limits if n is not None and n < _UNKNOWN_LENGTH]:
             noted.setdefault("max_length", min(lengths))
         chosen = {**noted, **params, "pooling": "last"}
@@ -206,11 +206,11 @@ class HuggingFaceExchange:
         self._fitted_with["trained_on"] = notes.get("trained_on")
 
     def _check_can_be_said(self) -> None:
-        source = self._network.source
-        if not source.capabilities.causal:
+        pretrained = self._network.pretrained
+        if not pretrained.capabilities.causal:
             raise ModelNotSupportedError(
                 f"`model` must be a decoder: that is what the format pools at the last token of. "
-                f"{source.model!r} is an encoder: use skgpt.save."
+                f"{pretrained.model!r} is an encoder: use skgpt.save."
             )
         if self._network.spec.pooling != "last":
             raise ModelNotSupportedError(

@@ -40,7 +40,7 @@ from torch import Tensor
 from skgpt.caching import Store
 from skgpt.data.tokenization import TextIds, Tokens, Windows, run_by_trunk
 from skgpt.device import prefix_budget, to_device, total_memory
-from skgpt.exceptions import CacheError
+from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import Budget
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
@@ -59,7 +59,7 @@ class Spill:
 
     Raises
     ------
-    CacheError
+    StorageError
         From any method, if the folder can't be written to, or is full.
     """
 
@@ -126,7 +126,7 @@ def _as_cache_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheError(f"States can't be kept in {_folder()}: {error}") from error
+        raise StorageError(f"States can't be kept in {_folder()}: {error}") from error
 
 
 def _folder() -> Path:
@@ -174,7 +174,7 @@ def hidden_states(
 
     Raises
     ------
-    CacheError
+    StorageError
         If the disk is full or can't be written to.
     """
     return _Texts(network, "hidden", tokens, memory_budget).states(token_budget, progress)
@@ -207,9 +207,9 @@ def prefix_of(network: TextNetwork) -> SplitTrunk:
     def make() -> SplitTrunk:
         return SplitTrunk(network.base_trunk(n), n)
 
-    if not network.source.resident:
+    if not network.pretrained.shared:
         return make()
-    return _PREFIXES.get_or_make((n, network.upstream), make, _bytes_of)
+    return _PREFIXES.get_or_make((n, network.cache_key), make, _bytes_of)
 
 
 def _bytes_of(split: SplitTrunk) -> int:
@@ -218,7 +218,7 @@ def _bytes_of(split: SplitTrunk) -> int:
 
 def before(split: SplitTrunk, network: TextNetwork, ids_T: Tensor, layout: Layout) -> Tensor:
     """Run the frozen layers: token ids to hidden states, shape (T, H)."""
-    laid_out = layout.lay(ids_T, pad_id_of(network.source))
+    laid_out = layout.lay(ids_T, pad_id_of(network.pretrained))
     return layout.flat(split.run_lower(input_ids=laid_out, **layout.inputs()))
 
 
@@ -239,7 +239,7 @@ class _Texts:
         if kept == "pooled":
             where = (*where, network.spec.pooling)
         # The device too: what lies on disk may come from any.
-        self.upstream = (*where, *network.upstream)
+        self.cache_key = (*where, *network.cache_key)
         self.ids, self.first = tokens.distinct()
         self.left = memory_budget
         self.found: dict[bytes, Tensor] = {}
@@ -260,12 +260,12 @@ class _Texts:
         return np.array(new, dtype=np.int64)
 
     def _find(self, texts: list[bytes]) -> None:
-        if not self.network.source.resident:
+        if not self.network.pretrained.shared:
             return
         in_memory = _states(str(self.network.device))
         for store in (in_memory, _states_on_disk()):
             texts = [text for text in texts if text not in self.found]
-            states = store.find_many([(text, self.upstream) for text in texts])
+            states = store.find_many([(text, self.cache_key) for text in texts])
             known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
             self.found |= known
             if self.left is not None and store is in_memory:
@@ -278,7 +278,7 @@ class _Texts:
         compute = computation(self.network, self.kept)
 
         def work(part: Rows) -> Sequence[Tensor]:
-            layout = Layout.of(lengths[part], self.network.source, device)
+            layout = Layout.of(lengths[part], self.network.pretrained, device)
             return compute(ids_of(self.tokens, part, device), layout)
 
         for part, computed in Budget(self.network, token_budget).each(rows, lengths, work):
@@ -309,8 +309,8 @@ class _Texts:
 
     def _share(self, store: Store[Tensor], states: dict[bytes, Tensor]) -> None:
         self.found |= states
-        if self.network.source.resident:
-            new = {(text, self.upstream): state for text, state in states.items()}
+        if self.network.pretrained.shared:
+            new = {(text, self.cache_key): state for text, state in states.items()}
             store.put_many(new, lambda state: state.nbytes)
 
 
@@ -350,7 +350,7 @@ class WholeTrunk(Forward):
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
-        layout = Layout.of(self.tokens.lengths[rows], self.network.source, self.network.device)
+        layout = Layout.of(self.tokens.lengths[rows], self.network.pretrained, self.network.device)
         ids_T = ids_of(self.tokens, rows, self.network.device)
         return self.network.pooled(ids_T, layout)
 
@@ -392,7 +392,7 @@ class CachedPrefix(Forward):
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
         network = self.network
-        layout = Layout.of(self.lengths[rows], network.source, network.device)
+        layout = Layout.of(self.lengths[rows], network.pretrained, network.device)
         # Those on disk come to the device only now.
         states = [self.states[row].to(network.device) for row in rows]
         return network.after(torch.cat(states), layout)
@@ -423,7 +423,7 @@ class OnTrial(Forward):
         if self._compute is None:
             return 0
         network = self.network
-        layout = Layout.of(self._tokens.lengths[rows], network.source, network.device)
+        layout = Layout.of(self._tokens.lengths[rows], network.pretrained, network.device)
         states = self._compute(ids_of(self._tokens, rows, network.device), layout)
         for row, state in zip(rows.tolist(), states, strict=True):
             self._states[row] = state.clone()
@@ -437,7 +437,7 @@ class OnTrial(Forward):
         if self._kept == "pooled":
             return torch.stack(states)
         network = self.network
-        layout = Layout.of(self._tokens.lengths[rows], network.source, network.device)
+        layout = Layout.of(self._tokens.lengths[rows], network.pretrained, network.device)
         return network.after(torch.cat(states), layout)
 
 
@@ -535,7 +535,7 @@ def choose_forward(
         return CachedPooled(network, tokens, token_budget, progress)
     try:
         return CachedPrefix(network, tokens, token_budget, progress, memory_budget)
-    except CacheError as error:  # another program may fill the disk at any time
+    except StorageError as error:  # another program may fill the disk at any time
         # As text: a handler that keeps records would keep the error's states alive.
         _LOG.warning("%s All layers run instead, each time.", str(error))
         return WholeTrunk(network, tokens)
@@ -561,10 +561,10 @@ def what_is_kept(
 
 
 def _can_be_cut(network: TextNetwork, tokens: Tokens) -> bool:
-    if not network.source.resident:
+    if not network.pretrained.shared:
         return _is_exact(network, tokens)
     spec = network.spec
-    key = (spec.n_layers, spec.n_frozen, network.upstream)
+    key = (spec.n_layers, spec.n_frozen, network.cache_key)
     return _PROOFS.get_or_make(key, lambda: _is_exact(network, tokens), lambda proof: 1)
 
 
@@ -574,7 +574,7 @@ def _is_exact(network: TextNetwork, tokens: Tokens) -> bool:
     by_length = np.argsort(tokens.lengths, kind="stable")
     rows = np.unique(by_length[[0, len(by_length) // 2]])
     heads = [tokens.row(int(row))[:_PROBE_TOKENS] for row in rows]
-    layout = Layout.of(np.array([len(ids) for ids in heads]), network.source, network.device)
+    layout = Layout.of(np.array([len(ids) for ids in heads]), network.pretrained, network.device)
     ids_T = torch.from_numpy(np.concatenate(heads)).to(network.device)
     whole = network.pool(network.hidden(ids_T, layout), layout)
     try:

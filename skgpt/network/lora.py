@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skgpt.exceptions import MissingPackageError, ModelNotSupportedError
+from skgpt.exceptions import ModelNotSupportedError, missing_package
 from skgpt.trunk.layers import find_blocks
 
 
@@ -161,10 +161,7 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, dropout: SeededDr
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise MissingPackageError(
-            "`lora` needs the package peft, which can't be imported: run `pip install peft`. "
-            f"({error})"
-        ) from error
+        raise missing_package("`lora`", "peft", error) from error
 
     targets = targets_of(trunk, spec, n_frozen)
     config = LoraConfig(
@@ -258,15 +255,17 @@ def merged(
 
 
 if TYPE_CHECKING:
-    from skgpt.pretrained.loading import Source
+    from skgpt.pretrained.loading import PretrainedModel
 
 
-def quantise(source: "Source", n_layers: int, dtype: torch.dtype, device: torch.device) -> Any:
+def quantise(
+    pretrained: "PretrainedModel", n_layers: int, dtype: torch.dtype, device: torch.device
+) -> Any:
     """Return a trunk whose blocks hold their linear layers in 4 bits.
 
     Parameters
     ----------
-    source : Source
+    pretrained : PretrainedModel
     n_layers : int
         Blocks to keep.
     dtype : torch.dtype
@@ -288,7 +287,7 @@ def quantise(source: "Source", n_layers: int, dtype: torch.dtype, device: torch.
     _check_device(device)
     bnb = _bitsandbytes()
     # From the CPU's copy, so that the whole base is never on the device.
-    trunk = source.copy_trunk(n_layers, dtype, torch.device("cpu"))
+    trunk = pretrained.copy_trunk(n_layers, dtype, torch.device("cpu"))
     for block in find_blocks(trunk):
         named = [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]
         for name, linear in named:
@@ -309,10 +308,7 @@ def _bitsandbytes() -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise MissingPackageError(
-            "`lora__quantize_base` needs the package bitsandbytes, which can't be imported: run "
-            f"`pip install bitsandbytes`. ({error})"
-        ) from error
+        raise missing_package("`lora__quantize_base`", "bitsandbytes", error) from error
     return bitsandbytes
 
 

@@ -25,7 +25,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import base_name, merged
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.default_models import ALIASES, quiet_transformers
-from skgpt.pretrained.loading import Source, offline_first, refuse_misnomers
+from skgpt.pretrained.loading import PretrainedModel, offline_first, refuse_misnomers
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors
 
@@ -190,7 +190,7 @@ def _read_tensor(find: Callable[[str], Path | None], name: str, where: str) -> T
     return tensor
 
 
-def check_pooling(source: Source) -> None:
+def check_pooling(pretrained: PretrainedModel) -> None:
     """Check that transformers pools a checkpoint's texts at their true last token.
 
     Raises
@@ -198,10 +198,10 @@ def check_pooling(source: Source) -> None:
     ModelNotSupportedError
         If its tokenizer puts the padding token behind every text.
     """
-    last = source.tokenizer.suffix_ids[-1:]
-    if last and last[0] == source.trunk.config.pad_token_id:
+    last = pretrained.tokenizer.suffix_ids[-1:]
+    if last and last[0] == pretrained.trunk.config.pad_token_id:
         raise ModelNotSupportedError(
-            f"`pad_token_id` of {source.model!r} must be a token that texts don't end in. Its "
+            f"`pad_token_id` of {pretrained.model!r} must be a token that texts don't end in. Its "
             "tokenizer puts it behind every text, so transformers pools before it, and skgpt on it."
         )
 
@@ -271,7 +271,7 @@ def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
         What was learned in fp32, adapters merged into what they are beside; the rest as the base
         came, whatever the network computes in.
     """
-    base, lora = dict(network.source.trunk.named_parameters()), network.spec.lora
+    base, lora = dict(network.pretrained.trunk.named_parameters()), network.spec.lora
     learned = {name: master.detach().cpu() for name, master in network.learnable.items()}
     names = [name for name, _ in network.trunk.named_parameters()]
     if lora is not None:
@@ -312,40 +312,41 @@ def write_checkpoint(
     ModelNotSupportedError
         If transformers can't say the same with a class of its own.
     """
-    source = network.source
-    pad_id = _pad_id(source)
+    pretrained = network.pretrained
+    pad_id = _pad_id(pretrained)
     model, config = _skeleton(network, labels, multilabel, pad_id)
-    head, prefix = head_name(model, source.model), f"{model.base_model_prefix}."
+    head, prefix = head_name(model, pretrained.model), f"{model.base_model_prefix}."
     tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
     tensors[head] = network.head.weight.detach().cpu() / temperature
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
         raise _other_class(network, f"{type(model).__name__} has other weights")
-    buffers = dict(source.trunk.named_buffers())
+    buffers = dict(pretrained.trunk.named_buffers())
     for name, _ in model.named_buffers():
         tensors[name] = buffers[name.removeprefix(prefix)]
     _save(copy_with_tensors(model, tensors), config, folder)
-    _tokenizer(source, pad_id, max_length).save_pretrained(folder)
+    _tokenizer(pretrained, pad_id, max_length).save_pretrained(folder)
     _prove(network, folder, max_length, temperature)
 
 
-def _pad_id(source: Source) -> int:
+def _pad_id(pretrained: PretrainedModel) -> int:
     """Return a special token that no text ends in: transformers pools at the last other one.
 
     A tokenizer that puts nothing behind a text leaves all of them free, as special tokens' strings
     inside a text are plain text. (A text that is empty may be one alone: pooled, as it is all
     there is.)
     """
-    hf = source.tokenizer.hf
-    ends = (*source.tokenizer.suffix_ids[-1:], hf.unk_token_id)
+    hf = pretrained.tokenizer.hf
+    ends = (*pretrained.tokenizer.suffix_ids[-1:], hf.unk_token_id)
     special = [i for i, token in sorted(hf.added_tokens_decoder.items()) if token.special]
-    n_rows = source.trunk.get_input_embeddings().weight.shape[0]
+    n_rows = pretrained.trunk.get_input_embeddings().weight.shape[0]
     for i in (hf.pad_token_id, hf.eos_token_id, hf.bos_token_id, *special):
         if i is not None and i not in ends and i < n_rows:
             return int(i)
     raise ModelNotSupportedError(
         f"`model` must have a special token that texts don't end in, to pad with: transformers "
-        f"pools at the last token before the padding. {source.model!r} has none: use skgpt.save."
+        f"pools at the last token before the padding. {pretrained.model!r} has none: use "
+        "skgpt.save."
     )
 
 
@@ -355,16 +356,16 @@ def _skeleton(
     """Return transformers' own model for this network without weights, and its configuration."""
     from transformers import AutoConfig
 
-    source = network.source
-    config = AutoConfig.for_model(**source.config)
-    _cut(config, source.full_depth, network.spec.n_layers)
+    pretrained = network.pretrained
+    config = AutoConfig.for_model(**pretrained.config)
+    _cut(config, pretrained.full_depth, network.spec.n_layers)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.problem_type = SEVERAL if multilabel else "single_label_classification"
     config.pad_token_id = pad_id
     config.skgpt_notes = NOTES
     try:
-        return classifier_skeleton(config, source.model), config
+        return classifier_skeleton(config, pretrained.model), config
     except (*PROBE_ERRORS, SkgptError) as error:
         if isinstance(error, SkgptError):
             raise
@@ -399,9 +400,9 @@ def _save(model: Any, config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _tokenizer(source: Source, pad_id: int, max_length: int) -> Any:
+def _tokenizer(pretrained: PretrainedModel, pad_id: int, max_length: int) -> Any:
     """Return a tokenizer of one's own that encodes and cuts as `skgpt` does by itself."""
-    hf = TextTokenizer.from_files(source.tokenizer.files()).hf
+    hf = TextTokenizer.from_files(pretrained.tokenizer.files()).hf
     hf.pad_token = hf.convert_ids_to_tokens(pad_id)
     settings = {
         "model_max_length": max_length,
@@ -430,11 +431,11 @@ def _prove(network: TextNetwork, folder: Path, max_length: int, temperature: flo
 
 
 def _other_class(network: TextNetwork, reason: str) -> ModelNotSupportedError:
-    source = network.source
-    named = "model" if network.spec.n_layers == source.full_depth else "n_layers"
+    pretrained = network.pretrained
+    named = "model" if network.spec.n_layers == pretrained.full_depth else "n_layers"
     return ModelNotSupportedError(
         f"`{named}` must be such that transformers' own class gives the same raw scores. With "
-        f"{network.spec.n_layers} of the {source.full_depth} layers of {source.model!r} it "
+        f"{network.spec.n_layers} of the {pretrained.full_depth} layers of {pretrained.model!r} it "
         f"doesn't ({reason}): use skgpt.save."
     )
 
@@ -456,15 +457,15 @@ def _read_scores(folder: Path) -> Tensor:
 
 @torch.no_grad()
 def _scores(network: TextNetwork, max_length: int) -> Tensor:
-    source = network.source
+    pretrained = network.pretrained
     if network.dtype != torch.float32 or network.device != _CPU:
         spec = network.spec
         if spec.lora is not None:  # what is written is the whole base, whatever it was fitted on
             spec = replace(spec, lora=replace(spec.lora, quantize_base=None))
-        exact = TextNetwork(source, spec, torch.float32, _CPU)
+        exact = TextNetwork(pretrained, spec, torch.float32, _CPU)
         exact.take_over(network)
         network = exact
-    tokens = tokenise(list(_PROBES), source.tokenizer, max_length)
-    layout = Layout.of(tokens.lengths, source, _CPU)
+    tokens = tokenise(list(_PROBES), pretrained.tokenizer, max_length)
+    layout = Layout.of(tokens.lengths, pretrained, _CPU)
     scores: Tensor = network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
     return scores

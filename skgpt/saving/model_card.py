@@ -53,10 +53,10 @@ def model_card(clf: Any) -> str:
 
 
 def _base_name(clf: Any) -> str:
-    source = clf._network.source
-    if source.refetchable:
-        return _HUB_NAMES.get(source.model, source.model)
-    return Path(source.model).expanduser().resolve().name  # a path is of a machine
+    pretrained = clf._network.pretrained
+    if pretrained.downloadable:
+        return _HUB_NAMES.get(pretrained.model, pretrained.model)
+    return Path(pretrained.model).expanduser().resolve().name  # a path is of a machine
 
 
 def _front_matter(clf: Any) -> str:
@@ -66,7 +66,7 @@ def _front_matter(clf: Any) -> str:
 
 
 def _what_it_is(clf: Any) -> str:
-    spec, source = clf._network.spec, clf._network.source
+    spec, pretrained = clf._network.spec, clf._network.pretrained
     if clf._fitted_with["multilabel"]:
         task = f"says of a text, for each of {spec.n_outputs} labels, whether it applies"
     else:
@@ -84,7 +84,7 @@ def _what_it_is(clf: Any) -> str:
             f"{found['temperature']:.4g}, a temperature fitted on {found['n_rows']} held-out texts."
         )
     return (
-        f"It {task}. The trunk is {spec.n_layers} of the {source.full_depth} layers of "
+        f"It {task}. The trunk is {spec.n_layers} of the {pretrained.full_depth} layers of "
         f"`{_base_name(clf)}`; the head is one matrix on the last token's hidden state. Fine-tuned "
         f"with skgpt: {learned} learned.{calibrated}"
     )
@@ -119,7 +119,7 @@ def _parameters(clf: Any) -> str:
     defaults = signature(type(clf).__init__).parameters
     lines = []
     for name, value in clf.get_params(deep=False).items():
-        if name == "model" and not clf._network.source.refetchable:
+        if name == "model" and not clf._network.pretrained.downloadable:
             value = _base_name(clf)
         shown = repr(value)
         if name not in _OF_THE_MACHINE and shown != repr(defaults[name].default):

@@ -214,7 +214,7 @@ def fit_network(
         If several steps in a row, or all, are skipped since their loss or gradient is not finite,
         or if a weight that learns does not stay so. Where the weights of a best epoch are kept,
         it is part of the result.
-    CheckpointError
+    StorageError
         If a checkpoint can't be written.
     NoMemoryError
         If the device can't hold one text at a time, or what learns.

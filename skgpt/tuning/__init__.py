@@ -1,27 +1,27 @@
 """Searches over the parameters of text estimators, and whether what they find is worth it.
 
-What needs the package optuna, all but `compare_with_baseline`, says so where it is missing:
-``pip install "skgpt-text[optuna]"``. The names are imported when they are first used.
+All but `compare_with_baseline` need the package optuna, and say so where it is missing. The names
+are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from skgpt.exceptions import MissingPackageError
+from skgpt.exceptions import missing_package
 
 if TYPE_CHECKING:
     from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
-    from skgpt.tuning.own_study import PruningCallback, objective
+    from skgpt.tuning.optuna_study import PruningCallback, objective
     from skgpt.tuning.search import GPTSearchCV
     from skgpt.tuning.space import default_space, suggest
 
 _HOMES = {
     "BaselineReport": "skgpt.tuning.baseline",
     "GPTSearchCV": "skgpt.tuning.search",
-    "PruningCallback": "skgpt.tuning.own_study",
+    "PruningCallback": "skgpt.tuning.optuna_study",
     "compare_with_baseline": "skgpt.tuning.baseline",
     "default_space": "skgpt.tuning.space",
-    "objective": "skgpt.tuning.own_study",
+    "objective": "skgpt.tuning.optuna_study",
     "suggest": "skgpt.tuning.space",
 }
 
@@ -43,10 +43,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "optuna":
                 raise
-            raise MissingPackageError(
-                f"`{name}` needs the package optuna, which can't be imported: run "
-                f'`pip install "skgpt-text[optuna]"`. ({error})'
-            ) from error
+            raise missing_package(f"`{name}`", "optuna", error) from error
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 
 

@@ -1,6 +1,5 @@
 """What came of a search's trials: whether it is enough, and as scikit-learn's ``cv_results_``."""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +10,9 @@ from optuna.trial import FrozenTrial
 from scipy.stats import rankdata
 from sklearn.exceptions import FitFailedWarning
 
-from skgpt.exceptions import SearchFailedError
-from skgpt.tuning.ledger import result_of
+from skgpt.exceptions import TuningError, warn_user
 from skgpt.tuning.space import Space
+from skgpt.tuning.trial_store import result_of
 
 # scikit-learn's own: parameters, folds, results of each fit, further columns.
 Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[str, Any]]
@@ -29,13 +28,13 @@ def check_trials(trials: Sequence[FrozenTrial]) -> None:
 
     Raises
     ------
-    SearchFailedError
+    TuningError
     """
     states = Counter(trial.state.name for trial in trials)
     if not states["COMPLETE"]:
         errors = _errors_of(trials)
         why = f" The first error was: {errors[0]}" if errors else ""
-        raise SearchFailedError(
+        raise TuningError(
             "A search needs a trial that is trained to its end. Of this one's "
             f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
             "See error_score='raise', pruner=None, or a longer `timeout`. What `storage` keeps is "
@@ -43,15 +42,13 @@ def check_trials(trials: Sequence[FrozenTrial]) -> None:
         )
 
 
-def warn_of_failed(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
+def warn_of_failed(trials: Sequence[FrozenTrial]) -> None:
     """Warn of trials that failed.
 
     Parameters
     ----------
     trials : sequence of optuna.trial.FrozenTrial
         Finished ones.
-    stacklevel : int
-        As of `warnings.warn`, seen from here.
 
     Warns
     -----
@@ -60,11 +57,10 @@ def warn_of_failed(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
     errors = _errors_of(trials)
     if errors:
         (common, n), *_ = Counter(errors).most_common()
-        warnings.warn(
+        warn_user(
             f"{len(errors)} of {len(trials)} trials failed; {n} of them with: {common} "
             'See cv_results_["error"].',
             FitFailedWarning,
-            stacklevel=stacklevel,
         )
 
 

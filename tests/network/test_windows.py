@@ -13,7 +13,7 @@ from skgpt.data.tokenization import TextIds, Windows, tokenise, tokenise_windows
 from skgpt.network.features import Averaged, CachedPooled, WholeTrunk, forward_over
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.training.loop import raw_scores
 from tests.network.test_network import build
@@ -24,13 +24,13 @@ SHORT = ["short", "a few words", "x", "short"]
 
 
 def network_of(folder: str, **options: Any) -> TextNetwork:
-    network = build(load_source(folder), **options)
+    network = build(load_pretrained(folder), **options)
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     return network
 
 
 def windows_of(network: TextNetwork, texts: list[str] = TEXTS) -> Windows:
-    tokenizer = network.source.tokenizer
+    tokenizer = network.pretrained.tokenizer
     max_length = ROOM + len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
     return tokenise_windows([texts], parse_template(None, 1, None), tokenizer, max_length)
 
@@ -53,7 +53,7 @@ def test_forward__a_text_of_several_windows__has_the_mean_of_their_scores_as_tex
     architecture: str, trainable: Any, pooling: str, tiny_model: Callable[[str], str]
 ) -> None:
     folder = tiny_model(architecture)
-    if pooling == "last" and not load_source(folder).capabilities.causal:
+    if pooling == "last" and not load_pretrained(folder).capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing")
     network = network_of(folder, trainable_layers=trainable, pooling=pooling)
     windows = windows_of(network)
@@ -82,7 +82,7 @@ def test_forward__texts_that_fit__are_what_texts_are_to_the_bit(
 ) -> None:
     network = network_of(tiny_model(architecture), trainable_layers=trainable, dtype=dtype)
     windows = windows_of(network, SHORT)
-    cut = tokenise(SHORT, network.source.tokenizer, int(windows.lengths.max()))
+    cut = tokenise(SHORT, network.pretrained.tokenizer, int(windows.lengths.max()))
     rows = np.array([2, 0, 1])
     both = []
     for tokens in (windows, cut):

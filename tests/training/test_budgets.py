@@ -16,7 +16,7 @@ from skgpt.data.tokenization import tokenise
 from skgpt.network.features import _states
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.loop import raw_scores
 from skgpt.training.loss import BinaryCrossEntropy
 from skgpt.training.optimizer import Optimiser
@@ -67,7 +67,7 @@ def some_rows(lengths: list[int], n_labels: int = 0) -> Rows:
 
 def start_of(folder: str, trainable: Any, lora: AdapterSpec | None = None) -> TextNetwork:
     """Return where to start: from a head of zeros nothing would reach the layers."""
-    start = build(load_source(folder), trainable_layers=trainable, lora=lora)
+    start = build(load_pretrained(folder), trainable_layers=trainable, lora=lora)
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(start.head.weight, generator=generator)
     for name, master in start.learnable.items() if lora else ():
@@ -113,7 +113,9 @@ def assert_same_step(one: Step, two: Step) -> None:
 
 def scores_of(network: TextNetwork, rows: Rows, budget: int) -> np.ndarray:
     _states("cpu").clear()
-    return raw_scores(network, tokenise(rows.texts, network.source.tokenizer, 64), budget, 2**30)
+    return raw_scores(
+        network, tokenise(rows.texts, network.pretrained.tokenizer, 64), budget, 2**30
+    )
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])

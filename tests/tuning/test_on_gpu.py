@@ -10,12 +10,12 @@ from skgpt import LoRA, clear_cache
 from skgpt.device import cuda_devices
 from skgpt.pretrained.default_models import cache_folder
 from skgpt.training.callbacks import Parking
-from skgpt.tuning.folds import evaluate
-from skgpt.tuning.leases import held_lease, leased
+from skgpt.tuning.gpu_locks import held_lease, leased
+from skgpt.tuning.trial import evaluate
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.training.test_parking import Parks, monitors
-from tests.tuning.test_folds import evaluation, never
+from tests.tuning.test_trial import evaluation, never
 
 __all__ = ["monitors"]  # a fixture
 

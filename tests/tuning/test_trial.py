@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold, cross_validate
 
 from skgpt import GPTTextClassifier, clear_cache
 from skgpt.training.callbacks import Monitor, Parking
-from skgpt.tuning.folds import Evaluation, evaluate, forget_frames
+from skgpt.tuning.trial import Evaluation, evaluate, forget_frames
 from tests.estimators.dying import folders_in
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
