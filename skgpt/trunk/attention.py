@@ -181,11 +181,11 @@ def text_by_text(
     for q, k, v in zip(queries, keys, values, strict=True):
         if ends_only and window is not None:
             k, v = k[-window:], v[-window:]
-        heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         if ends_only:  # a last token sees all that is left: no mask
-            out = _attend(*heads, scale, causal=False, window=None)
+            out = _attend(q, k, v, scale, causal=False, window=None)
         else:
-            out = _attend(*heads, scale, causal, window)
+            out = _attend(q, k, v, scale, causal, window)
         attended.append(out[0].transpose(0, 1))
     return torch.cat(attended).to(dtype)
 

@@ -98,7 +98,8 @@ class SplitTrunk:
         # Of what goes into the trunk: OPT's blocks may be wider.
         self._embedding_dim = trunk.get_input_embeddings().weight.shape[1]
         for block in self._blocks:
-            block.__class__ = _split_class(type(block))
+            kind: Any = type(block)
+            block.__class__ = _split_class(kind)
             block._crossing = self._crossing
             block._is_last = block is self._blocks[-1]
 
@@ -164,7 +165,7 @@ class _SplitBlock(nn.Module):
 
 
 @cache
-def _split_class(kind: type) -> type:
+def _split_class(kind: Any) -> type:
     return type(kind.__name__, (_SplitBlock, kind), {"_whole_class": kind})
 
 
