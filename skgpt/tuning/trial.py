@@ -18,10 +18,13 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
+from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import TuningError
 from skgpt.fitting import watched_by
-from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, Parking, Room, StepDone
+from skgpt.network.network import TextNetwork
+from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, StepDone
 from skgpt.training.config import TrainingPlan
+from skgpt.training.optimizer import training_bytes
 from skgpt.tuning.space import final_of
 
 # Told the epoch and the folds' mean score after it; says whether to give the trial up.
@@ -106,6 +109,27 @@ class Outcome:
     test_scores: list[Any] = field(default_factory=list)
     train_scores: list[Any] = field(default_factory=list)
     error: Exception | None = None
+
+
+@dataclass
+class Room:
+    """Whether the folds of a trial fit on a GPU together; the first one finds out for all."""
+
+    n_others: int
+    _is_short: bool | None = None
+
+    def is_short_for(self, network: TextNetwork) -> bool:
+        """Say whether the folds must run one after the other.
+
+        Half of the device is left out: micro-batches and kept states may take a quarter each.
+        """
+        if self._is_short is None:
+            device = network.device
+            self._is_short = False
+            if device.type == "cuda":
+                needed = self.n_others * training_bytes(network, keeps_best=True)
+                self._is_short = free_memory(device) - total_memory(device) // 2 < needed
+        return self._is_short
 
 
 def evaluate(work: Evaluation, params: Mapping[str, Any], report: Report) -> Outcome:
@@ -195,7 +219,7 @@ class Fold:
     train, test : ndarray of int
         Row numbers.
     room : Room
-        On the device, for all folds of the trial.
+        On the device, for all folds of the trial: where it is short, the fit runs to its end.
 
     Attributes
     ----------
@@ -309,7 +333,7 @@ class Fold:
         if self._stop is not None:
             raise FitStopped(**self._stop)
 
-    def hand_over(self, n_epochs: int, fitted: Any, parking: Parking) -> None:
+    def hand_over(self, n_epochs: int, fitted: Any) -> None:
         """Called from the fit's thread at the end of an epoch: score it, and wait for a call.
 
         Parameters
@@ -318,23 +342,16 @@ class Fold:
             Finished ones.
         fitted : estimator
             The last step as it is now.
-        parking : Parking
-            Of its run.
         """
         began = time.perf_counter()
         self.heed()
         self.score = self._score_of(fitted)
         self.score_time += time.perf_counter() - began
         self.n_epochs = n_epochs
-        parks = self.room.is_short_for(parking)
-        if parks:
-            parking.park()
         self._handed_over.release()
         self._called_on.acquire()
         self._elsewhere += time.perf_counter() - began
-        self.heed()  # before it takes memory that nobody will need
-        if parks:
-            parking.unpark()
+        self.heed()
 
     def _score_of(self, fitted: Any) -> float:
         work = self.work
@@ -361,13 +378,9 @@ class _FoldMonitor(Monitor):
         self.fold = fold
         self.fitted = fitted
         self._last = 0
-        self._parking: Parking | None = None
 
     def prefix(self, done: int, total: int) -> None:
         self.fold.heed()
-
-    def may_park(self, parking: Parking) -> None:
-        self._parking = parking
 
     def start(
         self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
@@ -378,12 +391,10 @@ class _FoldMonitor(Monitor):
         self.fold.heed()
 
     def epoch(self, record: EpochRecord) -> bool:
-        if record["epoch"] < self._last:
-            assert self._parking is not None
-            self.fold.hand_over(record["epoch"], self.fitted(), self._parking)
-        else:
-            self.fold.n_epochs = record["epoch"]
+        fold, n_epochs = self.fold, record["epoch"]
+        if n_epochs < self._last:
+            fitted = self.fitted()
+            if not fold.room.is_short_for(fitted._network):
+                fold.hand_over(n_epochs, fitted)
+        fold.n_epochs = n_epochs
         return False
-
-    def end(self) -> None:
-        self._parking = None  # it knows the run, which knows its monitors
