@@ -1,5 +1,11 @@
 """Errors and warnings of skgpt; each is also the builtin that a caller would expect to catch."""
 
+import sys
+import warnings
+
+# Packages whose frames may lie between a user's call and a warning of ours.
+_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch"}
+
 
 class SkgptError(Exception):
     """Base class of every error that skgpt raises on purpose."""
@@ -107,3 +113,23 @@ class BaselineWarning(UserWarning):
 
 class IdlePrunerWarning(UserWarning):
     """A study's pruner can't save anything with so few folds."""
+
+
+def missing_package(what: str, package: str, error: ImportError) -> MissingPackageError:
+    """Return the error that says which package something needs, and how to get it."""
+    return MissingPackageError(
+        f"{what} needs the package {package}, which can't be imported: run "
+        f"`pip install {package}`. ({error})"
+    )
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the user's line: the innermost frame outside skgpt and what calls it for the user.
+
+    Python 3.12's `skip_file_prefixes`, for 3.11 too. In a thread of skgpt's or joblib's no frame is
+    the user's; then it is the outermost.
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

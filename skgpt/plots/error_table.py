@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.data.inputs import check_columns
+from skgpt.data.inputs import check_texts
 from skgpt.data.targets import as_numpy, encode_target, is_indicator, missing_rows
 from skgpt.data.tokenization import clean
 from skgpt.exceptions import InvalidTextError, MissingPackageError
@@ -356,7 +356,7 @@ def _checked(y_prob: Any) -> NDArray[np.float64]:
 
 
 def _texts(X: Any) -> list[str]:
-    return [clean(" | ".join(cells)) for cells in zip(*check_columns(X), strict=True)]
+    return [clean(" | ".join(cells)) for cells in zip(*check_texts(X).cells, strict=True)]
 
 
 def _texts_of_pipeline(X: Any) -> list[str] | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.data.inputs import check_columns
+from skgpt.data.inputs import check_texts
 from skgpt.exceptions import InvalidTextError
 from skgpt.plots.drawing import matplotlib, shown
 
@@ -102,7 +102,7 @@ class TokenAttributionDisplay:
             If matplotlib or pandas is not installed.
         """
         X = [X] if isinstance(X, str) else X
-        n_texts = len(check_columns(X)[0])
+        n_texts = len(check_texts(X))
         if n_texts > 1:  # before they are explained
             raise InvalidTextError(
                 f"A display shows one text. Got {n_texts}: pass one, or the table of "

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
-from skgpt.data.inputs import check_columns, check_weight, column_names
+from skgpt.data.inputs import check_texts, check_weight
 from skgpt.data.targets import LabelSets, encode_target
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
@@ -90,9 +90,9 @@ class LinearTextClassifier(ClassPredictions, BaseEstimator):
         return self
 
     def _texts(self, X: Any) -> list[str]:
-        columns = check_columns(X, estimator=self)
-        template = parse_template(self.template, len(columns), column_names(X))
-        return [template.render(row) for row in zip(*columns, strict=True)]
+        texts = check_texts(X, estimator=self)
+        template = parse_template(self.template, len(texts.cells), texts.names)
+        return [template.render(row) for row in zip(*texts.cells, strict=True)]
 
     def _scores(self, X: Any) -> NDArray[np.float32]:
         """Return raw scores that `ClassPredictions` makes labels and probabilities of."""

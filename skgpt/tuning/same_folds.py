@@ -12,7 +12,7 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
-from skgpt.data.inputs import check_columns
+from skgpt.data.inputs import check_texts
 from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import TuningError
 
@@ -103,7 +103,7 @@ def check_rows(estimator: Any, X: Any, y: Any) -> None:
         As the estimator's `fit`.
     """
     if isinstance(estimator, BaseGPTText):
-        n_rows = len(check_columns(X, estimator=estimator)[0])
+        n_rows = len(check_texts(X, estimator=estimator))
         estimator._encode_target(y, n_rows, None, "y")
 
 

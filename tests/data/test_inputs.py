@@ -16,7 +16,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from skgpt.data.inputs import check_columns, check_weight, column_names, n_columns
+from skgpt.data.inputs import check_texts, check_weight
 from skgpt.exceptions import InvalidTextError
 
 TEXTS = ["one", "", "dr\u00e4i \U0001f600"]
@@ -99,47 +99,51 @@ TABLES = {
 }
 
 
+def cells_of(X: Any) -> list[list[str]]:
+    return check_texts(X).cells
+
+
 def assert_plain(columns: list[list[str]]) -> None:
     assert {type(columns)} | {type(column) for column in columns} == {list}
     assert {type(text) for column in columns for text in column} == {str}
 
 
 @pytest.mark.parametrize("make", SERIES.values(), ids=SERIES)
-def test_check_columns__any_column__gives_the_texts_in_order(make: Callable[..., Any]) -> None:
-    columns = check_columns(make(TEXTS))
+def test_check_texts__any_column__gives_the_texts_in_order(make: Callable[..., Any]) -> None:
+    columns = cells_of(make(TEXTS))
     assert columns == [TEXTS]
     assert_plain(columns)
-    assert n_columns(make(TEXTS)) is None
-    assert column_names(make(TEXTS)) is None
+    assert check_texts(make(TEXTS)).n_features is None
+    assert check_texts(make(TEXTS)).names is None
 
 
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
-def test_check_columns__any_table__gives_its_columns(make: Callable[..., Any]) -> None:
-    columns = check_columns(make(TEXTS, OTHERS))
+def test_check_texts__any_table__gives_its_columns(make: Callable[..., Any]) -> None:
+    columns = cells_of(make(TEXTS, OTHERS))
     assert columns == [TEXTS, OTHERS]
     assert_plain(columns)
-    assert n_columns(make(TEXTS, OTHERS)) == 2
+    assert check_texts(make(TEXTS, OTHERS)).n_features == 2
 
 
 @pytest.mark.parametrize("make", SERIES.values(), ids=SERIES)
-def test_check_columns__a_missing_text_in_any_column__is_named(make: Callable[..., Any]) -> None:
+def test_check_texts__a_missing_text_in_any_column__is_named(make: Callable[..., Any]) -> None:
     with pytest.raises(InvalidTextError, match=r"Row 1 is .*Drop the row"):
-        check_columns(make(["one", None, "three"]))
+        cells_of(make(["one", None, "three"]))
 
 
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
-def test_check_columns__a_missing_text_in_any_table__is_named(make: Callable[..., Any]) -> None:
+def test_check_texts__a_missing_text_in_any_table__is_named(make: Callable[..., Any]) -> None:
     with pytest.raises(InvalidTextError, match=r"Row 2, column 1 is .*Drop the row"):
-        check_columns(make(TEXTS, ["x", "y", None]))
+        cells_of(make(TEXTS, ["x", "y", None]))
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA], ids=repr)
-def test_check_columns__missing_in_stringdtype__is_named(missing: object) -> None:
+def test_check_texts__missing_in_stringdtype__is_named(missing: object) -> None:
     column = np.array(["one", missing, "three"], dtype=String(na_object=missing))
     with pytest.raises(InvalidTextError, match=r"Row 1 is .*Drop the row"):
-        check_columns(column)
+        cells_of(column)
     with pytest.raises(InvalidTextError, match=r"Row 1, column 0 is .*Drop the row"):
-        check_columns(column.reshape(-1, 1))
+        cells_of(column.reshape(-1, 1))
 
 
 @pytest.mark.parametrize(
@@ -152,39 +156,39 @@ def test_check_columns__missing_in_stringdtype__is_named(missing: object) -> Non
     ],
     ids=["masked", "all nan", "polars Null", "pyarrow null"],
 )
-def test_check_columns__missing_in_a_column_of_no_strings__is_named(X: object) -> None:
+def test_check_texts__missing_in_a_column_of_no_strings__is_named(X: object) -> None:
     with pytest.raises(InvalidTextError, match=r"Row \d is .*Drop the row"):
-        check_columns(X)
+        cells_of(X)
 
 
-def test_check_columns__numpy_strings__become_plain_str() -> None:
+def test_check_texts__numpy_strings__become_plain_str() -> None:
     for dtype in ("U", String()):
-        columns = check_columns(np.array(TEXTS, dtype=dtype))
+        columns = cells_of(np.array(TEXTS, dtype=dtype))
         assert columns == [TEXTS]
         assert_plain(columns)
         table = np.array([TEXTS, OTHERS], dtype=dtype).T
-        assert check_columns(table) == [TEXTS, OTHERS]
-        assert check_columns(table[:, :1]) == [TEXTS]
-        assert_plain(check_columns(table))
+        assert cells_of(table) == [TEXTS, OTHERS]
+        assert cells_of(table[:, :1]) == [TEXTS]
+        assert_plain(cells_of(table))
 
 
-def test_check_columns__subclasses_of_str__give_the_text_that_they_are() -> None:
+def test_check_texts__subclasses_of_str__give_the_text_that_they_are() -> None:
     column = [np.str_("a"), Shout("b"), Member.ONE]
-    for columns in (check_columns(column), check_columns([[text] for text in column])):
+    for columns in (cells_of(column), cells_of([[text] for text in column])):
         assert columns == [["a", "b", "one"]]
         assert_plain(columns)
 
 
 @pytest.mark.parametrize("make", [list, lambda t: np.array(t, dtype=object), pandas_series(object)])
-def test_check_columns__lone_surrogates__are_legal(make: Callable[..., Any]) -> None:
-    assert check_columns(make(SURROGATES)) == [SURROGATES]
+def test_check_texts__lone_surrogates__are_legal(make: Callable[..., Any]) -> None:
+    assert cells_of(make(SURROGATES)) == [SURROGATES]
 
 
-def test_check_columns__one_long_text__is_not_the_width_of_all() -> None:
+def test_check_texts__one_long_text__is_not_the_width_of_all() -> None:
     texts = ["x" * 200_000] + ["y"] * 199
     for X in ([[text, text] for text in texts], pl.Series(texts), pl.DataFrame({"a": texts})):
         tracemalloc.start()
-        check_columns(X)
+        cells_of(X)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 10_000_000  # a numpy array of fixed width has 160 million bytes
@@ -203,8 +207,8 @@ def numbers_as(library: Any) -> Any:
 
 
 @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
-def test_check_columns__numbers_in_a_frame__are_the_same_text(library: Callable[..., Any]) -> None:
-    assert check_columns(numbers_as(library)) == [
+def test_check_texts__numbers_in_a_frame__are_the_same_text(library: Callable[..., Any]) -> None:
+    assert cells_of(numbers_as(library)) == [
         ["x", "y"],
         ["1", "1152921504606846977"],
         ["2", "0.125"],
@@ -213,21 +217,21 @@ def test_check_columns__numbers_in_a_frame__are_the_same_text(library: Callable[
     ]
 
 
-def test_check_columns__categories_of_numbers__are_numbers() -> None:
+def test_check_texts__categories_of_numbers__are_numbers() -> None:
     codes = pd.Series([20, 10, 20], dtype="category")
-    assert check_columns(pd.DataFrame({"a": OTHERS, "b": codes}))[1] == ["20", "10", "20"]
+    assert cells_of(pd.DataFrame({"a": OTHERS, "b": codes}))[1] == ["20", "10", "20"]
     with pytest.raises(InvalidTextError, match="Reshape your data"):
-        check_columns(codes)
+        cells_of(codes)
 
 
-def test_check_columns__a_date__is_refused_with_what_to_do() -> None:
+def test_check_texts__a_date__is_refused_with_what_to_do() -> None:
     frame = pd.DataFrame({"a": ["x"], "when": pd.to_datetime(["2024-01-31"])})
     with pytest.raises(InvalidTextError, match=r"Row 0, column 1 is Timestamp.*str\(\)"):
-        check_columns(frame)
+        cells_of(frame)
 
 
-def test_check_columns__integers_too_large_for_a_float__keep_their_digits() -> None:
-    assert check_columns([[10**400, 0.5], [2**60 + 1, 1.5]])[0] == [str(10**400), str(2**60 + 1)]
+def test_check_texts__integers_too_large_for_a_float__keep_their_digits() -> None:
+    assert cells_of([[10**400, 0.5], [2**60 + 1, 1.5]])[0] == [str(10**400), str(2**60 + 1)]
 
 
 class Estimator(BaseEstimator):
@@ -235,55 +239,55 @@ class Estimator(BaseEstimator):
 
 
 @pytest.mark.parametrize("make", [*SERIES.values(), lambda a: TABLES["lists"](a, a)])
-def test_n_columns__any_container__is_what_scikit_learn_finds(make: Callable[..., Any]) -> None:
+def test_n_features__any_container__is_what_scikit_learn_finds(make: Callable[..., Any]) -> None:
     X = make(TEXTS)
     estimator = Estimator()
     validate_data(estimator, X, skip_check_array=True)
-    assert n_columns(X) == getattr(estimator, "n_features_in_", None)
+    assert check_texts(X).n_features == getattr(estimator, "n_features_in_", None)
 
 
 @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
-def test_column_names__a_frame__are_what_scikit_learn_finds(library: Callable[..., Any]) -> None:
+def test_names__a_frame__are_what_scikit_learn_finds(library: Callable[..., Any]) -> None:
     X = library({"title": ["a"], "body": ["b"]})
     estimator = Estimator()
     validate_data(estimator, X, skip_check_array=True)
-    assert n_columns(X) == estimator.n_features_in_ == 2
-    assert column_names(X) == ["title", "body"]
+    assert check_texts(X).n_features == estimator.n_features_in_ == 2
+    assert check_texts(X).names == ["title", "body"]
     # scikit-learn 1.7 finds none in polars 2, which has dropped the interchange protocol.
-    assert list(getattr(estimator, "feature_names_in_", ["title", "body"])) == column_names(X)
+    assert list(getattr(estimator, "feature_names_in_", ["title", "body"])) == check_texts(X).names
 
 
 @pytest.mark.parametrize(
     "X",
     [pd.DataFrame([["a", "b"]]), pd.DataFrame({"a": ["x"], 1: ["y"]}), [["a"]], np.array([["a"]])],
 )
-def test_column_names__not_all_str__are_none(X: object) -> None:
-    assert column_names(X) is None
+def test_names__not_all_str__are_none(X: object) -> None:
+    assert check_texts(X).names is None
 
 
-def test_check_columns__a_table_of_numbers__is_formatted() -> None:
+def test_check_texts__a_table_of_numbers__is_formatted() -> None:
     for X in (np.array([[1.0, 0.125], [2.0, 1e9]]), [[1.0, 0.125], [2.0, 1e9]]):
-        assert check_columns(X) == [["1", "2"], ["0.125", "1000000000"]]
+        assert cells_of(X) == [["1", "2"], ["0.125", "1000000000"]]
 
 
-def test_check_columns__floats_that_differ_late__stay_apart() -> None:
-    columns = check_columns([[20240131.0, 1234567.89], [20240132.0, 1234568.11]])
+def test_check_texts__floats_that_differ_late__stay_apart() -> None:
+    columns = cells_of([[20240131.0, 1234567.89], [20240132.0, 1234568.11]])
     assert columns == [["20240131", "20240132"], ["1234567.89", "1234568.11"]]
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), pd.NA, 3, 2.5, True, b"bytes", ["list"]])
-def test_check_columns__a_bad_row__is_named(bad: object) -> None:
+def test_check_texts__a_bad_row__is_named(bad: object) -> None:
     column = np.array(["fine", "also fine", "x"], dtype=object)
     column[1] = bad
     with pytest.raises(InvalidTextError, match=r"Row 1 is "):
-        check_columns(column)
+        cells_of(column)
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), pd.NA, b"bytes"])
-def test_check_columns__a_bad_cell__is_named_with_its_column(bad: object) -> None:
+def test_check_texts__a_bad_cell__is_named_with_its_column(bad: object) -> None:
     frame = pd.DataFrame({"a": ["x", "y"], "b": ["x", bad]}, dtype=object)
     with pytest.raises(InvalidTextError, match=r"Row 1, column 1 is "):
-        check_columns(frame)
+        cells_of(frame)
 
 
 @pytest.mark.parametrize(
@@ -324,16 +328,16 @@ def test_check_columns__a_bad_cell__is_named_with_its_column(bad: object) -> Non
         (3, "Got int"),
     ],
 )
-def test_check_columns__not_a_column_of_texts__says_what_to_do(X: object, message: str) -> None:
+def test_check_texts__not_a_column_of_texts__says_what_to_do(X: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_columns(X)
+        cells_of(X)
 
 
-def test_check_columns__sparse__is_refused() -> None:
+def test_check_texts__sparse__is_refused() -> None:
     with pytest.raises(TypeError, match=r"[Ss]parse"):
-        check_columns(sparse.csr_matrix(np.eye(3)))
+        cells_of(sparse.csr_matrix(np.eye(3)))
     with pytest.raises(InvalidTextError, match="Got a coo_array"):
-        check_columns(sparse.coo_array(np.ones(3)))
+        cells_of(sparse.coo_array(np.ones(3)))
 
 
 def test_check_weight__none__is_ones() -> None:
@@ -369,8 +373,8 @@ def test_check_weight__unusable__is_refused(weight: object, message: str) -> Non
         lambda table: pa.table({"a": table[:, 0], "b": table[:, 1]}),
     ],
 )
-def test_check_columns__numbers_of_any_precision__are_written_with_the_digits_they_have(
+def test_check_texts__numbers_of_any_precision__are_written_with_the_digits_they_have(
     dtype: Any, container: Any
 ) -> None:
     table = np.array([[9.99, 1.0], [0.1, -2.5]], dtype=dtype)
-    assert check_columns(container(table)) == [["9.99", "0.1"], ["1", "-2.5"]]
+    assert cells_of(container(table)) == [["9.99", "0.1"], ["1", "-2.5"]]
