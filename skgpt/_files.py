@@ -218,7 +218,7 @@ def save_errors(folder: Path, n_bytes: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(folder: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
+def atomic_folder(folder: Path, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
     """Give a draft folder to write into, which becomes `folder` when the body ends well.
 
     Parameters

@@ -394,9 +394,8 @@ class _Trial:
         weight = max(float(self.weight[rows].sum()), np.finfo(np.float64).tiny)
 
         def learn_from(part: Rows) -> Tensor:
-            noise = self.network.noise.at((self.plan.seed, 0), part, self.lengths[part])
             held = _Held(self._own)
-            with noise, held:
+            with held:
                 logits_BK = forward(part)
             self._held = max(self._held, held.n_bytes / self._n_tokens(part))
             share = to_device((self.weight[part] / weight).astype(np.float32), self.network.device)
@@ -406,7 +405,10 @@ class _Trial:
             return loss.detach()
 
         began = self._now()
-        shares = self.stepping.all_or_again(rows, self.lengths, learn_from, self.optimiser.forget)
+        with self.network.dropout.seeded(self.plan.seed, 0):
+            shares = self.stepping.all_or_again(
+                rows, self.lengths, learn_from, self.optimiser.forget
+            )
         learned = self._now()
         self.optimiser.step(shares)
         return learned - began, self._now() - learned
@@ -579,11 +581,11 @@ def count_memory(
     """
     on_device = [*network.trunk.parameters(), *network.trunk.buffers(), network.head.weight]
     # What was read and what was made of it stay whole for others, whatever this network keeps.
-    source = network.source
+    pretrained = network.pretrained
     if network.device.type == "cpu":
-        on_device += source.trunk.parameters()
-    if source.resident and network.spec.quantize_base is None:
-        on_device += source.tensors(network.dtype, network.device).values()
+        on_device += pretrained.trunk.parameters()
+    if pretrained.shared and network.spec.quantize_base is None:
+        on_device += pretrained.tensors(network.dtype, network.device).values()
     learned = [*network.learnable.values(), network.head.weight]
     n_learned = sum(tensor.numel() for tensor in learned)
     # A gradient and two moments in fp32, beside the originals themselves and a copy of the best.

@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skgpt.data.inputs import column_names
 from skgpt.data.template import Template
 from skgpt.data.tokenization import (
     Places,
@@ -39,7 +38,7 @@ from skgpt.data.tokenization import (
     words_of,
 )
 from skgpt.device import to_device
-from skgpt.exceptions import MissingPackageError, ModelNotSupportedError
+from skgpt.exceptions import ModelNotSupportedError, missing_package
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import Budget, needs_memory, token_budget
 from skgpt.network.network import TextNetwork
@@ -122,7 +121,7 @@ class _Path:
         self.replaced = replaced
         self.directions_NDK = directions_NDK
         self.n_steps = n_steps
-        neutral = np.array(network.source.tokenizer.neutral_ids())
+        neutral = np.array(network.pretrained.tokenizer.neutral_ids())
         with torch.no_grad():
             self.neutral_PE = network.embedded(to_device(neutral, network.device)).float()
 
@@ -130,7 +129,7 @@ class _Path:
         """Check that embeddings put in are as good as the ids that they come from."""
         network = self.network
         rows = np.array([int(self.tokens.lengths.argmin())])
-        layout = Layout.of(self.tokens.lengths[rows], network.source, network.device)
+        layout = Layout.of(self.tokens.lengths[rows], network.pretrained, network.device)
         ids_T = ids_of(self.tokens, rows, network.device)
         tolerance = 1e-3 if network.dtype == torch.float32 else 5e-2
         with torch.no_grad():
@@ -179,7 +178,7 @@ class _Path:
     def _gradients(self, texts: Rows, at: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Return the scores at places of the texts' paths, (B, D), and their slopes, (T, D)."""
         network, device = self.network, self.network.device
-        layout = Layout.of(self.tokens.lengths[texts], network.source, device)
+        layout = Layout.of(self.tokens.lengths[texts], network.pretrained, device)
         with torch.no_grad():
             embedded_TE = network.embedded(ids_of(self.tokens, texts, device)).float()
             in_turn = [np.arange(n) % len(self.neutral_PE) for n in self.tokens.lengths[texts]]
@@ -244,13 +243,14 @@ def explanations(fitted: Any, X: Any) -> Any:
         If X is not as in `fit`, or the model can't be explained.
     """
     pandas = _pandas()
-    columns = fitted._checked_columns(X)
+    texts = fitted._checked_texts(X)
+    columns = texts.cells
     scores = fitted._scores(X)
     network = fitted._network
     tokens, places = locate(
         columns,
         Template(*fitted._fitted_with["template"]),
-        network.source.tokenizer,
+        network.pretrained.tokenizer,
         fitted._fitted_with["max_length"],
         fitted._fitted_with.get("long_text", "cut"),  # older pickles know no other way
     )
@@ -265,9 +265,8 @@ def explanations(fitted: Any, X: Any) -> Any:
         for end, count in zip(ends, counts.tolist(), strict=True)
     ]
     table = _table(columns, fitted.classes_[explained], parts)
-    names = column_names(X)
-    if names is not None:
-        table["column"] = np.array(names, dtype=object)[table["column"]]
+    if texts.names is not None:
+        table["column"] = np.array(texts.names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)
 
 
@@ -275,9 +274,7 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise MissingPackageError(
-            "explain returns a pandas DataFrame, and pandas is not installed: pip install pandas."
-        ) from error
+        raise missing_package("explain", "pandas", error) from error
     return pandas
 
 

@@ -75,7 +75,7 @@ class FittedModel:
             "loss_curve_": [record["loss"] for record in self.history],
             "n_iter_": len(self.history),
             "pooling_": self.network.spec.pooling,
-            "model_id_": self.network.source.model,
+            "model_id_": self.network.pretrained.model,
             "device_": str(self.network.device),
             **(held_out if self.validation_scores else {}),
             **({} if self.calibration is None else {"calibration_": dict(self.calibration)}),
@@ -103,7 +103,7 @@ class FittedModel:
 
     def tokenise(self, cells: list[list[str]]) -> TextIds:
         """Turn columns of texts into token ids as the fit did."""
-        encoder = self.network.source.tokenizer
+        encoder = self.network.pretrained.tokenizer
         return tokenise_rows(cells, self.template, encoder, self.max_length, self.long_text)
 
     def labels(self, scores_NK: NDArray[np.float32]) -> NDArray[Any]:
@@ -136,7 +136,7 @@ class FittedModel:
     def copy(self) -> "FittedModel":
         """Return a copy that shares the pretrained weights and owns what was learned."""
         network = self.network
-        twin = TextNetwork(network.source, network.spec, network.dtype, network.device)
+        twin = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
         twin.take_over(network)
         owned = {
             name: copy.deepcopy(value)

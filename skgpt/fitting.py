@@ -19,7 +19,6 @@ Which checkpoint is a fit's own: all that its result depends on, by names that a
 
 import copy
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,13 +30,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils.validation import validate_data
 
 from skgpt._files import as_folder
-from skgpt._sklearn import Interval, StrOptions, take_rows
-from skgpt.data.inputs import check_columns, check_weight, column_names, n_columns
+from skgpt._sklearn import Interval, StrOptions
+from skgpt.data.inputs import TextColumns, check_texts, check_weight, rows_of
 from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
 from skgpt.data.targets import Target, join
 from skgpt.data.template import Template, parse_template
@@ -50,13 +48,14 @@ from skgpt.exceptions import (
     InvalidTextError,
     ModelNotSupportedError,
     SkippedStepsWarning,
+    warn_user,
 )
 from skgpt.lora import LoRA
 from skgpt.network.features import disk_room
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork
-from skgpt.pretrained.loading import Source
+from skgpt.pretrained.loading import PretrainedModel
 from skgpt.run_key import described, digest, encoded
 from skgpt.training.callbacks import Monitor
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
@@ -128,7 +127,13 @@ class FitData:
 
 
 def check_fit_data(
-    estimator: Any, given: Given, encode: Encode, *, classes: Any = None, seed: int
+    estimator: Any,
+    given: Given,
+    encode: Encode,
+    *,
+    classes: Any = None,
+    columns: dict[str, Any] | None = None,
+    seed: int,
 ) -> FitData:
     """Check everything that a fit is given, and draw what it holds out.
 
@@ -141,6 +146,8 @@ def check_fit_data(
         Checks y.
     classes : ndarray, default=None
         The classes, where they are known already.
+    columns : dict, default=None
+        `COLUMN_ATTRIBUTES` of an earlier call, which X must match.
     seed : int
         Of the rows to hold out.
 
@@ -153,13 +160,16 @@ def check_fit_data(
     ValueError
         If something is not as `fit` describes it.
     """
-    columns = check_columns(given.X, estimator=estimator)
-    attributes = column_attributes(estimator, given.X)
-    n = len(columns[0])
-    template = parse_template(estimator.template, len(columns), column_names(given.X))
+    texts = check_texts(given.X, estimator=estimator)
+    attributes = column_attributes(estimator, texts)
+    if columns is not None:
+        check_columns_match(columns, texts, estimator=estimator)
+        attributes = columns
+    n = len(texts)
+    template = parse_template(estimator.template, len(texts.cells), texts.names)
     target = encode(given.y, n, classes, "y")
     weight = check_weight(given.sample_weight, n)
-    data = FitData(columns, template, target, weight, all_rows(n), None, attributes, seed)
+    data = FitData(texts.cells, template, target, weight, all_rows(n), None, attributes, seed)
     if given.X_val is not None:
         return _with_validation_data(data, estimator, given, encode)
     for name in ("y_val", "sample_weight_val"):
@@ -209,16 +219,16 @@ def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: E
     if given.y_val is None:
         raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
     with _about("X_val"):
-        columns = check_columns(given.X_val, estimator=estimator)
-    check_columns_match(data.attributes, given.X_val, of="X_val", estimator=estimator)
-    n, n_val = len(data.columns[0]), len(columns[0])
+        texts = check_texts(given.X_val, estimator=estimator)
+    check_columns_match(data.attributes, texts, of="X_val", estimator=estimator)
+    n, n_val = len(data.columns[0]), len(texts)
     target = encode(given.y_val, n_val, data.target.classes, "y_val")
     with _about("sample_weight_val"):
         weight = check_weight(given.sample_weight_val, n_val)
     given_weight = None if given.sample_weight_val is None else weight
     return replace(
         data,
-        columns=[a + b for a, b in zip(data.columns, columns, strict=True)],
+        columns=[a + b for a, b in zip(data.columns, texts.cells, strict=True)],
         target=join(data.target, target),
         sample_weight=np.concatenate([data.sample_weight, weight]),
         split=given_rows(n, n_val),
@@ -255,20 +265,9 @@ def _with_held_out_rows(data: FitData, estimator: Any, given: Given) -> FitData:
     )
 
 
-def rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
-    """Take rows of whatever a user may pass as X or y, as the kind of thing it is."""
-    if sparse.issparse(values):
-        values = values.tocsr()  # not every format has rows to take
-    elif hasattr(values, "take") and not hasattr(values, "iloc"):  # pandas' Index and arrays, ...
-        return values.take(rows)
-    elif not hasattr(values, "__getitem__"):  # what only knows how to become an array
-        values = np.asarray(values)
-    return take_rows(values, rows)
-
-
-def column_attributes(estimator: Any, X: Any) -> dict[str, Any]:
+def column_attributes(estimator: Any, texts: TextColumns) -> dict[str, Any]:
     """Return what scikit-learn would set for the columns of X, on a copy that is thrown away."""
-    names = column_names(X) or []
+    names = texts.names or []
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidTextError(
             f"The columns of X must have different names. Several are called {twice[0]!r}: rename "
@@ -277,7 +276,7 @@ def column_attributes(estimator: Any, X: Any) -> dict[str, Any]:
     probe = copy.copy(estimator)
     for name in COLUMN_ATTRIBUTES:
         probe.__dict__.pop(name, None)
-    validate_data(probe, X, skip_check_array=True)
+    validate_data(probe, texts.X, skip_check_array=True)
     return {name: probe.__dict__[name] for name in COLUMN_ATTRIBUTES if name in probe.__dict__}
 
 
@@ -287,7 +286,7 @@ def columns_of_fit(fitted: Any) -> dict[str, Any]:
 
 
 def check_columns_match(
-    fitted: Mapping[str, Any], X: Any, *, of: str = "X", estimator: Any
+    fitted: Mapping[str, Any], texts: TextColumns, *, of: str = "X", estimator: Any
 ) -> None:
     """Check that X has the columns of the fit; one column and a plain list are the same.
 
@@ -295,8 +294,7 @@ def check_columns_match(
     ----------
     fitted : mapping
         Holds `COLUMN_ATTRIBUTES`, as far as the fitted X said them.
-    X : array-like
-        Checked texts.
+    texts : TextColumns
     of : str
         Its name, for error messages.
     estimator : estimator
@@ -307,11 +305,11 @@ def check_columns_match(
     ValueError
         If the number of columns or their names differ.
     """
-    expected, found = fitted.get("n_features_in_"), n_columns(X)
+    expected, found = fitted.get("n_features_in_"), texts.n_features
     if found is not None and expected is not None:
         probe = copy.copy(estimator)
         probe.__dict__.update(fitted)
-        validate_data(probe, X, reset=False, skip_check_array=True)
+        validate_data(probe, texts.X, reset=False, skip_check_array=True)
     elif (found or 1) != (expected or 1):
         raise InvalidTextError(
             f"{of} must have as many columns as at fit: {expected or 'one text per row'}. Got "
@@ -513,8 +511,8 @@ def check_same_model(estimator: Any, network: TextNetwork) -> None:
     ContinuationError
         If `model` or `revision` has another value.
     """
-    source = network.source
-    for name, then in {"model": source.model, "revision": source.revision}.items():
+    pretrained = network.pretrained
+    for name, then in {"model": pretrained.model, "revision": pretrained.revision}.items():
         now = getattr(estimator, name)
         if now != then:
             raise _other(name, then, now)
@@ -606,12 +604,12 @@ _SAID: set[tuple[str, int]] = set()
 _SAYING = threading.Lock()
 
 
-def check_length(max_length: int, source: Source) -> None:
+def check_length(max_length: int, pretrained: PretrainedModel) -> None:
     """Raise ModelNotSupportedError if a model has not so many positions."""
-    limit = source.max_positions
+    limit = pretrained.max_positions
     if limit is not None and max_length > limit:
         raise ModelNotSupportedError(
-            f"`max_length` must be at most {limit}, the positions that {source.model!r} has. "
+            f"`max_length` must be at most {limit}, the positions that {pretrained.model!r} has. "
             f"Got {max_length}."
         )
 
@@ -634,12 +632,11 @@ def warn_of_cut_texts(estimator: Any, tokens: TextIds) -> None:
     with _SAYING:
         if kind in _SAID:
             return
-        warnings.warn(
+        warn_user(
             f"{tokens.n_cut} of {len(tokens)} texts are longer than "
             f"max_length={estimator.max_length} tokens and were cut at the end: raise max_length, "
             "or set long_text='windows' to have them read whole. This is said once.",
             CutTextsWarning,
-            stacklevel=7,  # at the call of fit
         )
         _SAID.add(kind)  # only now: where warnings are errors, the next fit is to fail as well
 
@@ -655,11 +652,10 @@ def warn_and_raise(result: FitResult) -> NoReturn:
     assert result.interrupt is not None
     try:
         if isinstance(result.interrupt, KeyboardInterrupt):  # another says it itself
-            warnings.warn(
+            warn_user(
                 f"This fit was interrupted after {len(result.history)} epochs. The estimator is "
                 "fitted, as the last optimiser step left it.",
                 InterruptedFitWarning,
-                stacklevel=7,  # at the call of fit
             )
     finally:  # also where warnings are errors
         raise result.interrupt
@@ -673,12 +669,11 @@ def warn_of_skipped_steps(result: FitResult) -> None:
     result : FitResult
     """
     if result.n_skipped:
-        warnings.warn(
+        warn_user(
             f"{result.n_skipped} optimiser steps were skipped, as their loss or gradient was not "
             "finite: the model learned nothing from their texts. `history_` says in which epochs. "
             "Lower `learning_rate`, set `max_grad_norm=1.0`, or use precision='fp32'.",
             SkippedStepsWarning,
-            stacklevel=6,  # at the call of fit
         )
 
 
@@ -800,8 +795,8 @@ def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
 
 def _of_network(network: TextNetwork) -> dict[str, Any]:
     return {
-        "the model's weights": network.source.fingerprint,
-        "the model's tokenizer": digest([repr(network.source.tokenizer.files()).encode()]),
+        "the model's weights": network.pretrained.fingerprint,
+        "the model's tokenizer": digest([repr(network.pretrained.tokenizer.files()).encode()]),
         "`device`": network.device.type,
         "`precision`": str(network.dtype),
     }

@@ -23,8 +23,8 @@ class LoRA(BaseEstimator):
     alpha : float, default=16
         What an adapter adds is scaled by ``alpha / rank``.
     dropout : float, default=0.0
-        Share, in [0, 1), of an adapter's inputs that is dropped in training; drawn for each row by
-        itself, so it doesn't depend on what shares a batch's memory.
+        Share, in [0, 1), of an adapter's inputs that is dropped in training, drawn from
+        `random_state` and the number of the step.
     target_modules : str or list of str, default="all-linear"
         Which linear layers of the blocks have one: all of them, those whose name ends like one of
         a list (``["q_proj", "v_proj"]``; none may be in vain), or those whose whole name a regular

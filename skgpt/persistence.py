@@ -23,11 +23,11 @@ from skgpt import __version__
 from skgpt._files import (
     MANIFEST,
     as_folder,
+    atomic_folder,
     check_nothing_else,
     from_plain,
     save_errors,
     to_plain,
-    written_whole,
 )
 from skgpt.classifier import GPTTextClassifier
 from skgpt.exceptions import (
@@ -371,7 +371,7 @@ def _damaged(root: Path, name: str) -> StateFormatError:
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     with (
         save_errors(folder, sum(map(len, files.values()))),
-        written_whole(folder, _may_replace) as draft,
+        atomic_folder(folder, _may_replace) as draft,
     ):
         for name, content in files.items():
             (draft / name).write_bytes(content)

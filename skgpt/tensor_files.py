@@ -56,13 +56,13 @@ def from_bytes(array: NDArray[np.uint8]) -> dict[str, Tensor]:
         ) from error
 
 
-def sealed(state: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
     """Return the state with a hash of all that is in it."""
     return {**state, _SEAL: _hash(state)}
 
 
-def check_seal(state: Mapping[str, Any], what: str) -> None:
-    """Check that a state is as `sealed` returned it; those of earlier versions have no seal.
+def check_checksum(state: Mapping[str, Any], what: str) -> None:
+    """Check that a state is as `with_checksum` returned it; those of earlier versions have no seal.
 
     A seal tells damage. It is no signature: whoever writes a file on purpose can seal it.
 

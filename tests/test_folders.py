@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from skgpt._files import written_whole
+from skgpt._files import atomic_folder
 from skgpt.exceptions import FolderTakenError
 
 
@@ -13,13 +13,13 @@ def ours(folder: Path) -> bool:
 
 
 def write(folder: Path, text: str = "new") -> None:
-    with written_whole(folder, ours) as draft:
+    with atomic_folder(folder, ours) as draft:
         (draft / "mark").write_text(text)
 
 
 def test_written_whole__a_new_folder__appears_at_the_end_with_its_parents(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    with written_whole(folder, ours) as draft:
+    with atomic_folder(folder, ours) as draft:
         (draft / "mark").write_text("new")
         assert not folder.exists()
     assert [path.name for path in folder.iterdir()] == ["mark"]
@@ -27,7 +27,7 @@ def test_written_whole__a_new_folder__appears_at_the_end_with_its_parents(tmp_pa
 
 
 def test_written_whole__its_files__are_readable_by_those_who_may_read_any(tmp_path: Path) -> None:
-    with written_whole(tmp_path / "b", ours) as draft:
+    with atomic_folder(tmp_path / "b", ours) as draft:
         (draft / "private").touch(mode=0o600)
     (tmp_path / "usual").touch()
     made = (tmp_path / "b" / "private").stat().st_mode
@@ -65,7 +65,7 @@ def test_written_whole__filled_by_another_meanwhile__is_left_alone(tmp_path: Pat
     folder = tmp_path / "b"
 
     def slowly() -> None:
-        with written_whole(folder, ours) as draft:
+        with atomic_folder(folder, ours) as draft:
             (draft / "mark").touch()
             folder.mkdir()
             (folder / "theirs").touch()
@@ -83,7 +83,7 @@ def test_written_whole__a_body_that_fails__leaves_what_was_there(
     write(folder, "old")
 
     def fail() -> None:
-        with written_whole(folder, ours) as draft:
+        with atomic_folder(folder, ours) as draft:
             (draft / "mark").touch()
             raise error
 

@@ -275,10 +275,10 @@ def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
 
     from skgpt.data.tokenization import tokenise
     from skgpt.network.layout import Layout, ids_of
-    from skgpt.pretrained.loading import load_source
+    from skgpt.pretrained.loading import load_pretrained
     from tests.network.test_network import TEXTS, build
 
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     tokens = tokenise(TEXTS, source.tokenizer, 64)
     results = []
     for device in (torch.device("cpu"), torch.device("cuda", 0)):

@@ -350,8 +350,8 @@ def test_load__a_base_that_is_not_here__is_not_fetched_unless_allowed(
 ) -> None:
     folder = tiny_gpt(tmp_path / "base")
     clf = make(folder, max_epochs=1, store_base=False).fit(*two_class_data)
-    clf._network.source = replace(
-        clf._network.source, model="some-org/some-model", refetchable=True
+    clf._network.pretrained = replace(
+        clf._network.pretrained, model="some-org/some-model", downloadable=True
     )
     skgpt.save(clf, tmp_path / "saved")
     asked: list[bool] = []

@@ -52,7 +52,7 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
     from skgpt.network import features as prefix
 
     for owner, name, part in (
-        (base, "load_source", "load"),
+        (base, "load_pretrained", "load"),
         (base, "build_network", "load"),
         (base, "tokenise_rows", "tokenise"),
         (prefix, "_can_be_cut", "frozen layers"),

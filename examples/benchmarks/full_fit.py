@@ -109,10 +109,10 @@ def _whole_trainer(tuned: bool, setting: Setting) -> Any:
 
 def flop_per_token() -> float:
     """Return 6 FLOP for each weight of the blocks: two forwards, four backwards."""
-    from skgpt.pretrained.loading import load_source
+    from skgpt.pretrained.loading import load_pretrained
     from skgpt.trunk.layers import find_blocks
 
-    blocks = find_blocks(load_source(MODEL).trunk)
+    blocks = find_blocks(load_pretrained(MODEL).trunk)
     return 6.0 * sum(p.numel() for p in blocks.parameters() if p.ndim > 1)
 
 

@@ -47,7 +47,7 @@ def run_of(arm: str, args: argparse.Namespace) -> Run:
 
     import skgpt.classifier  # noqa: F401
     from skgpt import GPTTextClassifier, LoRA
-    from skgpt.pretrained.loading import load_source
+    from skgpt.pretrained.loading import load_pretrained
 
     train, test = sample_r8(args.texts, 0), test_sample(args.test)
     classifier = GPTTextClassifier(
@@ -62,7 +62,7 @@ def run_of(arm: str, args: argparse.Namespace) -> Run:
         **ARMS[arm],
     )
     before = psutil.Process().memory_info().rss / 2**30 if args.device == "cpu" else 0.0
-    load_source(MODEL)
+    load_pretrained(MODEL)
     began = time.perf_counter()
     estimate = classifier.plan(train.texts, train.topics)
     planned = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skgpt.data.inputs import check_columns
+from skgpt.data.inputs import TextColumns, check_texts
 from skgpt.data.targets import Target
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, tokenise_rows
@@ -48,7 +48,7 @@ from skgpt.fitting import (
 from skgpt.lora import LoRA, TakesLoRA, adapter_spec
 from skgpt.network.microbatches import needs_memory, token_budget
 from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import Source, load_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.sklearn_callbacks import CallbackEstimator, SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, Monitor, PredictBar, SlowFitNotice, fit_progress
 from skgpt.training.checkpoint import Checkpoint
@@ -176,7 +176,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
 
     def _network_to_fit(self, target: Target, seed: int, goes_on: bool) -> TextNetwork:
         """Return the network that `fit` trains."""
-        network = self._build(target, seed, self._network.source if goes_on else None)
+        network = self._build(target, seed, self._network.pretrained if goes_on else None)
         if goes_on:
             check_same_shape(
                 network.spec, self._network.spec, may_learn_more=True, may_have_more=False
@@ -189,12 +189,16 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         """Make one pass from where the last call stopped; `places` says where old outputs go."""
         goes_on = hasattr(self, "_network")
         seed = draw_seed(self.random_state)
-        data = check_fit_data(self, given, self._encode_target, classes=classes, seed=seed)
-        if goes_on:
-            check_columns_match(columns_of_fit(self), given.X, estimator=self)
-            data = replace(data, attributes=columns_of_fit(self))  # as at the first call
+        data = check_fit_data(
+            self,
+            given,
+            self._encode_target,
+            classes=classes,
+            columns=columns_of_fit(self) if goes_on else None,
+            seed=seed,
+        )
         weight = self._loss_weights(data)
-        network = self._build(data.target, seed, self._network.source if goes_on else None)
+        network = self._build(data.target, seed, self._network.pretrained if goes_on else None)
         history: list[EpochRecord] = []
         moments = getattr(self, "_moments", None)
         if goes_on:
@@ -222,12 +226,12 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
             )
 
     @needs_memory
-    def _build(self, target: Target, seed: int, source: Source | None) -> TextNetwork:
-        """Build a network, on the source of the fitted one where a fit goes on from it."""
+    def _build(self, target: Target, seed: int, pretrained: PretrainedModel | None) -> TextNetwork:
+        """Build a network, on the trunk of the fitted one where a fit goes on from it."""
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
-        if source is None:
-            source = load_source(self.model, self.revision)
+        if pretrained is None:
+            pretrained = load_pretrained(self.model, self.revision)
         else:
             check_same_model(self, self._network)
             if target.is_multilabel != self._fitted_with["multilabel"]:
@@ -235,9 +239,9 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
                     "To go on from a fitted model, y must be of the same kind: one label per text "
                     "or an indicator of several. Set warm_start=False to start anew."
                 )
-        check_length(self.max_length, source)
+        check_length(self.max_length, pretrained)
         return build_network(
-            source,
+            pretrained,
             n_layers=self.n_layers,
             trainable_layers=self.trainable_layers,
             pooling=self.pooling,
@@ -258,7 +262,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         moments: Moments | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> FitResult:
-        encoder = network.source.tokenizer
+        encoder = network.pretrained.tokenizer
         tokens = tokenise_rows(
             data.columns, data.template, encoder, self.max_length, self.long_text
         )
@@ -337,7 +341,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
             "loss_curve_": [record["loss"] for record in history],
             "n_iter_": len(history),
             "pooling_": network.spec.pooling,
-            "model_id_": network.source.model,
+            "model_id_": network.pretrained.model,
             "device_": str(network.device),
         }
 
@@ -363,22 +367,22 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         notice = SlowFitNotice(advice(network, self.max_length, self.long_text))
         return [notice, *fit_progress(self.verbose)]
 
-    def _checked_columns(self, X: Any) -> list[list[str]]:
-        """Return the columns of an X that is of the fit's kind; check that there was a fit."""
+    def _checked_texts(self, X: Any) -> TextColumns:
+        """Return the texts of an X that is of the fit's kind; check that there was a fit."""
         check_is_fitted(self)
-        columns = check_columns(X, estimator=self)
-        check_columns_match(columns_of_fit(self), X, estimator=self)
-        return columns
+        texts = check_texts(X, estimator=self)
+        check_columns_match(columns_of_fit(self), texts, estimator=self)
+        return texts
 
     @no_more_threads_than_cores()
     def _scores(self, X: Any) -> NDArray[np.float32]:
         """Return the raw scores of texts, shape (n, n_outputs)."""
-        columns = self._checked_columns(X)
+        texts = self._checked_texts(X)
         network = self._network
         tokens = tokenise_rows(
-            columns,
+            texts.cells,
             Template(*self._fitted_with["template"]),
-            network.source.tokenizer,
+            network.pretrained.tokenizer,
             self._fitted_with["max_length"],
             self._fitted_with.get("long_text", "cut"),  # older pickles know no other way
         )

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.cost import FitEstimate, count_memory, count_work, measure
-from skgpt.data.inputs import check_columns
+from skgpt.data.inputs import check_texts
 from skgpt.data.targets import Target
 from skgpt.data.tokenization import run_by_trunk, tokenise_columns, tokenise_rows
 from skgpt.device import no_more_threads_than_cores
@@ -96,7 +96,7 @@ class EstimatesFits:
 
     def _assumed_labels(self, X: Any, goes_on: bool) -> NDArray[Any]:
         """Return labels by turns: two, or those that the fit would go on with."""
-        n = len(check_columns(X, estimator=self)[0])
+        n = len(check_texts(X, estimator=self))
         if not goes_on:
             return np.arange(n) % _ASSUMED
         if self._fitted_with["multilabel"]:
@@ -116,7 +116,7 @@ def _estimate(
     """Count and measure what a fit of this network would be."""
     max_length, seed = estimator.max_length, seed_to_come(estimator.random_state)
     plan = plan_of_fit(estimator, network, len(data.split.train), seed)
-    of_text = (data.columns, data.template, network.source.tokenizer)
+    of_text = (data.columns, data.template, network.pretrained.tokenizer)
     tokens = tokenise_rows(*of_text, max_length, estimator.long_text)
     whole = tokenise_columns(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, data.target.codes, weight, data.split)
@@ -130,7 +130,7 @@ def _estimate(
     trainable, frozen = count_weights(network)
     per_token, n_tokens = rates.frozen + rates.forward, int(tokens.lengths.sum())
     return FitEstimate(
-        model=network.source.model,
+        model=network.pretrained.model,
         device=str(network.device),
         precision=_PRECISIONS[str(network.dtype)],
         n_layers=network.spec.n_layers,

@@ -72,7 +72,7 @@ class Prices:
         """Return how many tokens the texts are to the trunk."""
         if long_text == "cut":
             return int(np.minimum(self.lengths, max_length).sum())
-        encoder = self.network.source.tokenizer
+        encoder = self.network.pretrained.tokenizer
         return int(lengths_in_windows(self.lengths, encoder, max_length).sum())
 
     def seconds_at_depth(self, n_layers: int, n_learning: int) -> float:
@@ -105,7 +105,7 @@ class Prices:
         spec = self.network.spec
         if spec.lora is not None or not self.network.learnable:
             return n_learning / max(1, spec.n_layers - spec.n_frozen)
-        block = find_blocks(self.network.source.trunk)[0]
+        block = find_blocks(self.network.pretrained.trunk)[0]
         weights = n_learning * sum(parameter.numel() for parameter in block.parameters())
         return min(1.0, weights / count_weights(self.network)[0])
 
@@ -123,7 +123,7 @@ class Prices:
         longer = self.max_length
         while self.share_cut(longer) > min(_FEW_CUT, share / 2):
             longer *= 2
-        limit = self.network.source.max_positions
+        limit = self.network.pretrained.max_positions
         longer = longer if limit is None else min(longer, limit)
         said = f"{percent(share)} of the texts are cut"
         if longer == self.max_length:

@@ -207,9 +207,9 @@ def prefix_of(network: TextNetwork) -> SplitTrunk:
     def make() -> SplitTrunk:
         return SplitTrunk(network.base_trunk(n), n)
 
-    if not network.source.resident:
+    if not network.pretrained.shared:
         return make()
-    return _PREFIXES.get_or_make((n, network.upstream), make, _bytes_of)
+    return _PREFIXES.get_or_make((n, network.cache_key), make, _bytes_of)
 
 
 def _bytes_of(split: SplitTrunk) -> int:
@@ -218,7 +218,7 @@ def _bytes_of(split: SplitTrunk) -> int:
 
 def before(split: SplitTrunk, network: TextNetwork, ids_T: Tensor, layout: Layout) -> Tensor:
     """Run the frozen layers: token ids to hidden states, shape (T, H)."""
-    laid_out = layout.lay(ids_T, pad_id_of(network.source))
+    laid_out = layout.lay(ids_T, pad_id_of(network.pretrained))
     return layout.flat(split.run_lower(input_ids=laid_out, **layout.inputs()))
 
 
@@ -239,7 +239,7 @@ class _Texts:
         if kept == "pooled":
             where = (*where, network.spec.pooling)
         # The device too: what lies on disk may come from any.
-        self.upstream = (*where, *network.upstream)
+        self.cache_key = (*where, *network.cache_key)
         self.ids, self.first = tokens.distinct()
         self.left = memory_budget
         self.found: dict[bytes, Tensor] = {}
@@ -260,12 +260,12 @@ class _Texts:
         return np.array(new, dtype=np.int64)
 
     def _find(self, texts: list[bytes]) -> None:
-        if not self.network.source.resident:
+        if not self.network.pretrained.shared:
             return
         in_memory = _states(str(self.network.device))
         for store in (in_memory, _states_on_disk()):
             texts = [text for text in texts if text not in self.found]
-            states = store.find_many([(text, self.upstream) for text in texts])
+            states = store.find_many([(text, self.cache_key) for text in texts])
             known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
             self.found |= known
             if self.left is not None and store is in_memory:
@@ -278,7 +278,7 @@ class _Texts:
         compute = computation(self.network, self.kept)
 
         def work(part: Rows) -> Sequence[Tensor]:
-            layout = Layout.of(lengths[part], self.network.source, device)
+            layout = Layout.of(lengths[part], self.network.pretrained, device)
             return compute(ids_of(self.tokens, part, device), layout)
 
         for part, computed in Budget(self.network, token_budget).each(rows, lengths, work):
@@ -309,8 +309,8 @@ class _Texts:
 
     def _share(self, store: Store[Tensor], states: dict[bytes, Tensor]) -> None:
         self.found |= states
-        if self.network.source.resident:
-            new = {(text, self.upstream): state for text, state in states.items()}
+        if self.network.pretrained.shared:
+            new = {(text, self.cache_key): state for text, state in states.items()}
             store.put_many(new, lambda state: state.nbytes)
 
 
@@ -350,7 +350,7 @@ class WholeTrunk(Forward):
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
-        layout = Layout.of(self.tokens.lengths[rows], self.network.source, self.network.device)
+        layout = Layout.of(self.tokens.lengths[rows], self.network.pretrained, self.network.device)
         ids_T = ids_of(self.tokens, rows, self.network.device)
         return self.network.pooled(ids_T, layout)
 
@@ -388,12 +388,11 @@ class CachedPrefix(Forward):
         self.lengths = tokens.lengths
         # In the dtype that the residual stream has there, whatever the weights' is.
         self.states = hidden_states(network, tokens, token_budget, progress, memory_budget)
-        network.get_ready()
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
         network = self.network
-        layout = Layout.of(self.lengths[rows], network.source, network.device)
+        layout = Layout.of(self.lengths[rows], network.pretrained, network.device)
         # Those on disk come to the device only now.
         states = [self.states[row].to(network.device) for row in rows]
         return network.after(torch.cat(states), layout)
@@ -417,7 +416,6 @@ class OnTrial(Forward):
         self._compute = computation(network, kept) if kept else None
         self._whole = WholeTrunk(network, tokens)
         self._states: dict[int, Tensor] = {}
-        network.get_ready()
 
     @torch.no_grad()
     def run_frozen(self, rows: Rows) -> int:
@@ -425,7 +423,7 @@ class OnTrial(Forward):
         if self._compute is None:
             return 0
         network = self.network
-        layout = Layout.of(self._tokens.lengths[rows], network.source, network.device)
+        layout = Layout.of(self._tokens.lengths[rows], network.pretrained, network.device)
         states = self._compute(ids_of(self._tokens, rows, network.device), layout)
         for row, state in zip(rows.tolist(), states, strict=True):
             self._states[row] = state.clone()
@@ -439,7 +437,7 @@ class OnTrial(Forward):
         if self._kept == "pooled":
             return torch.stack(states)
         network = self.network
-        layout = Layout.of(self._tokens.lengths[rows], network.source, network.device)
+        layout = Layout.of(self._tokens.lengths[rows], network.pretrained, network.device)
         return network.after(torch.cat(states), layout)
 
 
@@ -496,8 +494,7 @@ class HeadAlone(Forward):
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows; no gradient reaches what they come from."""
         if self._pooled_NH is None:
-            with self.network.noise.off():  # as where they are computed once
-                return self._forward.pooled(rows)
+            return self._forward.pooled(rows)
         return self._pooled_NH[to_device(rows, self.network.device)]
 
 
@@ -564,10 +561,10 @@ def what_is_kept(
 
 
 def _can_be_cut(network: TextNetwork, tokens: Tokens) -> bool:
-    if not network.source.resident:
+    if not network.pretrained.shared:
         return _is_exact(network, tokens)
     spec = network.spec
-    key = (spec.n_layers, spec.n_frozen, network.upstream)
+    key = (spec.n_layers, spec.n_frozen, network.cache_key)
     return _PROOFS.get_or_make(key, lambda: _is_exact(network, tokens), lambda proof: 1)
 
 
@@ -577,7 +574,7 @@ def _is_exact(network: TextNetwork, tokens: Tokens) -> bool:
     by_length = np.argsort(tokens.lengths, kind="stable")
     rows = np.unique(by_length[[0, len(by_length) // 2]])
     heads = [tokens.row(int(row))[:_PROBE_TOKENS] for row in rows]
-    layout = Layout.of(np.array([len(ids) for ids in heads]), network.source, network.device)
+    layout = Layout.of(np.array([len(ids) for ids in heads]), network.pretrained, network.device)
     ids_T = torch.from_numpy(np.concatenate(heads)).to(network.device)
     whole = network.pool(network.hidden(ids_T, layout), layout)
     try:
@@ -656,21 +653,17 @@ class Averaged(Forward):
         """Return the mean of the pooled states of each of these rows' windows."""
         windows = self._windows.of(rows)
         learning = torch.is_grad_enabled() and self.network.learnable
-        states_WH = self._states(windows) if learning else self._states_in_parts(windows)
+        states_WH = self._forward.pooled(windows) if learning else self._in_parts(windows)
         return _means(states_WH, self._windows.counts[rows])
 
-    def _states(self, windows: Rows) -> Tensor:
-        with self.network.noise.over(windows, self._lengths[windows]):
-            return self._forward.pooled(windows)
-
     @torch.no_grad()
-    def _states_in_parts(self, windows: Rows) -> Tensor:
+    def _in_parts(self, windows: Rows) -> Tensor:
         width = self.network.head.in_features
         states_WH = torch.empty((len(windows), width), device=self.network.device)
         budget = Budget(self.network, self._token_budget)
         places = np.arange(len(windows))
         for part, states in budget.each(
-            places, self._lengths[windows], lambda part: self._states(windows[part])
+            places, self._lengths[windows], lambda part: self._forward.pooled(windows[part])
         ):
             states_WH[to_device(part, self.network.device)] = states
         return states_WH

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from skgpt.data.tokenization import Tokens
 from skgpt.device import to_device
-from skgpt.pretrained.loading import Source
+from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.attention import Boundaries
 
 Rows = NDArray[np.int64]
@@ -45,27 +45,27 @@ class Layout:
     masked: bool
 
     @classmethod
-    def of(cls, lengths: Rows, source: Source, device: torch.device) -> "Layout":
+    def of(cls, lengths: Rows, pretrained: PretrainedModel, device: torch.device) -> "Layout":
         """Make the layout of texts of these lengths for a model.
 
         Parameters
         ----------
         lengths : ndarray of shape (B,), int64
-        source : Source
+        pretrained : PretrainedModel
         device : torch.device
         """
         own = lengths.tolist()
         filler = (
             _filler(sum(own))
-            if source.capabilities.supports_packing and device.type == "cpu"
+            if pretrained.capabilities.supports_packing and device.type == "cpu"
             else 0
         )
         boundaries = Boundaries.of([*own, filler] if filler else own, device)
         return cls(
             boundaries,
             to_device(lengths, device),
-            source.capabilities.supports_packing,
-            source.capabilities.needs_mask,
+            pretrained.capabilities.supports_packing,
+            pretrained.capabilities.needs_mask,
         )
 
     @property

@@ -1,6 +1,4 @@
-"""Dropout that is drawn for each row by itself: however a batch is cut, a row's is the same.
-
-Low-rank adapters in a trunk: where they go, what they start from, what merging them gives.
+"""Low-rank adapters in a trunk: where they go, what they start from, what merging them gives.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), in peft's layers.
 
@@ -9,157 +7,49 @@ The base's matrices in 4 bits, under adapters that stay whole: QLoRA.
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023), with bitsandbytes' NF4.
 """
 
-import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from skgpt.exceptions import MissingPackageError, ModelNotSupportedError
+from skgpt.exceptions import ModelNotSupportedError, missing_package
 from skgpt.trunk.layers import find_blocks
 
-_LEVELS = 1 << 16  # a share is rounded to as many
 
+class SeededDropout(nn.Module):
+    """Dropout from a generator of its own; it drops within `seeded`, where gradients are on.
 
-@dataclass(frozen=True)
-class _Draw:
-    key: tuple[int, ...]
-    rows: Sequence[int]
-    lengths: Sequence[int]
-
-
-class RowNoise:
-    """Says which rows a training step is at; without it there is no dropout.
-
-    Parameters
-    ----------
-    padded : bool
-        Whether texts lie side by side, not end to end.
+    torch's own draws from the global generator, which no fit may touch and all threads share.
     """
 
-    def __init__(self, *, padded: bool) -> None:
-        self.padded = padded
-        self._draw: _Draw | None = None
-
-    @contextmanager
-    def at(
-        self, key: tuple[int, ...], rows: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> Iterator[None]:
-        """Have the body's forward passes drop.
-
-        Parameters
-        ----------
-        key : tuple of int
-            The seed, and where in the run the step is.
-        rows : ndarray of shape (B,)
-            The numbers of the texts that are run, in the order they lie in.
-        lengths : ndarray of shape (B,)
-            Their tokens.
-        """
-        self._draw = _Draw(key, rows.tolist(), lengths.tolist())
-        try:
-            yield
-        finally:
-            self._draw = None
-
-    @contextmanager
-    def over(self, rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[None]:
-        """Have the body's forward passes drop, if they would, for other rows in the same step.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (B,)
-            The numbers of what is run, in the order it lies in.
-        lengths : ndarray of shape (B,)
-            Its tokens.
-        """
-        draw = self._draw
-        if draw is not None:
-            self._draw = _Draw(draw.key, rows.tolist(), lengths.tolist())
-        try:
-            yield
-        finally:
-            self._draw = draw
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Have the body's forward passes drop nothing, whatever step is under way."""
-        draw, self._draw = self._draw, None
-        try:
-            yield
-        finally:
-            self._draw = draw
-
-    def mask(self, x: Tensor, index: int, share: float) -> Tensor | None:
-        """Return what to multiply with, of x's shape; None where nothing is dropped.
-
-        Parameters
-        ----------
-        x : Tensor of shape (B, L, H), or (T, H) or (1, T, H) where texts lie end to end
-        index : int
-            Of the layer that asks: each drops others.
-        share : float
-            Of the values, to drop.
-        """
-        draw = self._draw
-        if draw is None:
-            return None
-        mask = x.new_ones(x.shape)
-        texts = mask if self.padded else mask.view(-1, x.shape[-1]).split(_with_rest(draw, x))
-        for row, length, text in zip(draw.rows, draw.lengths, texts, strict=False):
-            kept = _drawn((*draw.key, row, index), (length, x.shape[-1]), share, x.device)
-            text[:length] = kept
-        return mask.div_(1 - share)
-
-
-def _with_rest(draw: _Draw, x: Tensor) -> list[int]:
-    """Return the lengths of what lies end to end, with filler tokens behind the texts."""
-    rest = x.numel() // x.shape[-1] - sum(draw.lengths)
-    return [*draw.lengths, rest]
-
-
-def _drawn(
-    key: tuple[int, ...], shape: tuple[int, int], share: float, device: torch.device
-) -> Tensor:
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
-    n = shape[0] * shape[1]
-    # Four values out of each draw: a generator on a CPU is slow.
-    raw = torch.empty(-(-n // 4), dtype=torch.int64, device=device)
-    raw.random_(-(2**63), None, generator=generator)
-    level = round(share * _LEVELS) - _LEVELS // 2
-    return (raw.view(torch.int16)[:n] >= level).view(shape)
-
-
-class RowDropout(nn.Module):
-    """Dropout of each row's own, off unless its `RowNoise` says which rows there are.
-
-    Parameters
-    ----------
-    share : float
-        Of the values, to drop; the rest are scaled up.
-    noise : RowNoise
-    index : int
-        Of this layer among all.
-    """
-
-    def __init__(self, share: float, noise: RowNoise, index: int) -> None:
+    def __init__(self, p: float, device: torch.device) -> None:
         super().__init__()
-        self.share = share
-        self.noise = noise
-        self.index = index
+        self.p = p
+        self.device = device
+        self._generator: torch.Generator | None = None
+
+    @contextmanager
+    def seeded(self, *key: int) -> Iterator[None]:
+        """Drop in the body's forward passes, drawn from these numbers: the seed and the step."""
+        (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64).tolist()
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        try:
+            yield
+        finally:
+            self._generator = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, some of it zero and the rest scaled up."""
-        mask = self.noise.mask(x, self.index, self.share)
-        return x if mask is None else x * mask
+        """Return x, a share p of it zero and the rest scaled up."""
+        if self.p == 0 or self._generator is None or not torch.is_grad_enabled():
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self._generator)
+        return x * kept.div_(1 - self.p)
 
 
 _ADAPTER = "default"  # peft's name for the only one
@@ -243,7 +133,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         ) from error
 
 
-def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, noise: RowNoise) -> list[str]:
+def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, dropout: SeededDropout) -> list[str]:
     """Put adapters beside the linear layers of the blocks that learn.
 
     Parameters
@@ -253,8 +143,8 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, noise: RowNoise) 
     spec : AdapterSpec
     n_frozen : int
         Blocks, from the first on, that get none.
-    noise : RowNoise
-        Where their dropout comes from.
+    dropout : SeededDropout
+        Of what goes into every adapter.
 
     Returns
     -------
@@ -271,10 +161,7 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, noise: RowNoise) 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise MissingPackageError(
-            "`lora` needs the package peft, which can't be imported: run `pip install peft`. "
-            f"({error})"
-        ) from error
+        raise missing_package("`lora`", "peft", error) from error
 
     targets = targets_of(trunk, spec, n_frozen)
     config = LoraConfig(
@@ -293,10 +180,8 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, noise: RowNoise) 
             f"`lora__target_modules` must name layers that peft can be beside. Got "
             f"{spec.target_modules!r}, and of {type(trunk).__name__} peft says: {error}"
         ) from error
-    if spec.dropout > 0:
-        for index, name in enumerate(targets):
-            dropout = RowDropout(spec.dropout, noise, index)
-            trunk.get_submodule(name).lora_dropout[_ADAPTER] = dropout
+    for name in targets:
+        trunk.get_submodule(name).lora_dropout[_ADAPTER] = dropout
     return [name for name, _ in trunk.named_parameters() if _is_adapters(name)]
 
 
@@ -370,15 +255,17 @@ def merged(
 
 
 if TYPE_CHECKING:
-    from skgpt.pretrained.loading import Source
+    from skgpt.pretrained.loading import PretrainedModel
 
 
-def quantise(source: "Source", n_layers: int, dtype: torch.dtype, device: torch.device) -> Any:
+def quantise(
+    pretrained: "PretrainedModel", n_layers: int, dtype: torch.dtype, device: torch.device
+) -> Any:
     """Return a trunk whose blocks hold their linear layers in 4 bits.
 
     Parameters
     ----------
-    source : Source
+    pretrained : PretrainedModel
     n_layers : int
         Blocks to keep.
     dtype : torch.dtype
@@ -400,7 +287,7 @@ def quantise(source: "Source", n_layers: int, dtype: torch.dtype, device: torch.
     _check_device(device)
     bnb = _bitsandbytes()
     # From the CPU's copy, so that the whole base is never on the device.
-    trunk = source.copy_trunk(n_layers, dtype, torch.device("cpu"))
+    trunk = pretrained.copy_trunk(n_layers, dtype, torch.device("cpu"))
     for block in find_blocks(trunk):
         named = [(n, m) for n, m in block.named_modules() if type(m) is nn.Linear]
         for name, linear in named:
@@ -421,10 +308,7 @@ def _bitsandbytes() -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise MissingPackageError(
-            "`lora__quantize_base` needs the package bitsandbytes, which can't be imported: run "
-            f"`pip install bitsandbytes`. ({error})"
-        ) from error
+        raise missing_package("`lora__quantize_base`", "bitsandbytes", error) from error
     return bitsandbytes
 
 

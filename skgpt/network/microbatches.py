@@ -5,7 +5,6 @@ free, so that a fit is the same on a busy machine. Only an out-of-memory error l
 batch is cut changes no result beyond rounding, so what failed is done again in smaller parts.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -18,7 +17,7 @@ from torch import nn
 from skgpt.caching import Store, drop_stores_on
 from skgpt.data.batching import Rows, micro_batches
 from skgpt.device import ran_out, total_memory
-from skgpt.exceptions import LowMemoryWarning, NoMemoryError
+from skgpt.exceptions import LowMemoryWarning, NoMemoryError, warn_user
 from skgpt.network.network import TextNetwork
 from skgpt.trunk.layers import find_blocks
 
@@ -85,9 +84,9 @@ class Budget:
 
     def __init__(self, network: TextNetwork, n_tokens: int, *, learning: bool = False) -> None:
         self._network = network
-        self._padded = not network.source.capabilities.supports_packing
+        self._padded = not network.pretrained.capabilities.supports_packing
         depth = (network.spec.n_layers, network.spec.n_frozen)
-        self._key = (depth, network.upstream, learning)
+        self._key = (depth, network.cache_key, learning)
         (lowered,) = _LOWERED.find_many([self._key])
         self.n_tokens = n_tokens if lowered is None else min(n_tokens, lowered)
         self._said = lowered is not None
@@ -197,11 +196,10 @@ class Budget:
         _LOWERED.put_many({self._key: self.n_tokens}, lambda n: 1)
         if not self._said:
             self._said = True
-            warnings.warn(
+            warn_user(
                 f"Memory of {device} ran out with {tried} tokens at once; going on with at most "
                 f"{self.n_tokens}. Results stay the same to within rounding.",
                 LowMemoryWarning,
-                stacklevel=2,
             )
 
 

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.network.layout import Layout
-from skgpt.network.lora import AdapterSpec, RowNoise, add_adapters, first_values, quantise
-from skgpt.pretrained.loading import Source
+from skgpt.network.lora import AdapterSpec, SeededDropout, add_adapters, first_values, quantise
+from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.layers import SplitTrunk, find_blocks, parameters_after_blocks
 
 TrainableLayers = int | Literal["all"]
 
 
 def check_depth(
-    source: Source, n_layers: int | None, trainable_layers: TrainableLayers
+    pretrained: PretrainedModel, n_layers: int | None, trainable_layers: TrainableLayers
 ) -> tuple[int, TrainableLayers]:
     """Check the depth parameters against the trunk.
 
     Parameters
     ----------
-    source : Source
+    pretrained : PretrainedModel
     n_layers : int or None
         Blocks to keep; None keeps all.
     trainable_layers : int or "all"
@@ -44,7 +44,7 @@ def check_depth(
     ModelNotSupportedError
         If the model has fewer blocks than asked for.
     ContinuationError
-        If it has as many, but they are not here: the source is out of a pickle.
+        If it has as many, but they are not here: the model is out of a pickle.
     """
     for name, value in {"n_layers": n_layers, "trainable_layers": trainable_layers}.items():
         if isinstance(value, bool):
@@ -52,22 +52,23 @@ def check_depth(
     # Plain ints: a search hands in numpy's, which don't go into a JSON configuration.
     n_layers = None if n_layers is None else int(n_layers)
     trainable_layers = "all" if trainable_layers == "all" else int(trainable_layers)
-    depth = source.full_depth
+    depth = pretrained.full_depth
     if n_layers is not None and n_layers > depth:
         raise ModelNotSupportedError(
-            f"`n_layers` must be at most the depth of {source.model!r}, {depth}. Got {n_layers}."
+            f"`n_layers` must be at most the depth of {pretrained.model!r}, {depth}. "
+            f"Got {n_layers}."
         )
     kept = depth if n_layers is None else n_layers
-    if kept > source.depth:
+    if kept > pretrained.depth:
         raise ContinuationError(
-            f"To go on from a fitted model, `n_layers` must be as it was, {source.depth}. Got "
+            f"To go on from a fitted model, `n_layers` must be as it was, {pretrained.depth}. Got "
             f"{n_layers}: the others of the {depth} layers were left out when the model was "
             "pickled. Set it back, or call fit with warm_start=False to start anew."
         )
     if trainable_layers != "all" and trainable_layers > kept:
         raise ModelNotSupportedError(
             f"`trainable_layers` must be at most the {kept} layers that are kept of "
-            f"{source.model!r}. Got {trainable_layers}: lower it, raise n_layers, or use 'all'."
+            f"{pretrained.model!r}. Got {trainable_layers}: lower it, raise n_layers, or use 'all'."
         )
     return kept, trainable_layers
 
@@ -106,7 +107,7 @@ Pooling = Literal["last", "mean"]
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Everything that, with a source, says what a network is; it goes into a pickle as it is.
+    """All that, with a pretrained model, says what a network is; it goes into a pickle as it is.
 
     Parameters
     ----------
@@ -144,7 +145,7 @@ class TextNetwork(nn.Module):
 
     Parameters
     ----------
-    source : Source
+    pretrained : PretrainedModel
         Whose tensors the frozen part shares.
     spec : NetworkSpec
     dtype : torch.dtype
@@ -158,20 +159,20 @@ class TextNetwork(nn.Module):
     learnable : dict of str to Tensor
         fp32 originals of the trunk's parameters that learn. Under fp32 they are the parameters
         themselves; otherwise the parameters are working copies, refreshed by `refresh`.
-    noise : RowNoise
-        Tells the adapters' dropout which rows a training step is at.
+    dropout : SeededDropout
+        Of the adapters; a training step seeds it.
     """
 
     def __init__(
         self,
-        source: Source,
+        pretrained: PretrainedModel,
         spec: NetworkSpec,
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.source = source
+        self.pretrained = pretrained
         self.spec = spec
         self.dtype = dtype
         self.device = device
@@ -179,14 +180,14 @@ class TextNetwork(nn.Module):
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
             nn.Linear,
-            source.capabilities.hidden_size,
+            pretrained.capabilities.hidden_size,
             spec.n_outputs,
             bias=False,
             dtype=torch.float32,
             device=device,
         )
         nn.init.zeros_(self.head.weight)
-        self.noise = RowNoise(padded=not source.capabilities.supports_packing)
+        self.dropout = SeededDropout(0.0 if spec.lora is None else spec.lora.dropout, device)
         self.learnable: dict[str, Tensor] = {}
         for name, master in self._first_values(seed).items():
             parameter = own(self.trunk, name, master.to(dtype))
@@ -194,29 +195,26 @@ class TextNetwork(nn.Module):
         partly = 0 < spec.n_frozen < spec.n_layers
         self._split = SplitTrunk(self.trunk, spec.n_frozen) if partly else None
         # The last block need compute no more than what is pooled, where it is ours.
-        drops = spec.lora is not None and spec.lora.dropout > 0
-        self._ends_only = (
-            spec.pooling == "last" and source.capabilities.supports_fast_blocks and not drops
-        )
+        self._ends_only = spec.pooling == "last" and pretrained.capabilities.supports_fast_blocks
 
     @property
-    def upstream(self) -> tuple[Hashable, ...]:
+    def cache_key(self) -> tuple[Hashable, ...]:
         """Everything that, with the depth, decides what frozen layers return."""
-        return (self.source.identity, self.dtype, str(self.device), self.spec.quantize_base)
+        return (self.pretrained.identity, self.dtype, str(self.device), self.spec.quantize_base)
 
     def base_trunk(self, n_layers: int) -> Any:
         """Return a trunk of the first blocks of the base, as this network computes them."""
         if self.spec.quantize_base is None:
-            return self.source.copy_trunk(n_layers, self.dtype, self.device)
-        return quantise(self.source, n_layers, self.dtype, self.device)
+            return self.pretrained.copy_trunk(n_layers, self.dtype, self.device)
+        return quantise(self.pretrained, n_layers, self.dtype, self.device)
 
     def _first_values(self, seed: int) -> dict[str, Tensor]:
         """Return what the trunk's weights that learn start from, each an fp32 tensor of its own."""
         spec, device = self.spec, self.device
         if spec.lora is None:
             names = trainable_names(self.trunk, spec.trainable_layers)
-            return {name: self.source.master(name, device) for name in names}
-        names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.noise)
+            return {name: self.pretrained.master(name, device) for name in names}
+        names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.dropout)
         drawn = first_values(self.trunk, names, seed)
         return {name: value.to(device) for name, value in drawn.items()}
 
@@ -234,7 +232,7 @@ class TextNetwork(nn.Module):
         Parameters
         ----------
         other : TextNetwork
-            On the same source and depth; it learns nothing that this one does not learn too.
+            On the same model and depth; it learns nothing that this one does not learn too.
         rows : ndarray of int64, default=None
             Where each row of its head goes, if this network has more outputs; what is new starts
             at zero. None for the same outputs.
@@ -250,13 +248,13 @@ class TextNetwork(nn.Module):
 
     def hidden(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Return the last hidden states of texts end to end, shape (T, H)."""
-        laid_out = layout.lay(ids_T, pad_id_of(self.source))
+        laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
         inputs = layout.inputs()
         return layout.flat(self.trunk(input_ids=laid_out, **inputs).last_hidden_state)
 
     def pooled(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Return the pooled states of texts end to end, in fp32, shape (B, H)."""
-        laid_out = layout.lay(ids_T, pad_id_of(self.source))
+        laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
         inputs = layout.inputs(ends_only=self._ends_only)
         last = self.trunk(input_ids=laid_out, **inputs).last_hidden_state
         return self._pooled(last, layout)
@@ -277,11 +275,6 @@ class TextNetwork(nn.Module):
         assert self._split is not None
         inputs = layout.inputs(ends_only=self._ends_only)
         return self._pooled(self._split.run_upper(layout.lay(hidden_TH), **inputs), layout)
-
-    def get_ready(self) -> None:
-        """Do beforehand what `after` would do at its first call, when dropout may be on."""
-        if self._split is not None:
-            self._split.get_ready()
 
     def _pooled(self, last: Tensor, layout: Layout) -> Tensor:
         if self._ends_only:
@@ -307,8 +300,8 @@ class TextNetwork(nn.Module):
 def count_weights(network: TextNetwork) -> tuple[int, int]:
     """Return how many weights learn, the head's among them, and how many of the trunk don't."""
     learning = sum(master.numel() for master in network.learnable.values())
-    # Of the source, as 4-bit weights are packed into tensors of other shapes.
-    trunk = network.source.trunk
+    # Of the pretrained model, as 4-bit weights are packed into tensors of other shapes.
+    trunk = network.pretrained.trunk
     dropped = find_blocks(trunk)[network.spec.n_layers :]
     base = sum(p.numel() for p in trunk.parameters()) - sum(p.numel() for p in dropped.parameters())
     return learning + network.head.weight.numel(), base - (0 if network.spec.lora else learning)
@@ -336,12 +329,12 @@ def _means_one_by_one(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.stack([part_TH.mean(0) for part_TH in hidden_TH.split(list(lengths))])
 
 
-def pad_id_of(source: Source) -> int:
+def pad_id_of(pretrained: PretrainedModel) -> int:
     """Return an id to pad with that transformers won't take for padding and warn about."""
-    return 1 if source.trunk.config.pad_token_id == 0 else 0
+    return 1 if pretrained.trunk.config.pad_token_id == 0 else 0
 
 
-def resolve_pooling(pooling: str, source: Source) -> Pooling:
+def resolve_pooling(pooling: str, pretrained: PretrainedModel) -> Pooling:
     """Turn the `pooling` parameter into what the network does.
 
     "auto" is the mean: on topics (Reuters R8) it is worth five points of accuracy over the last
@@ -352,17 +345,17 @@ def resolve_pooling(pooling: str, source: Source) -> Pooling:
     ModelNotSupportedError
         For "last" on an encoder, whose last token sums up nothing.
     """
-    if pooling == "last" and not source.capabilities.causal:
+    if pooling == "last" and not pretrained.capabilities.causal:
         raise ModelNotSupportedError(
             f"pooling='last' needs a decoder, whose last token has seen the whole text. "
-            f"{source.model!r} is an encoder: use pooling='mean'."
+            f"{pretrained.model!r} is an encoder: use pooling='mean'."
         )
     return "last" if pooling == "last" else "mean"
 
 
 @torch.inference_mode(False)  # its weights are to be trained, whatever the caller is in
 def build_network(
-    source: Source,
+    pretrained: PretrainedModel,
     *,
     n_layers: int | None,
     trainable_layers: TrainableLayers,
@@ -373,14 +366,14 @@ def build_network(
     lora: AdapterSpec | None = None,
     seed: int = 0,
 ) -> TextNetwork:
-    """Build a network on a source: check the depths, share what is frozen, own what learns.
+    """Build a network on a pretrained model: share what is frozen, own what learns.
 
     The head starts at zero, and adapters add nothing at first: every class is equally likely before
     the first step, and the trunk is left alone until the head has a direction.
 
     Parameters
     ----------
-    source : Source
+    pretrained : PretrainedModel
     n_layers : int or None
     trainable_layers : int or "all"
     pooling : {"last", "mean", "auto"}
@@ -400,11 +393,11 @@ def build_network(
     ModelNotSupportedError
         If the depths don't fit the trunk, or the pooling doesn't fit the model.
     """
-    kept, learning = check_depth(source, n_layers, trainable_layers)
+    kept, learning = check_depth(pretrained, n_layers, trainable_layers)
     if lora is not None and learning == 0:
         raise ModelNotSupportedError(
             "`lora` puts adapters into the layers that learn, and trainable_layers=0 leaves none: "
             "raise trainable_layers, or set lora=None for the head alone."
         )
-    spec = NetworkSpec(kept, learning, resolve_pooling(pooling, source), n_outputs, lora)
-    return TextNetwork(source, spec, dtype, device, seed)
+    spec = NetworkSpec(kept, learning, resolve_pooling(pooling, pretrained), n_outputs, lora)
+    return TextNetwork(pretrained, spec, dtype, device, seed)

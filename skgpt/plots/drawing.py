@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from skgpt.exceptions import MissingPackageError
+from skgpt.exceptions import missing_package
 
 # Okabe and Ito's colours: told apart with any colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -20,10 +20,7 @@ def matplotlib() -> tuple[Any, Any]:
         from matplotlib import colors
         from matplotlib import pyplot as plt
     except ImportError as error:
-        raise MissingPackageError(
-            "Displays are drawn by the package matplotlib, which can't be imported: run "
-            f'`pip install "skgpt-text[plot]"`. ({error})'
-        ) from error
+        raise missing_package("A display", "matplotlib", error) from error
     return colors, plt
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skgpt.data.inputs import check_texts
 from skgpt.data.targets import as_numpy, encode_target, is_indicator, missing_rows
 from skgpt.data.tokenization import clean
-from skgpt.exceptions import InvalidTextError, MissingPackageError
+from skgpt.exceptions import InvalidTextError, missing_package
 from skgpt.plots.drawing import BLUE, GREY, ORANGE, matplotlib, shown
 
 _COLUMNS = ("row", "true", "predicted", "confidence", "margin")
@@ -383,8 +383,5 @@ def _pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise MissingPackageError(
-            "A table of errors is a pandas DataFrame, and pandas is not installed: pip install "
-            "pandas."
-        ) from error
+        raise missing_package("A table of errors", "pandas", error) from error
     return pandas

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Source:
+class PretrainedModel:
     """A pretrained trunk with its tokenizer, shared by everything that is built on it.
 
     Parameters
@@ -52,18 +52,18 @@ class Source:
     tokenizer : TextTokenizer
     config : dict
         The configuration, uncut: what a pickle makes the skeleton of the trunk from.
-    refetchable : bool
+    downloadable : bool
         Whether another machine can get the same weights by name (an alias or a hub id).
     fingerprint : str
         Of the weights.
     capabilities : Capabilities
         What was found out by running it.
-    resident : bool
+    shared : bool
         Whether its tensors are kept for others; those out of a pickle go with their estimator.
     full_depth : int
         Blocks of the model of that name; a trunk out of a pickle may have fewer.
     identity : object
-        Says which source something was computed with, and keeps nothing of it alive.
+        Says which model something was computed with, and keeps nothing of it alive.
     """
 
     model: str
@@ -71,10 +71,10 @@ class Source:
     trunk: Any
     tokenizer: TextTokenizer
     config: dict[str, Any]
-    refetchable: bool
+    downloadable: bool
     fingerprint: str
     capabilities: Capabilities
-    resident: bool
+    shared: bool
     full_depth: int
     identity: object = field(default_factory=object)
 
@@ -132,9 +132,9 @@ class Source:
     def tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         """Return all parameters and buffers in this precision on this device.
 
-        Those of a resident source are kept, and are the same for everybody: they are read-only.
+        Those of a shared model are kept, and are the same for everybody: they are read-only.
         """
-        if not self.resident:
+        if not self.shared:
             return self._cast(dtype, device)
         key = (self.trunk, dtype, str(device))  # a module's hash is its identity
         store: Store[dict[str, Tensor]] = Store.named(
@@ -158,15 +158,15 @@ def _bytes_of(tensors: dict[str, Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _bytes_of_source(source: Source) -> int:
-    return sum(p.numel() * p.element_size() for p in source.trunk.parameters())
+def _bytes_of_model(pretrained: PretrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in pretrained.trunk.parameters())
 
 
-_SOURCES: Store[Source] = Store("models", total_memory(_CPU) // 4)
+_MODELS: Store[PretrainedModel] = Store("models", total_memory(_CPU) // 4)
 
 
-def load_source(model: str, revision: str | None = None) -> Source:
-    """Return the model of that name, reading it only if it isn't resident.
+def load_pretrained(model: str, revision: str | None = None) -> PretrainedModel:
+    """Return the model of that name, reading it only if this process doesn't hold it.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def load_source(model: str, revision: str | None = None) -> Source:
 
     Returns
     -------
-    source : Source
+    pretrained : PretrainedModel
 
     Raises
     ------
@@ -190,7 +190,7 @@ def load_source(model: str, revision: str | None = None) -> Source:
     if not local and model not in ALIASES:
         refuse_misnomers(model)
     key = (model, revision, _stamp(path) if local else None)
-    return _SOURCES.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_source)
+    return _MODELS.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_model)
 
 
 def place_of(model: str) -> tuple[Path, bool]:
@@ -225,7 +225,7 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 
 
 @torch.inference_mode(False)
-def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
+def _read(model: str, revision: str | None, path: Path, local: bool) -> PretrainedModel:
     if local and path.is_dir() and not (path / "config.json").is_file():
         reason = FileNotFoundError(f"it has no config.json{opened_by(path)}")
         raise ModelNotFoundError(_not_found(model, revision, local, reason))
@@ -238,13 +238,13 @@ def _read(model: str, revision: str | None, path: Path, local: bool) -> Source:
                 if local:
                     where = str(path)
                 trunk, hf_tokenizer = _from_pretrained(where, revision, hub=where == model)
-            return make_source(
+            return make_pretrained(
                 trunk,
-                TextTokenizer(hf_tokenizer, resident=True),
+                TextTokenizer(hf_tokenizer, shared=True),
                 model=model,
                 revision=revision,
-                refetchable=not local,
-                resident=True,
+                downloadable=not local,
+                shared=True,
             )
         except (SkgptError, MemoryError):
             raise
@@ -313,21 +313,21 @@ def _not_found(model: str, revision: str | None, local: bool, error: Exception) 
     )
 
 
-def make_source(
+def make_pretrained(
     trunk: Any,
     tokenizer: TextTokenizer,
     *,
     model: str,
     revision: str | None,
-    refetchable: bool,
-    resident: bool,
+    downloadable: bool,
+    shared: bool,
     config: dict[str, Any] | None = None,
     full_depth: int | None = None,
-) -> Source:
-    """Make a source of a trunk that was read: freeze, probe and fingerprint it."""
+) -> PretrainedModel:
+    """Freeze a trunk that was read, probe and fingerprint it."""
     trunk.eval().requires_grad_(False)
     depth = len(find_blocks(trunk))
-    if resident and not refetchable:
+    if shared and not downloadable:
         # The file of a folder of the user's may be written over while its weights are mapped.
         for parameter in trunk.parameters():
             parameter.data = parameter.data.clone()
@@ -340,16 +340,16 @@ def make_source(
             f"The model must take token ids and return hidden states, one for each. "
             f"{type(trunk).__name__} can't be used like that: {error!r}. Use a decoder or encoder."
         ) from error
-    return Source(
+    return PretrainedModel(
         model=model,
         revision=revision,
         trunk=trunk,
         tokenizer=tokenizer,
         config=_plain(trunk.config) if config is None else config,
-        refetchable=refetchable,
+        downloadable=downloadable,
         fingerprint=_fingerprint(trunk),
         capabilities=capabilities,
-        resident=resident,
+        shared=shared,
         full_depth=full_depth or depth,
     )
 
@@ -383,7 +383,7 @@ _READ_FROM = (
 )
 
 
-def files_digest(model: str) -> str | None:
+def hash_model_files(model: str) -> str | None:
     """Return a hash of the files that a model is read from; no other in its folder counts.
 
     It is taken once for files that are as they were, by their times and sizes.
@@ -391,7 +391,7 @@ def files_digest(model: str) -> str | None:
     Parameters
     ----------
     model : str
-        As of `load_source`.
+        As of `load_pretrained`.
 
     Returns
     -------

@@ -23,13 +23,13 @@ class TextTokenizer:
     Parameters
     ----------
     hf : transformers tokenizer
-    resident : bool, default=False
+    shared : bool, default=False
         Whether the ids of texts are kept for other fits and predictions of this process.
     """
 
-    def __init__(self, hf: Any, *, resident: bool = False) -> None:
+    def __init__(self, hf: Any, *, shared: bool = False) -> None:
         self.hf = hf
-        self.identity = object() if resident else None
+        self.identity = object() if shared else None
         bare = self.encode([_PROBE])[0]
         framed = list(hf(_PROBE, add_special_tokens=True)["input_ids"])
         start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), None)

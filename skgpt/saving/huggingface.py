@@ -23,7 +23,7 @@ from skgpt._files import (
     opened_by,
     save_errors,
     to_plain,
-    written_whole,
+    atomic_folder,
 )
 from skgpt.data.targets import ClassTarget, LabelSets, Target
 from skgpt.data.tokenization import tokenise
@@ -38,7 +38,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import base_name, merged
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.default_models import ALIASES, quiet_transformers
-from skgpt.pretrained.loading import Source, offline_first, refuse_misnomers
+from skgpt.pretrained.loading import PretrainedModel, offline_first, refuse_misnomers
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.saving.model_card import model_card
 from skgpt.trunk.layers import PROBE_ERRORS, copy_around
@@ -68,7 +68,7 @@ def export(
 ) -> None:
     """Write a checkpoint with a model card, whole or not at all; `params` are the estimator's."""
     _check_exportable(model)
-    with save_errors(folder), written_whole(folder, _is_ours) as draft:
+    with save_errors(folder), atomic_folder(folder, _is_ours) as draft:
         write_checkpoint(model, draft)
         card = model_card(model, params, defaults)
         (draft / "README.md").write_text(card, encoding="utf-8")
@@ -79,11 +79,11 @@ def export(
 
 def _check_exportable(model: FittedModel) -> None:
     """Check that the format can say what the model does."""
-    source = model.network.source
-    if not source.capabilities.causal:
+    pretrained = model.network.pretrained
+    if not pretrained.capabilities.causal:
         raise ModelNotSupportedError(
             f"`model` must be a decoder: that is what the format pools at the last token of. "
-            f"{source.model!r} is an encoder: use skgpt.save."
+            f"{pretrained.model!r} is an encoder: use skgpt.save."
         )
     if model.network.spec.pooling != "last":
         raise ModelNotSupportedError(
@@ -147,24 +147,24 @@ def write_checkpoint(model: FittedModel, folder: Path) -> None:
 
     A calibrated model's head is divided by the temperature: it is a matrix without a bias.
     """
-    network, source = model.network, model.network.source
+    network, pretrained = model.network, model.network.pretrained
     temperature = 1.0 if model.calibration is None else model.calibration["temperature"]
-    pad_id = _pad_id(source)
+    pad_id = _pad_id(pretrained)
     skeleton, config = _skeleton(model, pad_id)
 
     # Our tensors under the names of transformers' own class.
-    head, prefix = head_name(skeleton, source.model), f"{skeleton.base_model_prefix}."
+    head, prefix = head_name(skeleton, pretrained.model), f"{skeleton.base_model_prefix}."
     tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
     tensors[head] = network.head.weight.detach().cpu() / temperature
     shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
         raise _other_class(network, f"{type(skeleton).__name__} has other weights")
-    buffers = dict(source.trunk.named_buffers())
+    buffers = dict(pretrained.trunk.named_buffers())
     for name, _ in skeleton.named_buffers():
         tensors[name] = buffers[name.removeprefix(prefix)]
 
     _save(copy_around(skeleton, tensors), config, folder)
-    _tokenizer(source, pad_id, model.max_length).save_pretrained(folder)
+    _tokenizer(pretrained, pad_id, model.max_length).save_pretrained(folder)
     _compare_scores(network, folder, model.max_length, temperature)
 
 
@@ -173,7 +173,7 @@ def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
 
     What was learned is fp32; the rest is as the base came, whatever the network computes in.
     """
-    base, lora = dict(network.source.trunk.named_parameters()), network.spec.lora
+    base, lora = dict(network.pretrained.trunk.named_parameters()), network.spec.lora
     learned = {name: master.detach().cpu() for name, master in network.learnable.items()}
     names = [name for name, _ in network.trunk.named_parameters()]
     if lora is not None:
@@ -182,23 +182,23 @@ def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
     return {n: (learned[n] if n in learned else base[n]).detach().cpu() for n in names}
 
 
-def _pad_id(source: Source) -> int:
+def _pad_id(pretrained: PretrainedModel) -> int:
     """Return a special token that no text ends in: transformers pools at the last other one.
 
     A tokenizer that puts nothing behind a text leaves all of them free, as special tokens' strings
     inside a text are plain text. (A text that is empty may be one alone: pooled, as it is all
     there is.)
     """
-    hf = source.tokenizer.hf
-    ends = (*source.tokenizer.suffix_ids[-1:], hf.unk_token_id)
+    hf = pretrained.tokenizer.hf
+    ends = (*pretrained.tokenizer.suffix_ids[-1:], hf.unk_token_id)
     special = [i for i, token in sorted(hf.added_tokens_decoder.items()) if token.special]
-    n_rows = source.trunk.get_input_embeddings().weight.shape[0]
+    n_rows = pretrained.trunk.get_input_embeddings().weight.shape[0]
     for i in (hf.pad_token_id, hf.eos_token_id, hf.bos_token_id, *special):
         if i is not None and i not in ends and i < n_rows:
             return int(i)
     raise ModelNotSupportedError(
         f"`model` must have a special token that texts don't end in, to pad with: transformers "
-        f"pools at the last token before the padding. {source.model!r} has none: use skgpt.save."
+        f"pools at the last token before the padding. {pretrained.model!r} has none: use skgpt.save."
     )
 
 
@@ -206,17 +206,17 @@ def _skeleton(model: FittedModel, pad_id: int) -> tuple[Any, Any]:
     """Return transformers' own model for this network without weights, and its configuration."""
     from transformers import AutoConfig
 
-    network, source = model.network, model.network.source
+    network, pretrained = model.network, model.network.pretrained
     labels = [str(label) for label in model.classes.tolist()]
-    config = AutoConfig.for_model(**source.config)
-    _cut(config, source.full_depth, network.spec.n_layers)
+    config = AutoConfig.for_model(**pretrained.config)
+    _cut(config, pretrained.full_depth, network.spec.n_layers)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.problem_type = _SEVERAL if model.multilabel else "single_label_classification"
     config.pad_token_id = pad_id
     config.skgpt_notes = NOTES
     try:
-        return classifier_skeleton(config, source.model), config
+        return classifier_skeleton(config, pretrained.model), config
     except PROBE_ERRORS as error:
         if isinstance(error, SkgptError):
             raise
@@ -251,9 +251,9 @@ def _save(model: Any, config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _tokenizer(source: Source, pad_id: int, max_length: int) -> Any:
+def _tokenizer(pretrained: PretrainedModel, pad_id: int, max_length: int) -> Any:
     """Return a tokenizer that encodes and cuts as skgpt does."""
-    hf = TextTokenizer.from_files(source.tokenizer.files()).hf
+    hf = TextTokenizer.from_files(pretrained.tokenizer.files()).hf
     hf.pad_token = hf.convert_ids_to_tokens(pad_id)
     settings = {
         "model_max_length": max_length,
@@ -284,11 +284,11 @@ def _compare_scores(
 
 
 def _other_class(network: TextNetwork, reason: str) -> ModelNotSupportedError:
-    source = network.source
-    named = "model" if network.spec.n_layers == source.full_depth else "n_layers"
+    pretrained = network.pretrained
+    named = "model" if network.spec.n_layers == pretrained.full_depth else "n_layers"
     return ModelNotSupportedError(
         f"`{named}` must be such that transformers' own class gives the same raw scores. With "
-        f"{network.spec.n_layers} of the {source.full_depth} layers of {source.model!r} it "
+        f"{network.spec.n_layers} of the {pretrained.full_depth} layers of {pretrained.model!r} it "
         f"doesn't ({reason}): use skgpt.save."
     )
 
@@ -310,16 +310,16 @@ def _read_scores(folder: Path) -> Tensor:
 
 @torch.no_grad()
 def _scores(network: TextNetwork, max_length: int) -> Tensor:
-    source = network.source
+    pretrained = network.pretrained
     if network.dtype != torch.float32 or network.device != _CPU:
         spec = network.spec
         if spec.lora is not None:  # what is written is the whole base, whatever it was fitted on
             spec = replace(spec, lora=replace(spec.lora, quantize_base=None))
-        exact = TextNetwork(source, spec, torch.float32, _CPU)
+        exact = TextNetwork(pretrained, spec, torch.float32, _CPU)
         exact.take_over(network)
         network = exact
-    tokens = tokenise(list(_PROBES), source.tokenizer, max_length)
-    layout = Layout.of(tokens.lengths, source, _CPU)
+    tokens = tokenise(list(_PROBES), pretrained.tokenizer, max_length)
+    layout = Layout.of(tokens.lengths, pretrained, _CPU)
     scores: Tensor = network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
     return scores
 
@@ -352,11 +352,11 @@ class SavedHead:
             classes = classes[order]
         return ClassTarget(classes, np.zeros(0, dtype=np.int64)), order
 
-    def params(self, source: Source, known: set[str]) -> dict[str, Any]:
+    def params(self, pretrained: PretrainedModel, known: set[str]) -> dict[str, Any]:
         """Return the constructor parameters that the checkpoint notes, of those known."""
         noted = self.notes.get("params", {})
         params = {k: v for k, v in noted.items() if k in known - _NOT_NOTED}
-        limits = (source.tokenizer.hf.model_max_length, source.max_positions)
+        limits = (pretrained.tokenizer.hf.model_max_length, pretrained.max_positions)
         if lengths := [int(n) for n in limits if n is not None and n < _UNKNOWN_LENGTH]:
             params.setdefault("max_length", min(lengths))
         return params
@@ -529,12 +529,12 @@ def _read_notes(text: str, saved_labels: tuple[str, ...], model: str) -> dict[st
     return notes
 
 
-def check_pooling(source: Source) -> None:
+def check_pooling(pretrained: PretrainedModel) -> None:
     """Check that transformers pools at the last token: padding must not be what texts end in."""
-    last = source.tokenizer.suffix_ids[-1:]
-    if last and last[0] == source.trunk.config.pad_token_id:
+    last = pretrained.tokenizer.suffix_ids[-1:]
+    if last and last[0] == pretrained.trunk.config.pad_token_id:
         raise ModelNotSupportedError(
-            f"`pad_token_id` of {source.model!r} must be a token that texts don't end in. Its "
+            f"`pad_token_id` of {pretrained.model!r} must be a token that texts don't end in. Its "
             "tokenizer puts it behind every text, so transformers pools before it, and skgpt on it."
         )
 

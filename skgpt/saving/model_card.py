@@ -46,10 +46,10 @@ def model_card(model: FittedModel, params: Mapping[str, Any], defaults: Mapping[
 
 
 def _base_name(model: FittedModel) -> str:
-    source = model.network.source
-    if source.refetchable:
-        return _HUB_NAMES.get(source.model, source.model)
-    return Path(source.model).expanduser().resolve().name  # a path is of a machine
+    pretrained = model.network.pretrained
+    if pretrained.downloadable:
+        return _HUB_NAMES.get(pretrained.model, pretrained.model)
+    return Path(pretrained.model).expanduser().resolve().name  # a path is of a machine
 
 
 def _front_matter(model: FittedModel) -> str:
@@ -59,7 +59,7 @@ def _front_matter(model: FittedModel) -> str:
 
 
 def _what_it_is(model: FittedModel) -> str:
-    spec, source = model.network.spec, model.network.source
+    spec, pretrained = model.network.spec, model.network.pretrained
     if model.multilabel:
         task = f"says of a text, for each of {spec.n_outputs} labels, whether it applies"
     else:
@@ -77,7 +77,7 @@ def _what_it_is(model: FittedModel) -> str:
             f"{found['temperature']:.4g}, a temperature fitted on {found['n_rows']} held-out texts."
         )
     return (
-        f"It {task}. The trunk is {spec.n_layers} of the {source.full_depth} layers of "
+        f"It {task}. The trunk is {spec.n_layers} of the {pretrained.full_depth} layers of "
         f"`{_base_name(model)}`; the head is one matrix on the last token's hidden state. Fine-tuned "
         f"with skgpt: {learned} learned.{calibrated}"
     )
@@ -111,7 +111,7 @@ def _scores(model: FittedModel, *, early_stopping: bool) -> str:
 def _parameters(model: FittedModel, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     lines = []
     for name, value in params.items():
-        if name == "model" and not model.network.source.refetchable:
+        if name == "model" and not model.network.pretrained.downloadable:
             value = _base_name(model)
         shown = repr(value)
         if name not in _OF_THE_MACHINE and shown != repr(defaults[name]):

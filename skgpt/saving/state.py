@@ -26,10 +26,10 @@ from skgpt.fitted_model import FittedModel
 from skgpt.network.lora import AdapterSpec, base_name, by_module, is_linear
 from skgpt.network.network import NetworkSpec, TextNetwork
 from skgpt.pretrained.default_models import ALIASES, cache_folder, no_downloads, quiet_transformers
-from skgpt.pretrained.loading import Source, load_source, make_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained, make_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config
-from skgpt.tensor_files import check_seal, from_bytes, sealed, to_bytes
+from skgpt.tensor_files import check_checksum, from_bytes, with_checksum, to_bytes
 from skgpt.training.optimizer import Moments
 from skgpt.trunk.layers import copy_around, find_blocks, truncate
 
@@ -105,32 +105,32 @@ def _where_to_open(device: str, precision: str) -> tuple[torch.device, torch.dty
 
 def _pack_network(network: TextNetwork, store_base: StoreBase) -> dict[str, Any]:
     """Return the network as text, numbers and uint8 arrays, with a checksum."""
-    source = network.source
+    pretrained = network.pretrained
     learned = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     learned["head.weight"] = network.head.weight
     state: dict[str, Any] = {
         "spec": asdict(network.spec),
-        "source": {
-            "model": source.model,
-            "revision": source.revision,
-            "fingerprint": source.fingerprint,
-            "refetchable": source.refetchable,
+        "pretrained": {
+            "model": pretrained.model,
+            "revision": pretrained.revision,
+            "fingerprint": pretrained.fingerprint,
+            "downloadable": pretrained.downloadable,
         },
         "learned": to_bytes(learned),
     }
-    if _holds_base(source, store_base):
+    if _holds_base(pretrained, store_base):
         # The uncut configuration: cutting one is up to the class that it belongs to.
-        state["config"] = json.dumps(source.config, sort_keys=True)
-        state["tokenizer"] = source.tokenizer.files()
+        state["config"] = json.dumps(pretrained.config, sort_keys=True)
+        state["tokenizer"] = pretrained.tokenizer.files()
         state["base"] = to_bytes(_base_of(network))
-    return sealed(state)
+    return with_checksum(state)
 
 
-def _holds_base(source: Source, store_base: StoreBase) -> bool:
+def _holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
     if isinstance(store_base, str):
         if store_base != "auto":
             raise ValueError(f"`store_base` must be 'auto', True or False. Got {store_base!r}.")
-        return not source.refetchable
+        return not pretrained.downloadable
     return bool(store_base)
 
 
@@ -142,23 +142,23 @@ def _base_of(network: TextNetwork) -> dict[str, Tensor]:
     if network.spec.quantize_base is None:
         return base
     # Whole, to be put in 4 bits again where it is opened.
-    whole = network.source.trunk
+    whole = network.pretrained.trunk
     whole = dict(whole.named_parameters()) | dict(whole.named_buffers())
     return {name: tensor for name, tensor in whole.items() if name in base}
 
 
 def _unpack_network(state: dict[str, Any], dtype: torch.dtype, device: torch.device) -> TextNetwork:
-    check_seal(state, "A saved model")
+    check_checksum(state, "A saved model")
     learned = from_bytes(state["learned"])
     spec = _read_spec(state["spec"])
     if "base" in state:
-        source = _source_inside(state, spec, learned)
+        pretrained = _pretrained_inside(state, spec, learned)
     else:
-        source = _source_by_name(state["source"])
-    _check_outputs(spec, learned, source)
+        pretrained = _pretrained_by_name(state["pretrained"])
+    _check_outputs(spec, learned, pretrained)
 
-    # Copy what was learned into a new network on that source.
-    network = TextNetwork(source, _with_module_names(spec, learned, source), dtype, device)
+    # Copy what was learned into a new network on that pretrained.
+    network = TextNetwork(pretrained, _with_module_names(spec, learned, pretrained), dtype, device)
     network.spec = spec
     targets = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     targets["head.weight"] = network.head.weight
@@ -181,24 +181,26 @@ def _read_spec(plain: Mapping[str, Any]) -> NetworkSpec:
         ) from error
 
 
-def _check_outputs(spec: NetworkSpec, learned: Mapping[str, Tensor], source: Source) -> None:
+def _check_outputs(
+    spec: NetworkSpec, learned: Mapping[str, Tensor], pretrained: PretrainedModel
+) -> None:
     """Check sizes before anything is made: the file alone decides them."""
     head = learned.get("head.weight")
-    expected = (spec.n_outputs, source.capabilities.hidden_size)
+    expected = (spec.n_outputs, pretrained.capabilities.hidden_size)
     if head is None or tuple(head.shape) != expected:
         found = "none" if head is None else tuple(head.shape)
         raise StateFormatError(
             f"The head of a saved model must have the shape {expected}. Got {found}: the file is "
             "damaged. Take another copy of it."
         )
-    if spec.pooling not in ("mean", "last") or not 1 <= spec.n_layers <= source.full_depth:
+    if spec.pooling not in ("mean", "last") or not 1 <= spec.n_layers <= pretrained.full_depth:
         raise StateFormatError(
-            f"A saved model must be of a shape that {source.model!r} can have. Got {spec}."
+            f"A saved model must be of a shape that {pretrained.model!r} can have. Got {spec}."
         )
 
 
 def _with_module_names(
-    spec: NetworkSpec, learned: Mapping[str, Tensor], source: Source
+    spec: NetworkSpec, learned: Mapping[str, Tensor], pretrained: PretrainedModel
 ) -> NetworkSpec:
     """Return the spec with the adapted modules named one by one, the adapters' sizes checked.
 
@@ -206,7 +208,9 @@ def _with_module_names(
     """
     if spec.lora is None:
         return spec
-    linear = {name: module for name, module in source.trunk.named_modules() if is_linear(module)}
+    linear = {
+        name: module for name, module in pretrained.trunk.named_modules() if is_linear(module)
+    }
     adapters = by_module({name.removeprefix("trunk."): t for name, t in learned.items()})
     for name, down in adapters.items():
         sizes = tuple(linear[name].weight.shape) if name in linear else ()
@@ -231,13 +235,13 @@ def _check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], wha
             )
 
 
-def _source_by_name(named: Mapping[str, Any]) -> Source:
+def _pretrained_by_name(named: Mapping[str, Any]) -> PretrainedModel:
     model, revision = named["model"], named["revision"]
-    is_path = not named["refetchable"]
+    is_path = not named["downloadable"]
     try:
         if is_path and not Path(model).expanduser().exists():
             raise FileNotFoundError("there is no such file or folder.")  # no name of the hub's
-        source = load_source(model, revision)
+        pretrained = load_pretrained(model, revision)
     except OSError as error:
         raise ModelNotFoundError(
             f"This fitted model stands on {model!r}{_at(revision)}, which is not inside its file "
@@ -246,14 +250,14 @@ def _source_by_name(named: Mapping[str, Any]) -> Source:
             "machine, make a file with the base inside: set_params(store_base=True) and save "
             f"again. What went wrong: {error}"
         ) from error
-    if source.fingerprint != named["fingerprint"]:
+    if pretrained.fingerprint != named["fingerprint"]:
         raise ModelNotFoundError(
             f"This fitted model stands on {model!r}{_at(revision)} as it was when it was fitted. "
             f"What has that name here, in {_looked_in(model, is_path)}, holds other weights: name "
             "the revision in `revision` when fitting, copy that from the machine that fitted it, "
             "or save there with store_base=True."
         )
-    return source
+    return pretrained
 
 
 def _at(revision: str | None) -> str:
@@ -280,24 +284,26 @@ def _looked_in(model: str, is_path: bool) -> str:
     return f"the hub's cache folder {HF_HUB_CACHE}"
 
 
-def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, Tensor]) -> Source:
+def _pretrained_inside(
+    state: dict[str, Any], spec: NetworkSpec, learned: dict[str, Tensor]
+) -> PretrainedModel:
     tensors = from_bytes(state["base"])
     for name, tensor in learned.items():
         if name.startswith("trunk."):
             tensors[name.removeprefix("trunk.")] = tensor
-    named = state["source"]
+    named = state["pretrained"]
     try:
         # What is inside is all that there is to it: nothing is fetched for it.
         with no_downloads(), quiet_transformers():
             config = harmless_config(json.loads(state["config"]))
             trunk, full_depth = _trunk_of(config, spec, tensors)
-            source = make_source(
+            pretrained = make_pretrained(
                 trunk,
                 TextTokenizer.from_files(state["tokenizer"]),
                 model=named["model"],
                 revision=named["revision"],
-                refetchable=named["refetchable"],
-                resident=False,
+                downloadable=named["downloadable"],
+                shared=False,
                 config=config,
                 full_depth=full_depth,
             )
@@ -310,7 +316,7 @@ def _source_inside(state: dict[str, Any], spec: NetworkSpec, learned: dict[str, 
             "written with."
         ) from error
     # The fingerprint of the base that was fitted, not of what it has learned since.
-    return replace(source, fingerprint=named["fingerprint"])
+    return replace(pretrained, fingerprint=named["fingerprint"])
 
 
 def _trunk_of(

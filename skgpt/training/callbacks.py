@@ -10,7 +10,6 @@ Everything goes to stderr, so that what a program prints stays clean.
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NotRequired, TextIO, TypedDict
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from skgpt.device import free_memory, total_memory
-from skgpt.exceptions import SlowFitWarning
+from skgpt.exceptions import SlowFitWarning, warn_user
 from skgpt.training.config import TrainingPlan
 
 _HOST = torch.device("cpu")
@@ -260,10 +259,9 @@ class SlowFitNotice(Monitor):
         if self._said or seconds <= _SLOW_SECONDS:
             return
         self._said = True
-        warnings.warn(
+        warn_user(
             f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}.",
             SlowFitWarning,
-            stacklevel=2,
         )
 
 

@@ -478,19 +478,16 @@ class _Run:
         rows = rows[self.row_weight[rows] > 0]
 
         def learn_from(part: Rows) -> Tensor:
-            with self.network.noise.at(self._draws(), part, self.lengths[part]):
-                logits_BK = self.forward(part)
-            share = self._share_of_loss(logits_BK, part, batch_weight)
+            share = self._share_of_loss(self.forward(part), part, batch_weight)
             self.optimiser.backward(share)
             return share.detach()
 
-        shares = self.budget.all_or_again(rows, self.lengths, learn_from, self.optimiser.forget)
+        # Among all passes' steps, so that partial_fit draws as fit does.
+        step = self.plan.first_epoch * self.plan.steps_per_epoch + self.n_steps
+        with self.network.dropout.seeded(self.plan.seed, step):
+            shares = self.budget.all_or_again(rows, self.lengths, learn_from, self.optimiser.forget)
         skipped = self.optimiser.step(shares)
         self.running.add(shares, batch_weight, skipped)
-
-    def _draws(self) -> tuple[int, ...]:
-        """Return what dropout is drawn from: the seed, and where in all passes the step is."""
-        return (self.plan.seed, self.plan.first_epoch * self.plan.steps_per_epoch + self.n_steps)
 
     def _share_of_loss(self, logits_BK: Tensor, part: Rows, weight: float) -> Tensor:
         """Return what some rows add to a mean over rows of this weight in all."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from skgpt.exceptions import DivergedError
 from skgpt.network.network import TextNetwork
-from skgpt.tensor_files import check_seal, from_bytes, sealed, to_bytes
+from skgpt.tensor_files import check_checksum, from_bytes, to_bytes, with_checksum
 from skgpt.training.checkpoint import State
 from skgpt.training.config import TrainingPlan
 from skgpt.training.signals import uninterrupted
@@ -68,12 +68,12 @@ class Moments:
         """Return them as numbers, one uint8 array and a hash of it all."""
         tensors = {f"means.{name}": t for name, t in self.means.items()}
         tensors |= {f"squares.{name}": t for name, t in self.squares.items()}
-        return sealed({"step": self.step, "scale": self.scale, "tensors": to_bytes(tensors)})
+        return with_checksum({"step": self.step, "scale": self.scale, "tensors": to_bytes(tensors)})
 
     @classmethod
     def unpack(cls, state: dict[str, Any], device: torch.device) -> "Moments":
         """Make them again from what `pack` returned."""
-        check_seal(state, "The optimiser's moments in a saved model")
+        check_checksum(state, "The optimiser's moments in a saved model")
         tensors = {name: t.to(device) for name, t in from_bytes(state["tensors"]).items()}
         halves = [
             {k.removeprefix(half): t for k, t in tensors.items() if k.startswith(half)}

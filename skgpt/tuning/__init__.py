@@ -1,13 +1,13 @@
 """Searches over the parameters of text estimators, and whether what they find is worth it.
 
-What needs the package optuna, all but `compare_with_baseline`, says so where it is missing:
-``pip install "skgpt-text[optuna]"``. The names are imported when they are first used.
+All but `compare_with_baseline` need the package optuna, and say so where it is missing. The names
+are imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from skgpt.exceptions import MissingPackageError
+from skgpt.exceptions import missing_package
 
 if TYPE_CHECKING:
     from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
@@ -43,10 +43,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "optuna":
                 raise
-            raise MissingPackageError(
-                f"`{name}` needs the package optuna, which can't be imported: run "
-                f'`pip install "skgpt-text[optuna]"`. ({error})'
-            ) from error
+            raise missing_package(f"`{name}`", "optuna", error) from error
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 
 

@@ -2,7 +2,6 @@
 
 import html
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from sklearn.base import clone, is_classifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 
-from skgpt.exceptions import BaselineWarning, TuningError
+from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.tuning.linear import LinearTextClassifier
 from skgpt.tuning.same_folds import FoldScores, draw_folds, last_step, one_scorer
 
@@ -256,7 +255,7 @@ def compare_with_baseline(
     _check_scores(theirs, "the baseline")
     ours = folds.score(estimator, scorer, n_jobs=n_jobs)
     report = compare_scores(estimator, ours, theirs, folds.test_to_train, scoring)
-    warn_unless_won(report, stacklevel=3)
+    warn_unless_won(report)
     return report
 
 
@@ -297,26 +296,23 @@ def compare_scores(
     )
 
 
-def warn_unless_won(report: BaselineReport, stacklevel: int) -> None:
+def warn_unless_won(report: BaselineReport) -> None:
     """Warn if the estimator of a report did no better than the baseline.
 
     Parameters
     ----------
     report : BaselineReport
-    stacklevel : int
-        As of `warnings.warn`, seen from here.
 
     Warns
     -----
     BaselineWarning
     """
     if report.winner != "estimator":
-        warnings.warn(
+        warn_user(
             f"{report.verdict} The baseline took {report.baseline_seconds.sum():.1f} s, "
             f"{report.name} {report.seconds.sum():.0f} s: try other parameters (more epochs, "
             "another pooling or learning rate), or use the baseline.",
             BaselineWarning,
-            stacklevel=stacklevel,
         )
 
 

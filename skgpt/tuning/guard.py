@@ -3,7 +3,6 @@
 It takes seconds, so it comes first: whatever is wrong with it is found before anything is trained.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 
 from skgpt.estimators.base import BaseGPTText
-from skgpt.exceptions import BaselineWarning, TuningError
+from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.tuning.baseline import BaselineReport, baseline_for, compare_scores, warn_unless_won
 from skgpt.tuning.folds import Evaluation, evaluate
 from skgpt.tuning.ledger import result_of
@@ -93,27 +92,24 @@ def meet_baseline(
     return compare_scores(work.estimator, ours, theirs, test_to_train, called)
 
 
-def warn_unless_better(report: BaselineReport | None, stacklevel: int) -> None:
+def warn_unless_better(report: BaselineReport | None) -> None:
     """Warn if the best trial did no better than the baseline, or can't be compared.
 
     Parameters
     ----------
     report : BaselineReport or None
-    stacklevel : int
-        As of `warnings.warn`, seen from here.
 
     Warns
     -----
     BaselineWarning
     """
     if report is not None:
-        warn_unless_won(report, stacklevel=stacklevel + 1)
+        warn_unless_won(report)
         return
-    warnings.warn(
+    warn_user(
         "The trial that `refit` chose has no scores to compare with the baseline, as it was pruned "
         "or failed: have it choose among those whose trial_state is COMPLETE.",
         BaselineWarning,
-        stacklevel=stacklevel,
     )
 
 

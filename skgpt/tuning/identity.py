@@ -11,7 +11,7 @@ from optuna.study import Study
 from scipy import sparse
 
 from skgpt.exceptions import ContinuationError
-from skgpt.pretrained.loading import files_digest
+from skgpt.pretrained.loading import hash_model_files
 from skgpt.run_key import described, digest
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.space import Space
@@ -106,7 +106,7 @@ def _of_files(estimator: Any, space: Space) -> dict[str, Any]:
         if isinstance(choices, list | tuple | np.ndarray):
             named += [(name, choice) for choice in choices]
     models = {v for n, v in named if n.split("__")[-1] == "model" and isinstance(v, str)}
-    digests = {model: files_digest(model) for model in sorted(models)}
+    digests = {model: hash_model_files(model) for model in sorted(models)}
     return {f"the files of {model!r}": found for model, found in digests.items() if found}
 
 

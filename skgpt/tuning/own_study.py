@@ -1,6 +1,5 @@
 """For people with an Optuna study of their own: a callback that prunes, and an objective."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from optuna.trial import BaseTrial
 from sklearn.base import clone
 
 from skgpt._sklearn import HAS_CALLBACKS
-from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
+from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError, warn_user
 from skgpt.tuning.same_folds import draw_folds, one_scorer
 from skgpt.tuning.space import check_names, draw
 
@@ -294,12 +293,11 @@ def _prunes_by_fold(trial: BaseTrial, n_folds: int) -> bool:
     if study is None or not isinstance(study.pruner, WilcoxonPruner):
         return False
     if n_folds < _FOLDS_FOR_WILCOXON and trial.number == 0:
-        warnings.warn(
+        warn_user(
             f"A WilcoxonPruner can save nothing with {n_folds} folds: it compares fold by fold, "
             "and by default needs four that are all worse, and one left to save. Take "
             f"{_FOLDS_FOR_WILCOXON} folds or more, or another pruner.",
             IdlePrunerWarning,
-            stacklevel=3,
         )
     return True
 

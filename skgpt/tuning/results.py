@@ -1,6 +1,5 @@
 """What came of a search's trials: whether it is enough, and as scikit-learn's ``cv_results_``."""
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from optuna.trial import FrozenTrial
 from scipy.stats import rankdata
 from sklearn.exceptions import FitFailedWarning
 
-from skgpt.exceptions import SearchFailedError
+from skgpt.exceptions import SearchFailedError, warn_user
 from skgpt.tuning.ledger import result_of
 from skgpt.tuning.space import Space
 
@@ -43,15 +42,13 @@ def check_trials(trials: Sequence[FrozenTrial]) -> None:
         )
 
 
-def warn_of_failed(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
+def warn_of_failed(trials: Sequence[FrozenTrial]) -> None:
     """Warn of trials that failed.
 
     Parameters
     ----------
     trials : sequence of optuna.trial.FrozenTrial
         Finished ones.
-    stacklevel : int
-        As of `warnings.warn`, seen from here.
 
     Warns
     -----
@@ -60,11 +57,10 @@ def warn_of_failed(trials: Sequence[FrozenTrial], stacklevel: int) -> None:
     errors = _errors_of(trials)
     if errors:
         (common, n), *_ = Counter(errors).most_common()
-        warnings.warn(
+        warn_user(
             f"{len(errors)} of {len(trials)} trials failed; {n} of them with: {common} "
             'See cv_results_["error"].',
             FitFailedWarning,
-            stacklevel=stacklevel,
         )
 
 

@@ -292,10 +292,10 @@ class GPTSearchCV(BaseSearchCV):
             attributes |= self._refitted(attributes["best_params_"], X, y, passed_on)
         self._keep(attributes)
         try:  # last, as a warning may be an error
-            warn_of_failed(trials, stacklevel=4)
+            warn_of_failed(trials)
         finally:
             if theirs is not None:
-                warn_unless_better(attributes["baseline_"], stacklevel=4)
+                warn_unless_better(attributes["baseline_"])
         return self
 
     def _evaluation(

@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline
 from skgpt.device import resolve_device
 from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import SearchSpaceError
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 
 _SEEDS = 2**31 - 1
 _EDGE = 1e-9  # of quantiles: at 0 and 1 some are infinite
@@ -260,16 +260,16 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
             "A default space is known for skgpt's estimators and for Pipelines whose last step is "
             f"one. Got {type(final).__name__}: pass `param_distributions`."
         )
-    source = load_source(final.model, final.revision)
+    pretrained = load_pretrained(final.model, final.revision)
     on_gpu = resolve_device(final.device).type in _ON_GPU
     space: dict[str, BaseDistribution] = {
         "head_learning_rate": FloatDistribution(3e-4, 3e-2, log=True),
         "weight_decay": FloatDistribution(1e-3, 0.3, log=True),
         "batch_size": CategoricalDistribution([16, 32, 64] if on_gpu else [8, 16, 32]),
     }
-    if source.capabilities.causal:
+    if pretrained.capabilities.causal:
         space["pooling"] = CategoricalDistribution(["mean", "last"])
-    deepest = source.full_depth if final.n_layers is None else int(final.n_layers)
+    deepest = pretrained.full_depth if final.n_layers is None else int(final.n_layers)
     kept = sorted({max(1, round(deepest * share)) for share in (0.5, 0.75, 1.0)})
     space["n_layers"] = CategoricalDistribution(kept)
     if final.lora is not None:

@@ -14,7 +14,7 @@ from skgpt.data.tokenization import tokenise
 from skgpt.fitting import plan_of_fit
 from skgpt.network.features import OnTrial, WholeTrunk, _states, what_is_kept
 from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.loop import TrainingRows
 from skgpt.training.loss import CrossEntropy
 from tests.estimators.test_classifier import make
@@ -25,7 +25,7 @@ TEXTS = [*make_text_data(2, n_per_class=8).X, *make_text_data(2, n_per_class=8).
 
 def network_of(folder: str, trainable: Any, dtype: torch.dtype = torch.float32) -> TextNetwork:
     return build_network(
-        load_source(folder),
+        load_pretrained(folder),
         n_layers=None,
         trainable_layers=trainable,
         pooling="mean",
@@ -39,7 +39,7 @@ def run_of(folder: str, trainable: Any, **options: Any) -> dict[str, Any]:
     """Return what `measure` and its like are given of a small run."""
     dtype = options.pop("dtype", torch.float32)
     network = network_of(folder, trainable, dtype)
-    tokens = tokenise(TEXTS, network.source.tokenizer, 64)
+    tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     weight = options.pop("weight", np.ones(len(TEXTS)))
     rows = TrainingRows(tokens, np.arange(len(TEXTS)) % 2, weight, all_rows(len(TEXTS)))
     plan = plan_of_fit(make(folder, **options), network, len(TEXTS), 0)
@@ -130,7 +130,7 @@ def test_count_memory__what_learns__has_gradient_moments_and_originals(
     kept, _ = count_memory(**run, rates=RATES, keeps_best=True)
     assert kept["learning"] - memory["learning"] == 4 * n_learned
     assert (memory["states"], disk) == (10 * count_work(**run).distinct_tokens, 0)
-    base = [*network.source.trunk.parameters()]
+    base = [*network.pretrained.trunk.parameters()]
     in_bf16 = sum(p.numel() * 2 for p in base) if dtype == torch.bfloat16 else 0
     own = n_learned * dtype.itemsize + network.head.weight.numel() * (4 - dtype.itemsize)
     buffers = sum(b.nbytes for b in network.trunk.buffers())

@@ -11,7 +11,7 @@ from skgpt.caching import cache_info, clear_cache
 from skgpt.data.template import Template, parse_template
 from skgpt.data.tokenization import TextEncoder, Tokens, clean, tokenise, tokenise_columns
 from skgpt.exceptions import InvalidTextError
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 
 # One, two, three and four bytes of UTF-8; a mark that joins the letter before it, and emoji that
 # are glued into one; half a character; braces and the words of the template below.
@@ -133,7 +133,7 @@ def texts_of(tokens: Tokens) -> list[str]:
 @pytest.fixture(scope="module")
 def byte_encoder(tiny_llama: str) -> TextEncoder:
     """Return an encoder with a token per byte of UTF-8, whose id is the byte."""
-    return load_source(tiny_llama, None).tokenizer
+    return load_pretrained(tiny_llama, None).tokenizer
 
 
 @pytest.mark.parametrize(("template", "column"), [("{0}", 0), ("{1}", 1), ("{b}", 1)])
@@ -274,7 +274,7 @@ def test_tokenise_columns__many_rows__are_what_each_is_alone(byte_encoder: TextE
 def test_tokenise_columns__special_tokens__stay_around_a_cut_row(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    encoder = load_source(tiny_model(architecture), None).tokenizer
+    encoder = load_pretrained(tiny_model(architecture), None).tokenizer
     template = parse_template("Review: {0}\nIt is", 1, None)
     (row,) = tokenise_columns([["good " * 20]], template, encoder, 40).ids.reshape(1, -1)
     assert len(row) == 40

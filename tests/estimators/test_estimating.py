@@ -12,7 +12,7 @@ import torch
 from skgpt import GPTTextClassifier, LoRA, cache_info
 from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.callbacks import Monitor, StepDone
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
@@ -28,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def lengths_of(folder: str, texts: Any) -> np.ndarray[Any, Any]:
-    encoder = load_source(folder).tokenizer
+    encoder = load_pretrained(folder).tokenizer
     special = len(encoder.prefix_ids) + len(encoder.suffix_ids)
     return np.array([len(ids) + special for ids in encoder.encode(list(texts))])
 
@@ -162,7 +162,7 @@ def test_plan__no_labels__assumes_two_classes_and_says_so(
     assert "2 classes are assumed" in repr(without)
     assert "assumed" not in repr(with_labels) + with_labels._repr_html_()
     width = with_labels.trainable_weights - without.trainable_weights
-    assert width == load_source(tiny_llama).trunk.config.hidden_size  # the head's third row
+    assert width == load_pretrained(tiny_llama).trunk.config.hidden_size  # the head's third row
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

@@ -116,7 +116,7 @@ def test_explain__columns_and_template__tokens_lie_in_their_cells(
         assert "".join(rows["token"]) == cell[: rows["end"].max()]
         assert max_length == 24 or rows["end"].max() == len(cell)
     template = parse_template(clf.template, 2, list(X))
-    encoder = clf._network.source.tokenizer
+    encoder = clf._network.pretrained.tokenizer
     _, places = locate([X["title"].tolist(), X["body"].tolist()], template, encoder, max_length)
     assert (places.column == -1).sum() == 2 * len("T: \nB: ")
 
@@ -125,7 +125,7 @@ def test_attribute__more_steps__converge_to_the_same_values(tiny_llama: str) -> 
     clf = fitted(tiny_llama, max_epochs=3)
     network = clf._network
     template = parse_template(None, 1, None)
-    tokens, places = locate([list(DATA.X[:3])], template, network.source.tokenizer, 64)
+    tokens, places = locate([list(DATA.X[:3])], template, network.pretrained.tokenizer, 64)
     ways = np.tile(np.eye(3, dtype=np.float32)[:1], (3, 1, 1))
 
     def values(n_steps: int) -> Any:
@@ -180,7 +180,7 @@ def test_explain__baseline__is_the_score_of_as_many_tokens_of_punctuation(
 ) -> None:
     data = make_text_data(n_classes=2)
     clf = fitted(tiny_model(architecture), data)
-    encoder = clf._network.source.tokenizer
+    encoder = clf._network.pretrained.tokenizer
     text = "a goal, late"
     n = len(encoder.encode([text])[0])
     in_turn = encoder.neutral_ids()

@@ -82,7 +82,7 @@ def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
 ) -> None:
     options = {"trainable_layers": trainable, "precision": "fp32"}
     clf = windowed(tiny_model(architecture), **options).fit(*late_data)
-    tokenizer = clf._network.source.tokenizer
+    tokenizer = clf._network.pretrained.tokenizer
     room = 24 - len(tokenizer.prefix_ids) - len(tokenizer.suffix_ids)
     text = "".join(chr(97 + i % 26) for i in range(3 * room - room // 2 + 1))  # a letter, a token
     starts = [*range(0, len(text) - room, room // 2), len(text) - room]

@@ -8,7 +8,7 @@ import pytest
 
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import Windows, lengths_in_windows, starts_of, tokenise_windows
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
 
@@ -17,7 +17,7 @@ LONG: dict[str, Any] = {"long_text": "windows", "max_length": 16, "max_epochs": 
 
 def windows_of(folder: str, texts: Any, max_length: int = 16) -> Windows:
     template = parse_template(None, 1, None)
-    return tokenise_windows([list(texts)], template, load_source(folder).tokenizer, max_length)
+    return tokenise_windows([list(texts)], template, load_pretrained(folder).tokenizer, max_length)
 
 
 @pytest.mark.parametrize("max_length", [3, 5, 16, 1000])
@@ -26,7 +26,7 @@ def test_lengths_in_windows__each_length__are_those_of_the_windows(
 ) -> None:
     texts = ["x" * n for n in range(1, 60)]
     whole = windows_of(tiny_llama, texts, 10**6).lengths
-    encoder = load_source(tiny_llama).tokenizer
+    encoder = load_pretrained(tiny_llama).tokenizer
     found = lengths_in_windows(whole, encoder, max_length)
     assert np.array_equal(found, windows_of(tiny_llama, texts, max_length).lengths)
 
@@ -97,7 +97,7 @@ def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
     Y = np.array([[label == "sport", "the" in text] for text, label in zip(*data, strict=True)])
     clf = make(tiny_llama, **LONG).fit(data.X, Y.astype(int))
     text = "a late goal won the match on Sunday"  # a character is a token, and there is one more
-    encoder = clf._network.source.tokenizer
+    encoder = clf._network.pretrained.tokenizer
     room = LONG["max_length"] - len(encoder.prefix_ids) - len(encoder.suffix_ids)
     starts = starts_of(len(text), room)
     assert len(starts) > 2

@@ -18,7 +18,7 @@ from skgpt import GPTTextClassifier, LoRA
 from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.features import CachedPrefix, choose_forward
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
@@ -81,7 +81,7 @@ def assert_pickles(clf: GPTTextClassifier, X: Any) -> None:
 def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
     """Say whether what frozen layers return is kept, not computed in every epoch."""
     network = clf._network
-    tokens = tokenise(list(X), network.source.tokenizer, 64)
+    tokens = tokenise(list(X), network.pretrained.tokenizer, 64)
     forward = choose_forward(
         *(network, tokens),
         token_budget=512,
@@ -102,7 +102,7 @@ def exported(folder: str, X: Any, y: Any, where: Path) -> str:
     from transformers import pipeline
 
     options = {"n_layers": 2, "precision": "fp32", "max_epochs": 1}
-    if not load_source(folder).capabilities.causal:
+    if not load_pretrained(folder).capabilities.causal:
         with pytest.raises(ModelNotSupportedError, match="encoder"):
             make(folder, pooling="last", **options).fit(X, y)
         return "no: an encoder has no last token to pool"
@@ -128,7 +128,7 @@ def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(
 ) -> None:
     X, y = two_class_data
     folder = folder_of(FAMILIES[family])
-    source = load_source(folder)
+    source = load_pretrained(folder)
     whole = make(folder, trainable_layers="all", max_epochs=3).fit(X, y)
     assert whole.loss_curve_[-1] < whole.loss_curve_[0]
     assert whole.predict(X).shape == y.shape

@@ -12,7 +12,7 @@ from skgpt.data.tokenization import lengths_in_windows
 from skgpt.estimators.prices import Prices
 from skgpt.fitting import plan_of_fit
 from skgpt.network.network import build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
 
 WORK = Work(
@@ -31,7 +31,7 @@ LENGTHS = np.array([10, 20, 40, 100])
 def prices(folder: str, trainable: Any, rates: Rates, **fields: Any) -> Prices:
     """Return the prices of a fit of three layers."""
     network = build_network(
-        load_source(folder),
+        load_pretrained(folder),
         n_layers=None,
         trainable_layers=trainable,
         pooling="mean",
@@ -114,7 +114,7 @@ def test_advice__some_texts_are_cut__names_a_length_and_its_price(tiny_llama: st
 
 
 def test_advice__texts_beyond_the_models_positions__says_so(tiny_llama: str) -> None:
-    limit = load_source(tiny_llama).max_positions
+    limit = load_pretrained(tiny_llama).max_positions
     assert limit is not None
     lengths = np.array([10, 10 * limit])
     quick = Rates(0.0, 1e-9, 1e-9, 0.0)
@@ -147,7 +147,7 @@ def test_advice__no_room_for_states__names_no_frozen_layers(room: int, tiny_llam
 def test_advice__many_texts_are_cut__names_windows_and_their_price(tiny_llama: str) -> None:
     quick = Rates(0.0, 1e-6, 1e-6, 0.0)
     asked = prices(tiny_llama, "all", quick)
-    in_windows = lengths_in_windows(LENGTHS, asked.network.source.tokenizer, 40)
+    in_windows = lengths_in_windows(LENGTHS, asked.network.pretrained.tokenizer, 40)
     assert asked.seconds_in_windows() == pytest.approx(
         asked.seconds() * in_windows.sum() / 110, rel=0.01
     )

@@ -15,7 +15,7 @@ from sklearn.base import clone
 import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
@@ -65,7 +65,7 @@ def fresh_tensors(folder: str) -> dict[str, torch.Tensor]:
 
 def assert_base_untouched(folder: str, fitted: list[GPTTextClassifier]) -> None:
     fresh = fresh_tensors(folder)
-    trunk = load_source(folder).trunk
+    trunk = load_pretrained(folder).trunk
     for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers()):
         assert torch.equal(tensor, fresh[name]), name
     for clf in fitted:

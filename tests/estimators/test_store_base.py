@@ -125,7 +125,7 @@ def test_open__a_hub_model_without_downloads__is_not_asked_for(
 ) -> None:
     state = make(tiny_llama, max_epochs=1, store_base=False).fit(*two_class_data).__getstate__()
     state["_network"].pop("sha256")
-    state["_network"]["source"] |= {"model": "some-org/some-model", "refetchable": True}
+    state["_network"]["pretrained"] |= {"model": "some-org/some-model", "downloadable": True}
     asked: list[bool] = []
 
     def from_pretrained(where: str, **options: Any) -> None:
@@ -148,7 +148,7 @@ def test_open__format_2__is_read(tiny_llama: str, two_class_data: TextData) -> N
     state.pop("store_base")  # which it did not have
     network = state["_network"]
     network["format"] = 2
-    del network["sha256"], network["source"]["refetchable"]
+    del network["sha256"], network["pretrained"]["downloadable"]
     again = opened(state)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
     assert again.store_base == "auto"

@@ -11,7 +11,7 @@ from skgpt.data.tokenization import Tokens, tokenise
 from skgpt.network.features import CachedPooled, CachedPrefix, WholeTrunk
 from skgpt.network.features import choose_forward as choose
 from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 
 TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far"]
@@ -19,7 +19,7 @@ TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four
 
 def build(folder: str, trainable_layers: int | str, dtype: torch.dtype) -> TextNetwork:
     network = build_network(
-        load_source(folder),
+        load_pretrained(folder),
         n_layers=None,
         trainable_layers=trainable_layers,  # type: ignore[arg-type]
         pooling="mean",
@@ -32,7 +32,7 @@ def build(folder: str, trainable_layers: int | str, dtype: torch.dtype) -> TextN
 
 
 def tokens_of(network: TextNetwork) -> Tokens:
-    return tokenise(TEXTS, network.source.tokenizer, 64)
+    return tokenise(TEXTS, network.pretrained.tokenizer, 64)
 
 
 def forward_of(network: TextNetwork, memory_budget: int = 2**30) -> object:

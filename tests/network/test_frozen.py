@@ -14,7 +14,7 @@ import skgpt
 from skgpt.data.tokenization import Tokens, tokenise
 from skgpt.network.features import hidden_states, pooled_states
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing import tiny_gpt
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from tests.estimators.test_classifier import make
@@ -34,7 +34,7 @@ def states_info() -> Any:
 
 
 def tokens_of(network: TextNetwork, texts: list[str]) -> Tokens:
-    return tokenise(texts, network.source.tokenizer, 64)
+    return tokenise(texts, network.pretrained.tokenizer, 64)
 
 
 def states_of(network: TextNetwork, texts: list[str], **options: Any) -> list[torch.Tensor]:
@@ -47,7 +47,7 @@ def states_of(network: TextNetwork, texts: list[str], **options: Any) -> list[to
 def test_hidden_states__from_the_store__are_those_of_each_text_alone(
     architecture: str, dtype: torch.dtype, tiny_model: Callable[[str], str]
 ) -> None:
-    network = build(load_source(tiny_model(architecture)), dtype=dtype)
+    network = build(load_pretrained(tiny_model(architecture)), dtype=dtype)
     first = states_of(network, TEXTS)
     again = states_of(network, TEXTS[::-1])[::-1]
     assert all(one is two for one, two in zip(first, again, strict=True))
@@ -61,7 +61,7 @@ def test_hidden_states__from_the_store__are_those_of_each_text_alone(
 
 
 def test_hidden_states__some_known_some_new__only_the_new_are_computed(tiny_llama: str) -> None:
-    network = build(load_source(tiny_llama))
+    network = build(load_pretrained(tiny_llama))
     told: list[tuple[int, int]] = []
     states_of(network, TEXTS[:2], progress=lambda *done: told.append(done))
     assert told[-1][0] == told[-1][1] == len(tokens_of(network, TEXTS[:2]).ids)
@@ -76,12 +76,12 @@ def test_hidden_states__some_known_some_new__only_the_new_are_computed(tiny_llam
 def test_hidden_states__anything_upstream_that_differs__is_another_entry(
     tiny_llama: str, tmp_path: Path
 ) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     networks = [
         build(source),
         build(source, trainable_layers=2),
         build(source, dtype=torch.bfloat16),
-        build(load_source(tiny_gpt(tmp_path / "other", seed=1))),
+        build(load_pretrained(tiny_gpt(tmp_path / "other", seed=1))),
     ]
     found = [states_of(network, TEXTS)[0] for network in networks]
     for i, one in enumerate(found):
@@ -108,7 +108,7 @@ def test_hidden_states__a_network_out_of_a_pickle__leaves_nothing_behind(
 
 
 def test_pooled_states__by_pooling__do_not_meet(tiny_llama: str) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     options: dict[str, Any] = {"token_budget": 30, "progress": lambda *done: None}
     pooled = []
     for pooling in ("mean", "last"):

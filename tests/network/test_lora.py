@@ -15,11 +15,11 @@ from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import MissingPackageError, ModelNotSupportedError, StateFormatError
 from skgpt.network import lora as adapters
 from skgpt.network.layout import Layout, ids_of
-from skgpt.network.lora import AdapterSpec, base_name, merged, targets_of
+from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, merged, targets_of
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.state import pack, unpack
-from skgpt.tensor_files import sealed
+from skgpt.tensor_files import with_checksum
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.trunk.layers import copy_around
 from tests.helpers import global_random_state_unchanged
@@ -33,7 +33,7 @@ ALL = AdapterSpec(rank=2, alpha=3.0, dropout=0.0, target_modules="all-linear")
 
 def adapted(folder: str, spec: AdapterSpec = ALL, **options: Any) -> TextNetwork:
     """Return a network whose adapters do something."""
-    network = build(load_source(folder), lora=spec, **{"trainable_layers": "all", **options})
+    network = build(load_pretrained(folder), lora=spec, **{"trainable_layers": "all", **options})
     generator = torch.Generator().manual_seed(1)
     for master in network.learnable.values():
         nn.init.normal_(master, std=0.3, generator=generator)
@@ -43,8 +43,8 @@ def adapted(folder: str, spec: AdapterSpec = ALL, **options: Any) -> TextNetwork
 
 @torch.no_grad()
 def hidden_of(network: TextNetwork, rows: list[int]) -> Tensor:
-    tokens = tokenise(TEXTS, network.source.tokenizer, 64)
-    layout = Layout.of(tokens.lengths[rows], network.source, CPU)
+    tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
+    layout = Layout.of(tokens.lengths[rows], network.pretrained, CPU)
     return network.hidden(ids_of(tokens, torch.tensor(rows).numpy(), CPU), layout)
 
 
@@ -52,7 +52,7 @@ def hidden_of(network: TextNetwork, rows: list[int]) -> Tensor:
 def test_adapters__at_first__add_nothing_and_draw_from_no_global_generator(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     with global_random_state_unchanged():
         network = build(source, lora=ALL, trainable_layers="all")
     bare = build(source, trainable_layers=0)
@@ -66,7 +66,7 @@ def test_merged__any_architecture__does_alone_what_weights_and_adapters_do(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
     network = adapted(tiny_model(architecture))
-    source = network.source
+    source = network.pretrained
     base = dict(source.trunk.named_parameters())
     done = merged(network.trunk, ALL, base, network.learnable)
     assert done.keys() < base.keys()
@@ -90,7 +90,7 @@ def test_adapted__a_batch__equals_one_by_one(
 
 
 def test_adapters__seed__decides_them(tiny_llama: str) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     one, same, other = (build(source, lora=ALL, seed=s).learnable for s in (5, 5, 6))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one if "lora_A" in name)
@@ -116,7 +116,7 @@ def test_targets__last_layers__are_in_those_alone(
     wanted: Any, ends: set[str], tiny_llama: str
 ) -> None:
     spec = AdapterSpec(2, 2.0, 0.0, wanted)
-    network = build(load_source(tiny_llama), lora=spec, trainable_layers=1)
+    network = build(load_pretrained(tiny_llama), lora=spec, trainable_layers=1)
     found = {name.partition(".lora_")[0] for name in network.learnable}
     assert {name.rpartition(".")[2] for name in found} == ends
     n = network.spec.n_layers
@@ -129,31 +129,31 @@ def test_targets__one_name_of_several_that_is_no_layers__is_refused(
     wanted: str, tiny_llama: str
 ) -> None:
     spec = AdapterSpec(2, 2.0, 0.0, ("q_proj", wanted))
-    trunk = load_source(tiny_llama).trunk
+    trunk = load_pretrained(tiny_llama).trunk
     with pytest.raises(ModelNotSupportedError, match=rf"Got '{wanted}'.*down_proj, gate_proj"):
         targets_of(trunk, spec, 0)
 
 
 def test_targets__a_name_as_a_text__says_that_a_list_is_for_names(tiny_llama: str) -> None:
-    trunk = load_source(tiny_llama).trunk
+    trunk = load_pretrained(tiny_llama).trunk
     with pytest.raises(ModelNotSupportedError, match=r"whole names, like 'layers\.0.*pass a list"):
         targets_of(trunk, AdapterSpec(2, 2.0, 0.0, "q_proj"), 0)
 
 
 def test_targets__blocks_without_linear_layers__are_refused(tiny_llama: str) -> None:
-    trunk = load_source(tiny_llama).trunk
+    trunk = load_pretrained(tiny_llama).trunk
     with pytest.raises(ModelNotSupportedError, match="Got 'all-linear'"):
         targets_of(trunk, AdapterSpec(2, 2.0, 0.0, "all-linear"), len(trunk.layers))
 
 
 def test_targets__not_a_regular_expression__is_refused(tiny_llama: str) -> None:
     with pytest.raises(ModelNotSupportedError, match=re.escape("Got '(q_proj'")):
-        build(load_source(tiny_llama), lora=AdapterSpec(2, 2.0, 0.0, "(q_proj"))
+        build(load_pretrained(tiny_llama), lora=AdapterSpec(2, 2.0, 0.0, "(q_proj"))
 
 
 def test_adapters__without_layers_that_learn__are_refused(tiny_llama: str) -> None:
     with pytest.raises(ModelNotSupportedError, match="trainable_layers=0 leaves none"):
-        build(load_source(tiny_llama), lora=ALL, trainable_layers=0)
+        build(load_pretrained(tiny_llama), lora=ALL, trainable_layers=0)
 
 
 def test_adapters__without_peft__say_what_to_install(
@@ -161,11 +161,11 @@ def test_adapters__without_peft__say_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingPackageError, match="pip install peft"):
-        build(load_source(tiny_llama), lora=ALL)
+        build(load_pretrained(tiny_llama), lora=ALL)
 
 
 def test_adapters__two_networks__share_the_base_and_own_what_learns(tiny_llama: str) -> None:
-    one, two = (build(load_source(tiny_llama), lora=ALL, trainable_layers="all") for _ in "ab")
+    one, two = (build(load_pretrained(tiny_llama), lora=ALL, trainable_layers="all") for _ in "ab")
     others = dict(two.trunk.named_parameters())
     for name, parameter in one.trunk.named_parameters():
         learns = name in one.learnable
@@ -176,11 +176,11 @@ def test_adapters__two_networks__share_the_base_and_own_what_learns(tiny_llama: 
 def test_quantised_base__on_a_cpu__is_refused_before_anything_is_built(tiny_llama: str) -> None:
     spec = AdapterSpec(2, 2.0, 0.0, "all-linear", quantize_base=4)
     with pytest.raises(ModelNotSupportedError, match=r"needs a CUDA device\. Got device='cpu'"):
-        build(load_source(tiny_llama), lora=spec)
+        build(load_pretrained(tiny_llama), lora=spec)
 
 
 def test_adapters__where_peft_refuses__say_so_by_name(tmp_path: Path) -> None:
-    source = load_source(write_tiny(str(tmp_path / "mamba"), "mamba"))
+    source = load_pretrained(write_tiny(str(tmp_path / "mamba"), "mamba"))
     with pytest.raises(ModelNotSupportedError, match=r"`lora__target_modules`.*out_proj"):
         build(source, lora=ALL, trainable_layers="all")
     build(source, lora=replace(ALL, target_modules=("in_proj",)), trainable_layers="all")
@@ -189,8 +189,8 @@ def test_adapters__where_peft_refuses__say_so_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(KNOWN) - {"mamba"}))
 def test_base_name__of_every_parameter__is_one_of_the_base(name: str, tmp_path: Path) -> None:
     folder = write_tiny(str(tmp_path / "model"), name)
-    network = build(load_source(folder), lora=ALL, trainable_layers="all")
-    base = {n for n, _ in network.source.trunk.named_parameters()}
+    network = build(load_pretrained(folder), lora=ALL, trainable_layers="all")
+    base = {n for n, _ in network.pretrained.trunk.named_parameters()}
     names = {n for n, _ in network.trunk.named_parameters() if n not in network.learnable}
     assert {base_name(n) for n in names} == base
 
@@ -209,7 +209,7 @@ def test_unpack__a_pattern__is_not_matched_again(
 def _change(state: dict[str, Any], **settings: Any) -> dict[str, Any]:
     lora = {**state["spec"]["lora"], **settings}
     rest = {key: value for key, value in state.items() if key != "sha256"}
-    return sealed({**rest, "spec": {**state["spec"], "lora": lora}})
+    return with_checksum({**rest, "spec": {**state["spec"], "lora": lora}})
 
 
 @pytest.mark.parametrize("rank", [10**12, 1, "2"])
@@ -220,3 +220,32 @@ def test_unpack__a_rank_that_is_not_that_of_the_adapters__is_refused_before_any_
     monkeypatch.setattr(TextNetwork, "__init__", lambda *_: pytest.fail("was made"))
     with pytest.raises(StateFormatError, match="of rank"):
         unpack(state, dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout__many_values__drops_its_share_and_keeps_the_mean(p: float) -> None:
+    dropout = SeededDropout(p, CPU)
+    with global_random_state_unchanged(), dropout.seeded(3, 0):
+        left = dropout(torch.ones(201, 999, dtype=torch.float64))
+    assert set(left.unique().tolist()) == {0.0, 1 / (1 - p)}
+    assert float((left == 0).double().mean()) == pytest.approx(p, abs=0.005)
+    assert float(left.mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_dropout__seed_step_and_call__decide_what_is_dropped() -> None:
+    dropout, x = SeededDropout(0.5, CPU), torch.ones(9, 9)
+    drawn = []
+    for key in ((0, 0), (0, 0), (0, 1), (1, 0)):
+        with dropout.seeded(*key):
+            drawn.append(torch.stack([dropout(x), dropout(x)]))  # two layers
+    assert torch.equal(drawn[0], drawn[1])
+    others = [*drawn[0], *drawn[2], *drawn[3]]
+    assert len({tuple(t.flatten().tolist()) for t in others}) == len(others)
+
+
+def test_dropout__outside_of_a_step_or_without_gradients__drops_nothing() -> None:
+    dropout, x = SeededDropout(0.5, CPU), torch.ones(9, 9)
+    assert dropout(x) is x
+    with dropout.seeded(0), torch.no_grad():
+        assert dropout(x) is x
+    assert dropout(x) is x

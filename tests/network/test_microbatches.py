@@ -12,7 +12,7 @@ import skgpt
 from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.network.microbatches import Budget, token_budget
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.optimizer import Optimiser
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
@@ -158,7 +158,7 @@ def test_fit__no_room_for_what_learns__names_what_to_lower(
 def test_token_budget__of_one_model__follows_memory_and_what_learns(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     whole = build(source, trainable_layers="all")
     last = build(source, trainable_layers=1)
     head = build(source, trainable_layers=0)
@@ -182,7 +182,7 @@ def test_token_budget__of_one_model__follows_memory_and_what_learns(
 def test_budget__parts_and_results__cover_every_row_once(
     tiny_llama: str, recwarn: pytest.WarningsRecorder
 ) -> None:
-    budget = Budget(build(load_source(tiny_llama)), 100)
+    budget = Budget(build(load_pretrained(tiny_llama)), 100)
     rows, lengths = np.arange(3, 20), np.arange(1, 21)
 
     def work(part: np.ndarray) -> int:
@@ -257,7 +257,7 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
     "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
 )
 def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_llama: str) -> None:
-    budget = Budget(build(load_source(tiny_llama)), 100)
+    budget = Budget(build(load_pretrained(tiny_llama)), 100)
     rows, lengths, failed = np.arange(4), np.full(4, 10), []
 
     def work(part: np.ndarray) -> int:
@@ -276,7 +276,7 @@ def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_
 
 
 def test_budget__too_much_several_times__is_halved_and_said_once(tiny_llama: str) -> None:
-    budget = Budget(build(load_source(tiny_llama)), 1000)
+    budget = Budget(build(load_pretrained(tiny_llama)), 1000)
     rows, lengths, tried = np.arange(8), np.full(8, 10), []
 
     def work(part: np.ndarray) -> int:

@@ -17,14 +17,14 @@ from skgpt.network.network import (
     mean_of_each,
     trainable_names,
 )
-from skgpt.pretrained.loading import Source, load_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 
 CPU = torch.device("cpu")
 TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far"]
 
 
-def build(source: Source, **options: object) -> TextNetwork:
+def build(source: PretrainedModel, **options: object) -> TextNetwork:
     settings: dict[str, object] = {
         "n_layers": None,
         "trainable_layers": 1,
@@ -42,7 +42,7 @@ def build(source: Source, **options: object) -> TextNetwork:
 def test_pooled__a_batch__equals_one_by_one(
     architecture: str, pooling: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused, see below")
     network = build(source, pooling=pooling)
@@ -60,7 +60,7 @@ def test_pooled__a_batch__equals_one_by_one(
 def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradient(
     tiny_llama: str,
 ) -> None:
-    layout = Layout.of(np.array([3, 1, 7]), load_source(tiny_llama), CPU)
+    layout = Layout.of(np.array([3, 1, 7]), load_pretrained(tiny_llama), CPU)
     both = []
     for mean in (partial(mean_of_each, lengths_B=layout.lengths_B), _means_one_by_one):
         hidden_TH = torch.arange(44.0).reshape(11, 4).square().requires_grad_()
@@ -74,7 +74,7 @@ def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradi
 def test_trainable_names__the_last_layer__has_its_block_and_the_final_norm(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     names = trainable_names(source.copy_trunk(3, torch.float32, CPU), 1)
     in_blocks = [n for n in names if ".2." in n or n.startswith("2.")]
     others = set(names) - set(in_blocks)
@@ -86,7 +86,7 @@ def test_trainable_names__the_last_layer__has_its_block_and_the_final_norm(
 
 
 def test_trainable_names__all_and_zero__are_everything_and_nothing(tiny_llama: str) -> None:
-    trunk = load_source(tiny_llama).copy_trunk(3, torch.float32, CPU)
+    trunk = load_pretrained(tiny_llama).copy_trunk(3, torch.float32, CPU)
     assert set(trainable_names(trunk, "all")) == {n for n, _ in trunk.named_parameters()}
     assert trainable_names(trunk, 0) == []
 
@@ -95,7 +95,7 @@ def test_trainable_names__all_and_zero__are_everything_and_nothing(tiny_llama: s
 def test_networks__of_one_source__share_frozen_tensors_and_no_module(
     dtype: torch.dtype, tiny_llama: str
 ) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     one, two = build(source, dtype=dtype), build(source, dtype=dtype)
     assert not {id(m) for m in one.modules()} & {id(m) for m in two.modules()}
     assert one.learnable.keys() == two.learnable.keys()
@@ -108,7 +108,7 @@ def test_networks__of_one_source__share_frozen_tensors_and_no_module(
 
 
 def test_network__working_copies__follow_their_fp32_originals(tiny_llama: str) -> None:
-    network = build(load_source(tiny_llama), dtype=torch.bfloat16)
+    network = build(load_pretrained(tiny_llama), dtype=torch.bfloat16)
     name, master = next(iter(network.learnable.items()))
     assert master.dtype == torch.float32
     master.mul_(2)
@@ -128,11 +128,11 @@ def test_build_network__too_deep__says_how_deep_the_trunk_is(
     options: dict[str, int], message: str, tiny_llama: str
 ) -> None:
     with pytest.raises(ModelNotSupportedError, match=message):
-        build(load_source(tiny_llama), **options)
+        build(load_pretrained(tiny_llama), **options)
 
 
 def test_build_network__last_token_of_an_encoder__is_refused(
     tiny_model: Callable[[str], str],
 ) -> None:
     with pytest.raises(ModelNotSupportedError, match="needs a decoder"):
-        build(load_source(tiny_model("bert")), pooling="last")
+        build(load_pretrained(tiny_model("bert")), pooling="last")

@@ -21,7 +21,7 @@ from skgpt.network import lora as quantise
 from skgpt.network.features import CachedPrefix, WholeTrunk, choose_forward
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import token_budget
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.state import pack, unpack
 from skgpt.trunk.layers import find_blocks
 from tests.network.test_lora import adapted, hidden_of
@@ -59,7 +59,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_quantised__a_network__has_its_blocks_matrices_rounded_and_nothing_else(
     tiny_llama: str,
 ) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     network = build(source, lora=SPEC, trainable_layers=1)
     own = dict(source.trunk.named_parameters())
     inside = {id(p) for block in find_blocks(network.trunk) for p in block.parameters()}
@@ -73,9 +73,9 @@ def test_quantised__a_network__has_its_blocks_matrices_rounded_and_nothing_else(
 
 
 def test_quantised__frozen_layers__return_what_the_whole_trunk_computes(tiny_llama: str) -> None:
-    whole_precision = build(load_source(tiny_llama), lora=None, trainable_layers=1)
-    network = build(load_source(tiny_llama), lora=SPEC, trainable_layers=1)
-    tokens = tokenise(TEXTS, network.source.tokenizer, 64)
+    whole_precision = build(load_pretrained(tiny_llama), lora=None, trainable_layers=1)
+    network = build(load_pretrained(tiny_llama), lora=SPEC, trainable_layers=1)
+    tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     rows = np.arange(len(TEXTS))
     for net in (whole_precision, network):  # the first leaves its states in the store
         nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
@@ -98,7 +98,7 @@ def test_quantised__a_base_inside_a_pickle__is_whole_and_rounded_again(tiny_llam
     network = adapted(tiny_llama, SPEC, trainable_layers=1)
     again = unpack(pack(network), dtype=torch.float32, device=CPU)
     assert torch.equal(hidden_of(again, [0, 1, 2]), hidden_of(network, [0, 1, 2]))
-    whole = dict(network.source.trunk.named_parameters())
+    whole = dict(network.pretrained.trunk.named_parameters())
     for name, parameter in again.source.trunk.named_parameters():
         assert torch.equal(parameter, whole[name]), name
 
@@ -123,4 +123,4 @@ def test_quantised__without_bitsandbytes__says_what_to_install(
     monkeypatch.setattr(quantise, "_check_device", lambda device: None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingPackageError, match="pip install bitsandbytes"):
-        build(load_source(tiny_llama), lora=SPEC)
+        build(load_pretrained(tiny_llama), lora=SPEC)

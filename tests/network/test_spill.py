@@ -11,7 +11,7 @@ import torch
 import skgpt
 from skgpt.data.tokenization import tokenise
 from skgpt.network.features import Spill, disk_room, hidden_states
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.network.test_network import build
@@ -73,10 +73,10 @@ def test_states__those_in_memory_already__take_up_room_too(
     tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    network = build(load_source(tiny_llama), trainable_layers=1)
+    network = build(load_pretrained(tiny_llama), trainable_layers=1)
 
     def states(texts: list[str], memory_budget: int) -> list[torch.Tensor]:
-        tokens = tokenise(texts, network.source.tokenizer, 64)
+        tokens = tokenise(texts, network.pretrained.tokenizer, 64)
         return hidden_states(network, tokens, 200, lambda done, total: None, memory_budget)
 
     known = ["the goal", "a match"]
@@ -152,8 +152,8 @@ def test_states_on_disk__of_another_device__are_others(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    network = build(load_source(tiny_llama))
-    tokens = tokenise(list(two_class_data.X), network.source.tokenizer, 64)
+    network = build(load_pretrained(tiny_llama))
+    tokens = tokenise(list(two_class_data.X), network.pretrained.tokenizer, 64)
     for device in ("cpu", "cpu:0"):  # the same place by two names
         monkeypatch.setattr(network, "device", torch.device(device))
         hidden_states(network, tokens, 500, lambda *done: None, memory_budget=0)

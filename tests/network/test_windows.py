@@ -12,9 +12,8 @@ from skgpt.data.template import parse_template
 from skgpt.data.tokenization import TextIds, Windows, tokenise, tokenise_windows
 from skgpt.network.features import Averaged, CachedPooled, WholeTrunk, forward_over
 from skgpt.network.layout import Layout
-from skgpt.network.lora import RowDropout, RowNoise
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.training.loop import raw_scores
 from tests.network.test_network import build
@@ -25,13 +24,13 @@ SHORT = ["short", "a few words", "x", "short"]
 
 
 def network_of(folder: str, **options: Any) -> TextNetwork:
-    network = build(load_source(folder), **options)
+    network = build(load_pretrained(folder), **options)
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     return network
 
 
 def windows_of(network: TextNetwork, texts: list[str] = TEXTS) -> Windows:
-    tokenizer = network.source.tokenizer
+    tokenizer = network.pretrained.tokenizer
     max_length = ROOM + len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
     return tokenise_windows([texts], parse_template(None, 1, None), tokenizer, max_length)
 
@@ -54,7 +53,7 @@ def test_forward__a_text_of_several_windows__has_the_mean_of_their_scores_as_tex
     architecture: str, trainable: Any, pooling: str, tiny_model: Callable[[str], str]
 ) -> None:
     folder = tiny_model(architecture)
-    if pooling == "last" and not load_source(folder).capabilities.causal:
+    if pooling == "last" and not load_pretrained(folder).capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing")
     network = network_of(folder, trainable_layers=trainable, pooling=pooling)
     windows = windows_of(network)
@@ -83,7 +82,7 @@ def test_forward__texts_that_fit__are_what_texts_are_to_the_bit(
 ) -> None:
     network = network_of(tiny_model(architecture), trainable_layers=trainable, dtype=dtype)
     windows = windows_of(network, SHORT)
-    cut = tokenise(SHORT, network.source.tokenizer, int(windows.lengths.max()))
+    cut = tokenise(SHORT, network.pretrained.tokenizer, int(windows.lengths.max()))
     rows = np.array([2, 0, 1])
     both = []
     for tokens in (windows, cut):
@@ -136,21 +135,3 @@ def test_raw_scores__the_same_long_text_twice__runs_once(
     scores = raw_scores(network, windows, 100, 2**30)
     assert sorted(ran) == [0, 1]
     assert np.array_equal(scores[0], scores[2])
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_noise__over_windows__drops_for_them_and_for_the_rows_again_behind(padded: bool) -> None:
-    noise = RowNoise(padded=padded)
-    layer = RowDropout(0.5, noise, 0)
-    rows, windows = (np.array([0]), np.array([4])), (np.array([5, 6]), np.array([2, 2]))
-    texts = torch.ones((1, 4, 6))
-    parts = torch.ones((2, 2, 6) if padded else (1, 4, 6))
-    with noise.at((0, 1), *windows):
-        expected = layer(parts)
-    with noise.at((0, 1), *rows):
-        before = layer(texts)
-        with noise.over(*windows):
-            assert torch.equal(layer(parts), expected)
-        assert torch.equal(layer(texts), before)
-    with noise.over(*windows):  # nothing drops where nothing would
-        assert torch.equal(layer(parts), parts)

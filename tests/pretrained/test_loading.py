@@ -10,35 +10,35 @@ import torch
 
 import skgpt
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
-from skgpt.pretrained.loading import _SOURCES, load_source
+from skgpt.pretrained.loading import _MODELS, load_pretrained
 from skgpt.testing import tiny_gpt
 from tests.helpers import global_random_state_unchanged
 
 
 def test_load_source__twice__is_the_same_object(tiny_llama: str) -> None:
-    assert load_source(tiny_llama) is load_source(tiny_llama)
+    assert load_pretrained(tiny_llama) is load_pretrained(tiny_llama)
 
 
 def test_load_source__another_model_in_the_same_folder__is_read_again(tmp_path: Path) -> None:
-    first = load_source(tiny_gpt(tmp_path / "m", seed=0))
-    second = load_source(tiny_gpt(tmp_path / "m", seed=1))
+    first = load_pretrained(tiny_gpt(tmp_path / "m", seed=0))
+    second = load_pretrained(tiny_gpt(tmp_path / "m", seed=1))
     assert first.fingerprint != second.fingerprint
 
 
 def test_clear_cache__with_a_source_in_use__leaves_it_working(tiny_llama: str) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     assert skgpt.cache_info()["models"]["entries"] >= 1
     skgpt.clear_cache()
     assert skgpt.cache_info()["models"]["entries"] == 0
     trunk = source.copy_trunk(3, torch.float32, torch.device("cpu"))
     assert trunk(input_ids=torch.tensor([[1, 2]])).last_hidden_state.isfinite().all()
-    assert load_source(tiny_llama) is not source
+    assert load_pretrained(tiny_llama) is not source
 
 
 def test_load_source__global_random_state__is_untouched(tmp_path: Path) -> None:
     folder = tiny_gpt(tmp_path / "m")
     with global_random_state_unchanged():
-        load_source(folder)
+        load_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_load_source__global_random_state__is_untouched(tmp_path: Path) -> None:
 )
 def test_load_source__an_unknown_name__lists_what_there_is(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="smollm2-135m"):
-        load_source(name)
+        load_pretrained(name)
 
 
 @pytest.mark.parametrize("name", ["SmolLM2-135M", "smollm2_135m", "smollm2"])
@@ -55,19 +55,19 @@ def test_load_source__a_misspelt_alias__is_told_the_right_one(
 ) -> None:
     monkeypatch.setattr("skgpt.pretrained.loading._read", lambda *a: pytest.fail("asked the hub"))
     with pytest.raises(ModelNotFoundError, match=r"did you mean 'smollm2-135m'\?"):
-        load_source(name)
+        load_pretrained(name)
 
 
 def test_load_source__a_folder_without_a_model__says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
-        load_source(str(tmp_path))
+        load_pretrained(str(tmp_path))
 
 
 def test_load_source__a_file_that_is_no_gguf__says_so(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"not a model")
     with pytest.raises(ModelNotFoundError, match="can't be read"):
-        load_source(str(path))
+        load_pretrained(str(path))
 
 
 def test_load_source__weights_missing__is_refused(tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_load_source__weights_missing__is_refused(tmp_path: Path) -> None:
     config.pop("layer_types", None)
     (tmp_path / "m" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelNotSupportedError, match="missing"):
-        load_source(folder)
+        load_pretrained(folder)
 
 
 def test_tokenizer__special_tokens_in_a_text__are_plain_text(tiny_llama: str) -> None:
-    tokenizer = load_source(tiny_llama).tokenizer
+    tokenizer = load_pretrained(tiny_llama).tokenizer
     special = tokenizer.hf.eos_token
     ids = tokenizer.encode([f"a {special} b"])[0]
     assert tokenizer.hf.eos_token_id not in ids
@@ -89,7 +89,7 @@ def test_tokenizer__special_tokens_in_a_text__are_plain_text(tiny_llama: str) ->
 
 
 def test_tokenizer__as_files__comes_back_the_same(tiny_llama: str, tmp_path: Path) -> None:
-    tokenizer = load_source(tiny_llama).tokenizer
+    tokenizer = load_pretrained(tiny_llama).tokenizer
     again = type(tokenizer).from_files(tokenizer.files())
     texts = ["hello", "", "ünï\U0001f600", "</s> x"]
     assert again.encode(texts) == tokenizer.encode(texts)
@@ -111,16 +111,16 @@ def test_load_source__a_copied_folder__has_the_same_fingerprint(
     tiny_llama: str, tmp_path: Path
 ) -> None:
     copied = shutil.copytree(tiny_llama, tmp_path / "copy")
-    assert load_source(str(copied)).fingerprint == load_source(tiny_llama).fingerprint
+    assert load_pretrained(str(copied)).fingerprint == load_pretrained(tiny_llama).fingerprint
 
 
 def test_fingerprint__a_configuration_that_says_more__is_the_same_base(tmp_path: Path) -> None:
     folder = tiny_gpt(tmp_path / "m")
-    before = load_source(folder).fingerprint
+    before = load_pretrained(folder).fingerprint
     path = tmp_path / "m" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "a_setting_of_a_later_release": 1}))
-    assert load_source(folder).fingerprint == before
+    assert load_pretrained(folder).fingerprint == before
 
 
 def test_load_source__truncated_weights__says_so(tmp_path: Path) -> None:
@@ -129,22 +129,22 @@ def test_load_source__truncated_weights__says_so(tmp_path: Path) -> None:
     for content in (weights.read_bytes()[:-100], b"version https://git-lfs", b""):
         weights.write_bytes(content)
         with pytest.raises(ModelNotFoundError, match="can't be read"):
-            load_source(folder)
-    assert not _SOURCES._making  # a failed read leaves no lock behind
+            load_pretrained(folder)
+    assert not _MODELS._making  # a failed read leaves no lock behind
 
 
 def test_load_source__under_inference_mode__serves_later_fits(tiny_llama: str) -> None:
     skgpt.clear_cache()
     with torch.inference_mode():
-        load_source(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
-    trunk = load_source(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
+        load_pretrained(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
+    trunk = load_pretrained(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
     assert not any(p.is_inference() for p in trunk.parameters())
 
 
 def test_load_source__a_file_written_over_in_place__changes_no_loaded_model(
     tmp_path: Path,
 ) -> None:
-    source = load_source(tiny_gpt(tmp_path / "m", seed=0))
+    source = load_pretrained(tiny_gpt(tmp_path / "m", seed=0))
     before = {name: p.clone() for name, p in source.trunk.named_parameters()}
     other = Path(tiny_gpt(tmp_path / "other", seed=1), "model.safetensors").read_bytes()
     with (tmp_path / "m" / "model.safetensors").open("r+b") as file:
@@ -168,7 +168,7 @@ def test_max_positions__roberta__leaves_out_those_it_never_uses(
     )
     with torch.random.fork_rng():
         RobertaModel(config).save_pretrained(folder)
-    source = load_source(str(folder))
+    source = load_pretrained(str(folder))
     assert source.max_positions == 64
     ids = torch.full((1, 64), 5)
     source.trunk(input_ids=ids)
@@ -187,5 +187,5 @@ def test_prove__outliers_in_one_dimension__do_not_hide_what_padding_does(
     weights[name][0] = 500.0
     halved = {n: w.to(torch.bfloat16) for n, w in weights.items()}
     save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
-    source = load_source(str(folder))
+    source = load_pretrained(str(folder))
     assert (source.capabilities.causal, source.capabilities.needs_mask) == (False, True)

@@ -27,7 +27,7 @@ from transformers import (
 
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import tokenise_columns
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 
 SENTENCES = [
@@ -146,7 +146,7 @@ def tokenizer(request: pytest.FixtureRequest, tiny_llama: str) -> TextTokenizer:
     if request.param == "slow":
         return TextTokenizer(ByT5Tokenizer())
     if request.param == "bytes":
-        return load_source(tiny_llama, None).tokenizer
+        return load_pretrained(tiny_llama, None).tokenizer
     return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=MAKERS[request.param]()))
 
 
@@ -180,7 +180,7 @@ def test_heads__words__have_all_the_tokens_they_may(tokenizer: TextTokenizer, n:
     "text", ["日本語のテキスト", "😀😀😀😀", "éé日😀" * 3, "e\u0301" * 9, "a😀b"]
 )
 def test_heads__characters_of_several_bytes__are_whole(tiny_llama: str, text: str) -> None:
-    tokenizer = load_source(tiny_llama, None).tokenizer
+    tokenizer = load_pretrained(tiny_llama, None).tokenizer
     for n in range(len(text.encode()) + 2):
         (head,) = tokenizer.heads([text], [n])
         assert head == text.encode()[:n].decode(errors="ignore")

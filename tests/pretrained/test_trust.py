@@ -14,7 +14,7 @@ import torch
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, StateFormatError
 from skgpt.pretrained.default_models import downloads_allowed, no_downloads
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config, harmless_tokenizer
 from skgpt.testing import tiny_gpt
@@ -86,7 +86,7 @@ def test_open__a_configuration_that_names_code__opens_without_it(
     clf = make(tiny_llama, max_epochs=1).fit(X, y)
     again = planted(clf.__getstate__(), _CODE)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert not set(_CODE) & set(again._network.source.config)
+    assert not set(_CODE) & set(again._network.pretrained.config)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_tokenizer__settings_that_name_code__are_not_followed(
     """A class that is not a tokenizer, code beside it, files elsewhere."""
     secret = tmp_path / "tokenizer.9.json"
     secret.write_text("not to be read")
-    tokenizer = load_source(tiny_llama).tokenizer
+    tokenizer = load_pretrained(tiny_llama).tokenizer
     files = tokenizer.files()
     settings = json.loads(files["tokenizer_config.json"])
     settings |= {
@@ -175,14 +175,14 @@ def test_load_source__a_pickle_among_the_weights__is_not_run(
     for name in ("pytorch_model.bin", "model.pkl", "tokenizer.pkl", "training_args.bin"):
         (folder / name).write_bytes(evil)
     if also_safetensors:
-        load_source(str(folder))
+        load_pretrained(str(folder))
     else:
         (folder / "model.safetensors").unlink()
         with pytest.raises(ModelNotFoundError, match="can't be read"):
-            load_source(str(folder))
+            load_pretrained(str(folder))
         torch.save({"norm.weight": Evil(ran)}, folder / "pytorch_model.bin")
         with pytest.raises(ModelNotFoundError, match="can't be read"):
-            load_source(str(folder))
+            load_pretrained(str(folder))
     assert not ran.exists()
 
 

@@ -11,7 +11,7 @@ from skgpt.data.tokenization import tokenise
 from skgpt.network.features import before, prefix_of
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import Source, load_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.trunk.attention import Boundaries, attention_of_ends, packed_attention
 from skgpt.trunk.capabilities import probe
 from skgpt.trunk.layers import find_blocks
@@ -36,7 +36,7 @@ def test_attention_of_ends__each_window__is_what_the_last_tokens_get_from_the_wh
 
 
 def pooled_both_ways(
-    network: TextNetwork, source: Source, *, cut: bool
+    network: TextNetwork, source: PretrainedModel, *, cut: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = tokenise(TEXTS, source.tokenizer, 80)
     layout = Layout.of(tokens.lengths, source, CPU)
@@ -55,7 +55,7 @@ def pooled_both_ways(
 def test_network__pooled_tokens_alone_in_the_last_block__same_states_and_gradients(
     architecture: str, trainable: Any, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     network = build(source, pooling="last", trainable_layers=trainable)
     learned = list(network.learnable.values())
     ends, whole = pooled_both_ways(network, source, cut=trainable != "all")
@@ -71,7 +71,7 @@ def test_network__pooled_tokens_alone_in_the_last_block__same_states_and_gradien
 def test_network__in_bf16__is_as_near_as_bf16_is(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     network = build(source, pooling="last", dtype=torch.bfloat16)
     ends, whole = pooled_both_ways(network, source, cut=True)
     assert (ends - whole).abs().max() <= 2e-2 * whole.abs().max()
@@ -80,7 +80,7 @@ def test_network__in_bf16__is_as_near_as_bf16_is(
 def test_last_block__pooling_the_last_token__computes_no_other(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     seen: dict[str, int] = {}
     for pooling in ("last", "mean"):
         network = build(source, pooling=pooling, trainable_layers="all")
@@ -97,7 +97,7 @@ def test_last_block__pooling_the_last_token__computes_no_other(
 def test_prove__a_last_block_that_pools_wrongly__is_not_used(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trunk = load_source(tiny_llama).trunk
+    trunk = load_pretrained(tiny_llama).trunk
     assert probe(trunk).supports_fast_blocks
     off_by_one = property(lambda self: self.cumulative_B1[1:].long() - 2)
     monkeypatch.setattr(Boundaries, "ends_B", off_by_one)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
 from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.huggingface import _pad_id, put_head, read_head, whole_tensors, write_checkpoint
 from skgpt.testing import tiny, tiny_gpt
 from tests.pretrained.checkpoints import plain_checkpoint
@@ -30,14 +30,14 @@ def framed(folder: Path, architecture: str, frame: str) -> str:
 
 def network_on(folder: str, *, dtype: torch.dtype = torch.float32, **depth: Any) -> TextNetwork:
     network = build_network(
-        load_source(folder),
+        load_pretrained(folder),
         **{"n_layers": None, "trainable_layers": 1, **depth},
         pooling="last",
         n_outputs=2,
         dtype=dtype,
         device=torch.device("cpu"),
     )
-    width = network.source.capabilities.hidden_size
+    width = network.pretrained.capabilities.hidden_size
     put_head(network, np.linspace(-1, 1, 2 * width, dtype=np.float32).reshape(2, width))
     return network
 
@@ -49,7 +49,7 @@ def test_whole_tensors__learned_in_half_precision__are_the_fp32_originals(tiny_l
     network.refresh()
     tensors = whole_tensors(network)
     assert set(tensors) == {name for name, _ in network.trunk.named_parameters()}
-    base = network.source.trunk
+    base = network.pretrained.trunk
     for name, tensor in tensors.items():
         moved = 1e-4 if name in network.learnable else 0.0
         assert tensor.dtype == torch.float32
@@ -91,7 +91,7 @@ def test_write_checkpoint__whatever_texts_end_in__pads_with_something_else(
     network = network_on(framed(tmp_path / "base", architecture, frame))
     (tmp_path / "out").mkdir()
     write_checkpoint(network, tmp_path / "out", labels=NAMES, multilabel=False, max_length=32)
-    source = load_source(str(tmp_path / "out"))
+    source = load_pretrained(str(tmp_path / "out"))
     assert source.tokenizer.hf.pad_token == pad
     assert source.trunk.config.pad_token_id == source.tokenizer.hf.pad_token_id
 
@@ -99,7 +99,7 @@ def test_write_checkpoint__whatever_texts_end_in__pads_with_something_else(
 def test_pad_id__the_only_special_token_ends_every_text__is_refused(tmp_path: Path) -> None:
     folder = framed(tmp_path / "base", "gpt2", "$A <|endoftext|>")
     with pytest.raises(ModelNotSupportedError, match="`model` must have a special token"):
-        _pad_id(load_source(folder))
+        _pad_id(load_pretrained(folder))
 
 
 def test_from_pretrained__pooled_before_what_ends_every_text__is_refused(tmp_path: Path) -> None:

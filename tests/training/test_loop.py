@@ -12,7 +12,7 @@ from skgpt.data.tokenization import TextIds, tokenise, tokenise_windows
 from skgpt.exceptions import DivergedError
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.callbacks import Monitor, StepDone
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.early_stopping import Watched
@@ -47,7 +47,7 @@ def run(
     window: int | None = None,
     **options: Any,
 ) -> tuple[TextNetwork, FitResult]:
-    source = load_source(folder)
+    source = load_pretrained(folder)
     network = build_network(
         source,
         n_layers=None,
@@ -82,9 +82,9 @@ def run(
 def ids_of(texts: list[str], network: TextNetwork, window: int | None = None) -> TextIds:
     """Return the ids of texts, cut or in windows of so many tokens."""
     if window is None:
-        return tokenise(texts, network.source.tokenizer, 64)
+        return tokenise(texts, network.pretrained.tokenizer, 64)
     return tokenise_windows(
-        [texts], parse_template(None, 1, None), network.source.tokenizer, window
+        [texts], parse_template(None, 1, None), network.pretrained.tokenizer, window
     )
 
 
@@ -94,7 +94,9 @@ def trained(*args: Any, **options: Any) -> tuple[TextNetwork, list[Any]]:
 
 
 def scores_of(network: TextNetwork, token_budget: int = 512) -> np.ndarray:
-    return raw_scores(network, tokenise(TEXTS, network.source.tokenizer, 64), token_budget, 2**30)
+    return raw_scores(
+        network, tokenise(TEXTS, network.pretrained.tokenizer, 64), token_budget, 2**30
+    )
 
 
 def test_fit_network__small_data__learns_it(tiny_llama: str) -> None:
@@ -176,7 +178,7 @@ def test_fit_network__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> No
     network, _ = trained(
         tiny_llama, TEXTS, CODES, dtype=torch.bfloat16, learning_rate=1e-5, n_epochs=2
     )
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     moved = [
         float((m - source.master(n, network.device)).abs().max())
         for n, m in network.learnable.items()
@@ -186,7 +188,7 @@ def test_fit_network__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> No
 
 
 def test_fit_network__frozen_weights__are_not_touched(tiny_llama: str) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     before = {name: p.clone() for name, p in source.trunk.named_parameters()}
     trained(tiny_llama, TEXTS, CODES, trainable="all", learning_rate=1e-2)
     for name, p in source.trunk.named_parameters():

@@ -6,14 +6,14 @@ import torch
 
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork, TrainableLayers, build_network
-from skgpt.pretrained.loading import load_source
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.optimizer import Optimiser
 from tests.training.test_config import make_plan
 
 
 def build(folder: str, dtype: torch.dtype, trainable_layers: TrainableLayers = 1) -> TextNetwork:
     return build_network(
-        load_source(folder),
+        load_pretrained(folder),
         n_layers=None,
         trainable_layers=trainable_layers,
         pooling="mean",
@@ -25,7 +25,7 @@ def build(folder: str, dtype: torch.dtype, trainable_layers: TrainableLayers = 1
 
 def a_loss(network: TextNetwork, first: int = 3) -> torch.Tensor:
     ids = torch.tensor([3, 4, 5, 6, 7]) - 3 + first
-    logits = network(ids, Layout.of(np.array([3, 2]), network.source, network.device))
+    logits = network(ids, Layout.of(np.array([3, 2]), network.pretrained, network.device))
     return torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
 
 

@@ -19,7 +19,7 @@ from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.features import CachedPrefix, WholeTrunk, choose_forward
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
-from skgpt.pretrained.loading import Source, load_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as OTHERS
 from skgpt.training.loss import CrossEntropy
 from skgpt.trunk.capabilities import probe
@@ -59,17 +59,17 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def source(name: str, folder_of: Callable[[str], str]) -> Source:
-    return load_source(folder_of(name))
+def source(name: str, folder_of: Callable[[str], str]) -> PretrainedModel:
+    return load_pretrained(folder_of(name))
 
 
-def tokens_of(source: Source) -> Tokens:
+def tokens_of(source: PretrainedModel) -> Tokens:
     tokens = tokenise(TEXTS, source.tokenizer, 256)
     assert tokens.lengths.max() > 4 * WINDOW
     return tokens
 
 
-def network_of(source: Source, **options: Any) -> TextNetwork:
+def network_of(source: PretrainedModel, **options: Any) -> TextNetwork:
     network = build(source, **options)
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     return network
@@ -88,7 +88,7 @@ def gradients(loss: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def one_by_one(network: TextNetwork, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the scores of each text alone, and the sum of the gradients of their losses."""
-    trunk = copy.deepcopy(network.source.trunk).requires_grad_(True)
+    trunk = copy.deepcopy(network.pretrained.trunk).requires_grad_(True)
     learned = {n: p for n, p in trunk.named_parameters() if n in network.learnable}
     learned["head"] = network.head.weight
     scores, total = [], {}
@@ -111,7 +111,9 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -
         assert float((one - two).abs().max()) < 1e-5 * scale, name
 
 
-def test_prove__an_architecture_never_seen__is_found_out(name: str, source: Source) -> None:
+def test_prove__an_architecture_never_seen__is_found_out(
+    name: str, source: PretrainedModel
+) -> None:
     known, capabilities = KNOWN[name], source.capabilities
     assert name not in OTHERS
     assert (capabilities.supports_packing, capabilities.supports_fast_blocks) == (
@@ -124,7 +126,7 @@ def test_prove__an_architecture_never_seen__is_found_out(name: str, source: Sour
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_each_alone(
-    pooling: str, source: Source
+    pooling: str, source: PretrainedModel
 ) -> None:
     if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused")
@@ -142,7 +144,7 @@ def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_eac
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
-    pooling: str, name: str, source: Source
+    pooling: str, name: str, source: PretrainedModel
 ) -> None:
     if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused")
@@ -162,7 +164,7 @@ def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     assert_same_gradients(gradients(loss_of(logits, list(ROWS)), learned), expected)
 
 
-def test_network__bf16__is_close_to_fp32(name: str, source: Source) -> None:
+def test_network__bf16__is_close_to_fp32(name: str, source: PretrainedModel) -> None:
     tokens = tokens_of(source)
     layout = Layout.of(tokens.lengths, source, CPU)
     # These two multiply weights with, or add to what they give, a buffer that they keep.
@@ -193,7 +195,7 @@ def test_prove__a_mask_that_shows_in_long_texts_alone__is_seen(
 ) -> None:
     from transformers.models.llama import modeling_llama
 
-    trunk = load_source(tiny_llama).trunk
+    trunk = load_pretrained(tiny_llama).trunk
     create = modeling_llama.create_causal_mask
 
     def near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -219,7 +221,7 @@ def test_max_length__rotations_that_a_long_neighbour_would_change__is_bounded_be
         patch.setitem(config, "rope_parameters", longrope)
         patch.setitem(config, "original_max_position_embeddings", 64)
         folder = write_tiny(str(tmp_path / "longrope"), "phi3")
-    source = load_source(folder)
+    source = load_pretrained(folder)
     assert source.max_positions == 64
     short, long = (torch.arange(n)[None] % 200 for n in (64, 65))
     last = source.trunk(input_ids=long).last_hidden_state[0, :64]

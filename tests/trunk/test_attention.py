@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from skgpt.data.tokenization import tokenise
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import Source, load_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.trunk.attention import NAME, Boundaries, pack, packed_attention, padded
 from skgpt.trunk.capabilities import probe
@@ -51,7 +51,7 @@ def in_rows(
     return padded(q, k, v, boundaries, scale, causal, window)
 
 
-def network_of(source: Source, dtype: torch.dtype = torch.float32) -> TextNetwork:
+def network_of(source: PretrainedModel, dtype: torch.dtype = torch.float32) -> TextNetwork:
     network = build_network(
         source,
         n_layers=None,
@@ -69,13 +69,13 @@ def network_of(source: Source, dtype: torch.dtype = torch.float32) -> TextNetwor
 def test_prove__each_architecture__is_known_to_pack_or_not(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    capabilities = load_source(tiny_model(architecture)).capabilities
+    capabilities = load_pretrained(tiny_model(architecture)).capabilities
     assert capabilities.supports_packing == (architecture in PACKED)
     assert capabilities.supports_fast_blocks == (architecture in FAST)
 
 
 def test_prove__a_trunk__is_left_as_it_is(tiny_llama: str) -> None:
-    trunk = load_source(tiny_llama).trunk
+    trunk = load_pretrained(tiny_llama).trunk
     before = (trunk.config._attn_implementation, [type(block) for block in find_blocks(trunk)])
     probe(trunk)
     assert before == (trunk.config._attn_implementation, [type(b) for b in find_blocks(trunk)])
@@ -86,7 +86,7 @@ def test_prove__a_trunk__is_left_as_it_is(tiny_llama: str) -> None:
 def test_network__texts_end_to_end__have_the_scores_and_gradients_of_the_models_own_code(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     network = network_of(source)
     tokens = tokenise(TEXTS, source.tokenizer, 80)
     layout = Layout.of(tokens.lengths, source, CPU)
@@ -120,7 +120,7 @@ def test_network__padded_where_it_could_be_packed__has_the_same_scores(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
     # An encoder that doesn't pack needs the mask; no tiny model is one by itself.
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     padded = replace(
         source,
         capabilities=replace(
@@ -182,9 +182,9 @@ def test_attention__what_it_does_not_compute__is_refused_so_that_the_model_is_pa
 def test_use_fast_blocks__blocks_of_another_kind_or_gate__stay_as_they_are(
     tiny_model: Callable[[str], str], tiny_llama: str
 ) -> None:
-    other = load_source(tiny_model("gpt2")).copy_trunk(2, torch.float32, CPU)
+    other = load_pretrained(tiny_model("gpt2")).copy_trunk(2, torch.float32, CPU)
     assert not use_fast_blocks(find_blocks(other))
-    llama = load_source(tiny_llama).copy_trunk(2, torch.float32, CPU)
+    llama = load_pretrained(tiny_llama).copy_trunk(2, torch.float32, CPU)
     blocks = find_blocks(llama)
     for block in blocks:
         block.__class__ = type(block).__mro__[2]
@@ -248,7 +248,7 @@ def test_pieces__bf16__keep_the_dtype_of_what_they_are_given(case: str) -> None:
 def test_layout__tokens_laid_out_and_back__are_the_same(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_source(tiny_model(architecture))
+    source = load_pretrained(tiny_model(architecture))
     layout = Layout.of(np.array(LENGTHS), source, CPU)
     hidden = random(sum(LENGTHS), 4)
     laid_out = layout.lay(hidden)
@@ -262,7 +262,7 @@ def test_layout__tokens_laid_out_and_back__are_the_same(
 
 
 def test_layout__any_number_of_tokens__few_widths_and_little_filler(tiny_llama: str) -> None:
-    source = load_source(tiny_llama)
+    source = load_pretrained(tiny_llama)
     widths = set()
     for total in range(1, 2049):
         layout = Layout.of(np.array([total]), source, CPU)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from skgpt.pretrained.loading import Source, load_source
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.trunk.layers import SplitTrunk, find_blocks
 
@@ -15,16 +15,18 @@ IDS = torch.tensor([[5, 9, 17, 33, 64, 3], [8, 2, 90, 41, 7, 11]])
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def source(request: pytest.FixtureRequest, tiny_model: Callable[[str], str]) -> Source:
-    return load_source(tiny_model(request.param))
+def source(request: pytest.FixtureRequest, tiny_model: Callable[[str], str]) -> PretrainedModel:
+    return load_pretrained(tiny_model(request.param))
 
 
-def inputs_of(source: Source) -> dict[str, torch.Tensor]:
+def inputs_of(source: PretrainedModel) -> dict[str, torch.Tensor]:
     return {"attention_mask": torch.ones_like(IDS)} if source.capabilities.needs_mask else {}
 
 
 @torch.no_grad()
-def test_split_trunk__every_architecture_and_depth__equals_the_whole_trunk(source: Source) -> None:
+def test_split_trunk__every_architecture_and_depth__equals_the_whole_trunk(
+    source: PretrainedModel,
+) -> None:
     inputs = inputs_of(source)
     whole = source.copy_trunk(3, torch.float32, CPU)(input_ids=IDS, **inputs).last_hidden_state
     for k in (1, 2, 3):
@@ -38,7 +40,7 @@ def test_split_trunk__every_architecture_and_depth__equals_the_whole_trunk(sourc
 
 @torch.no_grad()
 def test_split_trunk__hidden_states_given_to_the_upper_part__are_what_counts(
-    source: Source,
+    source: PretrainedModel,
 ) -> None:
     inputs = inputs_of(source)
     trunk = source.copy_trunk(3, torch.float32, CPU)
@@ -51,7 +53,9 @@ def test_split_trunk__hidden_states_given_to_the_upper_part__are_what_counts(
 
 
 @torch.no_grad()
-def test_split_trunk__outside_of_its_calls__leaves_the_trunk_as_it_was(source: Source) -> None:
+def test_split_trunk__outside_of_its_calls__leaves_the_trunk_as_it_was(
+    source: PretrainedModel,
+) -> None:
     inputs = inputs_of(source)
     trunk = source.copy_trunk(3, torch.float32, CPU)
     before = trunk(input_ids=IDS, **inputs).last_hidden_state
@@ -62,7 +66,7 @@ def test_split_trunk__outside_of_its_calls__leaves_the_trunk_as_it_was(source: S
 
 @torch.no_grad()
 def test_truncated_trunk__n_layers__runs_the_first_blocks_and_the_final_norm(
-    source: Source,
+    source: PretrainedModel,
 ) -> None:
     trunk = source.copy_trunk(2, torch.float32, CPU)
     assert len(find_blocks(trunk)) == 2
@@ -78,7 +82,7 @@ def test_truncated_trunk__n_layers__runs_the_first_blocks_and_the_final_norm(
     torch.testing.assert_close(last.run_upper(after_two, **inputs), short)
 
 
-def test_split_trunk__closed__leaves_no_wrapper_and_no_cycle(source: Source) -> None:
+def test_split_trunk__closed__leaves_no_wrapper_and_no_cycle(source: PretrainedModel) -> None:
     trunk = source.copy_trunk(3, torch.float32, CPU)
     split = SplitTrunk(trunk, 2)
     blocks = [weakref.ref(block) for block in find_blocks(trunk)]

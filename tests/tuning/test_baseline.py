@@ -164,7 +164,7 @@ def test_compare_scores__there_already__says_what_the_comparison_says(
     again = compare_scores(Oracle(), ours, theirs, whole.test_to_train)
     assert not Oracle.seen and again.to_dict() == whole.to_dict()
     with pytest.warns(BaselineWarning) as anew:
-        warn_unless_won(again, stacklevel=2)
+        warn_unless_won(again)
     assert str(anew[0].message) == str(caught[0].message) and anew[0].filename == __file__
     with pytest.raises(TuningError, match="For Oracle it gives none on fold 2"):
         compare_scores(Oracle(), ours._replace(scores=np.array([1, 1, np.nan, 1])), theirs, 0.3)

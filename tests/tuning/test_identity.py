@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained import loading as contents
-from skgpt.pretrained.loading import files_digest
+from skgpt.pretrained.loading import hash_model_files
 from skgpt.testing import tiny_gpt
 from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.identity import check_belongs, identity_of, name_of
@@ -77,21 +77,23 @@ def test_identity__other_weights_for_the_scorer_alone__is_another_search(
 
 
 def test_files_digest__what_is_had_by_name_or_is_none__is_none(tmp_path: Path) -> None:
-    assert files_digest("smollm2-135m") is None and files_digest("someone/something") is None
-    assert files_digest(str(tmp_path)) is None and files_digest("") is None
+    assert (
+        hash_model_files("smollm2-135m") is None and hash_model_files("someone/something") is None
+    )
+    assert hash_model_files(str(tmp_path)) is None and hash_model_files("") is None
 
 
 def test_files_digest__files_as_they_were__are_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_gpt(str(tmp_path / "model"))
-    first = files_digest(folder)
+    first = hash_model_files(folder)
     weights = max(Path(folder).glob("*.safetensors"))
-    assert first is not None and files_digest(str(weights)) not in (None, first)
+    assert first is not None and hash_model_files(str(weights)) not in (None, first)
     with monkeypatch.context() as patched:
         patched.setattr(contents.hashlib, "file_digest", None)  # so that reading fails
-        assert files_digest(folder) == first
+        assert hash_model_files(folder) == first
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert files_digest(folder) != first
+    assert hash_model_files(folder) != first
