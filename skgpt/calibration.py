@@ -39,8 +39,8 @@ def calibrate(
 
     As in Platt's method (1999), the truth counts as a little uncertain, the more so the fewer rows
     there are: with a few rows, all predicted right, the best temperature would be zero and every
-    probability one. The number of rows is Kish's effective number (1965) of different rows: it
-    doesn't change with the scale of the weights, and one row of weight two counts as that row twice.
+    probability one. The number of rows is Kish's effective number (1965) of different rows: the
+    scale of the weights doesn't change it, and a row of weight two counts as that row twice.
 
     The expected calibration error has 15 bins of equal width. The Brier score is the mean squared
     error of a probability, in [0, 1]; with three or more classes its sum over them, in [0, 2].

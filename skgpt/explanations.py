@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skgpt.data.template import Template
 from skgpt.data.tokenization import (
     Places,
     Span,
@@ -39,6 +38,7 @@ from skgpt.data.tokenization import (
 )
 from skgpt.device import to_device
 from skgpt.exceptions import ModelNotSupportedError, missing_package
+from skgpt.fitted_model import FittedModel
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import Budget, needs_memory, token_budget
 from skgpt.network.network import TextNetwork
@@ -221,40 +221,20 @@ def _add_up(
     return Attributions(steps_STD.sum(axis=0), scores_SD[0])
 
 
-def explanations(fitted: Any, X: Any) -> Any:
-    """Return the attributions of texts, a row for each token and explained class.
-
-    Parameters
-    ----------
-    fitted : GPTTextClassifier
-        Nobody else's copy: another thread's fit must not change it in the meantime.
-    X : array-like of shape (n,) or (n, n_columns)
-
-    Returns
-    -------
-    table : pandas.DataFrame
-        As `GPTTextClassifier.explain` describes it.
-
-    Raises
-    ------
-    MissingPackageError
-        If pandas is not installed.
-    ValueError
-        If X is not as in `fit`, or the model can't be explained.
-    """
+def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
+    """Return the table that `GPTTextClassifier.explain` describes."""
     pandas = _pandas()
-    texts = fitted._checked_texts(X)
-    columns = texts.cells
-    scores = fitted._scores(X)
-    network = fitted._network
+    texts = model.check_texts(X)
+    scores = model.raw_scores(X, verbose)
+    network = model.network
     tokens, places = locate(
-        columns,
-        Template(*fitted._fitted_with["template"]),
+        texts.cells,
+        model.template,
         network.pretrained.tokenizer,
-        fitted._fitted_with["max_length"],
-        fitted._fitted_with.get("long_text", "cut"),  # older pickles know no other way
+        model.max_length,
+        model.long_text,
     )
-    explained, directions = _explained(scores, fitted._fitted_with["multilabel"])
+    explained, directions = _explained(scores, model.multilabel)
     run = run_by_trunk(tokens)
     counts = tokens.counts if isinstance(tokens, Windows) else np.ones(len(tokens), dtype=np.int64)
     of_run = np.repeat(np.arange(len(tokens)), counts)
@@ -264,7 +244,7 @@ def explanations(fitted: Any, X: Any) -> Any:
         _text_of(found[end - count : end], run.offsets[end - count : end + 1], places)
         for end, count in zip(ends, counts.tolist(), strict=True)
     ]
-    table = _table(columns, fitted.classes_[explained], parts)
+    table = _table(texts.cells, model.classes[explained], parts)
     if texts.names is not None:
         table["column"] = np.array(texts.names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)

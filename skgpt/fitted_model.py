@@ -176,6 +176,6 @@ def check_columns_match(
 
 
 def _probe(name: str) -> BaseEstimator:
-    """Return an estimator for scikit-learn to set and read attributes on; messages name its class."""
+    """Return an estimator that scikit-learn may set attributes on; its messages name the class."""
     probe: BaseEstimator = type(name, (BaseEstimator,), {})()
     return probe

@@ -46,9 +46,9 @@ PARTS = ["load", "tokenise", "frozen layers", "train", "predict"]
 def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
     """Cross-validate S; a lap of the stopwatch is a fold."""
     import transformers  # noqa: F401  # as in the other arms, before the clock starts
+    from skgpt.estimators import base
 
     from skgpt import GPTTextClassifier
-    from skgpt.estimators import base
     from skgpt.network import features as prefix
 
     for owner, name, part in (

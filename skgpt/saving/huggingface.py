@@ -5,7 +5,6 @@ safetensors are read: nothing is unpickled and no code of a checkpoint is run.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from skgpt import __version__
 from skgpt._files import (
+    atomic_folder,
     check_nothing_else,
     from_plain,
     opened_by,
     save_errors,
     to_plain,
-    atomic_folder,
 )
 from skgpt.data.targets import ClassTarget, LabelSets, Target
 from skgpt.data.tokenization import tokenise
@@ -198,7 +197,8 @@ def _pad_id(pretrained: PretrainedModel) -> int:
             return int(i)
     raise ModelNotSupportedError(
         f"`model` must have a special token that texts don't end in, to pad with: transformers "
-        f"pools at the last token before the padding. {pretrained.model!r} has none: use skgpt.save."
+        f"pools at the last token before the padding. {pretrained.model!r} has none: use "
+        "skgpt.save."
     )
 
 

@@ -78,8 +78,8 @@ def _what_it_is(model: FittedModel) -> str:
         )
     return (
         f"It {task}. The trunk is {spec.n_layers} of the {pretrained.full_depth} layers of "
-        f"`{_base_name(model)}`; the head is one matrix on the last token's hidden state. Fine-tuned "
-        f"with skgpt: {learned} learned.{calibrated}"
+        f"`{_base_name(model)}`; the head is one matrix on the last token's hidden state. "
+        f"Fine-tuned with skgpt: {learned} learned.{calibrated}"
     )
 
 
@@ -98,6 +98,7 @@ def _scores(model: FittedModel, *, early_stopping: bool) -> str:
     there = [key for key in _COLUMNS if key in model.history[-1]]
     head = "| " + " | ".join(_COLUMNS[key] for key in there) + " |"
     lines = [head, "|" + "---|" * len(there)]
+    record: Mapping[str, Any]
     for record in model.history:
         cells = (f"{record[key]:.6g}" if key in record else "" for key in there)
         lines.append("| " + " | ".join(cells) + " |")

@@ -29,7 +29,7 @@ from skgpt.pretrained.default_models import ALIASES, cache_folder, no_downloads,
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained, make_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config
-from skgpt.tensor_files import check_checksum, from_bytes, with_checksum, to_bytes
+from skgpt.tensor_files import check_checksum, from_bytes, to_bytes, with_checksum
 from skgpt.training.optimizer import Moments
 from skgpt.trunk.layers import copy_around, find_blocks, truncate
 
@@ -91,7 +91,7 @@ def unpack(state: Mapping[str, Any], fitted_by: str) -> FittedModel:
     )
 
 
-def _where_to_open(device: str, precision: str) -> tuple[torch.device, torch.dtype]:
+def _where_to_open(device: str, precision: Any) -> tuple[torch.device, torch.dtype]:
     """Return device and dtype as asked for at fit, or what this machine has instead."""
     try:
         found = resolve_device(device)

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
 from skgpt.exceptions import SearchSpaceError
-from skgpt.fitting import watched_by
+from skgpt.fitting import fit_observer
 from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, Parking, Room, StepDone
 from skgpt.training.config import TrainingPlan
 from skgpt.tuning.space import final_of
@@ -265,7 +265,7 @@ class Fold:
     def _run(self, config: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            with sklearn.config_context(**config), watched_by(self._watch):
+            with sklearn.config_context(**config), fit_observer(self._watch):
                 self._fit_and_score()
         except FitStopped:
             self.fit_time = time.perf_counter() - began - self._elsewhere

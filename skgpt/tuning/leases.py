@@ -15,8 +15,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution
 
+from skgpt._base import BaseGPTText
 from skgpt.device import cuda_devices, on_cuda_device
-from skgpt.estimators.base import BaseGPTText
 from skgpt.pretrained.default_models import cache_folder
 
 _LOG = logging.getLogger("skgpt")

@@ -143,9 +143,9 @@ def test_deepcopy__a_fitted_model__is_independent(
     before = clf.predict_proba(X)
     twin = copy.deepcopy(clf)
     assert np.array_equal(twin.predict_proba(X), before)
-    for master in twin._network.learnable.values():
+    for master in twin._model.network.learnable.values():
         master.data.zero_()
-    twin._network.refresh()
+    twin._model.network.refresh()
     assert np.array_equal(clf.predict_proba(X), before)
 
 
@@ -167,9 +167,11 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
     assert len(data) < len(pickle.dumps(make(folder, max_epochs=1).fit(X, y))) / 2
     again = pickle.loads(data)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    frozen = {n for n, _ in clf._network.trunk.named_parameters()} - set(clf._network.learnable)
+    frozen = {n for n, _ in clf._model.network.trunk.named_parameters()} - set(
+        clf._model.network.learnable
+    )
     for name in frozen:  # two estimators of one base hold its tensors once
-        one, two = (c._network.trunk.get_parameter(name) for c in (clf, again))
+        one, two = (c._model.network.trunk.get_parameter(name) for c in (clf, again))
         assert one.data_ptr() == two.data_ptr()
 
     import skgpt
@@ -192,7 +194,7 @@ def test_pickle__an_earlier_or_later_format__is_refused_by_name(
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     state = clf.__getstate__()
-    state["_network"]["format"] = other
+    state["_model"]["format"] = other
     with pytest.raises(StateFormatError, match=f"Got {other}"):
         GPTTextClassifier.__new__(GPTTextClassifier).__setstate__(state)
 
@@ -203,7 +205,7 @@ def test_pickle__trained_where_there_was_a_gpu__opens_without_one(
     X, y = two_class_data
     clf = make(tiny_llama, max_epochs=1, precision="fp32").fit(X, y)
     state = clf.__getstate__()
-    state["_fitted_with"] = {**state["_fitted_with"], "device": "cuda:7", "precision": "fp32"}
+    state["_model"] |= {"device": "cuda:7", "precision": "fp32"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     opened = GPTTextClassifier.__new__(GPTTextClassifier)
     opened.__setstate__(state)

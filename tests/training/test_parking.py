@@ -115,7 +115,7 @@ def test_fit__while_parked__has_nothing_of_its_own_where_it_was(
     # What is shared, that is the base and the states behind frozen layers, is there before.
     clf = make(tiny_llama, **options)
     clf.fit(*two_class_data)
-    del clf._network
+    del clf._model.network
     gc.collect()
     shared = _memory(_everywhere())
     left: list[int] = []
