@@ -47,7 +47,7 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
     """Cross-validate S; a lap of the stopwatch is a fold."""
     import transformers  # noqa: F401  # as in the other arms, before the clock starts
 
-    from skgpt import GPTTextClassifier, fitting
+    from skgpt import GPTTextClassifier, fitted_model, fitting
     from skgpt.network import features as prefix
 
     for owner, name, part in (
