@@ -12,10 +12,14 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import get_scorer_names
 
 from skgpt._sklearn import CallbackSupportMixin, Interval, StrOptions
+from skgpt.cost import advice
+from skgpt.data.tokenization import LongText
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
-from skgpt.saving.state import pack, unpack
+from skgpt.network.network import TextNetwork
+from skgpt.saving.state import StoreBase, pack, unpack
+from skgpt.training.callbacks import Monitor, SlowFitNotice, fit_progress
 
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
 _DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
@@ -63,7 +67,10 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
 
     _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
     lora: LoRA | None
-    store_base: Any
+    max_length: int
+    long_text: LongText
+    store_base: StoreBase
+    verbose: int
     _model: FittedModel
 
     # Where scikit-learn's HTML representation links to.
@@ -107,6 +114,11 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
             params["lora"] = clone(lora)
         super().set_params(**params)
         return self
+
+    def _monitors(self, network: TextNetwork) -> list[Monitor]:
+        """Return what shows a fit: a word about a very long one, a bar or lines."""
+        text = advice(network, self.max_length, self.long_text)
+        return [SlowFitNotice(text), *fit_progress(self.verbose)]
 
     def _set_fitted(self, model: FittedModel) -> None:
         """Become fitted; another thread's predict sees the old fit or the new one."""

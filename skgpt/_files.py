@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from skgpt.exceptions import (
-    FolderNameError,
     FolderTakenError,
-    SaveError,
+    InvalidArgumentError,
     SkgptError,
     StateFormatError,
+    StorageError,
 )
 
 _TAG = "!"  # the key of what JSON has no word for
@@ -157,24 +157,28 @@ def as_folder(value: Any, name: str) -> Path:
 
     Raises
     ------
-    FolderNameError
+    InvalidArgumentError
         If it is neither a text nor a path object, or names nothing.
     """
     wanted = f"`{name}` must be the name of a folder, a text or a path object."
     try:
         text = os.fspath(value)
     except TypeError as error:
-        raise FolderNameError(f"{wanted} Got an object of type {type(value).__name__}.") from error
+        raise InvalidArgumentError(
+            f"{wanted} Got an object of type {type(value).__name__}."
+        ) from error
     if not isinstance(text, str):
-        raise FolderNameError(f"{wanted} Got {text!r}: use os.fsdecode for names in bytes.")
+        raise InvalidArgumentError(f"{wanted} Got {text!r}: use os.fsdecode for names in bytes.")
     if not text:  # Path would take it for the current folder; mostly it is a variable never set
-        raise FolderNameError(f"{wanted} Got {text!r}: use '.' for the current folder.")
+        raise InvalidArgumentError(f"{wanted} Got {text!r}: use '.' for the current folder.")
     if "\0" in text:
-        raise FolderNameError(f"{wanted} Got {text!r}, with a character that no name can have.")
+        raise InvalidArgumentError(
+            f"{wanted} Got {text!r}, with a character that no name can have."
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise FolderNameError(f"{wanted} Got {text!r}, and there is no such user.") from error
+        raise InvalidArgumentError(f"{wanted} Got {text!r}, and there is no such user.") from error
 
 
 def opened_by(folder: Path) -> str:
@@ -194,7 +198,7 @@ def save_errors(folder: Path, n_bytes: int | None = None) -> Iterator[None]:
 
     Raises
     ------
-    SaveError
+    StorageError
         Where the body raises an OSError that is none of skgpt's own.
     """
     try:
@@ -214,7 +218,7 @@ def save_errors(folder: Path, n_bytes: int | None = None) -> Iterator[None]:
                 f"`folder` must be one that can be written to. {str(folder)!r} can't ({error}): "
                 "name another."
             )
-        raise SaveError(f"{reason} What was there is as it was.") from error
+        raise StorageError(f"{reason} What was there is as it was.") from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import sys
 import warnings
 
 # Packages whose frames may lie between a user's call and a warning of ours.
-_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch"}
+_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch", "contextlib"}
 
 
 class SkgptError(Exception):
@@ -15,8 +15,12 @@ class InvalidTextError(SkgptError, ValueError):
     """The texts, labels or weights that were handed in can't be used as they are."""
 
 
+class InvalidArgumentError(SkgptError, TypeError, ValueError):
+    """What was to be saved, or the name of a folder, is not of a kind that can be."""
+
+
 class ModelNotFoundError(SkgptError, OSError):
-    """The pretrained model that was named could not be found or read."""
+    """The pretrained model that was named could not be found, fetched or read."""
 
 
 class ModelNotSupportedError(SkgptError, ValueError):
@@ -31,40 +35,16 @@ class MissingPackageError(SkgptError, ImportError):
     """Something needs a package that is not installed; the message names it."""
 
 
-class SearchSpaceError(SkgptError, ValueError):
-    """What a search is to choose from, or to choose by, is not as described."""
-
-
-class SearchStorageError(SkgptError, OSError):
-    """Where a search is to be kept can't be opened."""
-
-
-class SearchFailedError(SkgptError, ValueError):
-    """A search ended without a single trial that was trained to its end."""
-
-
 class TuningError(SkgptError, ValueError):
-    """A search or a comparison can't be run as it was asked for."""
+    """A search or a comparison can't be run as it was asked for, or no trial of it succeeded."""
 
 
-class DownloadError(SkgptError, OSError):
-    """A file could not be fetched, or what came was not what was expected."""
+class StorageError(SkgptError, OSError):
+    """A folder, file or storage can't be read or written; what was there before still is."""
 
 
-class CacheError(SkgptError, OSError):
-    """The cache folder can't be used: not writable, full, or held by another process."""
-
-
-class FolderTakenError(SkgptError, FileExistsError):
+class FolderTakenError(StorageError, FileExistsError):
     """There is something else where a folder was to be written; it was left alone."""
-
-
-class FolderNameError(SkgptError, TypeError, ValueError):
-    """What was passed as a folder is not the name of one."""
-
-
-class CheckpointError(SkgptError, OSError):
-    """A checkpoint can't be written, or what is there is damaged."""
 
 
 class DivergedError(SkgptError, ArithmeticError):
@@ -76,15 +56,14 @@ class NoMemoryError(SkgptError, MemoryError):
 
 
 class StateFormatError(SkgptError, ValueError):
-    """A saved model was written in a format that this version can't read."""
+    """A saved model is damaged, or of a format that this version can't read."""
 
 
-class NotSavableError(SkgptError, TypeError):
-    """Something can't be written as JSON and safetensors; the message names it."""
-
-
-class SaveError(SkgptError, OSError):
-    """A fitted model could not be written; what was there before is as it was."""
+# Other names of the same classes.
+SearchSpaceError = SearchFailedError = TuningError
+SearchStorageError = CacheError = CheckpointError = SaveError = StorageError
+FolderNameError = NotSavableError = InvalidArgumentError
+DownloadError = ModelNotFoundError
 
 
 class SlowFitWarning(UserWarning):

@@ -1,7 +1,8 @@
 """How an estimator is fitted: check the inputs, build the network, train it, record the result.
 
 `fit`, `partial_fit` and `plan` read the estimator's parameters and ask it for three things:
-`_encode_target` checks y, `_loss_weights` weighs the rows, `_loss` is what is minimised.
+`_encode_target` checks y, `_loss_weights` weighs the rows, `_loss` is what is minimised. What shows
+a fit, `_monitors`, is its own too.
 """
 
 import copy
@@ -20,7 +21,7 @@ from sklearn.metrics import check_scoring
 
 from skgpt._files import as_folder
 from skgpt.calibration import calibrate
-from skgpt.cost import FitEstimate, advice, estimate_fit
+from skgpt.cost import FitEstimate, estimate_fit
 from skgpt.data.inputs import check_texts, check_weight, rows_of
 from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
 from skgpt.data.targets import Target, join
@@ -51,7 +52,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.run_key import described, digest, encoded
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
-from skgpt.training.callbacks import EpochRecord, Monitor, SlowFitNotice, fit_progress
+from skgpt.training.callbacks import EpochRecord, Monitor, SlowFitNotice
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.config import TrainingPlan, resolve_epochs
 from skgpt.training.early_stopping import Judge, StoppingRule, Watched
@@ -622,15 +623,13 @@ def _takes_weights(scorer: Any) -> bool:
 
 def make_monitors(estimator: Any, data: FitData, network: TextNetwork) -> list[Monitor]:
     """Return what shows a fit and, if somebody observes it, what they return for it."""
-    progress = fit_progress(estimator.verbose)
+    monitors: list[Monitor] = estimator._monitors(network)
     observer = _OBSERVER.get()
-    if observer is not None:
-        monitor = observer(estimator, lambda: fitted_view(estimator, data, network))
-        if monitor is not None:
-            # No notice of a slow fit: an observer may have it wait for others.
-            return [*progress, monitor]
-    text = advice(network, estimator.max_length, estimator.long_text)
-    return [SlowFitNotice(text), *progress]
+    observing = observer and observer(estimator, lambda: fitted_view(estimator, data, network))
+    if not observing:
+        return monitors
+    # No notice of a slow fit: an observer may have it wait for others.
+    return [*(m for m in monitors if not isinstance(m, SlowFitNotice)), observing]
 
 
 # Asked by every fit that begins: the estimator, and what makes a copy of it that is fitted with

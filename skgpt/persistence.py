@@ -30,12 +30,7 @@ from skgpt._files import (
     to_plain,
 )
 from skgpt.classifier import GPTTextClassifier
-from skgpt.exceptions import (
-    ModelNotFoundError,
-    NotSavableError,
-    SkgptError,
-    StateFormatError,
-)
+from skgpt.exceptions import InvalidArgumentError, ModelNotFoundError, SkgptError, StateFormatError
 from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
@@ -95,14 +90,14 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
     array(['crude'], dtype='<U8')
     """
     if isinstance(estimator, str | os.PathLike):
-        raise NotSavableError(
+        raise InvalidArgumentError(
             f"skgpt.save takes a fitted estimator first and a folder second. Got {estimator!r} "
             "first: swap them."
         )
     root = as_folder(folder, "folder")
     name = _name_in(ESTIMATORS, estimator)
     if name is None:
-        raise NotSavableError(
+        raise InvalidArgumentError(
             f"skgpt.save takes a fitted {' or '.join(ESTIMATORS)}. Got {_kind_of(estimator)}: save "
             "a Pipeline, a search or another estimator with skops.io.dump or joblib.dump, or only "
             "the step that is skgpt's, like pipeline[-1]."
@@ -189,7 +184,7 @@ def _files_of(estimator: Any) -> dict[str, bytes]:
         try:
             plain[name] = to_plain(value, _own_to_plain)
         except TypeError as error:
-            raise NotSavableError(
+            raise InvalidArgumentError(
                 f"What is saved in a folder must be made of numbers and text. {_named(name)} is "
                 f"not ({error}): set another value, or use skops.io.dump or joblib.dump."
             ) from error

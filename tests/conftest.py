@@ -1,6 +1,7 @@
 """What every test stands on: an environment without a network, tiny models, learnable texts."""
 
 import os
+import shutil
 import signal
 
 # Read when scipy, huggingface_hub or tokenizers are imported, so set before anything else is.
@@ -14,12 +15,13 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 # another busy process make everything ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import joblib
 import pytest
 
 from skgpt.testing import tiny_gpt
-from tests.helpers import TextData, make_text_data
+from tests.helpers import Fitted, FittedModels, TextData, make_text_data
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -38,6 +40,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not torch.cuda.is_available():
             for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Return a worker a core for folders of tests, and none where somebody looks at a few.
+
+    For files and for tests by name, and with -s, this process runs them: breakpoint() and print
+    work. So it does where there is a GPU, whose memory some tests measure.
+    """
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
+    folders = any(os.path.isdir(arg) for arg in config.args)
+    if not folders or config.option.capture == "no" or shutil.which("nvidia-smi"):
+        return 0
+    return min(joblib.cpu_count(), 8)  # each imports torch and takes about 1 GB
 
 
 def _selects(config: pytest.Config) -> bool:
@@ -92,3 +108,26 @@ def two_class_data() -> TextData:
 def three_class_data() -> TextData:
     """Return 60 texts of three classes, each with words of its own."""
     return make_text_data(n_classes=3)
+
+
+@pytest.fixture(scope="session")
+def _fitted_models(tiny_llama: str) -> FittedModels:
+    return FittedModels(tiny_llama)
+
+
+@pytest.fixture
+def fitted_model(_fitted_models: FittedModels) -> Iterator[Callable[[str], Fitted]]:
+    """Return a function from a kind to a fitted model that all tests share, for tests that read.
+
+    ``clf, X, y = fitted_model("lora")``; `FittedModels.KINDS` names the kinds. A test that changes
+    the model fails at its end. A test that fits, or sets parameters, takes a clone.
+    """
+    asked: set[str] = set()
+
+    def of(kind: str) -> Fitted:
+        asked.add(kind)
+        return _fitted_models.get(kind)
+
+    yield of
+    for kind in asked:
+        _fitted_models.check_unchanged(kind)

@@ -43,7 +43,7 @@ from optuna.trial import TrialState
 from sklearn.base import clone
 from sklearn.metrics import accuracy_score
 
-from skgpt.tuning.studies import make_pruner
+from skgpt.tuning.study import make_pruner
 
 PRUNERS = {"unpruned": None, "halving": "halving", "median": "median"}
 REPLAYED = ("median", "percentile", "halving", "hyperband")
@@ -57,15 +57,15 @@ SEEDS = (0, 1, 2)
 
 def note_memory(resident: list[int]) -> None:
     """Have every trial that ends note down how much memory the process has resident."""
-    from skgpt.tuning.ledger import Ledger
+    from skgpt.tuning.trial_store import TrialStore
 
-    finish = Ledger.finish
+    finish = TrialStore.finish
 
     def noting(self: Any, *args: Any) -> None:
         finish(self, *args)
         resident.append(psutil.Process().memory_info().rss)
 
-    Ledger.finish = noting  # type: ignore[method-assign]
+    TrialStore.finish = noting  # type: ignore[method-assign]
 
 
 def one_run(arm: str, args: argparse.Namespace) -> Run:

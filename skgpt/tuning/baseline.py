@@ -14,8 +14,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
+from skgpt.tuning.folds import FoldScores, draw_folds, last_step, one_scorer
 from skgpt.tuning.linear import LinearTextClassifier
-from skgpt.tuning.same_folds import FoldScores, draw_folds, last_step, one_scorer
 
 
 @dataclass(frozen=True, eq=False)

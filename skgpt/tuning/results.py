@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial
 from scipy.stats import rankdata
 from sklearn.exceptions import FitFailedWarning
 
-from skgpt.exceptions import SearchFailedError, warn_user
-from skgpt.tuning.ledger import result_of
+from skgpt.exceptions import TuningError, warn_user
 from skgpt.tuning.space import Space
+from skgpt.tuning.trial_store import result_of
 
 # scikit-learn's own: parameters, folds, results of each fit, further columns.
 Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[str, Any]]
@@ -28,13 +28,13 @@ def check_trials(trials: Sequence[FrozenTrial]) -> None:
 
     Raises
     ------
-    SearchFailedError
+    TuningError
     """
     states = Counter(trial.state.name for trial in trials)
     if not states["COMPLETE"]:
         errors = _errors_of(trials)
         why = f" The first error was: {errors[0]}" if errors else ""
-        raise SearchFailedError(
+        raise TuningError(
             "A search needs a trial that is trained to its end. Of this one's "
             f"{len(trials)}, {states['FAIL']} failed and {states['PRUNED']} were pruned.{why} "
             "See error_score='raise', pruner=None, or a longer `timeout`. What `storage` keeps is "

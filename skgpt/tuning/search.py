@@ -22,16 +22,16 @@ from skgpt._sklearn import (
     fit_context,
     have_it_raise,
 )
-from skgpt.exceptions import SearchSpaceError
+from skgpt.exceptions import TuningError
 from skgpt.fitting import draw_seed
-from skgpt.tuning.folds import Evaluation
-from skgpt.tuning.guard import judge_baseline, meet_baseline, warn_unless_better
-from skgpt.tuning.identity import identity_of, name_of
-from skgpt.tuning.ledger import result_of
+from skgpt.tuning.baseline_check import judge_baseline, meet_baseline, warn_unless_better
+from skgpt.tuning.folds import check_rows
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
-from skgpt.tuning.same_folds import check_rows
 from skgpt.tuning.space import Space, check_names, default_space
-from skgpt.tuning.studies import PRUNERS, Storage, kept_in_memory
+from skgpt.tuning.study import PRUNERS, Storage, kept_in_memory
+from skgpt.tuning.study_key import identity_of, name_of
+from skgpt.tuning.trial import Evaluation
+from skgpt.tuning.trial_store import result_of
 from skgpt.tuning.workers import Job, run
 
 _SHARED = {
@@ -253,7 +253,7 @@ class GPTSearchCV(BaseSearchCV):
             If some trials failed.
         """
         if getattr(self, "_skl_callbacks", None):
-            raise SearchSpaceError(
+            raise TuningError(
                 "GPTSearchCV calls no callbacks of its own: set them on its estimator."
             )
         deadline = np.inf if self.timeout is None else time.time() + self.timeout
@@ -311,7 +311,7 @@ class GPTSearchCV(BaseSearchCV):
         found = cv.split(X, y, **routed.splitter.split)
         splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
         if not splits:
-            raise SearchSpaceError(f"`cv` must make at least one fold. Got {self.cv!r}.")
+            raise TuningError(f"`cv` must make at least one fold. Got {self.cv!r}.")
         work = Evaluation(
             estimator=clone(self.estimator),
             X=X,

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from skgpt._base import BaseGPTText
 from skgpt.device import resolve_device
-from skgpt.exceptions import SearchSpaceError
+from skgpt.exceptions import TuningError
 from skgpt.pretrained.loading import load_pretrained
 
 _SEEDS = 2**31 - 1
@@ -50,13 +50,13 @@ class Space:
 
     Raises
     ------
-    SearchSpaceError
+    TuningError
         If a value is none of these; the message names it.
     """
 
     def __init__(self, param_distributions: Mapping[str, Any]) -> None:
         if not isinstance(param_distributions, Mapping) or not param_distributions:
-            raise SearchSpaceError(
+            raise TuningError(
                 "`param_distributions` must name at least one parameter to search over. "
                 f"Got {param_distributions!r}. {_WAY_OUT}"
             )
@@ -98,7 +98,7 @@ def _dimension(name: str, given: Any) -> tuple[BaseDistribution, Callable[[Any],
             return CategoricalDistribution(values), None
         places = {f"{i}: {type(value).__name__}": value for i, value in enumerate(values)}
         return CategoricalDistribution(list(places)), places.__getitem__
-    raise SearchSpaceError(
+    raise TuningError(
         f"`param_distributions` must say what {name!r} may be. Got {given!r}. {_WAY_OUT}"
     )
 
@@ -154,7 +154,7 @@ def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dic
         elif isinstance(among, CategoricalDistribution):
             drawn[name] = trial.suggest_categorical(name, among.choices)
         else:
-            raise SearchSpaceError(
+            raise TuningError(
                 "A distribution must be Optuna's of floats, ints or categories. "
                 f"Got {among!r} for {name!r}."
             )
@@ -177,7 +177,7 @@ def check_names(
 
     Raises
     ------
-    SearchSpaceError
+    TuningError
     """
     known = estimator.get_params()
     for name in space:
@@ -189,7 +189,7 @@ def check_names(
         except (ValueError, TypeError, AttributeError) as error:  # the last of lora=None
             like = get_close_matches(name, known, n=1)
             hint = f"did you mean {like[0]!r}?" if like else "see its get_params()."
-            raise SearchSpaceError(
+            raise TuningError(
                 f"`{parameter}` must name parameters of the estimator. {name!r} is none "
                 f"of this {type(estimator).__name__}: {hint} Those of `lora` are there once it is "
                 "a LoRA(), those of a Pipeline's step as <step>__<name>."
@@ -238,7 +238,7 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
 
     Raises
     ------
-    SearchSpaceError
+    TuningError
         If the estimator, or the Pipeline's last step, is not one of skgpt's.
     OSError
         If the model can't be found, fetched or read.
@@ -256,7 +256,7 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
     """
     prefix, final = final_of(estimator)
     if not isinstance(final, BaseGPTText):
-        raise SearchSpaceError(
+        raise TuningError(
             "A default space is known for skgpt's estimators and for Pipelines whose last step is "
             f"one. Got {type(final).__name__}: pass `param_distributions`."
         )
@@ -306,7 +306,7 @@ def suggest(trial: Trial, estimator: Any) -> dict[str, Any]:
 
     Raises
     ------
-    SearchSpaceError
+    TuningError
         If the estimator, or the Pipeline's last step, is not one of skgpt's.
 
     Examples

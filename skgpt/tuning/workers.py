@@ -24,13 +24,11 @@ from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
 from skgpt.device import trim_malloc
-from skgpt.exceptions import SearchSpaceError, SearchStorageError
+from skgpt.exceptions import StorageError, TuningError
 from skgpt.training.callbacks import shows_bars, write_line
-from skgpt.tuning.folds import Evaluation, Outcome, evaluate, forget_frames
-from skgpt.tuning.leases import devices_of, held_lease, leased
-from skgpt.tuning.ledger import Ledger
+from skgpt.tuning.gpu_locks import devices_of, held_lease, leased
 from skgpt.tuning.space import Space
-from skgpt.tuning.studies import (
+from skgpt.tuning.study import (
     Storage,
     kept_in_memory,
     located,
@@ -41,6 +39,8 @@ from skgpt.tuning.studies import (
     shown,
     storage_with,
 )
+from skgpt.tuning.trial import Evaluation, Outcome, evaluate, forget_frames
+from skgpt.tuning.trial_store import TrialStore
 
 _POLL_SECONDS = 0.5
 
@@ -100,9 +100,9 @@ class Job:
             study.sampler.reseed_rng()
         return study
 
-    def ledger(self, study: Study) -> Ledger:
+    def ledger(self, study: Study) -> TrialStore:
         """Return the study's trials, as one of its workers sees them."""
-        return Ledger(study, Space(self.param_distributions).distributions, self.n_trials)
+        return TrialStore(study, Space(self.param_distributions).distributions, self.n_trials)
 
 
 def run(job: Job, n_jobs: int | None) -> Study:
@@ -120,7 +120,7 @@ def run(job: Job, n_jobs: int | None) -> Study:
 
     Raises
     ------
-    SearchSpaceError
+    TuningError
         If several processes are to share a storage in memory.
     """
     n_workers = min(effective_n_jobs(n_jobs), job.n_trials)
@@ -131,7 +131,7 @@ def run(job: Job, n_jobs: int | None) -> Study:
         run_worker(job, study)
         return study
     if isinstance(job.storage, InMemoryStorage):
-        raise SearchSpaceError(
+        raise TuningError(
             "With `n_jobs`, `storage` must be one that processes share. Got one in memory: pass "
             "a path, an URL, or None for a file that is removed at the end."
         )
@@ -176,13 +176,13 @@ def run_called(job: Job, index: int, held: int | None = None) -> None:
 
     Raises
     ------
-    SearchStorageError
+    StorageError
         If this process doesn't see the study that the caller has opened.
     """
     opened = storage_with(job.storage, job.study_name)
     study = None if opened is None else replace(job, storage=opened).open(index)
     if study is None or job.call not in study.user_attrs:
-        raise SearchStorageError(
+        raise StorageError(
             "With workers on other machines, `storage` must be one that all of them see: a "
             "database, Optuna's gRPC proxy, or a file on a disk that they share; None is a "
             f"temporary file of the caller's. The worker on {platform.node()!r} doesn't find the "
@@ -247,7 +247,7 @@ def run_worker(
 
 
 def _work_through(
-    job: Job, space: Space, ledger: Ledger, bar: "TrialsBar", heed: Callable[[], None]
+    job: Job, space: Space, ledger: TrialStore, bar: "TrialsBar", heed: Callable[[], None]
 ) -> None:
     while time.time() < job.deadline:
         heed()
@@ -265,7 +265,7 @@ def _work_on(
     trial: Trial,
     job: Job,
     space: Space,
-    ledger: Ledger,
+    ledger: TrialStore,
     bar: "TrialsBar",
     heed: Callable[[], None],
 ) -> None:
@@ -290,7 +290,7 @@ class TrialsBar:
 
     Parameters
     ----------
-    ledger : Ledger
+    ledger : TrialStore
     verbose : int
         0 shows nothing; from 2 on there is a line per trial of this worker. Where no bar can be
         drawn, as in a log file, there are the lines alone from 1 on.
@@ -298,7 +298,7 @@ class TrialsBar:
         Passed on to tqdm, for tests.
     """
 
-    def __init__(self, ledger: Ledger, verbose: int, **options: Any) -> None:
+    def __init__(self, ledger: TrialStore, verbose: int, **options: Any) -> None:
         self._ledger = ledger
         self._bar: Any = None
         draws = bool(verbose) and shows_bars(options.get("file"))

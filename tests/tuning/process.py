@@ -8,7 +8,7 @@ from typing import Any
 from skgpt import GPTTextClassifier
 from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.tuning import GPTSearchCV
-from skgpt.tuning.studies import open_storage
+from skgpt.tuning.study import open_storage
 from tests.estimators.test_classifier import make
 from tests.helpers import make_text_data, process_context
 

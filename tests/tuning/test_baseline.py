@@ -19,8 +19,8 @@ from sklearn.preprocessing import FunctionTransformer
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import baseline_for, compare_scores, warn_unless_won
+from skgpt.tuning.folds import Folds, FoldScores, draw_folds
 from skgpt.tuning.linear import LinearTextClassifier
-from skgpt.tuning.same_folds import Folds, FoldScores, draw_folds
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 

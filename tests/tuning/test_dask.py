@@ -21,7 +21,7 @@ from tests.tuning.process import Slow, stored, trials_in, wait_until
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
-GUIDE = Path(__file__).parents[2] / "docs" / "searches.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "tuning.md"
 N_WORKERS = 2
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]  # its processes talk over sockets
@@ -34,7 +34,7 @@ def client(tmp_path: Path) -> Iterator[Any]:
             n_workers=N_WORKERS,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
             local_directory=str(tmp_path),
         ) as cluster,
         distributed.Client(cluster) as client,
@@ -70,12 +70,12 @@ def test_dask__grid_search_on_two_processes__has_what_one_process_has(
 
 def test_dask__the_guides_snippet__runs(tiny_llama: str, two_class_data: TextData) -> None:
     section = GUIDE.read_text("utf-8").partition("### Dask")[2].partition("###")[0]
-    (snippet,) = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.M)
+    snippet, _ = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.M)
     names: dict[str, Any] = {
         "GridSearchCV": GridSearchCV,
         "clf": make(tiny_llama, max_epochs=1),
-        "texts": two_class_data.X,
-        "labels": two_class_data.y,
+        "X": two_class_data.X,
+        "y": two_class_data.y,
     }
     exec(compile(snippet, "the guide's snippet", "exec"), names)
     assert len(names["search"].cv_results_["params"]) == 2

@@ -18,10 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from skgpt import GPTTextClassifier
-from skgpt.tuning.folds import Outcome
-from skgpt.tuning.ledger import Ledger
 from skgpt.tuning.space import Space
-from skgpt.tuning.studies import PRUNERS
+from skgpt.tuning.study import PRUNERS
+from skgpt.tuning.trial import Outcome
+from skgpt.tuning.trial_store import TrialStore
 from tests.helpers import TextData
 from tests.tuning.searching import search
 
@@ -43,11 +43,11 @@ def open_study(
     )
 
 
-def ledger(study: Study, n_trials: int = 100) -> Ledger:
-    return Ledger(study, Space(GRID).distributions, n_trials)
+def ledger(study: Study, n_trials: int = 100) -> TrialStore:
+    return TrialStore(study, Space(GRID).distributions, n_trials)
 
 
-def finish(book: Ledger, trial: Trial) -> None:
+def finish(book: TrialStore, trial: Trial) -> None:
     """End a trial of up to four epochs as a search would."""
     value = float(trial.params["a"])
     for epoch in range(1, 4):
@@ -57,12 +57,12 @@ def finish(book: Ledger, trial: Trial) -> None:
     return book.finish(trial, Outcome("COMPLETE", value))
 
 
-def play(book: Ledger) -> None:
+def play(book: TrialStore) -> None:
     while trial := book.take():
         finish(book, trial)
 
 
-def points(book: Ledger) -> list[tuple[Any, Any]]:
+def points(book: TrialStore) -> list[tuple[Any, Any]]:
     return sorted((t.params["a"], t.params["b"]) for t in book.finished())
 
 
@@ -87,7 +87,7 @@ def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
 ) -> None:
     storage = optuna.storages.InMemoryStorage()
 
-    def book(n_trials: int) -> Ledger:
+    def book(n_trials: int) -> TrialStore:
         return ledger(open_study(storage, of_all_points(sampler), pruner()), n_trials)
 
     first = book(4)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from skgpt.tuning.studies import open_storage
+from skgpt.tuning.study import open_storage
 from tests.helpers import TextData
 from tests.tuning.process import begun, stored, trials_in, wait_until
 from tests.tuning.searching import rows_of

@@ -16,12 +16,12 @@ from sklearn.exceptions import FitFailedWarning
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
 from skgpt.training.callbacks import Monitor
-from skgpt.tuning import ledger as ledger_module
-from skgpt.tuning import studies
-from skgpt.tuning.folds import Outcome
-from skgpt.tuning.ledger import Ledger, result_of
+from skgpt.tuning import study as study_module
+from skgpt.tuning import trial_store as trial_store_module
 from skgpt.tuning.space import Space
-from skgpt.tuning.studies import open_storage
+from skgpt.tuning.study import open_storage
+from skgpt.tuning.trial import Outcome
+from skgpt.tuning.trial_store import TrialStore, result_of
 from tests.helpers import TextData
 from tests.tuning.process import RATES, begun, stored, trials_in, wait_until
 from tests.tuning.searching import rows_of
@@ -181,7 +181,7 @@ def test_journal__where_nobody_may_make_links__has_a_file_for_its_lock(
     monkeypatch.setattr("os.symlink", refused)
     with pytest.raises(OSError, match="privilege"):
         optuna.create_study(storage=open_storage(tmp_path / "search.journal"))
-    monkeypatch.setattr(studies, "_Lock", studies._FileLock)
+    monkeypatch.setattr(study_module, "_Lock", study_module._FileLock)
     opened = open_storage(tmp_path / "search.journal")
     optuna.create_study(storage=opened, study_name="mine")
     assert optuna.get_all_study_names(opened) == ["mine"]
@@ -199,11 +199,11 @@ def test_storage__a_last_line_written_by_half__is_cut_off(
     assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
 
 
-@pytest.mark.parametrize("lock", [studies._LinkLock, studies._FileLock])
+@pytest.mark.parametrize("lock", [study_module._LinkLock, study_module._FileLock])
 def test_open_storage__a_line_torn_while_another_lives__does_not_spoil_what_follows(
     lock: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studies, "_Lock", lock)
+    monkeypatch.setattr(study_module, "_Lock", lock)
     journal = tmp_path / "search.journal"
     study = optuna.create_study(storage=open_storage(journal), study_name="mine")
     for _ in range(2):
@@ -252,9 +252,9 @@ def test_storage__in_memory_with_processes__is_refused(
         stored(tiny_llama, memory, n_jobs=2).fit(*two_class_data)
 
 
-def ledger(n_trials: int = 3) -> Ledger:
+def ledger(n_trials: int = 3) -> TrialStore:
     among = {"a": optuna.distributions.FloatDistribution(0, 1)}
-    return Ledger(optuna.create_study(direction="maximize"), among, n_trials)
+    return TrialStore(optuna.create_study(direction="maximize"), among, n_trials)
 
 
 def elsewhere(until: float) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def test_ledger__a_trial_that_a_living_process_has_left__is_tried_again() -> Non
     owner = left.user_attrs["skgpt:worker"]
     assert not book._is_dead(book.study.trials[0])
     left.set_user_attr("skgpt:worker", {**owner, "until": time.time() - 1})
-    again = Ledger(book.study, book.distributions, book.n_trials).take()
+    again = TrialStore(book.study, book.distributions, book.n_trials).take()
     assert again is not None and again.params == left.params
 
 
@@ -310,7 +310,7 @@ def test_storage__workers_died_of_a_trial__it_is_in_the_results(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = optuna.storages.InMemoryStorage()
-    monkeypatch.setattr(ledger_module, "_MOST_DEATHS", 1)
+    monkeypatch.setattr(trial_store_module, "_MOST_DEATHS", 1)
     first = stored(tiny_llama, memory, n_trials=1, refit=False).fit(*two_class_data)
     trial = first.study_.ask(Space(RATES).distributions)
     trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
@@ -333,7 +333,7 @@ def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
 
 
 def test_ledger__a_lease__is_renewed_while_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(trial_store_module, "_BEAT_SECONDS", 0.01)
     book = ledger()
     trial = book.take()
     assert trial is not None
@@ -353,7 +353,7 @@ def test_ledger__two_that_begin_the_last_trial__one_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     book = ledger(n_trials=1)
-    other = Ledger(book.study, book.distributions, 1)
+    other = TrialStore(book.study, book.distributions, 1)
     ask = book.study.ask
 
     def late(*given: Any) -> Any:

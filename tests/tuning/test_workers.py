@@ -14,8 +14,8 @@ from skgpt import GPTTextClassifier
 from skgpt.exceptions import SearchStorageError
 from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.tuning import workers
-from skgpt.tuning.ledger import Ledger
-from skgpt.tuning.studies import open_storage
+from skgpt.tuning.study import open_storage
+from skgpt.tuning.trial_store import TrialStore
 from tests.helpers import TextData
 from tests.tuning.process import stored, trials_in
 from tests.tuning.test_storage import ledger
@@ -134,14 +134,14 @@ def test_ledger__of_no_known_worker__is_dead_after_a_lease_by_our_own_clock(
     taken = book.take()
     assert taken is not None and taken.params != lost.params
     now = time.monotonic()
-    monkeypatch.setattr("skgpt.tuning.ledger.time.monotonic", lambda: now + 3600)
+    monkeypatch.setattr("skgpt.tuning.trial_store.time.monotonic", lambda: now + 3600)
     again = book.take()
     assert again is not None and again.params == lost.params
 
 
 def test_ledger__two_put_the_same_trial_in_the_queue__it_is_tried_once() -> None:
     book = ledger()
-    other = Ledger(book.study, book.distributions, book.n_trials)
+    other = TrialStore(book.study, book.distributions, book.n_trials)
     lost = book.take()
     assert lost is not None
     book.try_again(lost._trial_id)

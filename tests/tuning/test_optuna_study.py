@@ -21,7 +21,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import LoRA
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, SearchSpaceError, TuningError
-from skgpt.tuning import PruningCallback, objective, own_study
+from skgpt.tuning import PruningCallback, objective, optuna_study
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
@@ -30,7 +30,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 # The WilcoxonPruner is said to be experimental.
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 needs_callbacks = pytest.mark.skipif(
-    not own_study.HAS_CALLBACKS, reason="scikit-learn before 1.9 has no callbacks"
+    not optuna_study.HAS_CALLBACKS, reason="scikit-learn before 1.9 has no callbacks"
 )
 
 
@@ -210,7 +210,7 @@ def test_pruning_callback__wrong_monitor_or_direction__is_refused(
 def test_pruning_callback__older_scikit_learn__says_which_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(own_study, "HAS_CALLBACKS", False)
+    monkeypatch.setattr(optuna_study, "HAS_CALLBACKS", False)
     with pytest.raises(MissingPackageError, match=r"1\.9 or newer"):
         PruningCallback(new_study().ask())
 

@@ -14,7 +14,7 @@ from sklearn.base import clone
 
 from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError, warn_user
-from skgpt.tuning.same_folds import draw_folds, one_scorer
+from skgpt.tuning.folds import draw_folds, one_scorer
 from skgpt.tuning.space import check_names, draw
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution

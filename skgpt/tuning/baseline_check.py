@@ -17,9 +17,9 @@ from sklearn.utils.metadata_routing import get_routing_for_object
 from skgpt._base import BaseGPTText
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.tuning.baseline import BaselineReport, baseline_for, compare_scores, warn_unless_won
-from skgpt.tuning.folds import Evaluation, evaluate
-from skgpt.tuning.ledger import result_of
-from skgpt.tuning.same_folds import Folds, FoldScores, last_step, path_to_last
+from skgpt.tuning.folds import Folds, FoldScores, last_step, path_to_last
+from skgpt.tuning.trial import Evaluation, evaluate
+from skgpt.tuning.trial_store import result_of
 
 
 def judge_baseline(work: Evaluation) -> FoldScores:

@@ -13,10 +13,10 @@ from skgpt.exceptions import ContinuationError
 from skgpt.pretrained import loading as contents
 from skgpt.pretrained.loading import hash_model_files
 from skgpt.testing import tiny_gpt
-from skgpt.tuning.folds import Evaluation
-from skgpt.tuning.identity import check_belongs, identity_of, name_of
 from skgpt.tuning.space import Space
-from skgpt.tuning.studies import make_pruner, make_sampler, open_storage, open_study
+from skgpt.tuning.study import make_pruner, make_sampler, open_storage, open_study
+from skgpt.tuning.study_key import check_belongs, identity_of, name_of
+from skgpt.tuning.trial import Evaluation
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.tuning.searching import RATES, piped

@@ -20,12 +20,12 @@ from sklearn.pipeline import make_pipeline
 from skgpt import GPTTextClassifier
 from skgpt.device import on_cuda_device, resolve_device
 from skgpt.exceptions import SearchFailedError
-from skgpt.tuning import leases, workers
-from skgpt.tuning.folds import Outcome
-from skgpt.tuning.leases import devices_of, held_lease, leased
+from skgpt.tuning import gpu_locks, workers
+from skgpt.tuning.gpu_locks import devices_of, held_lease, leased
+from skgpt.tuning.trial import Outcome
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
-from tests.tuning.leasing import epochs_in, holders, searching
+from tests.tuning.gpu_locking import epochs_in, holders, searching
 from tests.tuning.searching import RATES, piped, search
 from tests.tuning.test_storage import trials_in, wait_until
 
@@ -37,8 +37,8 @@ ANY = frozenset({"cuda"})
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the cache folder of a machine with two stand-ins for GPUs."""
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(leases, "cuda_devices", lambda: ["GPU-a", "GPU-b"])
-    monkeypatch.setattr(leases, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(gpu_locks, "cuda_devices", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(gpu_locks, "_POLL_SECONDS", 0.02)
     return tmp_path
 
 

@@ -34,8 +34,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError
 
-from skgpt.exceptions import ContinuationError, SearchStorageError
-from skgpt.tuning.identity import check_belongs
+from skgpt.exceptions import ContinuationError, StorageError
+from skgpt.tuning.study_key import check_belongs
 
 Storage = str | PathLike[str] | BaseStorage | None
 
@@ -123,7 +123,7 @@ def open_storage(storage: Storage) -> BaseStorage:
 
     Raises
     ------
-    SearchStorageError
+    StorageError
         If the file can't be written to, or the storage not opened.
     """
     if storage is None:
@@ -134,7 +134,7 @@ def open_storage(storage: Storage) -> BaseStorage:
     try:
         return _database(where) if "://" in where else _journal(Path(where))
     except Exception as error:  # each database's driver has errors of its own
-        raise SearchStorageError(
+        raise StorageError(
             "`storage` must be a file that can be written to, in a folder that is there, an URL "
             f"of a database, or an Optuna storage. {shown(storage)} can't be opened: {error}"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 from skgpt import GPTTextClassifier
 from skgpt import device as device_module
 from skgpt.training.callbacks import EpochRecord, Monitor
-from skgpt.tuning import leases
+from skgpt.tuning import gpu_locks
 from tests.helpers import make_text_data
 from tests.tuning.process import _CONTEXT, stored
 
@@ -28,7 +28,7 @@ class _Noting(Monitor):
 
 def _search(folder: str, root: Path, devices: list[str], options: dict[str, Any]) -> None:
     os.environ["SKGPT_CACHE"] = str(root)
-    leases.cuda_devices = lambda: devices  # type: ignore[attr-defined]
+    gpu_locks.cuda_devices = lambda: devices  # type: ignore[attr-defined]
     noting = _Noting(root / "log")
     GPTTextClassifier._monitors = lambda *_: [noting]  # type: ignore[method-assign]
     stored(folder, root / "journal", refit=False, **options).fit(*make_text_data(n_classes=2))

@@ -13,8 +13,8 @@ from scipy import sparse
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained.loading import hash_model_files
 from skgpt.run_key import described, digest
-from skgpt.tuning.folds import Evaluation
 from skgpt.tuning.space import Space
+from skgpt.tuning.trial import Evaluation
 
 _BELONGS_TO = "skgpt:belongs_to"
 # Parameters that no score depends on, whatever step they are of.

@@ -22,7 +22,7 @@ from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from skgpt.tuning.folds import Outcome
+from skgpt.tuning.trial import Outcome
 
 _LOG = logging.getLogger("skgpt")
 _WORKER = "skgpt:worker"
@@ -35,7 +35,7 @@ _BEAT_SECONDS = 15.0
 _LEASE_SECONDS = 120.0
 
 
-class Ledger:
+class TrialStore:
     """The trials of a study, as one of its workers sees and writes them.
 
     Parameters
@@ -248,7 +248,7 @@ class Ledger:
 
 
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
-    """Return what `Ledger.finish` wrote down."""
+    """Return what `TrialStore.finish` wrote down."""
     result: dict[str, Any] = trial.user_attrs[_RESULT]
     return result
 
