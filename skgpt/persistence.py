@@ -180,7 +180,7 @@ def _files_of(estimator: Any) -> dict[str, bytes]:
     plain: dict[str, Any] = {}
     for name, value in estimator.__getstate__().items():
         if name == "_model":
-            value = _without_weights(value, "model", files)
+            value = _without_weights(value, "", files)
         try:
             plain[name] = to_plain(value, _own_to_plain)
         except TypeError as error:
@@ -211,7 +211,7 @@ def _without_weights(value: Any, name: str, files: dict[str, bytes]) -> Any:
         files[f"{name}.safetensors"] = value.tobytes()
         return _InFile(f"{name}.safetensors")
     if isinstance(value, dict) and all(re.fullmatch("[a-z0-9_]+", str(key)) for key in value):
-        return {key: _without_weights(item, f"{name}.{key}", files) for key, item in value.items()}
+        return {key: _without_weights(item, f"{name}.{key}".lstrip("."), files) for key, item in value.items()}
     return value
 
 

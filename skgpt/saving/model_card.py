@@ -95,11 +95,11 @@ def _data(model: FittedModel) -> str:
 def _scores(model: FittedModel, *, early_stopping: bool) -> str:
     if not model.history:
         return "No fit since the checkpoint was opened."
-    there = [key for key in _COLUMNS if key in model.history[-1]]
+    history: list[Mapping[str, Any]] = [*model.history]
+    there = [key for key in _COLUMNS if key in history[-1]]
     head = "| " + " | ".join(_COLUMNS[key] for key in there) + " |"
     lines = [head, "|" + "---|" * len(there)]
-    record: Mapping[str, Any]
-    for record in model.history:
+    for record in history:
         cells = (f"{record[key]:.6g}" if key in record else "" for key in there)
         lines.append("| " + " | ".join(cells) + " |")
     if "validation_score" not in there:

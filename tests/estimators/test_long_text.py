@@ -203,21 +203,6 @@ def test_predict__a_parameter_set_after_fit__changes_nothing(
     assert np.array_equal(clf.set_params(long_text="cut").predict_proba(X), before)
 
 
-def test_pickle__of_a_version_without_the_parameter__cuts(
-    tiny_llama: str, late_data: TextData, tmp_path: Path
-) -> None:
-    X, y = late_data
-    clf = make(tiny_llama, max_length=24, pooling="last", max_epochs=1).fit(X, y)
-    state = clf.__getstate__()
-    state["_model"]["long_text"] = None
-    del state["long_text"]
-    old = GPTTextClassifier.__new__(GPTTextClassifier)
-    old.__setstate__(state)
-    assert old.long_text == "cut"
-    assert np.array_equal(old.predict_proba(X), clf.predict_proba(X))
-    old.save_pretrained(tmp_path / "out")
-
-
 def test_save_pretrained__a_model_of_windows__is_refused_by_name(
     tiny_llama: str, late_data: TextData, tmp_path: Path
 ) -> None:

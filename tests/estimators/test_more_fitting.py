@@ -11,6 +11,7 @@ from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, InvalidTextError
+from skgpt.fitted_model import FittedModel
 from skgpt.testing import tiny_gpt
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
@@ -326,14 +327,14 @@ def test_predict__while_classes_are_added__is_of_one_model_or_the_other(
     X, y = two_class_data
     clf = make(tiny_llama, max_epochs=2).fit(X, y)
     expected = getattr(clf, method)(X)
-    scores = GPTTextClassifier._scores
+    scores = FittedModel.raw_scores
 
-    def handed_over(self: Any, X: Any) -> Any:
-        found = scores(self, X)
+    def handed_over(self: Any, X: Any, verbose: int) -> Any:
+        found = scores(self, X, verbose)
         monkeypatch.undo()  # another thread's call, at the worst of moments
         clf.partial_fit(X, y, classes=["aaa", "money", "sport"])
         return found
 
-    monkeypatch.setattr(GPTTextClassifier, "_scores", handed_over)
+    monkeypatch.setattr(FittedModel, "raw_scores", handed_over)
     assert np.array_equal(getattr(clf, method)(X), expected)
     assert clf.classes_.tolist() == ["aaa", "money", "sport"]

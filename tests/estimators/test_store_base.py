@@ -144,20 +144,6 @@ def test_open__a_hub_model_without_downloads__is_not_asked_for(
     assert asked == [True, True, False]
 
 
-def test_open__format_2__is_read(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=1).fit(X, y)
-    state = clf.__getstate__()
-    state.pop("store_base")  # which it did not have
-    network = state["_model"]["network"]
-    network["format"] = 2
-    del network["sha256"], network["pretrained"]["downloadable"]
-    again = opened(state)
-    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert again.store_base == "auto"
-    assert "base" in again.__getstate__()["_model"]["network"]
-
-
 def test_open__a_setting_of_a_later_version__is_refused_by_name(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
@@ -225,8 +211,7 @@ def test_open__the_device_it_was_fitted_on_is_missing__says_which_it_is_on(
     X, y = two_class_data
     clf = make(tiny_llama, max_epochs=1, precision="fp32", device="cpu").fit(X, y)
     state = clf.__getstate__()
-    state["_model"] |= {"device": asked}
-    state["device_"] = "cuda:7"
+    state["_model"] |= {"device": asked, "fitted_on": "cuda:7"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("skgpt.device.has_fast_bf16", lambda device: True)
     with caplog.at_level(logging.INFO, logger="skgpt"):
