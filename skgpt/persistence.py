@@ -211,7 +211,10 @@ def _without_weights(value: Any, name: str, files: dict[str, bytes]) -> Any:
         files[f"{name}.safetensors"] = value.tobytes()
         return _InFile(f"{name}.safetensors")
     if isinstance(value, dict) and all(re.fullmatch("[a-z0-9_]+", str(key)) for key in value):
-        return {key: _without_weights(item, f"{name}.{key}".lstrip("."), files) for key, item in value.items()}
+        return {
+            key: _without_weights(item, f"{name}.{key}".lstrip("."), files)
+            for key, item in value.items()
+        }
     return value
 
 

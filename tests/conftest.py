@@ -1,5 +1,6 @@
 """What every test stands on: an environment without a network, tiny models, learnable texts."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -71,6 +72,14 @@ def _ctrl_c() -> None:
     """Have Ctrl-C work where the tests run in the background: shells switch it off there."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """End what tests that failed have left: Python waits for its child processes when it exits."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @pytest.fixture(autouse=True)

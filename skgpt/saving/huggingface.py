@@ -40,7 +40,7 @@ from skgpt.pretrained.default_models import ALIASES, quiet_transformers
 from skgpt.pretrained.loading import PretrainedModel, offline_first, refuse_misnomers
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.saving.model_card import model_card
-from skgpt.trunk.layers import PROBE_ERRORS, copy_around
+from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors
 
 NOTES = "skgpt.json"  # what transformers' files have no word for; the configuration names it
 _FORMAT = 1
@@ -162,7 +162,7 @@ def write_checkpoint(model: FittedModel, folder: Path) -> None:
     for name, _ in skeleton.named_buffers():
         tensors[name] = buffers[name.removeprefix(prefix)]
 
-    _save(copy_around(skeleton, tensors), config, folder)
+    _save(copy_with_tensors(skeleton, tensors), config, folder)
     _tokenizer(pretrained, pad_id, model.max_length).save_pretrained(folder)
     _compare_scores(network, folder, model.max_length, temperature)
 

@@ -31,7 +31,7 @@ from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config
 from skgpt.tensor_files import check_checksum, from_bytes, to_bytes, with_checksum
 from skgpt.training.optimizer import Moments
-from skgpt.trunk.layers import copy_around, find_blocks, truncate
+from skgpt.trunk.layers import copy_with_tensors, find_blocks, truncate
 
 _LOG = logging.getLogger("skgpt")
 FORMAT = 1
@@ -331,4 +331,4 @@ def _trunk_of(
     full_depth = len(find_blocks(skeleton))
     truncate(skeleton, spec.n_layers)
     _check_same(tensors, dict(skeleton.named_parameters()), "base inside a saved model")
-    return copy_around(skeleton, tensors), full_depth
+    return copy_with_tensors(skeleton, tensors), full_depth

@@ -394,7 +394,7 @@ class _FoldMonitor(Monitor):
         fold, n_epochs = self.fold, record["epoch"]
         if n_epochs < self._last:
             fitted = self.fitted()
-            if not fold.room.is_short_for(fitted._network):
+            if not fold.room.is_short_for(fitted._model.network):
                 fold.hand_over(n_epochs, fitted)
         fold.n_epochs = n_epochs
         return False

@@ -9,8 +9,7 @@ import pytest
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_windows, window_starts
 from skgpt.pretrained.loading import load_pretrained
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 16, "max_epochs": 2}
 
