@@ -52,9 +52,7 @@ def test_checkpoint_dir__an_empty_text__is_an_error_before_training(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match="`checkpoint_dir` must be the name of a folder"):
         make(tiny_llama, checkpoint_dir="").fit(*two_class_data)
     assert not any(tmp_path.iterdir())
@@ -143,7 +141,7 @@ def test_save_pretrained__a_folder_that_cannot_be_written__says_so_and_leaves_th
     def fails(*args: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("skgpt.estimators.exchange.write_checkpoint", fails)
+    monkeypatch.setattr("skgpt.saving.huggingface.write_checkpoint", fails)
     with pytest.raises(SaveError, match=words):
         fitted.save_pretrained(tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

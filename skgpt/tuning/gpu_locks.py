@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from optuna.distributions import CategoricalDistribution
 
+from skgpt._base import BaseGPTText
 from skgpt._files import LockedError, locked
 from skgpt.device import cuda_devices, on_cuda_device
-from skgpt.estimators.base import BaseGPTText
 from skgpt.pretrained.default_models import cache_folder
 
 _LOG = logging.getLogger("skgpt")
