@@ -58,7 +58,7 @@ def test_predict_proba__no_pad_token_or_pad_is_eos__texts_that_end_in_it_are_lik
         settings[key] = eos if pad == "eos" else None
         path.write_text(json.dumps(settings), "utf-8")
     clf = fitted(folder, "fp32", pooling=pooling, max_epochs=2)
-    eos_text = clf._network.pretrained.tokenizer.hf.eos_token
+    eos_text = clf._model.network.pretrained.tokenizer.hf.eos_token
     assert eos_text
     texts = ["goal match", f"goal match{eos_text}", eos_text, f"{eos_text} bank profit", ""]
     together = clf.predict_proba([*texts, LONG])[:-1]
