@@ -57,10 +57,10 @@ from skgpt.network.microbatches import token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork
 from skgpt.pretrained.loading import PretrainedModel
 from skgpt.run_key import described, digest, encoded
-from skgpt.training.callbacks import Monitor
+from skgpt.training.callbacks import TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.config import TrainingPlan, resolve_epochs
-from skgpt.training.early_stopping import Judge
+from skgpt.training.config import TrainingConfig, resolve_epochs
+from skgpt.training.early_stopping import ValidationScorer
 from skgpt.training.loop import FitResult
 
 COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
@@ -385,7 +385,7 @@ def seed_to_come(random_state: Any) -> int:
     return 0 if random_state is None else draw_seed(copy.deepcopy(random_state))
 
 
-def plan_of_fit(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingPlan:
+def plan_of_fit(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingConfig:
     """Return the plan of a whole fit.
 
     Parameters
@@ -400,7 +400,7 @@ def plan_of_fit(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
     """
     head_first = int(estimator.head_first_epochs)
     n_epochs = resolve_epochs(estimator.max_epochs, n_rows, estimator.batch_size)
-    return TrainingPlan(
+    return TrainingConfig(
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
@@ -420,7 +420,7 @@ def plan_of_fit(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
 
 def plan_of_part(
     estimator: Any, network: TextNetwork, n_rows: int, seed: int, first_epoch: int
-) -> TrainingPlan:
+) -> TrainingConfig:
     """Return the plan of one call of `partial_fit`: a pass at a constant rate.
 
     Parameters
@@ -442,7 +442,7 @@ def plan_of_part(
 
 def make_judge(
     scoring: Any, held_out: HeldOut, truth_NK: NDArray[np.float32], fitted: Callable[[], Any]
-) -> Judge | None:
+) -> ValidationScorer | None:
     """Turn the `scoring` parameter into a function of the held-out rows' raw scores.
 
     Parameters
@@ -679,7 +679,7 @@ def warn_of_skipped_steps(result: FitResult) -> None:
 
 # Asked by every fit that begins: the estimator, and what makes a copy of it that is fitted with
 # the weights as they stand. It returns a monitor, or None for a fit that it has no interest in.
-Watcher = Callable[[Any, Callable[[], Any]], Monitor | None]
+Watcher = Callable[[Any, Callable[[], Any]], TrainingCallback | None]
 
 _WATCHER: ContextVar[Watcher | None] = ContextVar("skgpt_watcher", default=None)
 
@@ -701,7 +701,7 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
-def monitors_from_outside(estimator: Any, fitted: Callable[[], Any]) -> list[Monitor]:
+def monitors_from_outside(estimator: Any, fitted: Callable[[], Any]) -> list[TrainingCallback]:
     """Return the monitor of what is around a fit, if there is one.
 
     Parameters

@@ -10,8 +10,8 @@ from skgpt.data.inputs import rows_of
 from skgpt.estimators.pickling import PicklableNetwork
 from skgpt.fitting import FitData, Given
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, Monitor
-from skgpt.training.config import TrainingPlan
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
+from skgpt.training.config import TrainingConfig
 from skgpt.training.loop import FitResult
 
 # What scikit-learn puts on an estimator for the length of a fit.
@@ -42,7 +42,7 @@ def _leave_fit(state: dict[str, Any]) -> None:
         state.pop(name, None)
 
 
-class SklearnCallbacks(Monitor):
+class SklearnCallbacks(TrainingCallback):
     """Tells an estimator's scikit-learn callbacks of a fit, one subtask per epoch.
 
     Until scikit-learn 1.8 there are none, and nothing is done. Whatever a callback may ask for is
@@ -86,13 +86,13 @@ class SklearnCallbacks(Monitor):
             self._of_fit = estimator._init_callback_context(max_subtasks=n_epochs)
             self._of_fit.call_on_fit_task_begin(**self._offer())
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
         """Take over the epochs of a run that was broken off; nothing is told of them again."""
         self.history = list(history)
 
-    def epoch_begin(self, epoch: int) -> None:
+    def on_epoch_begin(self, epoch: int) -> None:
         """Begin a subtask."""
         if self._of_fit is not None:
             self._of_epoch = self._of_fit.subcontext(task_name="epoch")
@@ -100,7 +100,7 @@ class SklearnCallbacks(Monitor):
                 **self._offer(), reconstruction_attributes=self._so_far
             )
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         """End the subtask; return whether a callback wants the fit to end with it."""
         self.history.append(record)
         if self._of_epoch is None:

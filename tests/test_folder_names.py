@@ -53,7 +53,7 @@ def test_checkpoint_dir__an_empty_text__is_an_error_before_training(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
+        "skgpt.estimators.base.train", lambda *a, **k: pytest.fail("training began")
     )
     with pytest.raises(ValueError, match="`checkpoint_dir` must be the name of a folder"):
         make(tiny_llama, checkpoint_dir="").fit(*two_class_data)

@@ -49,15 +49,15 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
 
     from skgpt import GPTTextClassifier
     from skgpt.estimators import base
-    from skgpt.network import features as prefix
+    from skgpt.network import features
 
     for owner, name, part in (
         (base, "load_pretrained", "load"),
         (base, "build_network", "load"),
         (base, "tokenise_rows", "tokenise"),
-        (prefix, "_can_be_cut", "frozen layers"),
-        (prefix, "hidden_states", "frozen layers"),
-        (base, "fit_network", "train"),
+        (features, "_can_be_split", "frozen layers"),
+        (features._StateCache, "states", "frozen layers"),
+        (base, "train", "train"),
         (base, "raw_scores", "predict"),
     ):
         watch.wrap(owner, name, part)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skgpt.cost import how_to_shorten
 from skgpt.data.inputs import TextColumns, check_texts
 from skgpt.data.targets import Target
 from skgpt.data.template import Template
@@ -19,7 +20,6 @@ from skgpt.device import (
     resolve_device,
     resolve_precision,
 )
-from skgpt.estimators.advice import advice
 from skgpt.estimators.estimating import EstimatesFits
 from skgpt.exceptions import ContinuationError
 from skgpt.fitting import (
@@ -46,15 +46,21 @@ from skgpt.fitting import (
     warn_of_skipped_steps,
 )
 from skgpt.lora import LoRA, TakesLoRA, adapter_spec
-from skgpt.network.microbatches import needs_memory, token_budget
+from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.sklearn_callbacks import CallbackEstimator, SklearnCallbacks
-from skgpt.training.callbacks import EpochRecord, Monitor, PredictBar, SlowFitNotice, fit_progress
+from skgpt.training.callbacks import (
+    EpochRecord,
+    PredictBar,
+    SlowFitNotice,
+    TrainingCallback,
+    fit_progress,
+)
 from skgpt.training.checkpoint import Checkpoint
-from skgpt.training.config import TrainingPlan
-from skgpt.training.early_stopping import StoppingRule, Watched
-from skgpt.training.loop import FitResult, TrainingRows, fit_network, raw_scores
+from skgpt.training.config import TrainingConfig
+from skgpt.training.early_stopping import StoppingRule, Validation
+from skgpt.training.loop import FitResult, TrainingRows, raw_scores, train
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Moments
 
@@ -225,7 +231,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
                 f"{self.template!r}: set it back, or call fit to start anew."
             )
 
-    @needs_memory
+    @explain_no_memory()
     def _build(self, target: Target, seed: int, pretrained: PretrainedModel | None) -> TextNetwork:
         """Build a network, on the trunk of the fitted one where a fit goes on from it."""
         device = resolve_device(self.device)
@@ -257,7 +263,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         network: TextNetwork,
         data: FitData,
         weight: NDArray[np.float64],
-        plan: TrainingPlan,
+        plan: TrainingConfig,
         callbacks: SklearnCallbacks,
         moments: Moments | None = None,
         checkpoint: Checkpoint | None = None,
@@ -268,20 +274,20 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         )
         warn_of_cut_texts(self, tokens)
         rows = TrainingRows(tokens, data.target.codes, weight, data.split)
-        return fit_network(
+        return train(
             network,
             rows,
             loss=self._loss(data.target),
-            plan=plan,
-            watched=self._watched(network, data),
+            config=plan,
+            validation=self._watched(network, data),
             moments=moments,
-            monitors=[*self._all_monitors(network, data), callbacks],
+            callbacks=[*self._all_monitors(network, data), callbacks],
             checkpoint=checkpoint,
         )
 
-    def _watched(self, network: TextNetwork, data: FitData) -> Watched:
+    def _watched(self, network: TextNetwork, data: FitData) -> Validation:
         if data.held_out is None:
-            return Watched()
+            return Validation()
         judge = make_judge(
             self.scoring,
             data.held_out,
@@ -289,7 +295,7 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
             lambda: self._as_fitted(network, data),
         )
         rule = StoppingRule(self.n_iter_no_change, self.tol) if self.early_stopping else None
-        return Watched(judge, rule)
+        return Validation(judge, rule)
 
     def _as_fitted(
         self,
@@ -356,15 +362,15 @@ class BaseGPTText(EstimatesFits, TakesLoRA, CallbackEstimator, ABC):
         if result.interrupt is not None:
             warn_and_raise(result)
 
-    def _all_monitors(self, network: TextNetwork, data: FitData) -> list[Monitor]:
+    def _all_monitors(self, network: TextNetwork, data: FitData) -> list[TrainingCallback]:
         monitors = self._monitors(network)
         outside = monitors_from_outside(self, lambda: self._as_fitted(network, data))
         if outside:  # may have the fit wait for others, which is not time that it takes
             monitors = [m for m in monitors if not isinstance(m, SlowFitNotice)]
         return [*monitors, *outside]
 
-    def _monitors(self, network: TextNetwork) -> list[Monitor]:
-        notice = SlowFitNotice(advice(network, self.max_length, self.long_text))
+    def _monitors(self, network: TextNetwork) -> list[TrainingCallback]:
+        notice = SlowFitNotice(how_to_shorten(network, self.max_length, self.long_text))
         return [notice, *fit_progress(self.verbose)]
 
     def _checked_texts(self, X: Any) -> TextColumns:

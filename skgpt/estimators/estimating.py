@@ -6,21 +6,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.cost import FitEstimate, count_memory, count_work, measure
+from skgpt.cost import FitEstimate, estimate_fit
 from skgpt.data.inputs import check_texts
 from skgpt.data.targets import Target
-from skgpt.data.tokenization import run_by_trunk, tokenise_columns, tokenise_rows
+from skgpt.data.tokenization import LongText, tokenise_columns, tokenise_rows
 from skgpt.device import no_more_threads_than_cores
-from skgpt.estimators.prices import Prices
 from skgpt.fitting import FitData, Given, plan_of_fit, seed_to_come
-from skgpt.network.features import what_is_kept
-from skgpt.network.network import TextNetwork, count_weights
-from skgpt.training.early_stopping import Watched
+from skgpt.network.network import TextNetwork
+from skgpt.training.early_stopping import Validation
 from skgpt.training.loop import TrainingRows
+from skgpt.training.loss import Loss
 
-_QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
-
-_PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 _ASSUMED = 2  # classes
 
 
@@ -32,14 +28,18 @@ class EstimatesFits:
 
     if TYPE_CHECKING:  # BaseGPTText and scikit-learn have them
         warm_start: bool
+        early_stopping: bool
+        max_length: int
+        long_text: LongText
         random_state: Any
         classes_: NDArray[Any]
 
+        def _loss(self, target: Target) -> Loss: ...
         def _validate_params(self) -> None: ...
         def _checked_data(self, given: Given, seed: int, goes_on: bool) -> FitData: ...
         def _loss_weights(self, data: FitData) -> NDArray[np.float64]: ...
         def _network_to_fit(self, target: Target, seed: int, goes_on: bool) -> TextNetwork: ...
-        def _watched(self, network: TextNetwork, data: FitData) -> Watched: ...
+        def _watched(self, network: TextNetwork, data: FitData) -> Validation: ...
 
     @no_more_threads_than_cores()
     def plan(self, X: Any, y: Any = None) -> FitEstimate:
@@ -86,11 +86,18 @@ class EstimatesFits:
         network = self._network_to_fit(data.target, seed, goes_on)
         if y is not None:
             self._watched(network, data)  # tries the scorer
-        return _estimate(
-            self,
+        config = plan_of_fit(self, network, len(data.split.train), seed)
+        of_text = (data.columns, data.template, network.pretrained.tokenizer)
+        tokens = tokenise_rows(*of_text, self.max_length, self.long_text)
+        return estimate_fit(
             network,
-            data,
-            weight,
+            TrainingRows(tokens, data.target.codes, weight, data.split),
+            tokenise_columns(*of_text, sys.maxsize).lengths,
+            loss=self._loss(data.target),
+            config=config,
+            max_length=self.max_length,
+            long_text=self.long_text,
+            early_stopping=self.early_stopping,
             classes_assumed=_ASSUMED if y is None and not goes_on else None,
         )
 
@@ -103,59 +110,3 @@ class EstimatesFits:
             return np.zeros((n, len(self.classes_)), dtype=np.int64)
         labels: NDArray[Any] = self.classes_[np.arange(n) % len(self.classes_)]
         return labels
-
-
-def _estimate(
-    estimator: Any,
-    network: TextNetwork,
-    data: FitData,
-    weight: NDArray[np.float64],
-    *,
-    classes_assumed: int | None,
-) -> FitEstimate:
-    """Count and measure what a fit of this network would be."""
-    max_length, seed = estimator.max_length, seed_to_come(estimator.random_state)
-    plan = plan_of_fit(estimator, network, len(data.split.train), seed)
-    of_text = (data.columns, data.template, network.pretrained.tokenizer)
-    tokens = tokenise_rows(*of_text, max_length, estimator.long_text)
-    whole = tokenise_columns(*of_text, sys.maxsize).lengths
-    rows = TrainingRows(tokens, data.target.codes, weight, data.split)
-    kept = what_is_kept(network, run_by_trunk(tokens), plan.memory_budget, plan.disk_budget)
-    work = count_work(network, rows, kept, plan)
-    loss = estimator._loss(data.target)
-    rates = measure(network, rows, kept, loss=loss, plan=plan)
-    memory, disk = count_memory(
-        network, rows, kept, plan, rates, keeps_best=estimator.early_stopping
-    )
-    trainable, frozen = count_weights(network)
-    per_token, n_tokens = rates.frozen + rates.forward, int(tokens.lengths.sum())
-    return FitEstimate(
-        model=network.pretrained.model,
-        device=str(network.device),
-        precision=_PRECISIONS[str(network.dtype)],
-        n_layers=network.spec.n_layers,
-        max_length=int(max_length),
-        n_texts=len(tokens),
-        n_held_out=len(data.split.held_out),
-        n_tokens=n_tokens,
-        tokens_per_text={
-            name: float(np.quantile(whole, share)) for name, share in _QUANTILES.items()
-        },
-        n_cut=tokens.n_cut,
-        tokens_cut=int(np.maximum(0, whole - tokens.lengths).sum()),  # windows overlap
-        trainable_weights=trainable,
-        frozen_weights=frozen,
-        n_epochs=plan.n_epochs,
-        n_steps=plan.n_steps,
-        early_stopping=bool(estimator.early_stopping),
-        seconds=work.seconds(rates),
-        seconds_per_1000_predictions=1000 * per_token * n_tokens / len(tokens),
-        memory=memory,
-        disk=disk,
-        classes_assumed=classes_assumed,
-        long_text=estimator.long_text,
-        n_windows=len(run_by_trunk(tokens)) if estimator.long_text == "windows" else None,
-        advice=Prices(
-            network, work, rates, plan, kept, whole, max_length, estimator.long_text
-        ).advice(),
-    )

@@ -185,7 +185,7 @@ def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
+        "skgpt.estimators.base.train", lambda *a, **k: pytest.fail("training began")
     )
     with pytest.raises(CheckpointError, match="`checkpoint_dir` must be a folder"):
         make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(*two_class_data)

@@ -169,7 +169,7 @@ def test_template__that_can_not_be__is_refused_before_training(
     template: Any, message: str, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
+        "skgpt.estimators.base.train", lambda *a, **k: pytest.fail("training began")
     )
     with pytest.raises(ValueError, match=message):
         make(tiny_llama, template=template).fit(two_columns("pandas"), LABELS)
