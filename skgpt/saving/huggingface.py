@@ -27,7 +27,7 @@ from skgpt.network.network import TextNetwork
 from skgpt.pretrained.default_models import ALIASES, quiet_transformers
 from skgpt.pretrained.loading import PretrainedModel, offline_first, refuse_misnomers
 from skgpt.pretrained.tokenizer import TextTokenizer
-from skgpt.trunk.layers import PROBE_ERRORS, copy_around
+from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors
 
 NOTES = "skgpt.json"  # what transformers' files have no word for; the configuration names it
 SEVERAL = "multi_label_classification"
@@ -324,7 +324,7 @@ def write_checkpoint(
     buffers = dict(pretrained.trunk.named_buffers())
     for name, _ in model.named_buffers():
         tensors[name] = buffers[name.removeprefix(prefix)]
-    _save(copy_around(model, tensors), config, folder)
+    _save(copy_with_tensors(model, tensors), config, folder)
     _tokenizer(pretrained, pad_id, max_length).save_pretrained(folder)
     _prove(network, folder, max_length, temperature)
 

@@ -21,7 +21,7 @@ from skgpt.pretrained.loading import PretrainedModel, load_pretrained, make_pret
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config
 from skgpt.tensor_files import check_checksum, from_bytes, to_bytes, with_checksum
-from skgpt.trunk.layers import copy_around, find_blocks, truncate
+from skgpt.trunk.layers import copy_with_tensors, find_blocks, truncate
 
 # 1: estimators that knew neither templates nor several labels. 2: no seal; a base that is not
 # inside can be fetched again.
@@ -319,4 +319,4 @@ def _trunk_of(
     full_depth = len(find_blocks(skeleton))
     truncate(skeleton, spec.n_layers)
     _check_same(tensors, dict(skeleton.named_parameters()), "base inside a saved model")
-    return copy_around(skeleton, tensors), full_depth
+    return copy_with_tensors(skeleton, tensors), full_depth
