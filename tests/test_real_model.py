@@ -66,7 +66,7 @@ def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
     assert clf.model_id_ == "smollm2-135m"
 
     data = pickle.dumps(clf)
-    learned = sum(m.numel() for m in clf._network.learnable.values())
+    learned = sum(m.numel() for m in clf._model.network.learnable.values())
     assert len(data) < 4 * learned + 100_000  # what was learned, in fp32; not the base
     paths = []
     for name, value in {"clf": clf, "X": unseen, "p": clf.predict_proba(unseen)}.items():

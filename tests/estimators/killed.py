@@ -48,7 +48,7 @@ class _Telling(Monitor):
 
 def learned(clf: GPTTextClassifier) -> dict[str, Any]:
     """Return what a fit came to: what was learned, and what its history says but for times."""
-    network = clf._network
+    network = clf._model.network
     tensors = {**network.learnable, "head": network.head.weight}
     return {
         "weights": {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()},

@@ -83,7 +83,7 @@ def assert_base_untouched(folder: str, fitted: list[GPTTextClassifier]) -> None:
     for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers()):
         assert torch.equal(tensor, fresh[name]), name
     for clf in fitted:
-        network: TextNetwork = clf._network
+        network: TextNetwork = clf._model.network
         frozen = [n for n, _ in network.trunk.named_parameters() if n not in network.learnable]
         assert bool(frozen) == (clf.trainable_layers != "all")
         for name in frozen:
@@ -143,7 +143,7 @@ def test_two_models__one_deleted_and_the_stores_emptied__the_other_predicts_as_b
     (before,) = alone([other], lambda clf: clf.fit(X, y).predict_proba(X))
     one.fit(X, y)
     np.testing.assert_array_equal(other.predict_proba(X), before)
-    trunk = weakref.ref(one._network.trunk)
+    trunk = weakref.ref(one._model.network.trunk)
     del one
     gc.collect()
     assert trunk() is None  # nothing of the other holds it
@@ -201,7 +201,7 @@ def test_predict_proba__no_pad_token_or_pad_is_eos__texts_that_end_in_it_are_lik
         settings[key] = eos if pad == "eos" else None
         path.write_text(json.dumps(settings), "utf-8")
     clf = fitted(folder, "fp32", pooling=pooling, max_epochs=2)
-    eos_text = clf._network.pretrained.tokenizer.hf.eos_token
+    eos_text = clf._model.network.pretrained.tokenizer.hf.eos_token
     assert eos_text
     texts = ["goal match", f"goal match{eos_text}", eos_text, f"{eos_text} bank profit", ""]
     together = clf.predict_proba([*texts, LONG])[:-1]
