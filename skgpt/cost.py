@@ -5,6 +5,7 @@ priced from the same measurement. What is measured on is thrown away, and no sto
 computed.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.batching import Rows, optimiser_batches
-from skgpt.data.splits import all_rows
+from skgpt.data.splits import Split, all_rows
+from skgpt.data.template import Template
 from skgpt.data.tokenization import (
     LongText,
     TextIds,
+    Tokens,
     Windows,
-    end_to_end,
     lengths_in_windows,
     run_by_trunk,
+    tokenise_columns,
+    tokenise_rows,
 )
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
@@ -246,8 +250,11 @@ def _size(n_bytes: int) -> str:
 
 def estimate_fit(
     network: TextNetwork,
-    rows: TrainingRows,
-    whole_lengths: NDArray[np.int64],
+    cells: list[list[str]],
+    template: Template,
+    target: NDArray[np.int64] | NDArray[np.float32],
+    weight: NDArray[np.float64],
+    split: Split,
     *,
     loss: Loss,
     config: TrainingConfig,
@@ -256,13 +263,14 @@ def estimate_fit(
     early_stopping: bool,
     classes_assumed: int | None,
 ) -> FitEstimate:
-    """Count and measure what a fit of this network would be; the network is of no use afterwards.
+    """Count and measure what a fit on these texts would be; the network is trained a bit by it.
 
-    `whole_lengths` are the tokens of the texts before any cut. `early_stopping` says that the best
-    epoch's weights are kept. Raises NoMemoryError if the device can't hold one text at a time, or
-    what learns.
+    Raises NoMemoryError if the device can't hold one text at a time, or what learns.
     """
-    tokens = rows.tokens
+    of_text = (cells, template, network.pretrained.tokenizer)
+    tokens = tokenise_rows(*of_text, max_length, long_text)
+    whole_lengths = tokenise_columns(*of_text, sys.maxsize).lengths
+    rows = TrainingRows(tokens, target, weight, split)
     texts = run_by_trunk(tokens)
     level = cache_level(network, texts, config.memory_budget, config.disk_budget)
     work = count_work(network, rows, level, config)
@@ -276,9 +284,9 @@ def estimate_fit(
         device=str(network.device),
         precision=_PRECISIONS[network.dtype],
         n_layers=network.spec.n_layers,
-        max_length=int(max_length),
+        max_length=max_length,
         n_texts=len(tokens),
-        n_held_out=len(rows.split.held_out),
+        n_held_out=len(split.held_out),
         n_tokens=n_tokens,
         tokens_per_text={
             name: float(np.quantile(whole_lengths, share)) for name, share in _QUANTILES.items()
@@ -290,7 +298,7 @@ def estimate_fit(
         frozen_weights=frozen,
         n_epochs=config.n_epochs,
         n_steps=config.n_steps,
-        early_stopping=bool(early_stopping),
+        early_stopping=early_stopping,
         seconds=work.seconds(rates),
         seconds_per_1000_predictions=1000 * per_token * n_tokens / len(tokens),
         memory=memory,
@@ -508,8 +516,8 @@ def _take(tokens: TextIds, rows: Rows) -> TextIds:
     if isinstance(tokens, Windows):
         windows = [tokens.each.row(int(window)) for window in tokens.of(rows)]
         first = np.concatenate([[0], np.cumsum(tokens.counts[rows])]).astype(np.int64)
-        return Windows(end_to_end(windows), first)
-    return end_to_end([tokens.row(int(row)) for row in rows])
+        return Windows(Tokens.of(windows), first)
+    return Tokens.of([tokens.row(int(row)) for row in rows])
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import logging
 import mmap
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import IO
@@ -29,7 +29,7 @@ from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import MicroBatcher
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
-from skgpt.pretrained.default_models import cache_folder
+from skgpt.pretrained.default_models import cache_errors, cache_folder
 from skgpt.trunk.layers import PROBE_ERRORS, SplitTrunk, agree
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
@@ -385,7 +385,7 @@ class DiskCache:
     def add(self, tensor: Tensor) -> None:
         """Write a tensor, which must not be empty."""
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        with _storage_errors():
+        with cache_errors():
             if self._file is None:
                 folder = _folder()
                 folder.mkdir(parents=True, exist_ok=True)
@@ -399,7 +399,7 @@ class DiskCache:
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in order, as they lie on disk; on the CPU."""
-        with _storage_errors():
+        with cache_errors():
             self._map()
         return self._mapped
 
@@ -425,14 +425,6 @@ def disk_room() -> int:
             existing = existing.parent
         return shutil.disk_usage(existing).free // 2
     return 0
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"States can't be kept in {_folder()}: {error}") from error
 
 
 def _folder() -> Path:

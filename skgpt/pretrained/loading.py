@@ -31,7 +31,7 @@ from skgpt.pretrained.default_models import (
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.trunk.attention import pack
 from skgpt.trunk.capabilities import Capabilities, probe
-from skgpt.trunk.layers import PROBE_ERRORS, copy_around, find_blocks, truncate
+from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors, find_blocks, truncate
 from skgpt.trunk.llama import use_fast_blocks
 
 _CPU = torch.device("cpu")
@@ -120,7 +120,7 @@ class PretrainedModel:
         trunk : transformers.PreTrainedModel
             In evaluation mode, so without dropout; no parameter requires a gradient.
         """
-        trunk = copy_around(self.trunk, self.tensors(dtype, device))
+        trunk = copy_with_tensors(self.trunk, self.tensors(dtype, device))
         truncate(trunk, n_layers)
         trunk.config.use_cache = False
         if self.capabilities.supports_packing:

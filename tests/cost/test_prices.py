@@ -9,7 +9,7 @@ import torch
 
 from skgpt.cost import Prices, Rates, Work
 from skgpt.data.tokenization import lengths_in_windows
-from skgpt.fitting import plan_of_fit
+from skgpt.fitting import make_config
 from skgpt.network.features import CacheLevel
 from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_pretrained
@@ -41,7 +41,7 @@ def prices(folder: str, trainable: Any, rates: Rates, **fields: Any) -> Prices:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    plan = plan_of_fit(make(folder), network, 40, 0)
+    plan = make_config(make(folder), network, 40, 0)
     given = {
         "work": WORK,
         "level": LEVELS[trainable],

@@ -12,7 +12,7 @@ from skgpt.cost import Rates, _HeldTensors, _take, count_memory, count_work, mea
 from skgpt.data.splits import all_rows
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import tokenise, tokenise_windows
-from skgpt.fitting import plan_of_fit
+from skgpt.fitting import make_config
 from skgpt.network.features import CacheLevel, cache_level
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
@@ -43,7 +43,7 @@ def run_of(folder: str, trainable: Any, **options: Any) -> dict[str, Any]:
     tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     weight = options.pop("weight", np.ones(len(TEXTS)))
     rows = TrainingRows(tokens, np.arange(len(TEXTS)) % 2, weight, all_rows(len(TEXTS)))
-    config = plan_of_fit(make(folder, **options), network, len(TEXTS), 0)
+    config = make_config(make(folder, **options), network, len(TEXTS), 0)
     level = cache_level(network, tokens, config.memory_budget)
     return {"network": network, "rows": rows, "level": level, "config": config}
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Tokens, clean, locate
+from skgpt.data.tokenization import Tokens, clean, tokenise_with_spans
 from skgpt.explanations import _TEXTS_AT_ONCE, attribute
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from skgpt.training.loop import raw_scores
@@ -116,20 +116,24 @@ def test_explain__columns_and_template__tokens_lie_in_their_cells(
         assert "".join(rows["token"]) == cell[: rows["end"].max()]
         assert max_length == 24 or rows["end"].max() == len(cell)
     template = parse_template(clf.template, 2, list(X))
-    encoder = clf._network.pretrained.tokenizer
-    _, places = locate([X["title"].tolist(), X["body"].tolist()], template, encoder, max_length)
-    assert (places.column == -1).sum() == 2 * len("T: \nB: ")
+    encoder = clf._model.network.pretrained.tokenizer
+    _, spans = tokenise_with_spans(
+        [X["title"].tolist(), X["body"].tolist()], template, encoder, max_length
+    )
+    assert (spans.column == -1).sum() == 2 * len("T: \nB: ")
 
 
 def test_attribute__more_steps__converge_to_the_same_values(tiny_llama: str) -> None:
     clf = fitted(tiny_llama, max_epochs=3)
-    network = clf._network
+    network = clf._model.network
     template = parse_template(None, 1, None)
-    tokens, places = locate([list(DATA.X[:3])], template, network.pretrained.tokenizer, 64)
+    tokens, spans = tokenise_with_spans(
+        [list(DATA.X[:3])], template, network.pretrained.tokenizer, 64
+    )
     ways = np.tile(np.eye(3, dtype=np.float32)[:1], (3, 1, 1))
 
     def values(n_steps: int) -> Any:
-        found = attribute(network, tokens, places.column >= 0, ways, n_steps)
+        found = attribute(network, tokens, spans.column >= 0, ways, n_steps)
         return np.concatenate([text.values_TD for text in found])
 
     fine, finer, finest = values(32), values(128), values(256)
@@ -143,12 +147,12 @@ def test_explain__weights__get_no_gradient_and_cost_none(tiny_llama: str) -> Non
     for trainable_layers in (0, "all"):
         clf = fitted(tiny_llama, trainable_layers=trainable_layers)
         clf.predict(DATA.X[:3])
-        learning = [p.requires_grad for p in clf._network.parameters()]
+        learning = [p.requires_grad for p in clf._model.network.parameters()]
         with FlopCounterMode(display=False) as counter:
             clf.explain(DATA.X[:3])
         flops.append(counter.get_total_flops())
-        assert [p.requires_grad for p in clf._network.parameters()] == learning
-        assert all(p.grad is None for p in clf._network.parameters())
+        assert [p.requires_grad for p in clf._model.network.parameters()] == learning
+        assert all(p.grad is None for p in clf._model.network.parameters())
     # What is frozen is kept by predict, so the second runs one small forward pass more.
     assert flops[1] == pytest.approx(flops[0], rel=0.1)
 
@@ -180,7 +184,7 @@ def test_explain__baseline__is_the_score_of_as_many_tokens_of_punctuation(
 ) -> None:
     data = make_text_data(n_classes=2)
     clf = fitted(tiny_model(architecture), data)
-    encoder = clf._network.pretrained.tokenizer
+    encoder = clf._model.network.pretrained.tokenizer
     text = "a goal, late"
     n = len(encoder.encode([text])[0])
     in_turn = encoder.neutral_ids()
@@ -189,7 +193,7 @@ def test_explain__baseline__is_the_score_of_as_many_tokens_of_punctuation(
     neutral = [in_turn[k % len(in_turn)] for k in range(first, first + n)]
     ids = np.array([*encoder.prefix_ids, *neutral, *encoder.suffix_ids])
     tokens = Tokens(ids, np.array([0, len(ids)]))
-    scores = raw_scores(clf._network, tokens, token_budget=512, memory_budget=0)
+    scores = raw_scores(clf._model.network, tokens, token_budget=512, memory_budget=0)
     sign = 1 if clf.predict([text])[0] == clf.classes_[0] else -1
     expected = sign * (scores[0, 0] - scores[0, 1])
     assert clf.explain([text])["baseline"].iloc[0] == pytest.approx(expected, abs=1e-4)
