@@ -483,17 +483,14 @@ def measure(
     distinct = run_by_trunk(_take(rows.tokens, of_pass)).distinct()[1]
     n_distinct = sum(len(text) // 8 for text in distinct)  # tokens are int64
     # Training steps, of all that learns and of the head alone.
-    weight = np.ones((len(of_step), *rows.weight.shape[1:]))
     sample = TrainingRows(
-        _take(rows.tokens, of_step), rows.target[of_step], weight, all_rows(len(of_step))
+        _take(rows.tokens, of_step),
+        rows.target[of_step],
+        np.ones((len(of_step), *rows.weight.shape[1:])),
+        all_rows(len(of_step)),
     )
     run = TrainingRun(step_features, sample, loss, config, Validation())
-    with _TimedOptimizer(network, config) as run.optimizer:
-        step = _measure_step(run)
-        head_step = _Step(0.0, 0.0, 0.0)
-        if config.head_first_epochs:
-            step_features.freeze_trunk()
-            head_step = _measure_step(run)
+    step, head_step = _measure_steps(run)
     caches = level is not CacheLevel.TOKENS
     return Rates(
         frozen=frozen / per_pass if caches else 0.0,
@@ -546,6 +543,16 @@ class _Step:
     learning: float
     update: float
     activations: float
+
+
+def _measure_steps(run: TrainingRun) -> tuple[_Step, _Step]:
+    """Measure a step of all that learns, and one of the head alone if the run has such epochs."""
+    with _TimedOptimizer(run.network, run.config) as run.optimizer:
+        step = _measure_step(run)
+        if not run.config.head_first_epochs:
+            return step, _Step(0.0, 0.0, 0.0)
+        run.features.freeze_trunk()
+        return step, _measure_step(run)
 
 
 def _measure_step(run: TrainingRun) -> _Step:
