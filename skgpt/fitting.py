@@ -54,7 +54,7 @@ from skgpt.lora import LoRA
 from skgpt.network.features import disk_room
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import token_budget
-from skgpt.network.network import NetworkSpec, TextNetwork
+from skgpt.network.network import POOLINGS, NetworkSpec, TextNetwork
 from skgpt.pretrained.loading import PretrainedModel
 from skgpt.run_key import described, digest, encoded
 from skgpt.training.callbacks import Monitor
@@ -324,7 +324,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
     "lora": [LoRA, None],
     "head_first_epochs": [Interval(Integral, 0, None, closed="left")],
-    "pooling": [StrOptions({"last", "mean", "auto"})],
+    "pooling": [StrOptions({"auto", *POOLINGS})],
     "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],
     "long_text": [StrOptions({"cut", "windows"})],

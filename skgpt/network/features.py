@@ -387,7 +387,7 @@ class CachedPrefix(Forward):
         layout = Layout.of(self.lengths[rows], network.pretrained, network.device)
         # Those on disk come to the device only now.
         states = [self.states[row].to(network.device) for row in rows]
-        return network.after(torch.cat(states), layout)
+        return network.pooled_from_hidden(torch.cat(states), layout)
 
 
 class OnTrial(Forward):
@@ -430,7 +430,7 @@ class OnTrial(Forward):
             return torch.stack(states)
         network = self.network
         layout = Layout.of(self._tokens.lengths[rows], network.pretrained, network.device)
-        return network.after(torch.cat(states), layout)
+        return network.pooled_from_hidden(torch.cat(states), layout)
 
 
 class HeadAlone(Forward):
@@ -565,7 +565,7 @@ def _is_exact(network: TextNetwork, tokens: Tokens) -> bool:
     ids_T = torch.from_numpy(np.concatenate(heads)).to(network.device)
     whole = network.pool(network.hidden(ids_T, layout), layout)
     try:
-        cut = network.after(before(prefix_of(network), network, ids_T, layout), layout)
+        cut = network.pooled_from_hidden(before(prefix_of(network), network, ids_T, layout), layout)
     except PROBE_ERRORS as error:  # an architecture that can't be entered in the middle
         _LOG.info("%s can't be cut: %r", type(network.trunk).__name__, error)
         return False

@@ -99,7 +99,7 @@ class PretrainedModel:
                 return int(module.num_embeddings) - padding - 1  # RoBERTa counts on from there
         return limit if isinstance(limit, int) and limit > 0 else None
 
-    def master(self, name: str, device: torch.device) -> Tensor:
+    def fp32_copy(self, name: str, device: torch.device) -> Tensor:
         """Return a parameter of the trunk as a new fp32 tensor of the caller's own."""
         tensor = self.trunk.get_parameter(name).detach()
         return tensor.to(device, torch.float32, copy=True)
