@@ -3,9 +3,9 @@ A rare topic, and where to draw the line
 ========================================
 
 One desk of a newsroom wants every article about interest rates, and nothing else. Those are few
-in a hundred. A model that never says yes is right nearly always and useless. What helps: to count
-the rare articles for more while training, and to draw the line at another probability than one
-half, chosen by what a missed article and a false alarm cost. How much it helps is to be seen.
+in a hundred. A model that never says yes is right nearly always, and useless. Two things help:
+giving the rare articles more weight in training, and moving the threshold away from one half, to
+where a missed article and a false alarm cost least. This example measures how much.
 
 It takes two minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 """
@@ -86,8 +86,8 @@ if SMALL:
 # What a mistake costs
 # --------------------
 #
-# Someone at the desk says that a missed article is as bad as ten false alarms. That is the whole of
-# the scoring, and scikit-learn takes it as it takes any other.
+# The desk says that a missed article is as bad as ten false alarms. That is all the scoring needs,
+# and scikit-learn takes it as it takes any other.
 
 MISSED, FALSE_ALARM = 10, 1
 

@@ -3,8 +3,8 @@ News in a Pipeline
 ==================
 
 A news desk has a few hundred labelled articles, a cleaning step that it trusts, and a habit: a
-scikit-learn Pipeline, cross-validated, looked at as a confusion matrix and kept as a file. Nothing
-of that changes when the last step is a GPT.
+scikit-learn Pipeline, cross-validated, shown as a confusion matrix and kept as a file. None of
+that changes when the last step is a GPT.
 
 It takes a minute or two on a CPU, and needs ``pip install -e ".[examples]"``.
 """

@@ -2,10 +2,10 @@
 Tune a Pipeline with Optuna
 ===========================
 
-A news desk wants its ticker sorted: all there is of an article is a headline's worth of words. It
-has labelled 360 of them. This example searches for the parameters of a Pipeline, gives up what does
-not look promising after a few epochs, is broken off and goes on from where it was, and asks at the
-end whether all that was worth it: a linear model on TF-IDF has to be beaten first.
+A news desk wants its ticker sorted. An article there is no longer than a headline, and the desk has
+labelled 360 of them. This example searches for the parameters of a Pipeline, stops unpromising
+trials after a few epochs, interrupts the search and resumes it. At the end it asks whether the
+search was worth it, by comparing the result with a linear model on TF-IDF.
 
 It takes two minutes on two CPU cores, and needs ``pip install -e ".[examples]"``.
 """

@@ -8,8 +8,9 @@ a sum of products. What is measured on is thrown away, and no store keeps what w
 What a fit has to do and to hold, counted; with the rates of `rates.py` it becomes seconds.
 """
 
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from html import escape
 from statistics import median
@@ -17,18 +18,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.batching import Rows, optimiser_batches
-from skgpt.data.tokenization import LongText, Windows, run_by_trunk
+from skgpt.data.splits import Split
+from skgpt.data.template import Template
+from skgpt.data.tokenization import (
+    LongText,
+    Windows,
+    lengths_in_windows,
+    run_by_trunk,
+    tokenise_columns,
+    tokenise_rows,
+)
 from skgpt.device import to_device
-from skgpt.network.features import Averaged, Forward, Kept, OnTrial, unknown_rows
+from skgpt.network.features import Averaged, Forward, Kept, OnTrial, unknown_rows, what_is_kept
 from skgpt.network.microbatches import Budget, needs_memory
-from skgpt.network.network import TextNetwork
+from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
 from skgpt.training.config import TrainingPlan
 from skgpt.training.loop import TrainingRows
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Optimiser
+from skgpt.trunk.layers import find_blocks
 
 
 @dataclass(frozen=True, repr=False)
@@ -616,3 +628,299 @@ def count_memory(
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Return what tensors take; those that share memory count once."""
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
+
+
+_SHORT = 64  # tokens that a text should have room for
+
+
+def fewer_layers(spec: NetworkSpec) -> dict[str, int]:
+    """Return which fewer layers to try: `trainable_layers` and `n_layers`, where there are any.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+
+    Returns
+    -------
+    values : dict of str to int
+        Legal one by one, and smaller than the present ones.
+    """
+    learning = spec.n_layers - spec.n_frozen
+    values = {}
+    if spec.n_frozen == 0 and spec.n_layers > 1:
+        values["trainable_layers"] = max(1, spec.n_layers // 4)
+    elif learning > 1:
+        values["trainable_layers"] = learning // 2
+    if spec.n_layers > 12 and (spec.n_frozen == 0 or learning <= spec.n_layers // 2):
+        values["n_layers"] = spec.n_layers // 2
+    return values
+
+
+def shorter_texts(max_length: int) -> int | None:
+    """Return a smaller `max_length` to try; None if texts are cut short enough already."""
+    return max_length // 2 if max_length > _SHORT else None
+
+
+def advice(network: TextNetwork, max_length: int, long_text: LongText = "cut") -> str:
+    """Say what would make a fit of this network shorter, the most effective first.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    max_length : int
+        Tokens per text, or per window of one.
+    long_text : {"cut", "windows"}, default="cut"
+
+    Returns
+    -------
+    advice : str
+        Parameters with values that are legal and smaller than the present ones.
+    """
+    fewer, steps = fewer_layers(network.spec), []
+    if n := fewer.get("trainable_layers"):
+        steps.append(
+            f"train only the last layers (trainable_layers={n}), the others are then computed "
+            "once, not once per epoch"
+            if network.spec.n_frozen == 0
+            else f"train fewer layers (trainable_layers={n})"
+        )
+    if n := fewer.get("n_layers"):
+        steps.append(f"keep fewer layers (n_layers={n})")
+    if long_text == "windows":
+        steps.append(f"cut long texts at {max_length} tokens (long_text='cut')")
+    elif n := shorter_texts(max_length):
+        steps.append(f"cut texts shorter (max_length={n})")
+    steps.append("make fewer passes (max_epochs)")
+    if network.device.type == "cpu":
+        steps.append("use a GPU")
+    return "; ".join(steps)
+
+
+_FEW_CUT = 0.1  # of the texts
+_LONG_SECONDS = 60.0  # a fit that is worth shortening
+_WORTH_IT = 1.2  # times
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A measured fit, and what others would cost beside it.
+
+    Parameters
+    ----------
+    network : TextNetwork
+    work : Work
+    rates : Rates
+    plan : TrainingPlan
+    kept : {"hidden", "pooled"} or None
+        What the fit keeps of each text.
+    lengths : ndarray of shape (n,)
+        Tokens of the whole texts, before any cut.
+    max_length : int
+    long_text : {"cut", "windows"}, default="cut"
+    """
+
+    network: TextNetwork
+    work: Work
+    rates: Rates
+    plan: TrainingPlan
+    kept: Kept | None
+    lengths: NDArray[np.int64]
+    max_length: int
+    long_text: LongText = "cut"
+
+    def advice(self) -> tuple[str, ...]:
+        """Say what would change the most, and its price."""
+        faster = self._faster() if self.seconds() > _LONG_SECONDS else ()
+        cut = self._about_the_cut() if self.long_text == "cut" else ()
+        return (*cut, *faster)
+
+    def seconds(self) -> float:
+        """Return how long the fit takes."""
+        return _total(self.work, self.rates)
+
+    def seconds_at_length(self, max_length: int) -> float:
+        """Return how long it would take with texts cut elsewhere; longer ones are a bit dearer."""
+        return self._seconds_of(self._n_tokens("cut", max_length))
+
+    def seconds_in_windows(self) -> float:
+        """Return how long it would take with long texts in windows of `max_length`."""
+        return self._seconds_of(self._n_tokens("windows", self.max_length))
+
+    def _seconds_of(self, n_tokens: int) -> float:
+        now = self._n_tokens(self.long_text, self.max_length)
+        return _total(self.work.scaled(n_tokens / now), self.rates)
+
+    def _n_tokens(self, long_text: LongText, max_length: int) -> int:
+        """Return how many tokens the texts are to the trunk."""
+        if long_text == "cut":
+            return int(np.minimum(self.lengths, max_length).sum())
+        encoder = self.network.pretrained.tokenizer
+        return int(lengths_in_windows(self.lengths, encoder, max_length).sum())
+
+    def seconds_at_depth(self, n_layers: int, n_learning: int) -> float:
+        """Return how long it would take with so many layers, of which the last learn.
+
+        What was measured of several layers together is taken to be the same for each of them.
+
+        Parameters
+        ----------
+        n_layers, n_learning : int
+            No more than they are.
+        """
+        spec, rates = self.network.spec, self.rates
+        learning_now = spec.n_layers - spec.n_frozen
+        forwards = (rates.frozen + rates.forward) / spec.n_layers
+        backwards = max(0.0, rates.learning - rates.forward) / max(1, learning_now)
+        once = n_layers - n_learning
+        then = replace(
+            rates,
+            frozen=forwards * once,
+            forward=forwards * n_learning,
+            learning=(forwards + backwards) * n_learning,
+            update=rates.update * self._share_of_weights(n_learning),
+        )
+        new = self.work.new_tokens if spec.n_frozen else self.work.distinct_tokens
+        return _total(replace(self.work, new_tokens=new if once else 0), then)
+
+    def _share_of_weights(self, n_learning: int) -> float:
+        """Return which share of the weights that learn now would still do so."""
+        spec = self.network.spec
+        if spec.lora is not None or not self.network.learnable:
+            return n_learning / max(1, spec.n_layers - spec.n_frozen)
+        block = find_blocks(self.network.pretrained.trunk)[0]
+        weights = n_learning * sum(parameter.numel() for parameter in block.parameters())
+        return min(1.0, weights / count_weights(self.network)[0])
+
+    def _about_the_cut(self) -> Iterator[str]:
+        """Say what it would cost to cut fewer texts, or none."""
+        share = self.share_cut(self.max_length)
+        if share == 0:
+            return
+        yield self._about_a_longer_cut(share)
+        if share > _FEW_CUT:
+            times = self.seconds_in_windows() / self.seconds()
+            yield f"long_text='windows' reads all of every text and costs {times:.1f}x."
+
+    def _about_a_longer_cut(self, share: float) -> str:
+        longer = self.max_length
+        while self.share_cut(longer) > min(_FEW_CUT, share / 2):
+            longer *= 2
+        limit = self.network.pretrained.max_positions
+        longer = longer if limit is None else min(longer, limit)
+        said = f"{percent(share)} of the texts are cut"
+        if longer == self.max_length:
+            return f"{said}: the model has no more than {limit} positions."
+        left = self.share_cut(longer)
+        times = self.seconds_at_length(longer) / self.seconds()
+        return (
+            f"{said}: max_length={longer} cuts {percent(left) if left else 'none'} and costs "
+            f"{times:.1f}x."
+        )
+
+    def share_cut(self, max_length: int) -> float:
+        """Return the share of the texts, in [0, 1], that are longer."""
+        return float(np.mean(self.lengths > max_length))
+
+    def _faster(self) -> Iterator[str]:
+        """Say what would make the fit faster, the greatest gain first."""
+        gains = [(self.seconds() / seconds, said) for said, seconds in self._cheaper()]
+        for times, said in sorted(gains, reverse=True):
+            if times >= _WORTH_IT:
+                yield f"{said}: {times:.1f}x as fast."
+
+    def _cheaper(self) -> Iterator[tuple[str, float]]:
+        """Yield what could be done, in words, and how long the fit would then take."""
+        device, spec = self.network.device, self.network.spec
+        here = "on this CPU" if device.type == "cpu" else f"on {device}"
+        learning = spec.n_layers - spec.n_frozen
+        fewer = fewer_layers(spec) if self._pays_to_freeze() else {}
+        if n := fewer.get("trainable_layers"):
+            frozen = spec.n_layers - n
+            yield (
+                f"trainable_layers={n} freezes the first {frozen} layers, {here}",
+                self.seconds_at_depth(spec.n_layers, n),
+            )
+        if n := fewer.get("n_layers"):
+            yield (
+                f"n_layers={n} drops the last {spec.n_layers - n} layers",
+                self.seconds_at_depth(n, min(n, learning)),
+            )
+        if self.long_text == "windows":
+            share = self.share_cut(self.max_length)
+            said = f"long_text='cut' cuts {percent(share)} of the texts"
+            yield said, self.seconds_at_length(self.max_length)
+        elif n := shorter_texts(self.max_length):
+            share = self.share_cut(n)
+            yield f"max_length={n} cuts {percent(share)} of the texts", self.seconds_at_length(n)
+
+    def _pays_to_freeze(self) -> bool:
+        """Say whether what frozen layers return is, or would be, kept."""
+        if self.network.spec.n_frozen:
+            return self.kept is not None
+        states = 4 * self.work.n_tokens * int(self.network.trunk.config.hidden_size)
+        return states <= self.plan.memory_budget + self.plan.disk_budget
+
+
+def _total(work: Work, rates: Rates) -> float:
+    return sum(work.seconds(rates).values())
+
+
+_QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
+
+_PRECISIONS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
+
+def estimate_fit(
+    network: TextNetwork,
+    cells: list[list[str]],
+    template: Template,
+    target: NDArray[np.int64] | NDArray[np.float32],
+    weight: NDArray[np.float64],
+    split: Split,
+    *,
+    plan: TrainingPlan,
+    loss: Loss,
+    max_length: int,
+    long_text: LongText,
+    early_stopping: bool,
+    classes_assumed: int | None,
+) -> FitEstimate:
+    """Count and measure what a fit of this network on these texts would be."""
+    of_text = (cells, template, network.pretrained.tokenizer)
+    tokens = tokenise_rows(*of_text, max_length, long_text)
+    whole = tokenise_columns(*of_text, sys.maxsize).lengths
+    rows = TrainingRows(tokens, target, weight, split)
+    kept = what_is_kept(network, run_by_trunk(tokens), plan.memory_budget, plan.disk_budget)
+    work = count_work(network, rows, kept, plan)
+    rates = measure(network, rows, kept, loss=loss, plan=plan)
+    memory, disk = count_memory(network, rows, kept, plan, rates, keeps_best=early_stopping)
+    trainable, frozen = count_weights(network)
+    per_token, n_tokens = rates.frozen + rates.forward, int(tokens.lengths.sum())
+    return FitEstimate(
+        model=network.pretrained.model,
+        device=str(network.device),
+        precision=_PRECISIONS[str(network.dtype)],
+        n_layers=network.spec.n_layers,
+        max_length=max_length,
+        n_texts=len(tokens),
+        n_held_out=len(split.held_out),
+        n_tokens=n_tokens,
+        tokens_per_text={
+            name: float(np.quantile(whole, share)) for name, share in _QUANTILES.items()
+        },
+        n_cut=tokens.n_cut,
+        tokens_cut=int(np.maximum(0, whole - tokens.lengths).sum()),  # windows overlap
+        trainable_weights=trainable,
+        frozen_weights=frozen,
+        n_epochs=plan.n_epochs,
+        n_steps=plan.n_steps,
+        early_stopping=early_stopping,
+        seconds=work.seconds(rates),
+        seconds_per_1000_predictions=1000 * per_token * n_tokens / len(tokens),
+        memory=memory,
+        disk=disk,
+        classes_assumed=classes_assumed,
+        long_text=long_text,
+        n_windows=len(run_by_trunk(tokens)) if long_text == "windows" else None,
+        advice=Prices(network, work, rates, plan, kept, whole, max_length, long_text).advice(),
+    )

@@ -14,7 +14,7 @@ from sklearn.base import is_classifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 
-from skgpt.estimators.base import BaseGPTText
+from skgpt._base import BaseGPTText
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.tuning.baseline import BaselineReport, baseline_for, compare_scores, warn_unless_won
 from skgpt.tuning.folds import Folds, FoldScores, last_step, path_to_last

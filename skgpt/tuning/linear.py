@@ -6,23 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import log_expit
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
+from skgpt.calibration import link_for
 from skgpt.data.inputs import check_texts, check_weight
 from skgpt.data.targets import LabelSets, encode_target
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
-from skgpt.estimators.class_predictions import ClassPredictions
 
 # Signs are words of their own: an emoji or an exclamation mark says much of a short text.
 _WORD = r"\w+|[^\w\s]"
 _SURE = 10.0  # the logit of what holds for every row that was seen
 
 
-class LinearTextClassifier(ClassPredictions, BaseEstimator):
+class LinearTextClassifier(ClassifierMixin, BaseEstimator):
     """Logistic regression on TF-IDF, one label against the others.
 
     It reads the texts that `GPTTextClassifier` reads, with the same template, and its rows and
@@ -86,7 +86,7 @@ class LinearTextClassifier(ClassPredictions, BaseEstimator):
             _fit_one(features, *column, self.C) for column in zip(present.T, weight.T, strict=True)
         ]
         self.classes_ = target.classes
-        self._fitted_with = {"multilabel": target.is_multilabel}
+        self.multilabel_ = target.is_multilabel
         return self
 
     def _texts(self, X: Any) -> list[str]:
@@ -95,16 +95,40 @@ class LinearTextClassifier(ClassPredictions, BaseEstimator):
         return [template.render(row) for row in zip(*texts.cells, strict=True)]
 
     def _scores(self, X: Any) -> NDArray[np.float32]:
-        """Return raw scores that `ClassPredictions` makes labels and probabilities of."""
+        """Return raw scores, shape (n, n_outputs)."""
         check_is_fitted(self)
         features = self.vectoriser_.transform(self._texts(X))
         logits = np.stack([model.decision_function(features) for model in self.models_], axis=1)
-        if self._fitted_with["multilabel"]:
+        if self.multilabel_:
             return logits.astype(np.float32)
         if logits.shape[1] == 1:
             return np.hstack([np.zeros_like(logits), logits]).astype(np.float32)
         # The softmax of these is each class's own probability over the sum of them.
         return np.asarray(log_expit(logits), dtype=np.float32)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the label of each text; for multilabel y an indicator."""
+        scores = self._scores(X)
+        if self.multilabel_:
+            return (scores > 0).astype(np.int64)
+        return np.asarray(self.classes_[scores.argmax(axis=1)])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probability of each class or label."""
+        scores = self._scores(X)
+        return link_for(self.multilabel_).probabilities(scores)
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the logarithms of the probabilities."""
+        scores = self._scores(X)
+        return link_for(self.multilabel_).log_probabilities(scores)
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return raw scores; of two classes the difference."""
+        scores = self._scores(X).astype(np.float64)
+        if scores.shape[1] == 2 and not self.multilabel_:
+            return np.asarray(scores[:, 1] - scores[:, 0])
+        return scores
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

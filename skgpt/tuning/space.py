@@ -17,8 +17,8 @@ from scipy.stats import rv_discrete
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
+from skgpt._base import BaseGPTText
 from skgpt.device import resolve_device
-from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import TuningError
 from skgpt.pretrained.loading import load_pretrained
 

@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
 from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import TuningError
-from skgpt.fitting import watched_by
+from skgpt.fitting import fit_observer
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, StepDone
 from skgpt.training.config import TrainingPlan
@@ -289,7 +289,7 @@ class Fold:
     def _run(self, config: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            with sklearn.config_context(**config), watched_by(self._watch):
+            with sklearn.config_context(**config), fit_observer(self._watch):
                 self._fit_and_score()
         except FitStopped:
             self.fit_time = time.perf_counter() - began - self._elsewhere
@@ -394,7 +394,7 @@ class _FoldMonitor(Monitor):
         fold, n_epochs = self.fold, record["epoch"]
         if n_epochs < self._last:
             fitted = self.fitted()
-            if not fold.room.is_short_for(fitted._network):
+            if not fold.room.is_short_for(fitted._model.network):
                 fold.hand_over(n_epochs, fitted)
         fold.n_epochs = n_epochs
         return False

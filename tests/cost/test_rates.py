@@ -11,7 +11,7 @@ from skgpt.caching import cache_info
 from skgpt.cost import Rates, _Held, count_memory, count_work, measure
 from skgpt.data.splits import all_rows
 from skgpt.data.tokenization import tokenise
-from skgpt.fitting import plan_of_fit
+from skgpt.fitting import make_config
 from skgpt.network.features import OnTrial, WholeTrunk, _states, what_is_kept
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
@@ -42,7 +42,7 @@ def run_of(folder: str, trainable: Any, **options: Any) -> dict[str, Any]:
     tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     weight = options.pop("weight", np.ones(len(TEXTS)))
     rows = TrainingRows(tokens, np.arange(len(TEXTS)) % 2, weight, all_rows(len(TEXTS)))
-    plan = plan_of_fit(make(folder, **options), network, len(TEXTS), 0)
+    plan = make_config(make(folder, **options), network, len(TEXTS), 0)
     kept = what_is_kept(network, tokens, plan.memory_budget)
     return {"network": network, "rows": rows, "kept": kept, "plan": plan}
 

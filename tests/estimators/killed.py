@@ -48,7 +48,7 @@ class _Telling(Monitor):
 
 def learned(clf: GPTTextClassifier) -> dict[str, Any]:
     """Return what a fit came to: what was learned, and what its history says but for times."""
-    network = clf._network
+    network = clf._model.network
     tensors = {**network.learnable, "head": network.head.weight}
     return {
         "weights": {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()},
@@ -87,18 +87,10 @@ def _fit(pipe: Connection, every: float, handler: bool, folds: int, options: Any
 
 
 class FitProcess:
-    """A process that fits and tells.
+    """A process that fits with `options` and tells of its steps.
 
-    Parameters
-    ----------
-    every : float, default=0.0
-        Seconds between two checkpoints; 0 writes one after every step.
-    handler : bool, default=False
-        Whether there is one for SIGTERM, which leaves with `EXIT_OF_HANDLER`.
-    folds : int, default=0
-        Of a cross-validation; 0 is a fit on everything.
-    **options
-        The estimator's.
+    It checkpoints `every` so many seconds (0: after each step); with `handler`, SIGTERM ends it
+    with `EXIT_OF_HANDLER`; with `folds`, it cross-validates.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ def test_plan__weights_and_steps__are_those_of_the_fit(
     clf = make(tiny_llama, **{"max_epochs": 2, "trainable_layers": "all", **WAYS[way]})
     estimate = clf.plan(*three_class_data)
     assert steps == []
-    network = clf.fit(*three_class_data)._network
+    network = clf.fit(*three_class_data)._model.network
     learned = sum(tensor.numel() for tensor in network.learnable.values())
     assert estimate.trainable_weights == learned + network.head.weight.numel()
     assert estimate.frozen_weights == sum(p.numel() for p in network.trunk.parameters()) - learned

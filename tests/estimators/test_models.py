@@ -80,7 +80,7 @@ def assert_pickles(clf: GPTTextClassifier, X: Any) -> None:
 
 def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
     """Say whether what frozen layers return is kept, not computed in every epoch."""
-    network = clf._network
+    network = clf._model.network
     tokens = tokenise(list(X), network.pretrained.tokenizer, 64)
     forward = choose_forward(
         *(network, tokens),
@@ -94,7 +94,7 @@ def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
 def has_class(clf: GPTTextClassifier) -> bool:
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSES
 
-    return type(clf._network.trunk.config) in CLASSES
+    return type(clf._model.network.trunk.config) in CLASSES
 
 
 def exported(folder: str, X: Any, y: Any, where: Path) -> str:

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.cost import Rates, Work
+from skgpt.cost import Prices, Rates, Work
 from skgpt.data.tokenization import lengths_in_windows
-from skgpt.estimators.prices import Prices
-from skgpt.fitting import plan_of_fit
+from skgpt.fitting import make_config
 from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
@@ -39,7 +38,7 @@ def prices(folder: str, trainable: Any, rates: Rates, **fields: Any) -> Prices:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    plan = plan_of_fit(make(folder), network, 40, 0)
+    plan = make_config(make(folder), network, 40, 0)
     kept: Any = None if trainable == "all" else "hidden" if trainable else "pooled"
     given = {"work": WORK, "kept": kept, "lengths": LENGTHS, "max_length": 40, "plan": plan}
     return Prices(network, rates=rates, **{**given, **fields})

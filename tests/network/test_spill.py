@@ -118,7 +118,7 @@ def test_predict__more_texts_than_memory_holds_states_of__writes_nothing(
     clf = make(tiny_llama, trainable_layers=1, precision="fp32").fit(X, y)
     expected = clf.predict_proba(X)
     skgpt.clear_cache()
-    monkeypatch.setattr("skgpt.estimators.base.prefix_budget", lambda device: 4000)
+    monkeypatch.setattr("skgpt.fitted_model.prefix_budget", lambda device: 4000)
     monkeypatch.setattr("skgpt.network.features.Spill.add", None)
     np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-4)
     assert skgpt.cache_info()["states on cpu"]["entries"] == 0
