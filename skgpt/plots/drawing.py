@@ -1,4 +1,4 @@
-"""What the displays share: optional packages, axes, colours, texts that can be drawn. One place."""
+"""What the three displays share, apart from any of them: packages, axes, colours, drawable texts."""
 
 from typing import Any
 
