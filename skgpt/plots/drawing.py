@@ -1,4 +1,4 @@
-"""What the three displays share, apart from any of them: packages, axes, colours, drawable texts."""
+"""What the three displays share, apart from each of them: axes, colours, texts to draw."""
 
 from typing import Any
 
