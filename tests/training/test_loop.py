@@ -181,7 +181,7 @@ def test_fit_network__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> No
     )
     source = load_pretrained(tiny_llama)
     moved = [
-        float((m - source.master(n, network.device)).abs().max())
+        float((m - source.fp32_copy(n, network.device)).abs().max())
         for n, m in network.learnable.items()
         if m.ndim > 1
     ]
