@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skgpt.calibration import link_for
 from skgpt.data.inputs import check_texts, check_weight
-from skgpt.data.targets import LabelSets, encode_target
+from skgpt.data.targets import encode_target
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
 
@@ -71,7 +71,7 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         weight = loss_weights(
             target, check_weight(sample_weight, n), self.class_weight, np.arange(n)
         )
-        if isinstance(target, LabelSets):
+        if target.is_multilabel:
             present = target.codes == 1
         else:
             # Two classes are told apart by one regression.
