@@ -24,8 +24,8 @@ from skgpt.data.weights import loss_weights
 from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.explanations import explain
+from skgpt.fit_data import FitInputs
 from skgpt.fitted_model import FittedModel
-from skgpt.fitting import FitInputs
 from skgpt.lora import LoRA
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.huggingface import check_params_fit_format, check_pooling, export, read_head
