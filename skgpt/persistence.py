@@ -26,7 +26,7 @@ from skgpt._files import (
     atomic_folder,
     check_nothing_else,
     from_plain,
-    save_errors,
+    storage_errors,
     to_plain,
 )
 from skgpt.classifier import GPTTextClassifier
@@ -368,7 +368,7 @@ def _damaged(root: Path, name: str) -> StateFormatError:
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     with (
-        save_errors(folder, sum(map(len, files.values()))),
+        storage_errors("`folder`", folder, "name another", sum(map(len, files.values()))),
         atomic_folder(folder, _may_replace) as draft,
     ):
         for name, content in files.items():

@@ -119,8 +119,11 @@ def test_save_pretrained__a_file_of_the_users_in_its_folder__is_refused_and_kept
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "disk must have room"),
-        (OSError("Error while serializing: I/O error: No space (os error 28)"), "must have room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "on a disk with room"),
+        (
+            OSError("Error while serializing: I/O error: No space (os error 28)"),
+            "on a disk with room",
+        ),
         (PermissionError(errno.EACCES, "no"), "can be written to"),
     ],
     ids=["full", "full, in words", "read-only"],

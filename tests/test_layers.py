@@ -142,7 +142,7 @@ def layer_violations(module: Module, known: set[str]) -> list[str]:
     if unit == "":  # skgpt/__init__.py hands out the public names of every layer
         return []
     if unit not in LAYERS:
-        return [f"{module.name} has no layer: give {unit!r} a floor in tests/test_layers.py"]
+        return [f"{module.name} has no layer: give {unit!r} a place in FLOORS"]
     found_wrong = []
     for found in imports(module):
         target = _target(found, known)

@@ -27,8 +27,8 @@ import mmap
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -44,7 +44,7 @@ from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import Budget
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
-from skgpt.pretrained.default_models import cache_folder
+from skgpt.pretrained.default_models import cache_errors, cache_folder
 from skgpt.trunk.layers import PROBE_ERRORS, SplitTrunk, agree
 
 # A mapped file stays open, and its space is taken until nothing in it is in use: neither many
@@ -79,7 +79,7 @@ class Spill:
     def add(self, tensor: Tensor) -> None:
         """Write a tensor, which must not be empty."""
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        with _as_cache_error():
+        with cache_errors():
             if self._file is None:
                 folder = _folder()
                 folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class Spill:
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in order, as they lie on disk; on the CPU."""
-        with _as_cache_error():
+        with cache_errors():
             self._map()
         return self._mapped
 
@@ -119,14 +119,6 @@ def disk_room() -> int:
             existing = existing.parent
         return shutil.disk_usage(existing).free // 2
     return 0
-
-
-@contextmanager
-def _as_cache_error() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"States can't be kept in {_folder()}: {error}") from error
 
 
 def _folder() -> Path:

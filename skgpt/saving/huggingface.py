@@ -21,7 +21,7 @@ from skgpt._files import (
     check_nothing_else,
     from_plain,
     opened_by,
-    save_errors,
+    storage_errors,
     to_plain,
 )
 from skgpt.data.targets import ClassTarget, LabelSets, Target
@@ -67,7 +67,10 @@ def export(
 ) -> None:
     """Write a checkpoint with a model card, whole or not at all; `params` are the estimator's."""
     _check_exportable(model)
-    with save_errors(folder), atomic_folder(folder, _is_ours) as draft:
+    with (
+        storage_errors("`folder`", folder, "name another"),
+        atomic_folder(folder, _is_ours) as draft,
+    ):
         write_checkpoint(model, draft)
         card = model_card(model, params, defaults)
         (draft / "README.md").write_text(card, encoding="utf-8")

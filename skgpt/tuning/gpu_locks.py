@@ -12,10 +12,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution
 
 from skgpt._base import BaseGPTText
+from skgpt._files import LockedError, locked
 from skgpt.device import cuda_devices, on_cuda_device
 from skgpt.pretrained.default_models import cache_folder
 
@@ -157,9 +157,9 @@ def _wait_for_one(
         for choice in choices:
             try:
                 stack.enter_context(_locked([devices[index] for index in choice]))
-            except Timeout:
+            except LockedError:
                 continue
-            except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+            except OSError as error:  # a disk that knows no locks
                 _LOG.warning("GPU %s may be shared, as it can't be locked: %s", choice[0], error)
             return choice[0]
         if not has_said:
@@ -177,6 +177,5 @@ def _locked(devices: list[str]) -> Iterator[None]:
     with ExitStack() as locks:
         for device in devices:
             # A cache may be shared, and its users share the GPU as well.
-            lock = FileLock(folder / f"{device}.lock", mode=0o666)
-            locks.enter_context(lock.acquire(timeout=0))
+            locks.enter_context(locked(folder / f"{device}.lock"))
         yield

@@ -8,7 +8,7 @@ import pytest
 
 from skgpt.exceptions import CacheError
 from skgpt.pretrained.cache_folder import cached_entries, chosen, remove, size_of
-from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, converted_folder, locked
+from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, cache_lock, converted_folder
 from tests.helpers import needs_links
 
 ALIAS = "smollm2-135m"
@@ -124,7 +124,7 @@ def test_remove__links_within_a_model__are_not_followed(cache: Path) -> None:
 def test_remove__being_converted__refused_and_left(cache: Path) -> None:
     folder = plant(converted_folder(ALIAS))
     work = plant(cache / f".{folder.name}.77-ab.tmp")
-    with locked(folder, timeout=0):
+    with cache_lock(folder, 0):
         for entry in cached_entries():
             with pytest.raises(CacheError, match="Another process is converting"):
                 remove(entry)

@@ -286,7 +286,7 @@ def test_download_file__disk_full_while_unpacking__says_what_is_needed(
 
 def test_download_file__folder_can_not_be_made__names_the_variable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match=r"must be writable.*SKGPT_CACHE"):
+    with pytest.raises(CacheError, match=r"can be written to.*SKGPT_CACHE"):
         download_file(_WHEEL, tmp_path / "file" / "into")
 
 

@@ -229,7 +229,7 @@ def test_claimed_checkpoint__the_second_was_left__is_preferred_to_a_new_one(
 
 def test_claimed_checkpoint__left_half_written__is_cleared_away(tmp_path: Path) -> None:
     file = leave_one(tmp_path)
-    half = file.with_name(f"{file.name}.00000000.tmp")
+    half = file.with_name(f".{file.name}.1-00000000.tmp")
     half.write_bytes(b"half")
     with claimed_checkpoint(tmp_path, {}, 0) as checkpoint:
         assert checkpoint.found is not None
