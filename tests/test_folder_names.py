@@ -20,8 +20,7 @@ from skgpt.exceptions import (
     NotSavableError,
     SaveError,
 )
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 TAKE_FOLDERS: list[Callable[[GPTTextClassifier, Any], Any]] = [
     lambda clf, folder: skgpt.save(clf, folder),

@@ -10,8 +10,7 @@ import pytest
 
 import skgpt
 from skgpt import LoRA
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from tests.helpers import TextData, global_random_state_unchanged, make
 
 pytestmark = pytest.mark.gpu
 

@@ -21,8 +21,7 @@ import skgpt
 from skgpt import GPTTextClassifier, persistence
 from skgpt.exceptions import ModelNotFoundError, NotSavableError, SaveError, StateFormatError
 from skgpt.testing import tiny_gpt
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data, needs_links
+from tests.helpers import TextData, make, make_text_data, needs_links
 from tests.pretrained.test_trust import Evil
 
 

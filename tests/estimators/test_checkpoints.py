@@ -13,8 +13,7 @@ from skgpt import GPTTextClassifier
 from skgpt.exceptions import CheckpointError, ContinuationError
 from skgpt.run_key import described
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 
 def half(estimator: Any, X: Any, y: Any) -> float:

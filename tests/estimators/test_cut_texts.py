@@ -9,7 +9,7 @@ import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import CutTextsWarning
-from tests.estimators.test_classifier import make
+from tests.helpers import make
 
 TEXTS = ["short", "a long text " * 9, "short too", "long again " * 9, "x", "y"]
 LABELS = ["a", "b"] * 3

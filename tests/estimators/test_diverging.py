@@ -8,8 +8,7 @@ import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, SkippedStepsWarning
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.training.poison import PoisonedLoss
 
 

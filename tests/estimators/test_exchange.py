@@ -14,8 +14,7 @@ from skgpt import GPTTextClassifier
 from skgpt.exceptions import FolderTakenError, ModelNotSupportedError, StateFormatError
 from skgpt.saving import huggingface as hf
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from tests.helpers import TextData, global_random_state_unchanged, make
 from tests.pretrained.checkpoints import plain_checkpoint
 from tests.trunk.architectures import KNOWN, write_tiny
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 
 def test_head_first__epochs__come_on_top(tiny_llama: str, two_class_data: TextData) -> None:

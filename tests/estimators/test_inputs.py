@@ -15,8 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import InvalidTextError
-from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data
+from tests.helpers import make, make_text_data
 
 DATA = make_text_data(n_classes=2, n_per_class=8)
 TEXTS, LABELS = list(DATA.X), list(DATA.y)

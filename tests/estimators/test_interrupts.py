@@ -11,8 +11,7 @@ import torch
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import InterruptedFitWarning
 from skgpt.training.callbacks import Monitor, StepDone
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 CLASSES = ["money", "space", "sport"]
 

@@ -16,8 +16,7 @@ from skgpt import GPTTextClassifier, LoRA
 from skgpt.cost import advice
 from skgpt.exceptions import ModelNotSupportedError
 from tests.estimators.dying import Dies, broken_off, folders_in
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 24, "max_epochs": 3}
 

@@ -16,8 +16,7 @@ from sklearn.utils import get_tags
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import InvalidTextError
-from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data
+from tests.helpers import make, make_text_data
 
 LABELS = ["money", "space", "sport"]
 

@@ -12,7 +12,7 @@ from skgpt.data.tokenization import lengths_in_windows
 from skgpt.fitting import make_config
 from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_pretrained
-from tests.estimators.test_classifier import make
+from tests.helpers import make
 
 WORK = Work(
     new_tokens=300,

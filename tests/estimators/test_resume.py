@@ -16,8 +16,7 @@ from skgpt.training.callbacks import Monitor, StepDone
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
 from tests.estimators.recorders import Recorder
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, needs_sigterm
+from tests.helpers import TextData, make, needs_sigterm
 from tests.training.poison import PoisonedLoss
 
 WHOLE: dict[str, Any] = {"trainable_layers": "all", "batch_size": 10, "max_epochs": 4}

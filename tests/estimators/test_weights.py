@@ -9,8 +9,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.utils.class_weight import compute_sample_weight
 
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 # All rows in one batch, so that which batch a row falls into plays no part.
 ONE_BATCH: dict[str, Any] = {"batch_size": 128, "max_epochs": 4, "precision": "fp32"}

@@ -12,8 +12,7 @@ import skgpt
 from skgpt.data.tokenization import tokenise
 from skgpt.network.features import Spill, disk_room, hidden_states
 from skgpt.pretrained.loading import load_pretrained
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.network.test_network import build
 
 

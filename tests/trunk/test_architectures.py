@@ -23,8 +23,7 @@ from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as OTHERS
 from skgpt.training.loss import CrossEntropy
 from skgpt.trunk.capabilities import probe
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.network.test_network import build
 from tests.trunk.architectures import KNOWN, WINDOW, write_tiny
 

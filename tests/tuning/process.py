@@ -9,8 +9,7 @@ from skgpt import GPTTextClassifier
 from skgpt.training.callbacks import EpochRecord, Monitor
 from skgpt.tuning import GPTSearchCV
 from skgpt.tuning.study import open_storage
-from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data, process_context
+from tests.helpers import make, make_text_data, process_context
 
 _CONTEXT = process_context(["tests.tuning.process", "tests.estimators.killed"])
 RATES = {"head_learning_rate": [1e-7, 1e-5, 1e-3, 1e-2, 3e-2]}

@@ -21,8 +21,7 @@ from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import baseline_for, compare_scores, warn_unless_won
 from skgpt.tuning.folds import Folds, FoldScores, draw_folds
 from skgpt.tuning.linear import LinearTextClassifier
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 
 class Oracle(ClassifierMixin, BaseEstimator):

@@ -15,8 +15,7 @@ from sklearn.model_selection import GridSearchCV
 
 import skgpt
 from skgpt import GPTTextClassifier
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.process import Slow, stored, trials_in, wait_until
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")

@@ -23,8 +23,7 @@ from skgpt.exceptions import SearchFailedError
 from skgpt.tuning import gpu_locks, workers
 from skgpt.tuning.gpu_locks import devices_of, held_lease, leased
 from skgpt.tuning.trial import Outcome
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.gpu_locking import epochs_in, holders, searching
 from tests.tuning.searching import RATES, piped, search
 from tests.tuning.test_storage import trials_in, wait_until

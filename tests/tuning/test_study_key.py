@@ -17,8 +17,7 @@ from skgpt.tuning.space import Space
 from skgpt.tuning.study import make_pruner, make_sampler, open_storage, open_study
 from skgpt.tuning.study_key import check_belongs, identity_of, name_of
 from skgpt.tuning.trial import Evaluation
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.searching import RATES, piped
 
 
