@@ -71,9 +71,16 @@ def test_fit__micro_batches__do_not_change_what_weights_mean(
     weight = np.linspace(0, 3, len(X)) ** 4
     clf = make(tiny_llama, class_weight="balanced", **ONE_BATCH)
     whole = clone(clf).fit(X, Y, weight).predict_proba(X)
-    monkeypatch.setattr("skgpt.fitted_model.token_budget", lambda network, learning: 40)
+    monkeypatch.setattr("skgpt.fitting.token_budget", lambda network, learning: 40)
     parts = clone(clf).fit(X, Y, weight).predict_proba(X)
     np.testing.assert_allclose(whole, parts, **CLOSE)
+
+
+def test_fit__weights_of_one__change_not_one_bit(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    plain = make(tiny_llama, max_epochs=2).fit(X, y).predict_proba(X)
+    ones = make(tiny_llama, max_epochs=2).fit(X, y, sample_weight=np.ones(len(X))).predict_proba(X)
+    assert np.array_equal(plain, ones)
 
 
 def test_label_smoothing__none_and_some__differ_as_they_should(
@@ -112,7 +119,9 @@ def test_routing__sample_weight__reaches_fit_and_score_through_every_meta_estima
         assert "test_score" in plain
 
 
-@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize(
+    "class_weight", [None, pytest.param("balanced", marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("scale", [2.0**1020, 2.0**-900])
 def test_fit__huge_or_tiny_weights__are_what_their_ratios_say(
     scale: float, class_weight: Any, tiny_llama: str
