@@ -1,4 +1,4 @@
-"""warm_start, partial_fit, growing classes and Ctrl-C."""
+"""Fitting in parts and on top: partial_fit, warm_start, head_first_epochs."""
 
 import copy
 import pickle
@@ -328,3 +328,26 @@ def test_predict__while_classes_are_added__is_of_one_model_or_the_other(
     monkeypatch.setattr(FittedModel, "raw_scores", handed_over)
     assert np.array_equal(getattr(clf, method)(X), expected)
     assert clf.classes_.tolist() == ["aaa", "money", "sport"]
+
+
+def test_head_first__epochs__come_on_top(tiny_llama: str, two_class_data: TextData) -> None:
+    clf = make(tiny_llama, head_first_epochs=3, max_epochs=2).fit(*two_class_data)
+    assert clf.n_iter_ == 5
+    assert [record["learning_rate"] > 0 for record in clf.history_] == [False] * 3 + [True] * 2
+
+
+def test_head_first__early_stopping__counts_no_epoch_of_it(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    # No epoch improves by so much: each that counts is one without an improvement.
+    options = {"early_stopping": True, "n_iter_no_change": 1, "tol": 1e6}
+    clf = make(tiny_llama, head_first_epochs=4, max_epochs=5, **options).fit(*two_class_data)
+    assert clf.n_iter_ == 5
+    assert 1 <= clf.best_iter_ <= 5
+
+
+def test_head_first__partial_fit__makes_none(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, head_first_epochs=2).partial_fit(X, y, classes=["money", "sport"])
+    assert clf.n_iter_ == 1
+    assert clf.history_[0]["learning_rate"] > 0
