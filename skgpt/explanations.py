@@ -37,7 +37,7 @@ from skgpt.device import to_device
 from skgpt.exceptions import ModelNotSupportedError, missing_package
 from skgpt.fitted_model import FittedModel
 from skgpt.network.layout import Layout, Rows, ids_of
-from skgpt.network.microbatches import Budget, needs_memory, token_budget
+from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.trunk.layers import PROBE_ERRORS
 
@@ -56,7 +56,7 @@ class Attributions:
     baseline_D: NDArray[np.float64]
 
 
-@needs_memory
+@explain_no_memory()
 def attribute(
     network: TextNetwork,
     tokens: Tokens,
@@ -128,11 +128,13 @@ class _Path:
         scores: dict[int, NDArray[np.float64]] = {}
         slopes: dict[int, NDArray[np.float64]] = {}
         limit = token_budget(self.network, learning=True, frozen_too=True)
-
-        def work(part: Rows) -> tuple[Tensor, Tensor]:
-            return self._gradients(texts.start + part // n_nodes, (part % n_nodes) / self.n_steps)
-
-        for part, made in Budget(self.network, limit, learning=True).each(rows, lengths, work):
+        batcher = MicroBatcher(self.network, limit, learning=True)
+        for micro_batch in batcher.map(rows, lengths):
+            with micro_batch as part:
+                at = (part % n_nodes) / self.n_steps
+                made = self._gradients(texts.start + part // n_nodes, at)
+            if micro_batch.failed:
+                continue
             scores_BD, slopes_TD = (x.double().cpu().numpy() for x in made)
             each = np.split(slopes_TD, np.cumsum(lengths[part])[:-1])
             for row, score_D, slope_TD in zip(part.tolist(), scores_BD, each, strict=True):

@@ -51,7 +51,7 @@ def test_checkpoint_dir__an_empty_text__is_an_error_before_training(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match="`checkpoint_dir` must be the name of a folder"):
         make(tiny_llama, checkpoint_dir="").fit(*two_class_data)
     assert not any(tmp_path.iterdir())

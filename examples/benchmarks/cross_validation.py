@@ -56,7 +56,7 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
         (fitting, "tokenise_rows", "tokenise"),
         (prefix, "_can_be_cut", "frozen layers"),
         (prefix, "hidden_states", "frozen layers"),
-        (fitting, "fit_network", "train"),
+        (fitting, "train", "train"),
         (fitted_model, "raw_scores", "predict"),
     ):
         watch.wrap(owner, name, part)

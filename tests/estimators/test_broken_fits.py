@@ -10,7 +10,7 @@ import torch
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, InterruptedFitWarning, SkippedStepsWarning
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.helpers import TextData, make
 from tests.training.poison import PoisonedLoss
 
@@ -91,11 +91,11 @@ def test_partial_fit__diverging__leaves_the_model_as_it_was(
 CLASSES = ["money", "space", "sport"]
 
 
-class _Interrupt(Monitor):
+class _Interrupt(TrainingCallback):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         if event.step == self.at:
             raise KeyboardInterrupt
 

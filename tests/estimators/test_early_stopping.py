@@ -141,7 +141,7 @@ def test_scoring__a_scorer_that_fails__is_named_before_training(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y = make_text_data(n_classes=3)
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     clf = make(tiny_llama, early_stopping=True)
     for scoring, reason in [
         ("roc_auc", "multi_class"),
@@ -226,7 +226,7 @@ def test_fit__bad_validation_data__is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     X, y = make_text_data(n_classes=2)
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match=message):
         make(tiny_llama, early_stopping=True).fit(X, y, **options)
 
@@ -368,7 +368,7 @@ def test_scoring__no_number_even_for_right_predictions__is_refused_before_traini
 ) -> None:
     X, y = make_text_data(n_classes=2)
     clf = make(tiny_llama, scoring=lambda *_: float("nan"))
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match="even where all of them are predicted right"):
         clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
 

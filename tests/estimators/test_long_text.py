@@ -12,7 +12,7 @@ import pytest
 from sklearn.base import clone
 
 from skgpt import GPTTextClassifier, LoRA
-from skgpt.cost import advice
+from skgpt.cost import how_to_shorten
 from skgpt.exceptions import CutTextsWarning, ModelNotSupportedError
 from tests.estimators.dying import Dies, broken_off, folders_in
 from tests.helpers import Fitted, TextData, make, make_text_data
@@ -211,9 +211,9 @@ def test_advice__windows__cutting_comes_before_shorter_ones(
     fitted_model: Callable[[str], Fitted],
 ) -> None:
     network = fitted_model("two classes").clf._model.network
-    assert "long_text='cut'" in advice(network, 128, "windows")
-    assert "max_length=64" not in advice(network, 128, "windows")
-    assert "max_length=64" in advice(network, 128, "cut")
+    assert "long_text='cut'" in how_to_shorten(network, 128, "windows")
+    assert "max_length=64" not in how_to_shorten(network, 128, "windows")
+    assert "max_length=64" in how_to_shorten(network, 128, "cut")
 
 
 TEXTS = ["short", "a long text " * 9, "short too", "long again " * 9, "x", "y"]

@@ -124,7 +124,7 @@ def test_partial_fit__what_does_not_fit_the_fitted_model__is_refused_and_loses_n
     fitted_model: Callable[[str], Fitted],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     clf = copy.copy(fitted_model("two classes").clf).set_params(**options)
     model = clf._model
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,7 @@ import skgpt
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
 from skgpt.run_key import described
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
 from tests.estimators.recorders import Recorder
@@ -90,8 +90,8 @@ def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
 def test_sigterm__a_handler_that_returns__leaves_the_fit_going(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminating(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Terminating(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             if event.step in (2, 4):
                 signal.raise_signal(signal.SIGTERM)
 
@@ -118,8 +118,8 @@ def test_sigterm__a_fit_in_a_thread_or_without_a_folder__keeps_its_hands_off(
     before = signal.getsignal(signal.SIGTERM)
     during = []
 
-    class Looking(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Looking(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             during.append(signal.getsignal(signal.SIGTERM))
 
     clf = make(tiny_llama, max_epochs=1, checkpoint_dir=tmp_path if given else None)
@@ -202,8 +202,8 @@ def test_fits__two_of_the_same_at_once__do_not_meet(
     seen: list[list[str]] = []
     barrier = threading.Barrier(2)
 
-    class Meeting(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Meeting(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             barrier.wait(30)
             seen.append(folders_in(tmp_path))
             barrier.wait(30)
@@ -279,8 +279,8 @@ def test_fit__ctrl_c__is_fitted_and_keeps_the_checkpoint(
     dies_at: Any,
     begins_at: list[int],
 ) -> None:
-    class Pressed(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Pressed(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             if event.step == 4:
                 raise KeyboardInterrupt
 
@@ -465,7 +465,7 @@ def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(CheckpointError, match="`checkpoint_dir` must be a folder"):
         make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(*two_class_data)
     with pytest.raises(ValueError, match="checkpoint_dir"):
