@@ -80,7 +80,10 @@ def _no_process_is_left() -> Iterator[None]:
     """End what tests that failed have left: Python waits for its child processes when it exits."""
     yield
     for process in multiprocessing.active_children():
-        process.kill()
+        try:
+            process.kill()
+        except AttributeError:  # of loky's own kind
+            process.terminate()
 
 
 @pytest.fixture(autouse=True)
