@@ -51,7 +51,7 @@ def test_fit__down_to_the_step_of_adamw__six_frames(
     assert seen[0][-1] == f"GPTTextClassifier.{method}"
 
 
-@pytest.mark.parametrize("kind", ["all layers", "default", "head only", "windows"])
+@pytest.mark.parametrize("kind", ["all layers", "default", "head only"])
 def test_predict__down_to_the_trunk__seven_frames(
     kind: str, fitted_model: Callable[[str], Fitted]
 ) -> None:
