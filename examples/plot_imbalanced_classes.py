@@ -60,7 +60,7 @@ def asked(news: News) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
 
 X, y = asked(sample_news("r8", 360, seed=0))
 X_test, y_test = asked(load_news("r8", "test"))
-# Drawn, as the split begins with more than its share of some topics.
+# Drawn at random: the split begins with more than its share of some topics.
 drawn = np.random.default_rng(0).permutation(len(y_test))[:800]
 X_test, y_test = X_test[drawn], y_test[drawn]
 print(f"{y.sum()} of {len(y)} articles are wanted, {y_test.sum()} of {len(y_test)} in the test")
@@ -76,7 +76,7 @@ clf = GPTTextClassifier(
     learning_rate=3e-4,
     random_state=0,
 )
-warnings.simplefilter("ignore", CutTextsWarning)  # it is meant
+warnings.simplefilter("ignore", CutTextsWarning)  # texts are cut on purpose
 # sphinx_gallery_start_ignore
 if SMALL:
     clf.set_params(model=tiny_gpt(folder.name), n_layers=None, trainable_layers=1, max_epochs=2)

@@ -12,14 +12,14 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import get_scorer_names
 
 from skgpt._sklearn import CallbackSupportMixin, Interval, StrOptions
-from skgpt.cost import advice
+from skgpt.cost import how_to_shorten
 from skgpt.data.tokenization import LongText
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
-from skgpt.network.network import TextNetwork
+from skgpt.network.network import POOLINGS, TextNetwork
 from skgpt.saving.state import StoreBase, pack, unpack
-from skgpt.training.callbacks import Monitor, SlowFitNotice, fit_progress
+from skgpt.training.callbacks import SlowFitNotice, TrainingCallback, fit_progress
 
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
 _DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
@@ -31,7 +31,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
     "lora": [LoRA, None],
     "head_first_epochs": [Interval(Integral, 0, None, closed="left")],
-    "pooling": [StrOptions({"last", "mean", "auto"})],
+    "pooling": [StrOptions({"auto", *POOLINGS})],
     "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],
     "long_text": [StrOptions({"cut", "windows"})],
@@ -115,9 +115,9 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         super().set_params(**params)
         return self
 
-    def _monitors(self, network: TextNetwork) -> list[Monitor]:
+    def _monitors(self, network: TextNetwork) -> list[TrainingCallback]:
         """Return what shows a fit: a word about a very long one, a bar or lines."""
-        text = advice(network, self.max_length, self.long_text)
+        text = how_to_shorten(network, self.max_length, self.long_text)
         return [SlowFitNotice(text), *fit_progress(self.verbose)]
 
     def _set_fitted(self, model: FittedModel) -> None:

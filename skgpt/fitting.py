@@ -46,17 +46,18 @@ from skgpt.fitted_model import FittedModel, TrainedOn, check_columns_match, colu
 from skgpt.lora import adapter_spec, lora_of
 from skgpt.network.features import disk_room
 from skgpt.network.lora import AdapterSpec
-from skgpt.network.microbatches import needs_memory, token_budget
+from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.run_key import described, digest, encoded
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
-from skgpt.training.callbacks import EpochRecord, Monitor, SlowFitNotice
+from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.config import TrainingPlan, resolve_epochs
-from skgpt.training.early_stopping import Judge, StoppingRule, Watched
-from skgpt.training.loop import FitResult, TrainingRows, fit_network
+from skgpt.training.config import TrainingConfig, resolve_epochs
+from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
+from skgpt.training.loop import train
+from skgpt.training.run import FitResult, TrainingRows
 
 _ASSUMED_CLASSES = 2  # of a plan without labels
 
@@ -75,13 +76,13 @@ def fit(estimator: Any, given: "FitInputs") -> None:
             data = check_inputs(estimator, given, seed, previous)
         config = make_config(estimator, network, len(data.split.train), seed)
         callbacks = make_callbacks(estimator, given, data, network, config.n_epochs)
-        run = fit_network(
+        run = train(
             network,
             training_rows(estimator, data, network),
             loss=estimator._loss(data.target),
-            plan=config,
-            watched=make_watched(estimator, data, network),
-            monitors=[*make_monitors(estimator, data, network), callbacks],
+            config=config,
+            validation=make_watched(estimator, data, network),
+            callbacks=[*make_monitors(estimator, data, network), callbacks],
             checkpoint=checkpoint,
         )
         model = model_of_run(estimator, data, network, run)
@@ -122,14 +123,14 @@ def partial_fit(
     n_before = 0 if previous is None else len(previous.history)
     config = make_partial_config(estimator, network, len(data.split.train), seed, n_before)
     callbacks = make_callbacks(estimator, given, data, network, config.n_epochs, previous)
-    run = fit_network(
+    run = train(
         network,
         training_rows(estimator, data, network),
         loss=estimator._loss(data.target),
-        plan=config,
-        watched=make_watched(estimator, data, network),
+        config=config,
+        validation=make_watched(estimator, data, network),
         moments=moments,
-        monitors=[*make_monitors(estimator, data, network), callbacks],
+        callbacks=[*make_monitors(estimator, data, network), callbacks],
     )
     model = model_of_run(estimator, data, network, run, previous)
     estimator._set_fitted(replace(model, moments=run.moments))
@@ -156,7 +157,7 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
         data.target.codes,
         data.loss_weight,
         data.split,
-        plan=make_config(estimator, network, len(data.split.train), seed),
+        config=make_config(estimator, network, len(data.split.train), seed),
         loss=estimator._loss(data.target),
         max_length=int(estimator.max_length),
         long_text=estimator.long_text,
@@ -371,7 +372,7 @@ def make_network(
     return network
 
 
-@needs_memory
+@explain_no_memory()
 def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | None) -> TextNetwork:
     device = resolve_device(estimator.device)
     dtype = resolve_precision(estimator.precision, device)
@@ -527,11 +528,11 @@ def seed_to_come(random_state: Any) -> int:
     return 0 if random_state is None else draw_seed(copy.deepcopy(random_state))
 
 
-def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingPlan:
+def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingConfig:
     """Return the configuration of a whole fit."""
     head_first = int(estimator.head_first_epochs)
     n_epochs = resolve_epochs(estimator.max_epochs, n_rows, estimator.batch_size)
-    return TrainingPlan(
+    return TrainingConfig(
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
@@ -551,7 +552,7 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
 
 def make_partial_config(
     estimator: Any, network: TextNetwork, n_rows: int, seed: int, n_before: int
-) -> TrainingPlan:
+) -> TrainingConfig:
     """Return the configuration of one call of `partial_fit`: a pass at a constant rate."""
     return replace(
         make_config(estimator, network, n_rows, seed),
@@ -563,10 +564,10 @@ def make_partial_config(
     )
 
 
-def make_watched(estimator: Any, data: FitData, network: TextNetwork) -> Watched:
+def make_watched(estimator: Any, data: FitData, network: TextNetwork) -> Validation:
     """Return how the held-out rows are scored, and when that ends the fit."""
     if data.held_out is None:
-        return Watched()
+        return Validation()
     judge = make_judge(
         estimator.scoring,
         data.held_out,
@@ -576,7 +577,7 @@ def make_watched(estimator: Any, data: FitData, network: TextNetwork) -> Watched
     rule = None
     if estimator.early_stopping:
         rule = StoppingRule(estimator.n_iter_no_change, estimator.tol)
-    return Watched(judge, rule)
+    return Validation(judge, rule)
 
 
 def make_judge(
@@ -584,7 +585,7 @@ def make_judge(
     held_out: HeldOut,
     truth_NK: NDArray[np.float32],
     view_of: Callable[[NDArray[np.float32]], Any],
-) -> Judge | None:
+) -> ValidationScorer | None:
     """Return `scoring` as a function of the held-out rows' raw scores; None for their loss.
 
     `truth_NK` are raw scores that are right about all rows: with them the scorer is tried before
@@ -621,9 +622,9 @@ def _takes_weights(scorer: Any) -> bool:
     return "sample_weight" in signature(getattr(scorer, "_score_func", scorer)).parameters
 
 
-def make_monitors(estimator: Any, data: FitData, network: TextNetwork) -> list[Monitor]:
+def make_monitors(estimator: Any, data: FitData, network: TextNetwork) -> list[TrainingCallback]:
     """Return what shows a fit and, if somebody observes it, what they return for it."""
-    monitors: list[Monitor] = estimator._monitors(network)
+    monitors: list[TrainingCallback] = estimator._monitors(network)
     observer = _OBSERVER.get()
     observing = observer and observer(estimator, lambda: fitted_view(estimator, data, network))
     if not observing:
@@ -634,7 +635,7 @@ def make_monitors(estimator: Any, data: FitData, network: TextNetwork) -> list[M
 
 # Asked by every fit that begins: the estimator, and what makes a copy of it that is fitted with
 # the weights as they stand. Returns a monitor, or None for a fit that it has no interest in.
-FitObserver = Callable[[Any, Callable[[], Any]], Monitor | None]
+FitObserver = Callable[[Any, Callable[[], Any]], TrainingCallback | None]
 
 _OBSERVER: ContextVar[FitObserver | None] = ContextVar("skgpt_fit_observer", default=None)
 

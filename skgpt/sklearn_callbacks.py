@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from skgpt.training.callbacks import EpochRecord, Monitor
-from skgpt.training.config import TrainingPlan
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
+from skgpt.training.config import TrainingConfig
 
 
-class SklearnCallbacks(Monitor):
+class SklearnCallbacks(TrainingCallback):
     """Tells an estimator's scikit-learn callbacks of a fit: a task, with a subtask per epoch.
 
     Before scikit-learn 1.9 there are no callbacks, and this does nothing. `offer` makes what a
@@ -32,13 +32,13 @@ class SklearnCallbacks(Monitor):
             self._fit_task = estimator._init_callback_context(max_subtasks=n_epochs)
             self._fit_task.call_on_fit_task_begin(**self.offer)
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
         """Take over the epochs of a resumed run; callbacks don't hear of them again."""
         self.history = list(history)
 
-    def epoch_begin(self, epoch: int) -> None:
+    def on_epoch_begin(self, epoch: int) -> None:
         """Begin a subtask."""
         if self._fit_task is not None:
             self._epoch_task = self._fit_task.subcontext(task_name="epoch")
@@ -46,7 +46,7 @@ class SklearnCallbacks(Monitor):
                 **self.offer, reconstruction_attributes=self._attributes
             )
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         """End the subtask; return whether a callback wants the fit to end with it."""
         self.history.append(record)
         if self._epoch_task is None:

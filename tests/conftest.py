@@ -51,10 +51,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None  # xdist reads it
-    folders = any(os.path.isdir(arg) for arg in config.args)
-    if not folders or config.option.capture == "no" or shutil.which("nvidia-smi"):
+    few = not any(os.path.isdir(arg) for arg in config.args)
+    n_cores = joblib.cpu_count()
+    if few or config.option.capture == "no" or n_cores == 1 or shutil.which("nvidia-smi"):
         return 0
-    return min(joblib.cpu_count(), 8)  # each imports torch and takes about 1 GB
+    return min(n_cores, 8)  # each imports torch and takes about 1 GB
 
 
 def _selects(config: pytest.Config) -> bool:

@@ -22,8 +22,8 @@ from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import TuningError
 from skgpt.fitting import fit_observer
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, StepDone
-from skgpt.training.config import TrainingPlan
+from skgpt.training.callbacks import EpochRecord, FitStopped, StepDone, TrainingCallback
+from skgpt.training.config import TrainingConfig
 from skgpt.training.optimizer import training_bytes
 from skgpt.tuning.space import final_of
 
@@ -323,7 +323,7 @@ class Fold:
         self.fit_time = self.result["fit_time"] - self._elsewhere
         self.score_time += self.result["score_time"]
 
-    def _watch(self, estimator: Any, fitted: Callable[[], Any]) -> Monitor | None:
+    def _watch(self, estimator: Any, fitted: Callable[[], Any]) -> TrainingCallback | None:
         # Others may be fitted on the way: other steps, or what the last one is made of.
         is_ours = final_of(self._candidate)[1] is estimator
         return _FoldMonitor(self, fitted) if is_ours else None
@@ -371,7 +371,7 @@ def _with_final(estimator: Any, final: Any) -> Any:
     return whole
 
 
-class _FoldMonitor(Monitor):
+class _FoldMonitor(TrainingCallback):
     """Has a fold's fit hand over after each epoch but the last, as the end of the fit follows."""
 
     def __init__(self, fold: Fold, fitted: Callable[[], Any]) -> None:
@@ -379,18 +379,18 @@ class _FoldMonitor(Monitor):
         self.fitted = fitted
         self._last = 0
 
-    def prefix(self, done: int, total: int) -> None:
+    def on_progress(self, done: int, total: int) -> None:
         self.fold.heed()
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
-        self._last = plan.n_epochs
+        self._last = config.n_epochs
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         self.fold.heed()
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         fold, n_epochs = self.fold, record["epoch"]
         if n_epochs < self._last:
             fitted = self.fitted()

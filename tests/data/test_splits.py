@@ -92,16 +92,15 @@ def test_hold_out__shares_that_are_no_whole_rows__largest_remainders_round_up() 
         assert len(hold_out(np.zeros(n, dtype=np.int64), fraction, 0).held_out) == n_held
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.25])
-def test_hold_out__label_sets__share_of_each_label_and_of_all_is_close(fraction: float) -> None:
+def test_hold_out__label_sets__share_of_each_label_and_of_all_is_close() -> None:
     off = []
-    for seed in range(20):
+    for seed in range(40):
         sets = random_strata(seed, 300)[1]
-        split = hold_out(sets, fraction, seed)
+        split = hold_out(sets, 0.25, seed)
         check_split(split, sets)
         held, n_held = sets[split.held_out].sum(axis=0), len(split.held_out)
-        off.append(np.abs(held - fraction * sets.sum(axis=0)).max())
-        assert abs(n_held - fraction * 300) <= 4
+        off.append(np.abs(held - 0.25 * sets.sum(axis=0)).max())
+        assert abs(n_held - 0.25 * 300) <= 4
     assert max(off) <= 3
     assert np.mean(off) < 1  # 3 to 4 for rows drawn at random
 
@@ -168,16 +167,6 @@ def test_hold_out__almost_all__each_class_keeps_a_row(kind: int, grouped: bool) 
     strata = random_strata(0, 60)[kind]
     groups = np.arange(60) if grouped else None
     check_split(hold_out(strata, 1 - 1e-12, 0, groups), strata)
-
-
-def test_hold_out__class_in_one_group_only__the_group_stays_in_training() -> None:
-    groups = np.repeat([0, 1, 2, 3], 10)
-    codes = np.tile([0, 1], 20)
-    codes[12:15] = 2
-    for seed in range(20):
-        split = hold_out(codes, 0.5, seed, groups)
-        assert 1 in set(groups[split.train])
-        check_split(split, codes)
 
 
 def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None:

@@ -361,14 +361,10 @@ def test_join__other_classes_or_another_kind__is_refused() -> None:
         join(encode_target([0, 1, 2], 3, name="It"), encode_target(INDICATOR, 4, name="It"))
 
 
-@pytest.mark.parametrize("kind", ["classes", "sets"])
-def test_truth__of_some_rows__is_what_they_are_predicted_by(kind: str) -> None:
-    y: Any = ["b", "a", "c", "a"] if kind == "classes" else INDICATOR
-    target = encode_target(y, 4, name="It")
-    scores = target.truth(np.array([3, 0]))
-    assert scores.dtype == np.float32
-    if kind == "classes":
-        assert target.classes[scores.argmax(axis=1)].tolist() == ["a", "b"]
-    else:
-        assert np.array_equal(scores > 0, np.asarray(y)[[3, 0]] == 1)
-        assert np.array_equal(target.labels, y)
+def test_truth__of_some_rows__is_what_they_are_predicted_by() -> None:
+    classes, sets = (encode_target(y, 4, name="It") for y in (["b", "a", "c", "a"], INDICATOR))
+    scores = classes.truth(np.array([3, 0]))
+    assert classes.classes[scores.argmax(axis=1)].tolist() == ["a", "b"]
+    assert np.array_equal(sets.truth(np.array([3, 0])) > 0, INDICATOR[[3, 0]] == 1)
+    assert np.array_equal(sets.labels, INDICATOR)
+    assert scores.dtype == sets.truth(np.array([3])).dtype == np.float32

@@ -226,17 +226,6 @@ def test_tokenise_columns__rows_that_fit__are_encoded_once_beside_one_that_does_
     assert sum("short" in text or "also" in text for text in encoder.asked) == 1
 
 
-def test_tokenise_columns__many_rows__are_what_each_is_alone(byte_encoder: TextEncoder) -> None:
-    rng = np.random.default_rng(0)
-    columns = [["äb{" * n for n in rng.integers(0, 20, 30)] for _ in range(2)]
-    template = parse_template("{0}: {1}.", 2, None)
-    together = tokenise_columns(columns, template, byte_encoder, 30)
-    assert (together.lengths < 20).any() and (together.lengths >= 29).any()
-    for i, (first, second) in enumerate(zip(*columns, strict=True)):
-        alone = tokenise_columns([[first], [second]], template, byte_encoder, 30)
-        assert together.row(i).tolist() == alone.ids.tolist()
-
-
 def test_tokenise_columns__halves_of_a_character__do_not_meet_across_a_seam(
     byte_encoder: TextEncoder,
 ) -> None:

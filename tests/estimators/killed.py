@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_validate
 
 from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
-from skgpt.training.callbacks import EpochRecord, Monitor, StepDone
+from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
 from tests.helpers import make, make_text_data, process_context
 
 _CONTEXT = process_context(
@@ -28,20 +28,20 @@ _PATIENCE = 60.0
 EXIT_OF_HANDLER = 7
 
 
-class _Telling(Monitor):
+class _Telling(TrainingCallback):
     """Tells the test of every step; slow, so that there is time to be killed in."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
 
-    def start(self, plan: Any, n_steps: int = 0, history: Any = ()) -> None:
+    def on_train_begin(self, config: Any, n_steps: int = 0, history: Any = ()) -> None:
         self.pipe.send(("start", n_steps))
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         self.pipe.send(("step", event.step))
         time.sleep(0.02)
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         self.pipe.send(("epoch", record["epoch"]))
         return False
 

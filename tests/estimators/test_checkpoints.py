@@ -181,7 +181,7 @@ def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(CheckpointError, match="`checkpoint_dir` must be a folder"):
         make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(*two_class_data)
     with pytest.raises(ValueError, match="checkpoint_dir"):

@@ -124,7 +124,7 @@ def test_scoring__no_number_even_for_right_predictions__is_refused_before_traini
 ) -> None:
     X, y = make_text_data(n_classes=2)
     clf = make(tiny_llama, scoring=lambda *_: float("nan"))
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match="even where all of them are predicted right"):
         clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
 

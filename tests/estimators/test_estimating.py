@@ -13,7 +13,7 @@ from skgpt import GPTTextClassifier, LoRA, cache_info
 from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
 
@@ -75,8 +75,8 @@ def test_plan__weights_and_steps__are_those_of_the_fit(
 ) -> None:
     steps: list[StepDone] = []
 
-    class Noting(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Noting(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             steps.append(event)
 
     monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])

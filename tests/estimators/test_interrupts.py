@@ -10,18 +10,18 @@ import torch
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import InterruptedFitWarning
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
 CLASSES = ["money", "space", "sport"]
 
 
-class _Interrupt(Monitor):
+class _Interrupt(TrainingCallback):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         if event.step == self.at:
             raise KeyboardInterrupt
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV
 
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
-from skgpt.cost import advice
+from skgpt.cost import how_to_shorten
 from skgpt.exceptions import ModelNotSupportedError
 from tests.estimators.dying import Dies, broken_off, folders_in
 from tests.estimators.test_classifier import make
@@ -251,6 +251,6 @@ def test_advice__windows__cutting_comes_before_shorter_ones(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     network = make(tiny_llama, max_epochs=1).fit(*two_class_data)._model.network
-    assert "long_text='cut'" in advice(network, 128, "windows")
-    assert "max_length=64" not in advice(network, 128, "windows")
-    assert "max_length=64" in advice(network, 128, "cut")
+    assert "long_text='cut'" in how_to_shorten(network, 128, "windows")
+    assert "max_length=64" not in how_to_shorten(network, 128, "windows")
+    assert "max_length=64" in how_to_shorten(network, 128, "cut")

@@ -132,7 +132,7 @@ def test_partial_fit__what_does_not_fit_the_fitted_model__is_refused_and_loses_n
 ) -> None:
     clf = make(tiny_llama).partial_fit(*two_class_data, classes=["money", "sport"])
     before, state = proba(clf, two_class_data), {k: id(v) for k, v in vars(clf).items()}
-    monkeypatch.setattr("skgpt.fitting.fit_network", lambda *a, **k: pytest.fail("training began"))
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     clf.set_params(**options)
     with pytest.raises(ValueError, match=message):
         clf.partial_fit(X, y, classes=classes)

@@ -6,9 +6,8 @@ by hand. The first tier runs one tool of each kind.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from inspect import signature
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -105,22 +104,15 @@ def test_tools__all_of_scikit_learn__nothing_is_forgotten() -> None:
     assert len(found) > 50
 
 
-@pytest.mark.parametrize(
-    ("attempt", "expected"),
-    [
-        (lambda: None, "no longer fails"),
-        (lambda: make("no-such-folder").fit([1.0], [1]), "Reshape your data"),
-        (lambda: int("x"), "invalid literal"),
-    ],
-    ids=["works", "refused by skgpt", "other words"],
-)
-def test_refused__not_by_scikit_learn_in_these_words__raises(
-    attempt: Callable[[], Any], expected: str
-) -> None:
-    words = "Reshape" if "Reshape" in expected else "words"
-    with pytest.raises((AssertionError, ValueError), match=expected):
-        tools.refused(ValueError, words, attempt)
+def test_refused__not_by_scikit_learn_in_these_words__raises() -> None:
     tools.refused(ValueError, "invalid literal", lambda: int("x"))
+    for words, attempt, expected in (
+        ("words", lambda: None, "no longer fails"),
+        ("words", lambda: int("x"), "invalid literal"),
+        ("Reshape", lambda: make("no-such-folder").fit([1.0], [1]), "Reshape your data"),  # ours
+    ):
+        with pytest.raises((AssertionError, ValueError), match=expected):
+            tools.refused(ValueError, words, attempt)
 
 
 def test_main__one_tool__prints_a_table(

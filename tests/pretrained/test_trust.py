@@ -163,7 +163,7 @@ def test_tokenizer__driven_by_another_program__is_refused() -> None:
 
 
 @pytest.mark.parametrize("also_safetensors", [True, False])
-def test_load_source__a_pickle_among_the_weights__is_not_run(
+def test_load_pretrained__a_pickle_among_the_weights__is_not_run(
     also_safetensors: bool, tmp_path: Path
 ) -> None:
     folder = Path(tiny_gpt(tmp_path / "m"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from skgpt.data.tokenization import tokenise
-from skgpt.network.features import before, prefix_of
+from skgpt.network.features import run_frozen_layers
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
@@ -43,8 +43,8 @@ def pooled_both_ways(
     ids_T = ids_of(tokens, np.arange(4), CPU)
     if cut:
         with torch.no_grad():
-            states = before(prefix_of(network), network, ids_T, layout)
-        ends = network.after(states, layout)
+            states = run_frozen_layers(network, ids_T, layout)
+        ends = network.pooled_from_hidden(states, layout)
     else:
         ends = network.pooled(ids_T, layout)
     return ends, network.pool(network.hidden(ids_T, layout), layout)

@@ -9,17 +9,17 @@ from typing import Any
 
 from skgpt import GPTTextClassifier
 from skgpt import device as device_module
-from skgpt.training.callbacks import EpochRecord, Monitor
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import gpu_locks
 from tests.helpers import make_text_data
 from tests.tuning.process import _CONTEXT, stored
 
 
-class _Noting(Monitor):
+class _Noting(TrainingCallback):
     def __init__(self, log: Path) -> None:
         self.log = log
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         time.sleep(0.05)
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(json.dumps([device_module._CUDA_INDEX.get(), os.getpid()]) + "\n")

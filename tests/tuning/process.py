@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skgpt import GPTTextClassifier
-from skgpt.training.callbacks import EpochRecord, Monitor
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import GPTSearchCV
 from skgpt.tuning.study import open_storage
 from tests.estimators.test_classifier import make
@@ -17,13 +17,13 @@ RATES = {"head_learning_rate": [1e-7, 1e-5, 1e-3, 1e-2, 3e-2]}
 _PATIENCE = 120.0
 
 
-class Slow(Monitor):
+class Slow(TrainingCallback):
     """Has each epoch take so many seconds more."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         time.sleep(self.seconds)
         return False
 

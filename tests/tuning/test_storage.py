@@ -15,7 +15,7 @@ from sklearn.exceptions import FitFailedWarning
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
-from skgpt.training.callbacks import Monitor
+from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning import study as study_module
 from skgpt.tuning import trial_store as trial_store_module
 from skgpt.tuning.space import Space
@@ -118,8 +118,8 @@ def test_storage__n_jobs__are_processes_on_one_study(
 def test_storage__ctrl_c__the_trial_is_tried_again(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupts(Monitor):
-        def epoch_begin(self, epoch: int) -> None:
+    class Interrupts(TrainingCallback):
+        def on_epoch_begin(self, epoch: int) -> None:
             raise KeyboardInterrupt
 
     journal = tmp_path / "search.journal"

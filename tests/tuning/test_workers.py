@@ -12,7 +12,7 @@ import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import SearchStorageError
-from skgpt.training.callbacks import EpochRecord, Monitor
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import workers
 from skgpt.tuning.study import open_storage
 from skgpt.tuning.trial_store import TrialStore
@@ -74,8 +74,8 @@ def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
     begun, gone = threading.Event(), threading.Event()
     epochs: list[int] = []
 
-    class Waits(Monitor):
-        def epoch(self, record: EpochRecord) -> bool:
+    class Waits(TrainingCallback):
+        def on_epoch(self, record: EpochRecord) -> bool:
             epochs.append(record["epoch"])
             begun.set()
             assert gone.wait(60)
