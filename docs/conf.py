@@ -7,6 +7,7 @@ them, on the real model.
 import re
 from typing import Any
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -97,6 +98,7 @@ def take_rst_headers_only(app: Sphinx, config: Config) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect the above: behind numpydoc, and behind the gallery's filling in of its settings."""
+    app.add_lexer("mermaid", TextLexer)  # a code host draws it, these pages show its text
     app.connect("config-inited", take_rst_headers_only, priority=20)
     app.connect("source-read", lead_into_the_gallery)
     app.connect("autodoc-process-docstring", drop_references_of_sklearn, priority=900)

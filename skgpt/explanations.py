@@ -27,13 +27,13 @@ from torch import Tensor
 
 from skgpt.data.template import Template
 from skgpt.data.tokenization import (
-    Places,
     Span,
     Tokens,
+    TokenSpans,
     Windows,
     clean,
-    locate,
     run_by_trunk,
+    tokenise_with_spans,
     word_at,
     words_of,
 )
@@ -247,7 +247,7 @@ def explanations(fitted: Any, X: Any) -> Any:
     columns = texts.cells
     scores = fitted._scores(X)
     network = fitted._network
-    tokens, places = locate(
+    tokens, places = tokenise_with_spans(
         columns,
         Template(*fitted._fitted_with["template"]),
         network.pretrained.tokenizer,
@@ -295,7 +295,7 @@ class _Text(NamedTuple):
 def _attributed(
     network: TextNetwork,
     run: Tokens,
-    places: Places,
+    places: TokenSpans,
     explained_ND: NDArray[np.int64],
     directions_NDK: NDArray[np.float32],
 ) -> list[Attributions]:
@@ -316,7 +316,7 @@ def _attributed(
     return [made[first[key]] for key in keys]
 
 
-def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], places: Places) -> _Text:
+def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], places: TokenSpans) -> _Text:
     """Put a text together from its windows, which lie behind each other at these offsets."""
     within = np.arange(offsets[0], offsets[-1])
     own = within[places.column[within] >= 0]

@@ -108,8 +108,8 @@ class FittedModels:
         "default": {},  # three classes, the last layer trained
         "two classes": {},
         "head only": {"trainable_layers": 0},
-        "all layers": {"trainable_layers": "all", "max_epochs": 15},
-        "multilabel": {"trainable_layers": "all", "max_epochs": 15},
+        "all layers": {"trainable_layers": "all"},
+        "multilabel": {"trainable_layers": "all", "max_epochs": 8},
         "lora": {"lora": LoRA(rank=4), "trainable_layers": "all", "learning_rate": 1e-2},
         "windows": {"long_text": "windows", "max_length": 12},
         "calibrated": {"calibrate": True, "validation_fraction": 0.25},

@@ -161,6 +161,7 @@ def test_command_line__wrong_arguments__usage(arguments: tuple[str, ...]) -> Non
 
 
 @pytest.mark.network
+@pytest.mark.thorough  # tests/test_real_model.py fetches it too
 def test_fetch__the_default_model__is_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SKGPT_CACHE")
     done = run("fetch", ALIAS)

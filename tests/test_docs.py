@@ -12,7 +12,7 @@ from skgpt._sklearn import HAS_CALLBACKS
 ROOT = Path(__file__).parent.parent
 GUIDES = (
     *("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md"),
-    *("tuning.md", "searches.md", "gpu.md"),
+    *("tuning.md", "gpu.md"),
 )
 SHORT_GUIDES = ("getting_started.md", "coming_from.md")  # they take the default model
 

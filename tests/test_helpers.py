@@ -1,10 +1,52 @@
-"""What the tests stand on: the shared fitted models, and that a change to one is found."""
+"""The tests' own ground: no sockets or downloads unless asked for, models that nobody changes."""
 
+import os
+import random
+import socket
 from collections.abc import Callable
 
 import pytest
 
-from tests.helpers import Fitted, FittedModels
+from tests.helpers import (
+    Fitted,
+    FittedModels,
+    global_random_state_unchanged,
+    make_text_data,
+)
+
+
+def test_network__unmarked_test__kept_off_sockets_and_pips_index() -> None:
+    with pytest.raises(Exception, match="tried to use socket"):
+        socket.create_connection(("localhost", 9), timeout=1)
+    assert os.environ["PIP_NO_INDEX"] == "1"
+
+
+@pytest.mark.network
+def test_network__network_test__allowed() -> None:
+    with socket.socket(socket.AF_INET) as made:
+        assert made.fileno() > 0
+    assert "PIP_NO_INDEX" not in os.environ
+
+
+@pytest.mark.gpu
+def test_gpu_mark__no_cuda__skipped() -> None:
+    import torch
+
+    assert torch.cuda.is_available()
+
+
+def test_global_random_state_unchanged__drawn_from__fails() -> None:
+    with pytest.raises(AssertionError, match="random state of random"):  # noqa: SIM117
+        with global_random_state_unchanged():
+            random.random()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_make_text_data__same_seed__same_texts(n_classes: int) -> None:
+    first, second = make_text_data(n_classes), make_text_data(n_classes)
+    assert first.X.tolist() == second.X.tolist()
+    assert len(set(first.y)) == n_classes
+    assert not first.X.flags.writeable
 
 
 @pytest.mark.parametrize("kind", FittedModels.KINDS)

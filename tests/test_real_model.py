@@ -18,7 +18,7 @@ from sklearn.model_selection import GridSearchCV
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = pytest.mark.network
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [
@@ -86,6 +86,7 @@ def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
     assert run.stdout == "same\n"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "megabytes"),
     [
@@ -108,6 +109,7 @@ def test_default_model__at_16_layers__takes_little_to_keep(
         assert np.array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
 
 
+@pytest.mark.thorough
 def test_default_model__stored_inside__needs_no_cache(
     real_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +126,7 @@ def test_default_model__stored_inside__needs_no_cache(
     assert not (tmp_path / "empty").exists()
 
 
+@pytest.mark.thorough
 def test_default_model__bf16__predicts_close_to_fp32(real_cache: Path) -> None:
     probabilities = []
     for precision in ("fp32", "bf16"):
@@ -139,6 +142,7 @@ def test_default_model__bf16__predicts_close_to_fp32(real_cache: Path) -> None:
     np.testing.assert_allclose(*probabilities, atol=0.05)
 
 
+@pytest.mark.thorough
 def test_default_model__bf16__a_texts_neighbours_hardly_matter(real_cache: Path) -> None:
     clf = GPTTextClassifier(
         n_layers=6,
@@ -163,6 +167,7 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in found}
 
 
+@pytest.mark.thorough
 def test_default_model__two_worker_processes__read_what_is_converted(
     real_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +192,7 @@ def test_default_model__two_worker_processes__read_what_is_converted(
     )
 
 
+@pytest.mark.thorough
 def test_default_model__for_transformers__says_the_same(real_cache: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 
@@ -204,6 +210,7 @@ def test_default_model__for_transformers__says_the_same(real_cache: Path, tmp_pa
     assert "SmolLM2-135M-Instruct" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.thorough
 def test_quickstart__small__tells_the_whole_story(real_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "news.joblib"
     run = subprocess.run(

@@ -1,7 +1,7 @@
-"""Row numbers to optimiser batches, and those to micro-batches that fit a token budget.
+"""Rows to optimiser batches, and those to micro-batches that fit a token budget.
 
-The optimiser batches are random and depend on nothing but the seed and the epoch. How one is cut
-into micro-batches changes the speed only: the loss is summed over them and divided once.
+The optimiser batches depend on nothing but the seed and the epoch. How one is cut into
+micro-batches changes the speed only: the loss is summed over them and divided once.
 """
 
 from collections.abc import Iterator
@@ -13,21 +13,7 @@ Rows = NDArray[np.int64]
 
 
 def optimiser_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Rows]:
-    """Yield the batches of one epoch, each row once, in an order drawn from (seed, epoch).
-
-    Parameters
-    ----------
-    n : int
-        Number of rows.
-    batch_size : int
-        Rows per batch; the last one may be smaller.
-    seed, epoch : int
-        What the order depends on, and nothing else.
-
-    Yields
-    ------
-    rows : ndarray of int64
-    """
+    """Yield the batches of one epoch, each of n rows once, in an order drawn from (seed, epoch)."""
     order = np.random.default_rng([seed, epoch]).permutation(n).astype(np.int64)
     for start in range(0, n, batch_size):
         yield order[start : start + batch_size]
@@ -36,24 +22,11 @@ def optimiser_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterato
 def micro_batches(
     rows: Rows, lengths: NDArray[np.int64], token_budget: int, *, padded: bool
 ) -> list[Rows]:
-    """Cut a batch into micro-batches of texts of like length, tokens within the budget.
+    """Cut a batch into micro-batches of texts of like length, whose tokens fit the budget.
 
-    Parameters
-    ----------
-    rows : ndarray of int64
-        The batch.
-    lengths : ndarray of shape (N,)
-        Tokens of every row of the data set.
-    token_budget : int
-        What the tokens of a micro-batch add up to stays within it; a single text above it gets a
-        micro-batch of its own.
-    padded : bool
-        Whether each text is as long as the longest of its micro-batch.
-
-    Returns
-    -------
-    parts : list of ndarray
-        The longest texts first, so that a lack of memory shows at once.
+    `lengths` are those of every row of the data set. `padded` texts are as long as the longest of
+    their micro-batch. A single text above the budget gets a micro-batch of its own. The longest
+    texts come first, so that a lack of memory shows at once.
     """
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
     if not padded:

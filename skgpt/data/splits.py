@@ -1,4 +1,8 @@
-"""Which rows train and which are held out: drawn from a seed, stratified, groups kept whole."""
+"""Which rows train and which are held out: drawn from a seed, stratified, groups kept whole.
+
+scikit-learn's splitters refuse classes of one row, know no label sets, and with groups draw folds
+instead of a share.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +16,8 @@ from skgpt.exceptions import InvalidTextError
 
 Rows = NDArray[np.int64]
 
-# Says that this generator is not one of those that the order of the batches is drawn from, which
-# are seeded with [seed, epoch]: no fit has that many epochs.
+# Tells this generator from those of the batches' order, which are seeded with [seed, epoch]: no
+# fit has that many epochs.
 _STREAM = int.from_bytes(b"hold", "big")
 _CHUNK = 4096  # units whose gains are computed in one go
 _MAX_ROUNDS = 20
@@ -22,15 +26,7 @@ _TINY = 1e-9  # a gain that is no more than rounding
 
 @dataclass(frozen=True)
 class Split:
-    """Training rows and held-out rows.
-
-    Parameters
-    ----------
-    train : ndarray of int64
-        Row numbers, sorted.
-    held_out : ndarray of int64
-        Row numbers, sorted; may be empty.
-    """
+    """Sorted numbers of the training rows and the held-out rows, of which there may be none."""
 
     train: Rows
     held_out: Rows
@@ -42,47 +38,29 @@ def all_rows(n: int) -> Split:
 
 
 def given_rows(n_train: int, n_val: int) -> Split:
-    """Return the split of rows that came apart, those for validation behind the others."""
+    """Return the split where the rows of X_val stand behind those of X."""
     return Split(np.arange(n_train), np.arange(n_train, n_train + n_val))
 
 
-def hold_out(strata: NDArray[Any], fraction: float, seed: int, groups: Any = None) -> Split:
-    """Draw the rows to hold out.
+def hold_out(strata: NDArray[Any], fraction: float, seed: int, groups: Rows | None = None) -> Split:
+    """Draw the rows to hold out, at least one; `groups` are codes of groups to keep whole.
+
+    `strata` are class codes, shape (n,), or an indicator of label sets, shape (n, n_labels).
 
     Every class gives its share, by largest remainders. Where that can't be exact, because rows
-    have several labels or come in groups, units of like make-up give their share first; what is
-    left is passed through in random order, to and fro, and moved where that brings the held-out
-    rows nearer to `fraction` of each label and of all rows. Every class that occurs keeps a row in
-    training.
-
-    Parameters
-    ----------
-    strata : ndarray of shape (n,) or (n, n_labels)
-        ``target.codes``: class codes, or zeros and ones that say which labels a row has. All
-        zeros, shape (n,), where there are no classes.
-    fraction : float
-        Share of the rows to hold out, above 0 and below 1; at least one row is.
-    seed : int
-        All the randomness there is.
-    groups : array-like of shape (n,), default=None
-        Labels of any kind; rows of the same group stay together.
-
-    Returns
-    -------
-    split : Split
-
-    Raises
-    ------
-    InvalidTextError
-        If `groups` has another length than X or a missing label, or if no row can be held out.
+    have several labels or come in groups, units (rows or groups) with the same counts of labels
+    give their share first; the rest is passed through in random order, to and fro, and moved where
+    that brings the held-out rows nearer to `fraction` of each label and of all rows. Every class
+    that occurs keeps a row in training; an InvalidTextError says why no row can be held out.
     """
     rng = np.random.default_rng([seed, _STREAM])
     if groups is None and strata.ndim == 1:
         held = _by_class(strata, fraction, rng)
     else:
-        n = len(strata)
-        unit_of = np.arange(n) if groups is None else group_codes(groups, n)
-        held = _by_unit(_make_up(strata, unit_of), fraction, rng)[unit_of]
+        unit_of = np.arange(len(strata))
+        if groups is not None:
+            unit_of = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+        held = _by_unit(_count_labels(strata, unit_of), fraction, rng)[unit_of]
     if not held.any():
         raise InvalidTextError(
             "Early stopping and calibrating hold out rows, and every class must keep at least one "
@@ -110,60 +88,65 @@ def _by_unit(
     counts: sparse.csr_array, fraction: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
     """Say which units to hold out, from the rows of each label, and of all, in each unit."""
+    # Units with the same counts give their share.
     kinds = _kinds(counts, rng)
     size = np.bincount(kinds)
     take = np.minimum(np.floor(fraction * size + 1e-9), size - 1)[kinds]
     rank = _ranks(kinds, rng)
     held = rank < take
-    # Of each kind one more unit might go, and one at least stays.
+    # Of each kind one more unit may go, and one at least stays: move those that bring a gain.
     candidates = rng.permutation(np.flatnonzero(rank == take))
     total = counts.sum(axis=0)
     wanted = fraction * total
     wanted[-1] = max(1, round(wanted[-1]))
-    greedy = _Greedy(total, wanted, counts[held].sum(axis=0).astype(np.float64))
+    greedy = _Greedy(counts, wanted, held)
     for _ in range(_MAX_ROUNDS):
         inside, outside = candidates[held[candidates]], candidates[~held[candidates]]
-        there = greedy.move(counts, outside, 1)
-        back = greedy.move(counts, inside, -1)
+        there = greedy.move(outside, 1)
+        back = greedy.move(inside, -1)
         held[there] = True
         held[back] = False
         if len(there) + len(back) == 0:
             break
-    if not held.any():  # each unit is too large for the share: the least bad one that may go
-        for unit in candidates[np.argsort(-greedy.gains(counts[candidates], 1), kind="stable")]:
-            if greedy.may_go(*_labels_of(counts, unit)):
+    # Each unit is too large for the share: hold out the least bad one that may go.
+    if not held.any():
+        for unit in candidates[np.argsort(-greedy.gains(candidates, 1), kind="stable")]:
+            if greedy.may_go(*greedy.labels_of(unit)):
                 held[unit] = True
                 break
     return held
 
 
 class _Greedy:
-    """Held-out rows per label so far, and what another unit would do to them.
+    """The held-out rows of each label so far, and what moving another unit would gain.
 
-    What falls is the sum of squared distances to what is wanted, each relative to it as in a
-    chi-squared statistic.
+    A gain is what the sum of squared distances to the wanted rows falls by, each relative to the
+    wanted rows as in a chi-squared statistic.
     """
 
     def __init__(
-        self, total: NDArray[np.int64], wanted: NDArray[np.float64], held: NDArray[np.float64]
+        self, counts: sparse.csr_array, wanted: NDArray[np.float64], held: NDArray[np.bool_]
     ) -> None:
-        self.in_training = total - held
-        self.lacking = wanted - held
+        rows_held = counts[held].sum(axis=0).astype(np.float64)
+        self.counts = counts
+        self.in_training = counts.sum(axis=0) - rows_held
+        self.lacking = wanted - rows_held
         self.importance = 1 / np.maximum(wanted, 1)
 
-    def gains(self, counts: sparse.csr_array, sign: int) -> NDArray[np.float64]:
-        """Return what it would bring to hold each of many units out (sign 1), or not (-1)."""
+    def gains(self, units: Rows, sign: int) -> NDArray[np.float64]:
+        """Return what holding out each of many units would gain (sign 1), or putting it back."""
+        counts = self.counts[units]
         slope = 2 * sign * self.importance * self.lacking
         return np.asarray(counts @ slope - counts.power(2) @ self.importance)
 
-    def move(self, counts: sparse.csr_array, units: Rows, sign: int) -> Rows:
-        """Hold out (sign 1) or put back (-1) what brings a gain as it comes; return which."""
+    def move(self, units: Rows, sign: int) -> Rows:
+        """Hold out (sign 1) or put back (-1) in turn what brings a gain; return which."""
         moved = []
         for start in range(0, len(units), _CHUNK):
             chunk = units[start : start + _CHUNK]
             # A move only lowers the gains of those after it: what gains nothing now never will.
-            for unit in chunk[self.gains(counts[chunk], sign) > _TINY]:
-                labels, rows = _labels_of(counts, unit)
+            for unit in chunk[self.gains(chunk, sign) > _TINY]:
+                labels, rows = self.labels_of(unit)
                 change = sign * rows
                 gains = self.importance[labels] * change * (2 * self.lacking[labels] - change)
                 if gains.sum() > _TINY and (sign < 0 or self.may_go(labels, rows)):
@@ -176,8 +159,13 @@ class _Greedy:
         """Say whether the labels of a unit would all keep a row in training."""
         return bool((self.in_training[labels] > rows).all())
 
+    def labels_of(self, unit: int) -> tuple[Rows, Rows]:
+        """Return the labels that a unit has, and the rows of each."""
+        part = slice(self.counts.indptr[unit], self.counts.indptr[unit + 1])
+        return self.counts.indices[part], self.counts.data[part]
 
-def _make_up(strata: NDArray[Any], unit_of: Rows) -> sparse.csr_array:
+
+def _count_labels(strata: NDArray[Any], unit_of: Rows) -> sparse.csr_array:
     """Return the rows of each label in each unit, and in the last column the rows of the unit."""
     if strata.ndim == 1:
         rows, labels, n_labels = np.arange(len(strata)), strata, int(strata.max()) + 1
@@ -192,7 +180,7 @@ def _make_up(strata: NDArray[Any], unit_of: Rows) -> sparse.csr_array:
 
 
 def _kinds(counts: sparse.csr_array, rng: np.random.Generator) -> Rows:
-    """Number the units so that those of the same make-up have the same number.
+    """Give units with the same counts the same number.
 
     By a random linear hash of 64 bits, as sorting whole rows takes seconds.
     """
@@ -201,14 +189,8 @@ def _kinds(counts: sparse.csr_array, rng: np.random.Generator) -> Rows:
     return np.asarray(kinds, dtype=np.int64)
 
 
-def _labels_of(counts: sparse.csr_array, unit: int) -> tuple[Rows, Rows]:
-    """Return the labels that a unit has and their rows."""
-    part = slice(counts.indptr[unit], counts.indptr[unit + 1])
-    return counts.indices[part], counts.data[part]
-
-
 def _ranks(kinds: Rows, rng: np.random.Generator) -> Rows:
-    """Return for each entry its place among those of its kind, which are put in random order."""
+    """Return the place of each entry among those of its kind, in random order."""
     order = rng.permutation(len(kinds))
     order = order[np.argsort(kinds[order], kind="stable")]
     counts = np.bincount(kinds)
@@ -217,25 +199,20 @@ def _ranks(kinds: Rows, rng: np.random.Generator) -> Rows:
     return ranks
 
 
+def _why_not(strata: NDArray[Any], groups: Rows | None) -> str:
+    if len(strata) == 1:
+        return "there is one row only"
+    if groups is not None:
+        if len(np.unique(groups)) == 1:
+            return "all rows are of one group"
+        return "each group holds all the rows of some class"
+    if strata.ndim == 1:
+        return "each class has one row only"
+    return "each row holds all there is of some label"
+
+
 def group_codes(groups: Any, n: int) -> Rows:
-    """Number the groups.
-
-    Parameters
-    ----------
-    groups : array-like of shape (n,)
-        Labels of any kind.
-    n : int
-        Number of rows of X.
-
-    Returns
-    -------
-    codes : ndarray of shape (n,), int64
-
-    Raises
-    ------
-    InvalidTextError
-        If `groups` is no array of n labels, or one is missing.
-    """
+    """Check `groups`, a label of any kind for each of n rows, and number them."""
     if isinstance(groups, str | bytes | set | dict) or not hasattr(groups, "__len__"):
         raise InvalidTextError(
             "`groups` must be a list, an array or a Series with a label per text. Got a "
@@ -260,15 +237,3 @@ def group_codes(groups: Any, n: int) -> Rows:
         return np.unique(labels, return_inverse=True)[1].astype(np.int64)
     numbers: dict[Any, int] = {}  # labels of several types can't be sorted
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
-
-
-def _why_not(strata: NDArray[Any], groups: Any) -> str:
-    if len(strata) == 1:
-        return "there is one row only"
-    if groups is not None:
-        if len(np.unique(group_codes(groups, len(strata)))) == 1:
-            return "all rows are of one group"
-        return "each group holds all the rows of some class"
-    if strata.ndim == 1:
-        return "each class has one row only"
-    return "each row holds all there is of some label"

@@ -1,6 +1,6 @@
-"""Labels out of whatever holds them: their elements as they are, of one plain type.
+"""Labels of any container to the codes that the loss takes: classes, or sets of labels.
 
-Labels to the array that the loss wants: classes to codes, label sets to an indicator matrix.
+Labels are looked at one by one, as numpy would turn a NaN among strings into the label "nan".
 """
 
 import numbers
@@ -16,130 +16,12 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from skgpt.exceptions import InvalidTextError
 
-
-def missing_rows(labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Return where a 1-D array holds None, NaN, NaT, NA or an infinity."""
-    if labels.dtype.kind in "fmM":
-        return np.flatnonzero(~np.isfinite(labels))
-    if labels.dtype.kind != "O":
-        return np.empty(0, dtype=np.int64)
-    return np.flatnonzero(
-        [
-            label is None
-            or type(label).__name__ in ("NAType", "NaTType")
-            or (isinstance(label, numbers.Real) and not np.isfinite(float(label)))
-            for label in labels
-        ]
-    )
-
-
-def is_row(entry: Any) -> bool:
-    """Say whether an element of a list is a row of several."""
-    return isinstance(entry, list | tuple) or (isinstance(entry, np.ndarray) and entry.ndim > 0)
-
-
-def elements(y: Any, what: str) -> Any:
-    """Return y as an array that holds its elements as they are.
-
-    numpy would turn a NaN among strings into the label "nan", and a number into its digits.
-    """
-    if isinstance(y, list | tuple):
-        if any(is_row(label) for label in y):
-            if all(is_row(label) and len(label) == 1 for label in y):
-                return np.asarray(y)  # a column
-            raise InvalidTextError(
-                f"{what} must be a 1d array or list: one label per text. Its first entry is "
-                f"{y[0]!r} ({type(y[0]).__name__}); several labels per text are a binary "
-                "indicator, as scikit-learn's MultiLabelBinarizer makes it."
-            )
-        labels = np.empty(len(y), dtype=object)
-        labels[:] = y
-        return labels
-    if sparse.issparse(y):
-        return y.toarray()
-    # pandas' own string, integer and category types become plain objects, missing ones included;
-    # so do numpy's own strings of any length, which scikit-learn has no word for.
-    y = as_numpy(y)
-    return y.astype(object) if isinstance(y, np.ndarray) and y.dtype.kind == "T" else y
-
-
-def as_numpy(y: Any) -> Any:
-    """Return a Series, array or the like as a numpy array."""
-    # pyarrow's arrays have a to_numpy that refuses to copy, and most of them must be.
-    is_others = hasattr(y, "to_numpy") and not hasattr(y, "to_pylist")
-    return y.to_numpy() if is_others else np.asarray(y)
-
-
-def narrow(labels: NDArray[Any], *, of_list: bool, what: str) -> NDArray[Any]:
-    """Refuse missing labels and give objects of one plain type that type.
-
-    Strings in an object array stay objects, those of a list don't, as in the rest of scikit-learn.
-    """
-    for row in missing_rows(labels):
-        raise InvalidTextError(
-            f"Input {what} contains NaN, infinity or a missing label: row {row} is "
-            f"{labels[row]!r}. Every row needs a label: drop the rows without one."
-        )
-    if labels.dtype != object:
-        return labels
-    kinds = {plain_type(label) for label in labels}
-    if len(kinds) > 1 and not kinds <= {int, float}:
-        raise InvalidTextError(_of_one_type(labels, what))
-    if others := sorted(kind.__name__ for kind in kinds - {str, bool, int, float}):
-        raise InvalidTextError(  # as everywhere in scikit-learn, and in its words
-            f"Unknown label type: unknown. The labels in {what} must be str, int or bool. Got "
-            f"{', '.join(others)}: convert them, for example with [str(label) for label in y]; "
-            "several labels per text are a binary indicator (MultiLabelBinarizer)."
-        )
-    if of_list and kinds <= {str}:  # the text of an enum's member, not what str() makes of it
-        return np.array([str.__str__(label) for label in labels])
-    if kinds <= {bool} or kinds <= {int, float}:
-        return np.array(labels.tolist())
-    return labels
-
-
-def unique(labels: NDArray[Any], what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the distinct labels, sorted, and the place of each among them."""
-    try:
-        found, codes = np.unique(labels, return_inverse=True)
-    except TypeError as error:
-        raise InvalidTextError(_of_one_type(labels, what)) from error
-    return found, codes.astype(np.int64).reshape(-1)
-
-
-def plain_type(label: Any) -> type:
-    """Return the plain type that a label is of."""
-    if isinstance(label, str):
-        return str
-    if isinstance(label, bool | np.bool_):
-        return bool
-    if isinstance(label, numbers.Integral):
-        return int
-    return float if isinstance(label, numbers.Real) else type(label)
-
-
-def _of_one_type(labels: NDArray[Any], what: str) -> str:
-    kinds = sorted({type(label).__name__ for label in labels})
-    return (
-        f"The labels in {what} must be of one type, so that they can be sorted. Got {kinds}: "
-        "convert them, for example with [str(label) for label in y]."
-    )
-
-
 _AT_MOST = 10  # labels spelt out in a message
 
 
 @dataclass(frozen=True)
 class ClassTarget:
-    """Class labels as codes: one class per text.
-
-    Parameters
-    ----------
-    classes : ndarray of shape (n_classes,)
-        The labels, sorted.
-    codes : ndarray of shape (n,), int64
-        Each row's label as its position in `classes`.
-    """
+    """One class per text: `codes`, shape (n,), are positions in the sorted `classes`."""
 
     classes: NDArray[Any]
     codes: NDArray[np.int64]
@@ -160,20 +42,15 @@ class ClassTarget:
         return np.asarray(self.classes[self.codes])
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return raw scores, shape (len(rows), n_classes), that say what is true of these rows."""
+        """Return raw scores, shape (len(rows), n_classes), that predict the classes of rows."""
         return np.eye(self.width, dtype=np.float32)[self.codes[rows]]
 
 
 @dataclass(frozen=True)
 class LabelSets:
-    """Label sets as an indicator: any number of labels per text, none included.
+    """Any number of labels per text: `codes`, shape (n, n_labels), are 1 where a row has a label.
 
-    Parameters
-    ----------
-    classes : ndarray of shape (n_labels,)
-        The numbers of the columns.
-    codes : ndarray of shape (n, n_labels), float32
-        One where a row has a label, zero where not.
+    `classes` are the numbers of the columns.
     """
 
     classes: NDArray[Any]
@@ -195,7 +72,7 @@ class LabelSets:
         return self.codes.astype(np.int64)
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return raw scores, shape (len(rows), n_labels), that say what is true of these rows."""
+        """Return raw scores, shape (len(rows), n_labels), that predict the labels of rows."""
         return 2 * self.codes[rows] - 1
 
 
@@ -206,32 +83,11 @@ T = TypeVar("T", bound=Target)
 def encode_target(
     y: Any, n: int, *, name: str, classes: NDArray[Any] | None = None, what: str = "y"
 ) -> Target:
-    """Check class labels or a multilabel indicator and turn them into numbers.
+    """Check class labels or a multilabel indicator of n rows, and turn them into codes.
 
-    Parameters
-    ----------
-    y : array-like of shape (n,) or (n, 1), or {array-like, sparse} of shape (n, n_labels)
-        Labels (str, int, bool or object), or a binary indicator of two or more columns. A label
-        that never occurs and a row without labels are fine.
-    n : int
-        Number of rows of X.
-    name : str
-        The estimator's name, for error messages.
-    classes : ndarray of shape (n_classes,), default=None
-        Classes that are known already, sorted; y may hold any of them, a single one included.
-        Whether they are classes or the columns of an indicator is for the caller to compare.
-    what : str, default="y"
-        What messages call y.
-
-    Returns
-    -------
-    target : ClassTarget or LabelSets
-
-    Raises
-    ------
-    InvalidTextError
-        If y is missing, has another length than X, holds a missing label, is continuous, holds
-        only one class, is 2-D without being a binary indicator, or does not fit `classes`.
+    Labels are str, int or bool. An indicator, dense or sparse, has two or more columns; a label
+    that never occurs and a row without labels are fine. Where `classes` are known already, y may
+    hold any of them, a single one included. Messages name the estimator, `name`, and call y `what`.
     """
     _check_is_array(y, name, what)
     table = _table(y, what)
@@ -255,33 +111,17 @@ def is_indicator(y: Any) -> bool:
 
 
 def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
-    """Check what a user names as all the classes there are.
+    """Check and sort the classes that a user names for the estimator `name`: two or more.
 
-    Parameters
-    ----------
-    classes : array-like of shape (n_classes,)
-        Labels in any order; one that is there twice counts once, as in scikit-learn.
-    name : str
-        The estimator's name, for error messages.
-
-    Returns
-    -------
-    classes : ndarray of shape (n_classes,)
-        Sorted.
-
-    Raises
-    ------
-    InvalidTextError
-        If it is not 1-D, holds a missing label, labels of several types or continuous numbers, or
-        fewer than two classes.
+    A label that is there twice counts once, as in scikit-learn.
     """
     what = "`classes`"
     _check_is_array(classes, name, what)
-    labels = np.asarray(elements(classes, what))
+    labels = np.asarray(_elements(classes, what))
     if labels.ndim != 1:
         raise InvalidTextError(f"{what} must be 1-D: a label each. Got shape {labels.shape}.")
-    labels = narrow(labels, of_list=isinstance(classes, list | tuple), what=what)
-    found, _ = unique(labels, what)
+    labels = _of_plain_type(labels, of_list=isinstance(classes, list | tuple), what=what)
+    found, _ = _unique(labels, what)
     if len(found) < 2:
         raise InvalidTextError(
             f"{what} must name at least 2 classes, all that {name} will ever see. Got "
@@ -308,34 +148,148 @@ def join(first: T, second: T) -> T:
     return replace(first, codes=codes)
 
 
-def _check_is_array(y: Any, name: str, what: str) -> None:
-    if y is None:
-        raise InvalidTextError(
-            f"{name} requires {what} to be passed, but the target {what} is None."
-        )
-    if sparse.issparse(y):  # first: some formats are a dict
-        return
-    is_array = hasattr(y, "__len__") or hasattr(y, "__array__")
-    if isinstance(y, str | bytes | set | dict) or not is_array:
-        raise InvalidTextError(
-            f"{what} must be a list, an array or a Series of labels, one per text. Got a "
-            f"{type(y).__name__}."
-        )
+def missing_rows(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Return where a 1-D array holds None, NaN, NaT, NA or an infinity."""
+    if labels.dtype.kind in "fmM":
+        return np.flatnonzero(~np.isfinite(labels))
+    if labels.dtype.kind != "O":
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(
+        [
+            label is None
+            or type(label).__name__ in ("NAType", "NaTType")
+            or (isinstance(label, numbers.Real) and not np.isfinite(float(label)))
+            for label in labels
+        ]
+    )
 
 
-def _check_length(n_labels: int, n: int, what: str) -> None:
-    if n_labels != n:
-        texts = {"y_val": "X_val"}.get(what, "X")
+def as_numpy(y: Any) -> Any:
+    """Return a Series, array or the like as a numpy array."""
+    # pyarrow's arrays have a to_numpy that refuses to copy, and most of them must be copied.
+    has_to_numpy = hasattr(y, "to_numpy") and not hasattr(y, "to_pylist")
+    return y.to_numpy() if has_to_numpy else np.asarray(y)
+
+
+# Classes
+
+
+def _encode_classes(
+    y: Any, n: int, name: str, classes: NDArray[Any] | None, what: str
+) -> ClassTarget:
+    labels = column_or_1d(_elements(y, what), warn=True)
+    labels = _of_plain_type(labels, of_list=isinstance(y, list | tuple), what=what)
+    _check_length(len(labels), n, what)
+    found, codes = _unique(labels, what)
+    if _is_continuous(labels):
         raise InvalidTextError(
-            f"{texts} and {what} must have one label per text. Found input "
-            f"variables with inconsistent numbers of samples: [{n}, {n_labels}]."
+            f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
+            f"{what} and got continuous numbers: bin them into classes. A regressor, "
+            "GPTTextRegressor, is planned."
         )
+    if classes is not None:
+        return ClassTarget(classes, _positions(found, classes, codes, name, what)[codes])
+    check_classification_targets(labels)
+    if len(found) < 2:
+        raise InvalidTextError(
+            f"{name} needs samples of at least 2 classes in y, but the data contains only one "
+            f"class: {found.tolist()[0]!r}."
+        )
+    return ClassTarget(found, codes)
+
+
+def _elements(y: Any, what: str) -> Any:
+    """Return y as an array that holds its elements as they are."""
+    if isinstance(y, list | tuple):
+        if any(_is_row(label) for label in y):
+            if all(_is_row(label) and len(label) == 1 for label in y):
+                return np.asarray(y)  # a column
+            raise InvalidTextError(
+                f"{what} must be a 1d array or list: one label per text. Its first entry is "
+                f"{y[0]!r} ({type(y[0]).__name__}); several labels per text are a binary "
+                "indicator, as scikit-learn's MultiLabelBinarizer makes it."
+            )
+        labels = np.empty(len(y), dtype=object)
+        labels[:] = y
+        return labels
+    if sparse.issparse(y):
+        return y.toarray()
+    # pandas' own string, integer and category types become plain objects, missing ones included;
+    # so do numpy's own strings of any length, which scikit-learn has no word for.
+    y = as_numpy(y)
+    return y.astype(object) if isinstance(y, np.ndarray) and y.dtype.kind == "T" else y
+
+
+def _of_plain_type(labels: NDArray[Any], *, of_list: bool, what: str) -> NDArray[Any]:
+    """Refuse missing labels; give objects of one plain type that type.
+
+    Strings in an object array stay objects, those of a list don't, as in the rest of scikit-learn.
+    """
+    for row in missing_rows(labels):
+        raise InvalidTextError(
+            f"Input {what} contains NaN, infinity or a missing label: row {row} is "
+            f"{labels[row]!r}. Every row needs a label: drop the rows without one."
+        )
+    if labels.dtype != object:
+        return labels
+    kinds = {_plain_type(label) for label in labels}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        raise InvalidTextError(_of_one_type(labels, what))
+    if others := sorted(kind.__name__ for kind in kinds - {str, bool, int, float}):
+        raise InvalidTextError(  # as everywhere in scikit-learn, and in its words
+            f"Unknown label type: unknown. The labels in {what} must be str, int or bool. Got "
+            f"{', '.join(others)}: convert them, for example with [str(label) for label in y]; "
+            "several labels per text are a binary indicator (MultiLabelBinarizer)."
+        )
+    if of_list and kinds <= {str}:  # the text of an enum's member, not what str() makes of it
+        return np.array([str.__str__(label) for label in labels])
+    if kinds <= {bool} or kinds <= {int, float}:
+        return np.array(labels.tolist())
+    return labels
+
+
+def _unique(labels: NDArray[Any], what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the distinct labels, sorted, and the position of each label among them."""
+    try:
+        found, codes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise InvalidTextError(_of_one_type(labels, what)) from error
+    return found, codes.astype(np.int64).reshape(-1)
+
+
+def _positions(
+    found: NDArray[Any], classes: NDArray[Any], codes: NDArray[np.int64], name: str, what: str
+) -> NDArray[np.int64]:
+    """Return the position in `classes` of each label that was found."""
+    known = {label: position for position, label in enumerate(classes.tolist())}
+    positions = np.array([known.get(label, -1) for label in found.tolist()], dtype=np.int64)
+    for row in np.flatnonzero(positions[codes] < 0):
+        unknown = [label for label in found.tolist() if label not in known]
+        raise InvalidTextError(
+            f"{what} must hold classes that {name} knows: {_some(list(known))}. Got "
+            f"{_some(unknown)}, first in row {row}: correct or drop such rows, or fit anew "
+            "(partial_fit learns new classes where `classes` names them beside the known ones)."
+        )
+    return positions
+
+
+def _plain_type(label: Any) -> type:
+    if isinstance(label, str):
+        return str
+    if isinstance(label, bool | np.bool_):
+        return bool
+    if isinstance(label, numbers.Integral):
+        return int
+    return float if isinstance(label, numbers.Real) else type(label)
+
+
+# Label sets
 
 
 def _table(y: Any, what: str) -> Any:
     """Return y as an array or sparse matrix if it is 2-D with several columns, else None."""
     if isinstance(y, list | tuple):
-        widths = {len(row) if is_row(row) else -1 for row in y}
+        widths = {len(row) if _is_row(row) else -1 for row in y}
         if len(widths) != 1 or widths <= {-1, 1}:
             return None
         try:
@@ -348,7 +302,8 @@ def _table(y: Any, what: str) -> Any:
 
 
 def _indicator(table: Any, what: str) -> NDArray[np.float32]:
-    """Return a 2-D y as zeros and ones; refuse anything else, with the place of it."""
+    """Return a 2-D y as zeros and ones; an error names the row of anything else."""
+    # The values as a flat array, and the row of each.
     if sparse.issparse(table):
         table = table.tocsr(copy=True)
         table.sum_duplicates()
@@ -357,12 +312,13 @@ def _indicator(table: Any, what: str) -> NDArray[np.float32]:
         row_of, values = np.repeat(np.arange(len(table)), table.shape[1]), table.ravel()
     if table.shape[1] == 0:
         raise InvalidTextError(f"{what} must hold labels. Got an array of shape {table.shape}.")
+    # Refuse missing values, and all but 0 and 1.
     for at in missing_rows(values):
         raise InvalidTextError(
             f"Input {what} contains NaN, infinity or a missing label: row {row_of[at]} holds "
             f"{values[at]!r}. Put 0 there if the text does not have the label, or drop the row."
         )
-    if values.dtype == object and {plain_type(value) for value in values} <= {bool, int, float}:
+    if values.dtype == object and {_plain_type(value) for value in values} <= {bool, int, float}:
         values = values.astype(np.float64)
     is_number = values.dtype.kind in "biuf"
     wrong = (values != 0) & (values != 1) if is_number else np.ones(values.shape, dtype=bool)
@@ -387,48 +343,47 @@ def _not_binary(what: str, kind: str, value: Any, row: int) -> str:
     )
 
 
-def _encode_classes(
-    y: Any, n: int, name: str, classes: NDArray[Any] | None, what: str
-) -> ClassTarget:
-    labels = column_or_1d(elements(y, what), warn=True)
-    labels = narrow(labels, of_list=isinstance(y, list | tuple), what=what)
-    _check_length(len(labels), n, what)
-    found, codes = unique(labels, what)
-    if _is_continuous(labels):
-        raise InvalidTextError(
-            f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
-            f"{what} and got continuous numbers: bin them into classes. A regressor, "
-            "GPTTextRegressor, is planned."
-        )
-    if classes is not None:
-        return ClassTarget(classes, _positions(found, classes, codes, name, what)[codes])
-    check_classification_targets(labels)
-    if len(found) < 2:
-        raise InvalidTextError(
-            f"{name} needs samples of at least 2 classes in y, but the data contains only one "
-            f"class: {found.tolist()[0]!r}."
-        )
-    return ClassTarget(found, codes)
+# Checks and messages of both
 
 
-def _positions(
-    found: NDArray[Any], classes: NDArray[Any], codes: NDArray[np.int64], name: str, what: str
-) -> NDArray[np.int64]:
-    """Return where in `classes` each label that was found is."""
-    known = {label: position for position, label in enumerate(classes.tolist())}
-    positions = np.array([known.get(label, -1) for label in found.tolist()], dtype=np.int64)
-    for row in np.flatnonzero(positions[codes] < 0):
-        unknown = [label for label in found.tolist() if label not in known]
+def _check_is_array(y: Any, name: str, what: str) -> None:
+    if y is None:
         raise InvalidTextError(
-            f"{what} must hold classes that {name} knows: {_some(list(known))}. Got "
-            f"{_some(unknown)}, first in row {row}: correct or drop such rows, or fit anew "
-            "(partial_fit learns new classes where `classes` names them beside the known ones)."
+            f"{name} requires {what} to be passed, but the target {what} is None."
         )
-    return positions
+    if sparse.issparse(y):  # first: some formats are a dict
+        return
+    is_array = hasattr(y, "__len__") or hasattr(y, "__array__")
+    if isinstance(y, str | bytes | set | dict) or not is_array:
+        raise InvalidTextError(
+            f"{what} must be a list, an array or a Series of labels, one per text. Got a "
+            f"{type(y).__name__}."
+        )
+
+
+def _check_length(n_labels: int, n: int, what: str) -> None:
+    if n_labels != n:
+        texts = {"y_val": "X_val"}.get(what, "X")
+        raise InvalidTextError(
+            f"{texts} and {what} must have one label per text. Found input "
+            f"variables with inconsistent numbers of samples: [{n}, {n_labels}]."
+        )
+
+
+def _is_row(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) or (isinstance(entry, np.ndarray) and entry.ndim > 0)
 
 
 def _is_continuous(labels: NDArray[Any]) -> bool:
     return labels.dtype.kind == "f" and bool(np.any(labels != np.trunc(labels)))
+
+
+def _of_one_type(labels: NDArray[Any], what: str) -> str:
+    kinds = sorted({type(label).__name__ for label in labels})
+    return (
+        f"The labels in {what} must be of one type, so that they can be sorted. Got {kinds}: "
+        "convert them, for example with [str(label) for label in y]."
+    )
 
 
 def _some(labels: list[Any]) -> str:

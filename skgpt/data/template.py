@@ -1,4 +1,4 @@
-"""How the columns of a row become one text: the user's template, parsed once."""
+"""Join the columns of a row to one text by the user's template, parsed once."""
 
 import re
 from collections.abc import Sequence
@@ -14,12 +14,7 @@ _PIECES = re.compile(r"(?P<literal>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<lone>[{}
 class Template:
     """Words and fields by turns: a word, a field, a word, ..., a field, a word.
 
-    Parameters
-    ----------
-    words : tuple of str, length len(fields) + 1
-        The template's own text around the fields; any of them may be empty.
-    fields : tuple of int
-        Positions of columns, in the order they are used.
+    `fields` are positions of columns. There is a word more than fields; any may be empty.
     """
 
     words: tuple[str, ...]
@@ -31,17 +26,7 @@ class Template:
         return len(self.fields) == 1 and self.words == ("", "")
 
     def render(self, row: Sequence[str]) -> str:
-        """Return the text of a row, its values put in as they are, braces and all.
-
-        Parameters
-        ----------
-        row : sequence of str
-            One value per column.
-
-        Returns
-        -------
-        text : str
-        """
+        """Return the text of a row, its values put in as they are, braces and all."""
         pieces = [self.words[0]]
         for field, word in zip(self.fields, self.words[1:], strict=True):
             pieces += (row[field], word)
@@ -49,28 +34,11 @@ class Template:
 
 
 def parse_template(template: str | None, n_columns: int, names: Sequence[str] | None) -> Template:
-    """Parse a template for rows of so many columns.
+    """Parse a template for rows of so many columns; `names` are the columns' if they have any.
 
-    Parameters
-    ----------
-    template : str or None
-        Text with fields in braces: ``{name}`` of a column, its position ``{0}``, or ``{text}`` if
-        there is one column only; ``{{`` and ``}}`` are literal braces. A field may be used more
-        than once, and columns may be left out. None joins all columns with a blank line.
-    n_columns : int
-        Number of columns of X; 1 for 1-D input.
-    names : sequence of str, or None
-        Names of the columns, if they have any. A name goes before a position.
-
-    Returns
-    -------
-    parsed : Template
-
-    Raises
-    ------
-    InvalidTextError
-        If the template is no str or has no field, a brace is without its other half, or a field
-        is not the bare name or position of a column.
+    A field is a column's name or position in braces, or ``{text}`` where there is one column only;
+    a name goes before a position. ``{{`` and ``}}`` are literal braces. None joins all columns with
+    a blank line. An InvalidTextError says what is wrong and which fields there are.
     """
     if template is None:
         joints = ("\n\n",) * (n_columns - 1)

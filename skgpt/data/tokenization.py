@@ -1,16 +1,15 @@
-"""Texts to ragged token ids: one flat array and the offsets of the texts in it.
+"""Turn texts into token ids: ragged arrays, long texts cut or in windows, spans of the tokens.
 
-Long texts as overlapping windows: nothing is cut, and each window is a text to the trunk.
-
-Where in the texts that somebody handed in the tokens of a row lie, and in which words.
+Each distinct row is encoded once, whole. A row that is too long loses the ends of its longest
+columns, or becomes overlapping windows of which each is a text to the trunk.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from sys import getsizeof
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,53 +19,54 @@ from skgpt.data.template import Template
 from skgpt.exceptions import InvalidTextError
 
 Ids = NDArray[np.int32]
+LongText = Literal["cut", "windows"]
+Span = tuple[int, int]
 
-_ENTRY = 400  # bytes of an entry beside its ids and text
+_ENTRY_BYTES = 400  # of a store's entry, beside its ids and its text
 _IDS: Store[tuple[Ids, int]] = Store("token ids", 2**27)  # with the bytes of ids and text
 
 
 class TextEncoder(Protocol):
-    """A tokenizer as the code above transformers sees it."""
+    """A tokenizer as this package sees it."""
 
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     empty_id: int
-    identity: object | None  # under which its ids are kept in this process; None keeps none
+    identity: object | None  # the key of its ids in this process' store; None stores none
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, special tokens neither added nor recognised."""
         ...
 
-    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
-        """Return of each text a longest beginning that is at most so many tokens by itself.
+    def truncate(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+        """Return the longest beginning of each text that is at most so many tokens by itself.
 
         It ends between two characters, and where it can between two tokens of the whole text; a
         text that fits is returned as it is.
         """
         ...
 
-    def places(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+    def spans(self, texts: list[str]) -> list[list[Span]]:
         """Return where in its text each of `encode`'s tokens begins and ends, in characters."""
         ...
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of N texts, laid end to end.
+    """Token ids of N texts, end to end: text i is ``ids[offsets[i]:offsets[i + 1]]``.
 
-    Parameters
-    ----------
-    ids : ndarray of shape (n_tokens,), int64
-        All ids, text after text.
-    offsets : ndarray of shape (N + 1,), int64
-        Text i is ``ids[offsets[i]:offsets[i + 1]]``.
-    n_cut : int, default=0
-        Of how many texts something was cut off.
+    `n_cut` texts have lost their ends.
     """
 
     ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
     n_cut: int = 0
+
+    @classmethod
+    def of(cls, ids: Sequence[NDArray[np.int64]], n_cut: int = 0) -> "Tokens":
+        """Lay the ids of texts end to end."""
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return cls(np.concatenate(ids), offsets, n_cut)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -81,9 +81,111 @@ class Tokens:
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
     def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
-        """Return the ids of every text as a key, and where each distinct one comes first."""
+        """Return the ids of every text as a key, and the first row of each distinct key."""
         keys = [self.row(i).tobytes() for i in range(len(self))]
         return keys, {key: row for row, key in reversed([*enumerate(keys)])}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids of N texts in windows: text i has the windows ``first[i]`` to ``first[i + 1] - 1``.
+
+    `each` holds the windows of all texts, special tokens around every one.
+    """
+
+    each: Tokens
+    first: NDArray[np.int64]
+    n_cut = 0
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of windows of every text, shape (N,)."""
+        return np.diff(self.first)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens of every text in all of its windows, shape (N,)."""
+        return np.diff(self.each.offsets[self.first])
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of the windows of some texts, text after text."""
+        return np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in rows])
+
+    def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
+        """Return the ids of every text as a key, and the first row of each distinct key."""
+        # All windows of a text that has several are of one length, so no two texts share a key.
+        return Tokens(self.each.ids, self.each.offsets[self.first]).distinct()
+
+
+TextIds = Tokens | Windows
+
+
+def run_by_trunk(tokens: TextIds) -> Tokens:
+    """Return the sequences that the trunk runs over: the windows of the texts, or the texts."""
+    return tokens.each if isinstance(tokens, Windows) else tokens
+
+
+# From texts to tokens
+
+
+def tokenise(texts: list[str], encoder: TextEncoder, max_length: int) -> Tokens:
+    """Tokenise single texts; the ends of those that are too long are cut."""
+    return tokenise_columns([texts], Template(("", ""), (0,)), encoder, max_length)
+
+
+def tokenise_rows(
+    columns: list[list[str]],
+    template: Template,
+    encoder: TextEncoder,
+    max_length: int,
+    long_text: LongText,
+) -> TextIds:
+    """Tokenise columns of texts under a template; `max_length` counts the special tokens too."""
+    if long_text == "windows":
+        return tokenise_windows(columns, template, encoder, max_length)
+    return tokenise_columns(columns, template, encoder, max_length)
+
+
+def tokenise_columns(
+    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
+) -> Tokens:
+    """Tokenise columns of texts under a template, rows that are too long cut.
+
+    A row's text is encoded whole, so that the tokens where words and values meet are those the
+    model knows. In a row that is too long the values are cut at their ends, a token of the longest
+    at a time, and the text is encoded again; the template's own words are never cut: an
+    InvalidTextError says that they leave no room. Where they are white space alone (no template),
+    the text's end is cut instead. An empty text becomes the tokenizer's bos or eos token.
+    """
+    return _framed(_encode_and_cut(columns, template, encoder, max_length), encoder, max_length)
+
+
+def tokenise_windows(
+    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
+) -> Windows:
+    """Tokenise columns of texts under a template, rows that are too long in windows.
+
+    A row of more than `max_length` tokens becomes windows of as many, each half of what it has
+    room for behind the one before. The last is moved back to the row's end, so that it is full. A
+    row that fits is one window, the same ids as where rows are cut.
+    """
+    return _windowed(_encode_rows(columns, template, encoder), encoder, max_length)
+
+
+def lengths_in_windows(
+    lengths: NDArray[np.int64], encoder: TextEncoder, max_length: int
+) -> NDArray[np.int64]:
+    """Return how many tokens texts of these lengths would have in all of their windows.
+
+    Both lengths count the special tokens.
+    """
+    room = max(1, _room(encoder, max_length))
+    beyond = lengths - (max_length - _room(encoder, max_length)) - room
+    n_windows = 1 + -(-np.maximum(0, beyond) // _stride(room))
+    return np.where(beyond > 0, n_windows * max_length, lengths)
 
 
 def clean(text: str) -> str:
@@ -93,184 +195,129 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def tokenise(texts: list[str], encoder: TextEncoder, max_length: int) -> Tokens:
-    """Turn texts into token ids, each distinct text once.
-
-    Parameters
-    ----------
-    texts : list of str
-    encoder : TextEncoder
-    max_length : int
-        Tokens per text, the special tokens that the tokenizer adds included; the text's end is
-        cut. An empty text becomes the tokenizer's bos or eos token.
-
-    Returns
-    -------
-    tokens : Tokens
-    """
-    distinct = list(dict.fromkeys(texts))
-    room = max(1, room_for(encoder, max_length))
-    ids = _encode(encoder, [clean(text) for text in distinct])
-    cut = {text for text, row in zip(distinct, ids, strict=True) if len(row) > room}
-    return _lay_out(texts, distinct, (row[:room] for row in ids), encoder, max_length, cut)
-
-
-def tokenise_columns(
-    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
-) -> Tokens:
-    """Turn columns of texts into token ids under a template, each distinct row once.
-
-    A row's text is encoded whole, so that the tokens where words and values meet are those the
-    model knows. In a row that is too long the values are cut at their ends, a token of the longest
-    at a time, and the text is encoded again; the template's own words are never cut. Where they
-    are white space alone (no template) and there is no room for them, the text's end is cut.
-
-    Parameters
-    ----------
-    columns : list of list of str, n_columns times n
-    template : Template
-    encoder : TextEncoder
-    max_length : int
-        Tokens per text, the template's words and the special tokens that the tokenizer adds
-        included. A text that is empty becomes the tokenizer's bos or eos token.
-
-    Returns
-    -------
-    tokens : Tokens
-
-    Raises
-    ------
-    InvalidTextError
-        If the template's words leave less than one token for each of its fields, and are more
-        than white space.
-    """
-    if template.is_plain:
-        return tokenise(columns[template.fields[0]], encoder, max_length)
-    if not _words_fit(template, encoder, max_length):
-        # Blank lines between very many columns: nothing that anybody wrote is lost by a cut.
-        texts = [template.render(row) for row in zip(*columns, strict=True)]
-        return tokenise(texts, encoder, max_length)
-    whole = encode_whole(columns, template, encoder)
-    kept, ids = _cut_to_fit(whole, encoder, room_for(encoder, max_length))
-    return _lay_out(whole.rows, whole.distinct, ids, encoder, max_length, kept)
-
-
-class WholeRows(NamedTuple):
-    """Rows of columns, and of each distinct one its clean values and its ids, nothing cut.
-
-    `template` lays out the columns that are used, the only ones here.
-    """
-
-    rows: list[tuple[str, ...]]
-    distinct: list[tuple[str, ...]]
-    values: list[tuple[str, ...]]
-    ids: list[Ids]
-    template: Template
-
-
-def encode_whole(columns: list[list[str]], template: Template, encoder: TextEncoder) -> WholeRows:
-    """Encode each distinct row under a template, however long it is; no special tokens yet."""
-    used = sorted(set(template.fields))
-    template = Template(template.words, tuple(used.index(field) for field in template.fields))
-    rows = list(zip(*(columns[field] for field in used), strict=True))
-    distinct = list(dict.fromkeys(rows))
-    # Each value by itself, or two halves of a character would find each other across a seam.
-    cleaned = [tuple(map(clean, row)) for row in distinct]
-    return WholeRows(rows, distinct, cleaned, _encode_rows(cleaned, template, encoder), template)
-
-
-def as_encoded(
-    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
-) -> list[tuple[str, ...]]:
-    """Return the rows as `tokenise_columns` has them encoded: valid Unicode, cut if too long.
-
-    Parameters
-    ----------
-    columns : list of list of str, n_columns times n
-    template : Template
-    encoder : TextEncoder
-    max_length : int
-
-    Returns
-    -------
-    rows : list of tuple of str
-        A beginning of each cell; what no field of the template names is whole. Where it is a
-        text's end that is cut, in a row of one field or one without room, it is still there.
-    """
-    rows = [tuple(map(clean, row)) for row in zip(*columns, strict=True)]
-    if template.is_plain or not _words_fit(template, encoder, max_length):
-        return rows
-    whole = encode_whole(columns, template, encoder)
-    kept, _ = _cut_to_fit(whole, encoder, room_for(encoder, max_length))
-    used = sorted(set(template.fields))
-    for i, row in enumerate(whole.rows):
-        if row in kept:
-            new = dict(zip(used, kept[row], strict=True))
-            rows[i] = tuple(new.get(column, cell) for column, cell in enumerate(rows[i]))
-    return rows
-
-
-def room_for(encoder: TextEncoder, max_length: int) -> int:
-    """Return how many tokens of a text's own there may be beside the special ones."""
+def _room(encoder: TextEncoder, max_length: int) -> int:
+    """Return how many tokens fit beside the special ones."""
     return max_length - len(encoder.prefix_ids) - len(encoder.suffix_ids)
 
 
-def framed(bare: Ids, encoder: TextEncoder, max_length: int) -> NDArray[np.int64]:
-    """Return ids with the special tokens around them, or the one that stands for no text."""
-    whole = np.concatenate([encoder.prefix_ids, bare, encoder.suffix_ids])[:max_length]
-    return (whole if len(whole) else np.array([encoder.empty_id])).astype(np.int64)
+def window_starts(n_tokens: int, room: int) -> list[int]:
+    """Return where the windows of a text begin, which have room for so many of its tokens."""
+    last = max(0, n_tokens - room)
+    return [*range(0, last, _stride(room)), last]
 
 
-def _lay_out(
-    rows: Sequence[Hashable],
-    distinct: Sequence[Hashable],
-    ids: Iterable[Ids],
-    encoder: TextEncoder,
-    max_length: int,
-    cut: Collection[Hashable],
-) -> Tokens:
-    """Put special tokens around the ids of the distinct rows, and all rows end to end."""
-    each = {row: framed(bare, encoder, max_length) for row, bare in zip(distinct, ids, strict=True)}
-    n_cut = sum(row in cut for row in rows)
-    return end_to_end([each[row] for row in rows], n_cut)
+def _stride(room: int) -> int:
+    return max(1, room // 2)
 
 
-def end_to_end(ids: Sequence[NDArray[np.int64]], n_cut: int = 0) -> Tokens:
-    """Lay the ids of texts end to end."""
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
-    return Tokens(np.concatenate(ids), offsets, n_cut)
+def _frame(ids: Ids, encoder: TextEncoder, max_length: int) -> NDArray[np.int64]:
+    """Put the special tokens around ids; no tokens at all become the one for an empty text."""
+    framed = np.concatenate([encoder.prefix_ids, ids, encoder.suffix_ids])[:max_length]
+    return (framed if len(framed) else np.array([encoder.empty_id])).astype(np.int64)
 
 
-def _encode_rows(
-    rows: Sequence[Sequence[str]], template: Template, encoder: TextEncoder
-) -> list[Ids]:
-    # Cleaned once more, because the template's words may hold a lone surrogate as well.
-    return _encode(encoder, [clean(template.render(row)) for row in rows])
+# Rows under a template, each distinct one encoded once
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Distinct rows of the columns that the template uses, encoded without special tokens.
+
+    `distinct_of` says of every row which distinct one it is. `values` are what was encoded of the
+    cells: valid Unicode, a beginning of the cell where `is_cut`. `template` counts the `used`
+    columns alone.
+    """
+
+    used: list[int]
+    distinct_of: list[int]
+    cells: list[tuple[str, ...]]
+    values: list[Sequence[str]]
+    ids: list[Ids]
+    is_cut: list[bool]
+    template: Template
+
+
+def _encode_rows(columns: list[list[str]], template: Template, encoder: TextEncoder) -> _Rows:
+    """Encode each distinct row, however long it is."""
+    used = sorted(set(template.fields))
+    template = Template(template.words, tuple(used.index(field) for field in template.fields))
+    number: dict[tuple[str, ...], int] = {}
+    rows = zip(*(columns[field] for field in used), strict=True)
+    distinct_of = [number.setdefault(row, len(number)) for row in rows]
+    # Each value by itself, or two halves of a character would find each other across a seam.
+    values: list[Sequence[str]] = [tuple(map(clean, row)) for row in number]
+    ids = _encode(encoder, [_render(template, row) for row in values])
+    return _Rows(used, distinct_of, list(number), values, ids, [False] * len(ids), template)
+
+
+def _render(template: Template, values: Sequence[str]) -> str:
+    """Return the text of a row of clean values; the words may hold a lone surrogate as well."""
+    return clean(template.render(values))
 
 
 def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
-    """Return the ids of each text, each text encoded once in this process.
+    """Return the ids of each text.
 
-    Folds, candidates, a refit and predict ask for the same texts over and over.
+    A store keeps them for this process, because folds, candidates, a refit and predict ask for the
+    same texts over and over.
     """
     if encoder.identity is None:
         return [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(texts)]
     found = _IDS.find_many([(encoder.identity, text) for text in texts])
-    missing = [text for text, entry in zip(texts, found, strict=True) if entry is None]
+    missing = list(dict.fromkeys(t for t, entry in zip(texts, found, strict=True) if entry is None))
     encoded = [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(missing)]
     new = dict(zip(missing, encoded, strict=True))
     kept = {(encoder.identity, t): (ids, ids.nbytes + getsizeof(t)) for t, ids in new.items()}
-    _IDS.put_many(kept, lambda entry: entry[1] + _ENTRY)
+    _IDS.put_many(kept, lambda entry: entry[1] + _ENTRY_BYTES)
     known = zip(texts, found, strict=True)
     return [new[text] if entry is None else entry[0] for text, entry in known]
 
 
+def _framed(rows: _Rows, encoder: TextEncoder, max_length: int) -> Tokens:
+    """Put special tokens around the distinct rows, and lay all rows end to end."""
+    ids = [_frame(bare, encoder, max_length) for bare in rows.ids]
+    n_cut = sum(rows.is_cut[i] for i in rows.distinct_of)
+    return Tokens.of([ids[i] for i in rows.distinct_of], n_cut)
+
+
+def _windowed(rows: _Rows, encoder: TextEncoder, max_length: int) -> Windows:
+    """Cut the distinct rows into windows, special tokens around each, and lay all end to end."""
+    room = max(1, _room(encoder, max_length))
+    windows_of = [
+        [_frame(ids[i : i + room], encoder, max_length) for i in window_starts(len(ids), room)]
+        for ids in rows.ids
+    ]
+    windows = [windows_of[i] for i in rows.distinct_of]
+    first = np.cumsum([0, *map(len, windows)], dtype=np.int64)
+    return Windows(Tokens.of([one for of_row in windows for one in of_row]), first)
+
+
+# Cutting rows that are too long
+
+
+def _encode_and_cut(
+    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
+) -> _Rows:
+    """Encode each distinct row and cut those that are too long."""
+    room = max(1, _room(encoder, max_length))
+    cuts_values = not template.is_plain and _words_fit(template, encoder, max_length)
+    rows = _encode_rows(columns, template, encoder)
+    is_cut = [len(ids) > room for ids in rows.ids]
+    if not cuts_values:
+        return replace(rows, ids=[ids[:room] for ids in rows.ids], is_cut=is_cut)
+    values, ids = list(rows.values), list(rows.ids)
+    too_long = [i for i, cut in enumerate(is_cut) if cut]
+    for i, value, row in zip(too_long, *_cut_values(rows, too_long, encoder, room), strict=True):
+        values[i], ids[i] = value, row
+    return replace(rows, values=values, ids=ids, is_cut=is_cut)
+
+
 def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> bool:
     """Say whether there is room for the template's words; raise if they are more than space."""
-    n_words = len(encoder.encode([clean("".join(template.words))])[0])
-    n_fields = len(template.fields)
-    needed = n_words + n_fields + max_length - room_for(encoder, max_length)
-    if needed > max_length and "".join(template.words).strip():
+    words = "".join(template.words)
+    n_words, n_fields = len(encoder.encode([clean(words)])[0]), len(template.fields)
+    needed = n_words + n_fields + max_length - _room(encoder, max_length)
+    if needed > max_length and words.strip():
         raise InvalidTextError(
             f"`max_length` must leave room for the template. Its own words take {n_words} tokens, "
             f"so with one for each of its {n_fields} field{'s' * (n_fields > 1)} and the special "
@@ -280,55 +327,42 @@ def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> boo
     return needed <= max_length
 
 
-def _cut_to_fit(
-    whole: WholeRows, encoder: TextEncoder, room: int
-) -> tuple[dict[tuple[str, ...], Sequence[str]], list[Ids]]:
-    """Return what is kept of the values of each row that is too long, and all rows' ids."""
-    ids = list(whole.ids)
-    too_long = [i for i, row in enumerate(ids) if len(row) > room]
-    if not too_long:
-        return {}, ids
-    lengths = np.array([len(ids[i]) for i in too_long])
-    values = [whole.values[i] for i in too_long]
-    kept, cut = _cut_rows(values, lengths, whole.template, encoder, room)
-    for i, row in zip(too_long, cut, strict=True):
-        ids[i] = row
-    return dict(zip((whole.distinct[i] for i in too_long), kept, strict=True)), ids
-
-
-def _cut_rows(
-    rows: list[tuple[str, ...]],
-    lengths: NDArray[np.int64],
-    template: Template,
-    encoder: TextEncoder,
-    room: int,
+def _cut_values(
+    whole: _Rows, too_long: list[int], encoder: TextEncoder, room: int
 ) -> tuple[list[Sequence[str]], list[Ids]]:
-    """Return rows that are too long with their values cut until each row fits, and their ids.
-
-    `lengths` are the tokens of the whole rows.
-    """
-    n_uses = np.bincount(template.fields)
-    values = [value for row in rows for value in row]
-    sizes = np.array([len(ids) for ids in encoder.encode(values)]).reshape(len(rows), -1)
-    # What all values of a row may take together; the rest is words and what the seams cost.
+    """Return the values of the rows that are too long, cut until each row fits, and their ids."""
+    if not too_long:
+        return [], []
+    rows = [whole.values[i] for i in too_long]
+    lengths = np.array([len(whole.ids[i]) for i in too_long])
+    n_uses = np.bincount(whole.template.fields)
+    in_a_row = [value for row in rows for value in row]
+    sizes = np.array([len(ids) for ids in encoder.encode(in_a_row)]).reshape(len(rows), -1)
+    # The values of a row may take this many tokens; the words and the seams take the rest.
     budgets = np.maximum(n_uses.sum(), room - (lengths - sizes @ n_uses))
-    done: list[Ids] = [np.empty(0, dtype=np.int32) for _ in rows]
-    kept: list[Sequence[str]] = list(rows)
+    values: list[Sequence[str]] = list(rows)
+    ids: list[Ids] = [np.empty(0, dtype=np.int32) for _ in rows]
     left = np.arange(len(rows))
     while len(left):
+        # Cut the values to the budget.
         caps = _caps(sizes[left], n_uses, budgets[left])
-        cut = _cut_values([rows[i] for i in left], sizes[left], caps, encoder)
+        cut = [list(rows[i]) for i in left]
+        where = [(int(k), int(v)) for k, v in zip(*np.nonzero(caps < sizes[left]), strict=True)]
+        heads = encoder.truncate([cut[k][v] for k, v in where], [int(caps[k, v]) for k, v in where])
+        for (k, v), head in zip(where, heads, strict=True):
+            cut[k][v] = head
         for spent in np.flatnonzero(budgets[left] == 0):
             # The words alone, which were checked to fit, so the loop ends; a value that is no
             # token by itself may be one between two words.
             cut[spent] = [""] * len(n_uses)
-        over = np.empty(len(left), dtype=np.int64)
-        for k, ids in enumerate(_encode_rows(cut, template, encoder)):
-            done[left[k]], kept[left[k]] = ids, cut[k]
-            over[k] = len(ids) - room
+        # Encode the rows again, and lower the budgets of those that are still too long.
+        encoded = _encode(encoder, [_render(whole.template, row) for row in cut])
+        for i, row, row_ids in zip(left, cut, encoded, strict=True):
+            values[i], ids[i] = row, row_ids
+        over = np.array([len(row_ids) - room for row_ids in encoded])
         budgets[left] = np.maximum(0, budgets[left] - np.maximum(0, over))
         left = left[over > 0]
-    return kept, done
+    return values, ids
 
 
 def _caps(
@@ -353,195 +387,16 @@ def _caps(
     return caps
 
 
-def _cut_values(
-    rows: list[tuple[str, ...]],
-    sizes: NDArray[np.int64],
-    caps: NDArray[np.int64],
-    encoder: TextEncoder,
-) -> list[list[str]]:
-    cut = [list(row) for row in rows]
-    where = [(int(i), int(j)) for i, j in zip(*np.nonzero(caps < sizes), strict=True)]
-    heads = encoder.heads([rows[i][j] for i, j in where], [int(caps[i, j]) for i, j in where])
-    for (i, j), head in zip(where, heads, strict=True):
-        cut[i][j] = head
-    return cut
-
-
-LongText = Literal["cut", "windows"]
+# Where tokens and words lie in the cells, for explanations
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Token ids of N texts, each in one window or more.
+class TokenSpans:
+    """Where each token lies in the cells; the arrays are parallel to the ids the trunk runs over.
 
-    Parameters
-    ----------
-    each : Tokens
-        The windows, those of one text behind each other, special tokens around every one.
-    first : ndarray of shape (N + 1,), int64
-        Text i has the windows ``first[i]`` to ``first[i + 1] - 1``.
-    """
-
-    each: Tokens
-    first: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
-
-    @property
-    def n_cut(self) -> int:
-        """Of how many texts something was cut off: of none."""
-        return 0
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Number of windows of every text, shape (N,)."""
-        return np.diff(self.first)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of every text in all of its windows, shape (N,)."""
-        return np.diff(self.each.offsets[self.first])
-
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the numbers of the windows of some texts, text after text."""
-        return np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in rows])
-
-    def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
-        """Return the ids of every text as a key, and where each distinct one comes first."""
-        # All windows of a text that has several are of one length, so no two texts are one key.
-        return Tokens(self.each.ids, self.each.offsets[self.first]).distinct()
-
-
-TextIds = Tokens | Windows
-
-
-def run_by_trunk(tokens: TextIds) -> Tokens:
-    """Return what a trunk is run over: each window of the texts, or each text."""
-    return tokens.each if isinstance(tokens, Windows) else tokens
-
-
-def tokenise_rows(
-    columns: list[list[str]],
-    template: Template,
-    encoder: TextEncoder,
-    max_length: int,
-    long_text: LongText,
-) -> TextIds:
-    """Turn columns of texts into token ids under a template, long ones cut or in windows.
-
-    Parameters
-    ----------
-    columns : list of list of str, n_columns times n
-    template : Template
-    encoder : TextEncoder
-    max_length : int
-        Tokens per text, or per window, the special tokens included.
-    long_text : {"cut", "windows"}
-
-    Returns
-    -------
-    tokens : Tokens or Windows
-
-    Raises
-    ------
-    InvalidTextError
-        If texts are to be cut and `max_length` has no room for the template's words.
-    """
-    if long_text == "windows":
-        return tokenise_windows(columns, template, encoder, max_length)
-    return tokenise_columns(columns, template, encoder, max_length)
-
-
-def tokenise_windows(
-    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
-) -> Windows:
-    """Turn columns of texts into windows under a template, each distinct row encoded once.
-
-    A row of more than `max_length` tokens becomes windows of as many, each half of what it has
-    room for behind the one before. The last is moved back to the row's end, so that it is full. A
-    row that fits is one window, the same ids as where rows are cut.
-
-    Parameters
-    ----------
-    columns : list of list of str, n_columns times n
-    template : Template
-    encoder : TextEncoder
-    max_length : int
-        Tokens per window, the special tokens around it included.
-
-    Returns
-    -------
-    windows : Windows
-    """
-    whole = encode_whole(columns, template, encoder)
-    room = max(1, room_for(encoder, max_length))
-    windows_of = {
-        row: [
-            framed(ids[start : start + room], encoder, max_length)
-            for start in starts_of(len(ids), room)
-        ]
-        for row, ids in zip(whole.distinct, whole.ids, strict=True)
-    }
-    windows = [windows_of[row] for row in whole.rows]
-    first = np.concatenate([[0], np.cumsum([len(of_row) for of_row in windows])])
-    return Windows(
-        end_to_end([one for of_row in windows for one in of_row]), first.astype(np.int64)
-    )
-
-
-def lengths_in_windows(
-    lengths: NDArray[np.int64], encoder: TextEncoder, max_length: int
-) -> NDArray[np.int64]:
-    """Return how many tokens texts would have in all of their windows.
-
-    Parameters
-    ----------
-    lengths : ndarray of shape (n,), int64
-        Tokens of the whole texts, special ones included.
-    encoder : TextEncoder
-    max_length : int
-        Tokens per window, the special tokens around it included.
-    """
-    room = max(1, room_for(encoder, max_length))
-    beyond = lengths - (max_length - room_for(encoder, max_length)) - room
-    n_windows = 1 + -(-np.maximum(0, beyond) // _stride(room))
-    return np.where(beyond > 0, n_windows * max_length, lengths)
-
-
-def starts_of(n_tokens: int, room: int) -> list[int]:
-    """Return where the windows of a text begin, which have room for so many of its tokens."""
-    last = max(0, n_tokens - room)
-    return [*range(0, last, _stride(room)), last]
-
-
-def _stride(room: int) -> int:
-    return max(1, room // 2)
-
-
-# What stands between white space is a word; Chinese and Japanese have none between theirs, so
-# each of their characters is one.
-_WIDE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
-_NOWHERE = (-1, 0, 0)
-_SPECIAL = (*_NOWHERE, -1)
-
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where each token lies; the arrays are parallel to the ids that a trunk is run over.
-
-    Parameters
-    ----------
-    column : ndarray of shape (n_tokens,), int64
-        The column whose cell the token is of; -1 for special tokens and the template's own words.
-    start, end : ndarray of shape (n_tokens,), int64
-        Where in that cell it begins and ends, in characters.
-    index : ndarray of shape (n_tokens,), int64
-        Which token of its text it is, the special ones not counted; those have -1. A token of two
-        windows has the same number in both.
+    A token is the characters `start` to `end` of its row's cell in `column`; -1 for special tokens
+    and the template's own words. `index` numbers the tokens of a text, those in two windows alike
+    in both; -1 for special tokens.
     """
 
     column: NDArray[np.int64]
@@ -550,114 +405,72 @@ class Places:
     index: NDArray[np.int64]
 
 
-def locate(
+_NOWHERE = (-1, 0, 0)
+_SPECIAL = (*_NOWHERE, -1)
+
+
+def tokenise_with_spans(
     columns: list[list[str]],
     template: Template,
     encoder: TextEncoder,
     max_length: int,
     long_text: LongText = "cut",
-) -> tuple[TextIds, Places]:
+) -> tuple[TextIds, TokenSpans]:
     """Tokenise rows as `tokenise_rows` does, and say where each token lies.
 
-    A token that reaches from one cell into another, or into the template's words, is the cell's
-    of which it has most.
-
-    Parameters
-    ----------
-    columns : list of list of str, n_columns times n
-    template : Template
-    encoder : TextEncoder
-    max_length : int
-    long_text : {"cut", "windows"}, default="cut"
-
-    Returns
-    -------
-    tokens : Tokens or Windows
-    places : Places
-        Of the texts' tokens, or of their windows'.
-
-    Raises
-    ------
-    InvalidTextError
-        As `tokenise_rows`.
-    ModelNotSupportedError
-        If the tokenizer doesn't say where its tokens lie.
+    A token that reaches from one cell into another, or into the template's words, belongs to the
+    cell that it has most of.
     """
-    tokens = tokenise_rows(columns, template, encoder, max_length, long_text)
-    lengths = run_by_trunk(tokens).lengths
-    if long_text == "cut":
-        rows = as_encoded(columns, template, encoder, max_length)
+    tokens: TextIds
+    if long_text == "windows":
+        rows = _encode_rows(columns, template, encoder)
+        tokens = _windowed(rows, encoder, max_length)
     else:
-        rows = [tuple(map(clean, row)) for row in zip(*columns, strict=True)]
-    found = encoder.places([clean(template.render(row)) for row in rows])
-    n_before, n_after = len(encoder.prefix_ids), len(encoder.suffix_ids)
-    room = max(1, max_length - n_before - n_after)
-    places: list[tuple[int, int, int, int]] = []
-    n_run = 0
-    for i, (row, spans) in enumerate(zip(rows, found, strict=True)):
-        cells = _cells(row, template)
-        maps = {column: _undo_clean(columns[column][i]) for column in template.fields}
-        kept = spans[:room] if long_text == "cut" else spans
-        inside = [(*_place(span, cells, maps), k) for k, span in enumerate(kept)]
-        for first in starts_of(len(inside), room):
-            within = inside[first : first + room]
-            framed = [_SPECIAL] * n_before + within + [_SPECIAL] * n_after
-            framed = framed[:max_length] or [_SPECIAL]  # an empty text is a special token
-            assert len(framed) == lengths[n_run], "tokens and places are not of one encoding"
-            places += framed
-            n_run += 1
-    return tokens, Places(*np.array(places, dtype=np.int64).T)
+        rows = _encode_and_cut(columns, template, encoder, max_length)
+        tokens = _framed(rows, encoder, max_length)
+    room = max(1, _room(encoder, max_length))
+    before, after = [_SPECIAL] * len(encoder.prefix_ids), [_SPECIAL] * len(encoder.suffix_ids)
+    found = encoder.spans([_render(rows.template, values) for values in rows.values])
+    spans_of = []
+    for cells, values, ids, spans in zip(rows.cells, rows.values, rows.ids, found, strict=True):
+        # Where in its cell each token lies.
+        fields = _fields(values, rows.template)
+        undo = [_undo_clean(cell) for cell in cells]
+        inside = [(*_place(span, fields, undo), k) for k, span in enumerate(spans[: len(ids)])]
+        # Special tokens around the row, or around each of its windows.
+        framed = []
+        for start in window_starts(len(inside), room):
+            window = [*before, *inside[start : start + room], *after][:max_length]
+            framed += window or [_SPECIAL]  # an empty text is a special token
+        spans_of.append(np.array(framed, dtype=np.int64))
+    column, start, end, index = np.concatenate([spans_of[i] for i in rows.distinct_of]).T
+    assert len(column) == len(run_by_trunk(tokens).ids), "tokens and spans of two encodings"
+    column = np.where(column < 0, -1, np.array(rows.used)[column])
+    return tokens, TokenSpans(column, start, end, index)
 
 
-def words_of(text: str) -> list[Span]:
-    """Return where the words of a text begin and end; one empty word where there is none."""
-    return [found.span() for found in _WORD.finditer(text)] or [(0, 0)]
-
-
-def word_at(words: list[Span], text: str, start: int, end: int) -> Span:
-    """Return the word that a token is of.
-
-    Parameters
-    ----------
-    words : list of (int, int)
-        Of the text, as `words_of` returns them.
-    text : str
-    start, end : int
-        Where the token lies. White space alone is of the word that follows it, as the tokens of
-        most models begin with the space before a word, or at the text's end of the last one.
-
-    Returns
-    -------
-    word : (int, int)
-    """
-    piece = text[start:end]
-    first = start + len(piece) - len(piece.lstrip())
-    at = bisect_right([word_end for _, word_end in words], first)
-    return words[min(at, len(words) - 1)]
-
-
-def _cells(row: tuple[str, ...], template: Template) -> list[tuple[int, int, int]]:
+def _fields(values: Sequence[str], template: Template) -> list[tuple[int, int, int]]:
     """Return where in a rendered row each field begins and ends, and its column."""
     at = len(clean(template.words[0]))
-    cells = []
-    for field, word in zip(template.fields, template.words[1:], strict=True):
-        cells.append((at, at + len(row[field]), field))
-        at += len(row[field]) + len(clean(word))
-    return cells
+    fields = []
+    for column, word in zip(template.fields, template.words[1:], strict=True):
+        fields.append((at, at + len(values[column]), column))
+        at += len(values[column]) + len(clean(word))
+    return fields
 
 
 def _place(
-    span: Span, cells: list[tuple[int, int, int]], maps: dict[int, list[int] | None]
+    span: Span, fields: list[tuple[int, int, int]], undo: list[list[int] | None]
 ) -> tuple[int, int, int]:
-    """Return the column that a token is of, and where in the cell it lies."""
+    """Return the column that a token is of, and where in the cell it begins and ends."""
     start, end = span
-    shares = [(min(end, stop) - max(start, at), at, stop, column) for at, stop, column in cells]
+    shares = [(min(end, stop) - max(start, at), at, stop, column) for at, stop, column in fields]
     share, at, stop, column = max(shares, key=lambda found: found[0])
     if share <= 0:
         return _NOWHERE
     first, last = max(start, at) - at, min(end, stop) - at
-    back = maps[column]
-    return (column, first, last) if back is None else (column, back[first], back[last])
+    original = undo[column]
+    return (column, first, last) if original is None else (column, original[first], original[last])
 
 
 def _undo_clean(cell: str) -> list[int] | None:
@@ -667,9 +480,32 @@ def _undo_clean(cell: str) -> list[int] | None:
     """
     if len(clean(cell)) == len(cell):
         return None
-    back, at = [], 0
+    original, at = [], 0
     for character in clean(cell):
-        back.append(at)
+        original.append(at)
         paired = ord(character) > 0xFFFF and 0xD800 <= ord(cell[at]) <= 0xDFFF
         at += 2 if paired else 1
-    return [*back, at]
+    return [*original, at]
+
+
+# A word stands between white space; Chinese and Japanese have none, so each of their characters
+# is one.
+_WIDE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
+
+
+def words_of(text: str) -> list[Span]:
+    """Return where the words of a text begin and end; one empty word where there is none."""
+    return [found.span() for found in _WORD.finditer(text)] or [(0, 0)]
+
+
+def word_at(words: list[Span], text: str, start: int, end: int) -> Span:
+    """Return the word, of `words_of`, that the token from `start` to `end` belongs to.
+
+    White space alone belongs to the word that follows it, as the tokens of most models begin with
+    the space before a word; at the text's end to the last word.
+    """
+    piece = text[start:end]
+    first = start + len(piece) - len(piece.lstrip())
+    at = bisect_right([word_end for _, word_end in words], first)
+    return words[min(at, len(words) - 1)]

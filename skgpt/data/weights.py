@@ -11,55 +11,30 @@ from skgpt.data.targets import ClassTarget, LabelSets, Target
 from skgpt.exceptions import InvalidTextError
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | str | None
+Weights = NDArray[np.float64]
 
 _HUGE = 1e100  # sums of weights below it stay finite
 
 
 def loss_weights(
-    target: Target,
-    sample_weight: NDArray[np.float64],
-    class_weight: ClassWeight,
-    train: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Multiply the weights of rows by the weights of their classes.
+    target: Target, sample_weight: Weights, class_weight: ClassWeight, train: NDArray[np.int64]
+) -> Weights:
+    """Multiply the weights of all rows by the weights of their classes; returns `codes`' shape.
 
     "balanced" is scikit-learn's, ``sum(w) / (n_classes * sum(w of the class))``, computed on the
     training rows with their sample weights, so that a row of weight 2 counts as that row twice. In
     a multilabel target each label is balanced by itself, its rows with it against those without.
-
-    Parameters
-    ----------
-    target : ClassTarget or LabelSets
-        Of all rows.
-    sample_weight : ndarray of shape (n,)
-        Weights of all rows, >= 0.
-    class_weight : dict, "balanced", list of dict or None
-        A dict of weights by class; for a multilabel target a list with a dict
-        ``{0: weight, 1: weight}`` per label. What is not named weighs 1.
-    train : ndarray of int64
-        Numbers of the training rows. Held-out rows are weighted by what these say; a class that
-        they don't hold weighs nothing when balanced, a label of which they hold one value weighs 1.
-
-    Returns
-    -------
-    weight : ndarray of shape (n,), or (n, n_labels) for a multilabel target
-        Of all rows.
-
-    Raises
-    ------
-    InvalidTextError
-        If `class_weight` is not of the kind that the target needs, holds something other than
-        weights, or names labels that y doesn't hold while others have no weight; or if the weights
-        of the training rows all come to zero.
+    Held-out rows weigh what their class weighs in training: a class without training rows weighs
+    nothing when balanced, a label of one value there weighs 1.
     """
     sample_weight = _with_finite_sums(sample_weight)
-    with np.errstate(over="ignore"):  # found out below
+    with np.errstate(over="ignore"):  # checked below
         if isinstance(target, LabelSets):
-            weight = sample_weight[:, np.newaxis] * _of_elements(
+            weight = sample_weight[:, np.newaxis] * _label_weights(
                 target.codes, sample_weight, class_weight, train
             )
         else:
-            weight = sample_weight * _of_classes(target, sample_weight, class_weight, train)
+            weight = sample_weight * _class_weights(target, sample_weight, class_weight, train)
     if not np.any(weight[train] > 0):
         raise InvalidTextError(
             "sample_weight times class_weight must be above zero for at least one training row. "
@@ -73,7 +48,7 @@ def loss_weights(
     return _with_finite_sums(weight)
 
 
-def _with_finite_sums(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+def _with_finite_sums(weight: Weights) -> Weights:
     """Make huge weights smaller, by a power of two, which changes no digit: only ratios count."""
     largest = float(weight.max())
     if largest < _HUGE:
@@ -81,22 +56,21 @@ def _with_finite_sums(weight: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.ldexp(weight, -np.frexp(largest)[1])
 
 
-def _of_classes(
+def _class_weights(
     target: ClassTarget,
-    sample_weight: NDArray[np.float64],
+    sample_weight: Weights,
     class_weight: ClassWeight,
     train: NDArray[np.int64],
-) -> NDArray[np.float64]:
+) -> Weights:
     """Return the weight of each row's class."""
-    n_classes = len(target.classes)
     if class_weight is None:
         return np.ones(len(target.codes))
     if isinstance(class_weight, Mapping):
         per_class = _by_name(target.classes.tolist(), class_weight)
     elif _is_balanced(class_weight):
         weight = sample_weight[train]
-        totals = np.bincount(target.codes[train], weights=weight, minlength=n_classes)
-        per_class = np.zeros(n_classes)
+        totals = np.bincount(target.codes[train], weights=weight, minlength=target.width)
+        per_class = np.zeros(target.width)
         present = totals > 0  # a class whose rows all weigh nothing has nothing to balance
         per_class[present] = weight.sum() / (present.sum() * totals[present])
     else:
@@ -107,7 +81,7 @@ def _of_classes(
     return per_class[target.codes]
 
 
-def _by_name(classes: list[Any], class_weight: Mapping[Any, float]) -> NDArray[np.float64]:
+def _by_name(classes: list[Any], class_weight: Mapping[Any, float]) -> Weights:
     # A label that y lacks is no mistake by itself: a fold may be without a rare class.
     unknown = [label for label in class_weight if label not in classes]
     without = [label for label in classes if label not in class_weight]
@@ -120,13 +94,13 @@ def _by_name(classes: list[Any], class_weight: Mapping[Any, float]) -> NDArray[n
     return np.array([float(class_weight.get(label, 1.0)) for label in classes])
 
 
-def _of_elements(
+def _label_weights(
     codes: NDArray[np.float32],
-    sample_weight: NDArray[np.float64],
+    sample_weight: Weights,
     class_weight: ClassWeight,
     train: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Return the weight of the value that each label has in each row."""
+) -> Weights:
+    """Return the weight of the value, 0 or 1, that each label has in each row."""
     n_labels = codes.shape[1]
     if class_weight is None:
         return np.ones(codes.shape)
@@ -147,7 +121,7 @@ def _of_elements(
     return np.where(codes == 1, with_label, without)
 
 
-def _by_label(n_labels: int, class_weight: Any) -> NDArray[np.float64]:
+def _by_label(n_labels: int, class_weight: Any) -> Weights:
     """Return the weights of zero and of one, shape (2, n_labels)."""
     if len(class_weight) != n_labels:
         raise InvalidTextError(

@@ -332,10 +332,6 @@ class Forward(ABC):
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows, shape (B, H), fp32."""
 
-    def own_tensors(self) -> list[Tensor]:
-        """Return what it has on the device and shares with nobody, beside the network's."""
-        return []
-
     def __call__(self, rows: Rows) -> Tensor:
         """Return the raw scores of these rows, shape (B, K)."""
         return self.network.score(self.pooled(rows))
@@ -363,10 +359,6 @@ class CachedPooled(Forward):
     ) -> None:
         self.network = network
         self.pooled_NH = pooled_states(network, tokens, token_budget, progress)
-
-    def own_tensors(self) -> list[Tensor]:
-        """Return the pooled states, which are copies."""
-        return [self.pooled_NH]
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows."""
@@ -484,11 +476,6 @@ class HeadAlone(Forward):
                 self._pooled_NH[to_device(part, device)] = pooled_BH
                 done += int(lengths[part].sum())
                 progress(done, total)
-
-    def own_tensors(self) -> list[Tensor]:
-        """Return what is computed once, and what it was computed from."""
-        pooled = [] if self._pooled_NH is None else [self._pooled_NH]
-        return [*pooled, *self._forward.own_tensors()]
 
     @torch.no_grad()
     def pooled(self, rows: Rows) -> Tensor:
@@ -644,10 +631,6 @@ class Averaged(Forward):
         self._windows = windows
         self._lengths = windows.each.lengths
         self._token_budget = token_budget
-
-    def own_tensors(self) -> list[Tensor]:
-        """Return those of what runs the windows."""
-        return self._forward.own_tensors()
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the mean of the pooled states of each of these rows' windows."""

@@ -1,4 +1,4 @@
-"""What the displays share: matplotlib, the colours, texts as they can be drawn."""
+"""What the displays share: optional packages, axes, colours, texts that can be drawn. One place."""
 
 from typing import Any
 
@@ -8,22 +8,26 @@ from skgpt.exceptions import missing_package
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 
 
-def matplotlib() -> tuple[Any, Any]:
-    """Return the modules matplotlib.colors and matplotlib.pyplot.
-
-    Raises
-    ------
-    MissingPackageError
-        If matplotlib is not installed.
-    """
+def axes_or_new(ax: Any, width: float, height: float) -> Any:
+    """Return the given axes, or those of a new figure of so many inches."""
     try:
-        from matplotlib import colors
         from matplotlib import pyplot as plt
     except ImportError as error:
         raise missing_package("A display", "matplotlib", error) from error
-    return colors, plt
+    if ax is None:
+        _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    return ax
 
 
-def shown(text: str) -> str:
-    """Return a text as it can be drawn: no control characters, no lone surrogates."""
+def import_pandas() -> Any:
+    """Return pandas, or raise a MissingPackageError."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise missing_package("A table of errors", "pandas", error) from error
+    return pandas
+
+
+def drawable(text: str) -> str:
+    """Replace what can't be drawn: control characters and lone surrogates."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.data.inputs import check_texts
-from skgpt.data.targets import as_numpy, encode_target, is_indicator, missing_rows
+from skgpt.data.targets import Target, as_numpy, encode_target, is_indicator, missing_rows
 from skgpt.data.tokenization import clean
-from skgpt.exceptions import InvalidTextError, missing_package
-from skgpt.plots.drawing import BLUE, GREY, ORANGE, matplotlib, shown
+from skgpt.exceptions import InvalidTextError
+from skgpt.plots.drawing import BLUE, GREY, ORANGE, axes_or_new, drawable, import_pandas
 
 _COLUMNS = ("row", "true", "predicted", "confidence", "margin")
-_TEXT_WIDTH, _TEXT_LINES, _NAME_WIDTH = 48, 2, 28  # letters; the frame has all of them
+_TEXT_WIDTH, _NAME_WIDTH = 48, 28  # letters in the picture; the frame has all of them
 _ROW_HEIGHT = 0.5  # inches
 
 
@@ -149,8 +149,8 @@ class ErrorTableDisplay:
             If matplotlib or pandas is not installed.
         """
         _check_n_rows(n_rows)
-        pandas = _pandas()
-        prob = _checked(y_prob)
+        pandas = import_pandas()
+        prob = _check_prob(y_prob)
         names = None if classes is None else np.asarray(classes)
         is_sets = y_true is not None and np.ndim(y_true) == 2 and is_indicator(y_true)
         known = None if is_sets else names
@@ -162,8 +162,7 @@ class ErrorTableDisplay:
                 f"{prob.shape[1]} columns and {len(names)} classes: pass `classes`, the classes "
                 "of the columns."
             )
-        find = _wrong_labels if target.is_multilabel else _wrong_rows
-        found = pandas.DataFrame(find(target.codes, prob, names))
+        found = pandas.DataFrame(_errors(target, prob, names))
         worst = found.sort_values("margin", kind="stable").head(n_rows).reset_index(drop=True)
         if X is not None:
             texts = _texts(X)
@@ -174,16 +173,6 @@ class ErrorTableDisplay:
             worst["text"] = np.array([texts[row] for row in worst["row"]], dtype=object)
         display = cls(worst, n_errors=len(found), n_predictions=target.codes.size)
         return display.plot(ax)
-
-    def _title(self) -> str:
-        if self.n_errors is None or self.n_predictions is None:
-            return ""
-        said = f"{self.n_errors:,} error{'s' * (self.n_errors != 1)}"
-        if not self.n_errors:
-            said = "No error"
-        elif len(self.frame) < self.n_errors:
-            said = f"The worst {len(self.frame)} of {said}"
-        return f"{said} in {self.n_predictions:,} predictions"
 
     def plot(self, ax: Any = None) -> Self:
         """Draw the errors: how probable what is true and what is predicted is, for each row.
@@ -212,11 +201,8 @@ class ErrorTableDisplay:
                 f"`frame` must have the columns {', '.join(_COLUMNS)}. It lacks "
                 f"{', '.join(missing)}: make the display by from_estimator or from_predictions."
             )
-        _, plt = matplotlib()
         n = len(self.frame)
-        if ax is None:
-            size = (10.5, 1.5 + _ROW_HEIGHT * max(n, 1))
-            _, ax = plt.subplots(figsize=size, layout="constrained")
+        ax = axes_or_new(ax, 10.5, 1.5 + _ROW_HEIGHT * max(n, 1))
         self.ax_, self.figure_ = ax, ax.figure
         ax.set_title(self._title(), loc="left")
         if not n:
@@ -233,27 +219,36 @@ class ErrorTableDisplay:
         ax.grid(axis="x", alpha=0.3)
         ax.tick_params(axis="y", length=0)
         ax.spines[["top", "right", "left"]].set_visible(False)
-        self._name_classes(at)
+        self._name_classes()
         return self
+
+    def _title(self) -> str:
+        if self.n_errors is None or self.n_predictions is None:
+            return ""
+        said = f"{self.n_errors:,} error{'s' * (self.n_errors != 1)}"
+        if not self.n_errors:
+            said = "No error"
+        elif len(self.frame) < self.n_errors:
+            said = f"The worst {len(self.frame)} of {said}"
+        return f"{said} in {self.n_predictions:,} predictions"
 
     def _row_labels(self) -> list[str]:
         if "text" not in self.frame.columns:
             return [f"row {row}" for row in self.frame["row"]]
         labels = []
         for row, text in zip(self.frame["row"], self.frame["text"], strict=True):
-            said = f"{row}: {shown(' '.join(text.split())) or '(empty)'}"
-            lines = wrap(said, _TEXT_WIDTH, max_lines=_TEXT_LINES, placeholder=" …")
-            labels.append("\n".join(lines))
+            label = f"{row}: {drawable(' '.join(text.split())) or '(empty)'}"
+            labels.append("\n".join(wrap(label, _TEXT_WIDTH, max_lines=2, placeholder=" …")))
         return labels
 
-    def _name_classes(self, at: NDArray[np.int64]) -> None:
-        """Write beside each row what is predicted and what is true, marked as the dots are."""
+    def _name_classes(self) -> None:
+        """Write the predicted and the true class beside each row, marked as the dots are."""
         labels = self.frame.get("label", [None] * len(self.frame))
         for name, mark, color, up in (("predicted", "◆", ORANGE, 8), ("true", "●", BLUE, -8)):
             self._beside(1, 14 + up, f"{mark} {name}", color, "axes fraction")  # as a legend
-            for y, label, value in zip(at, labels, self.frame[name], strict=True):
+            for y, (label, value) in enumerate(zip(labels, self.frame[name], strict=True)):
                 said = str(value) if label is None else f"{label}" if value else f"not {label}"
-                self._beside(float(y), up, f"{mark} {_cut(shown(said))}", color, "data")
+                self._beside(y, up, f"{mark} {_shorten(drawable(said))}", color, "data")
 
     def _beside(self, y: float, up: int, said: str, color: str, coordinates: str) -> None:
         self.ax_.annotate(
@@ -285,50 +280,34 @@ class ErrorTableDisplay:
         )
 
 
-def _cut(name: str) -> str:
-    """Return a name with its middle left out if it is long: names may differ at their ends."""
+def _shorten(name: str) -> str:
+    """Leave out the middle of a long name: names may differ at their ends."""
     half = _NAME_WIDTH // 2
     return name if len(name) <= _NAME_WIDTH else f"{name[:half]}…{name[1 - half :]}"
 
 
-def _wrong_rows(
-    codes_N: NDArray[Any], prob_NK: NDArray[np.float64], classes: NDArray[Any]
-) -> dict[str, Any]:
-    """Return the columns of the frame, for one class per row."""
-    predicted_N = prob_NK.argmax(axis=1)
-    rows = np.flatnonzero(predicted_N != codes_N)
-    true, predicted = codes_N[rows], predicted_N[rows]
-    confidence = prob_NK[rows, predicted]
-    return {
-        "row": rows,
-        "true": classes[true],
-        "predicted": classes[predicted],
-        "confidence": confidence,
-        "margin": prob_NK[rows, true] - confidence,
-    }
+def _errors(target: Target, prob_NK: NDArray[np.float64], names: NDArray[Any]) -> dict[str, Any]:
+    """Return the columns of the frame, an entry for each error in the order of the rows."""
+    true: NDArray[Any]
+    if target.is_multilabel:
+        rows, labels = np.nonzero((prob_NK > 0.5) != (target.codes > 0))
+        true = target.codes[rows, labels].astype(np.int64)
+        of_label = prob_NK[rows, labels]
+        confidence = np.where(true == 1, 1 - of_label, of_label)
+        what = {"label": names[labels], "true": true, "predicted": 1 - true}
+        margin = 1 - 2 * confidence
+    else:
+        predicted_N = prob_NK.argmax(axis=1)
+        rows = np.flatnonzero(predicted_N != target.codes)
+        true, predicted = target.codes[rows], predicted_N[rows]
+        confidence = prob_NK[rows, predicted]
+        what = {"true": names[true], "predicted": names[predicted]}
+        margin = prob_NK[rows, true] - confidence
+    return {"row": rows, **what, "confidence": confidence, "margin": margin}
 
 
-def _wrong_labels(
-    codes_NK: NDArray[Any], prob_NK: NDArray[np.float64], names: NDArray[Any]
-) -> dict[str, Any]:
-    """Return the columns of the frame, for any number of labels per row."""
-    predicted_NK = prob_NK > 0.5
-    rows, labels = np.nonzero(predicted_NK != (codes_NK > 0))
-    true = codes_NK[rows, labels].astype(np.int64)
-    of_label = prob_NK[rows, labels]
-    confidence = np.where(true == 1, 1 - of_label, of_label)
-    return {
-        "row": rows,
-        "label": names[labels],
-        "true": true,
-        "predicted": 1 - true,
-        "confidence": confidence,
-        "margin": 1 - 2 * confidence,
-    }
-
-
-def _checked(y_prob: Any) -> NDArray[np.float64]:
-    """Return probabilities, a column for each class."""
+def _check_prob(y_prob: Any) -> NDArray[np.float64]:
+    """Check probabilities; return them with a column for each class."""
     if isinstance(y_prob, list) and y_prob and np.ndim(y_prob[0]) == 2:
         raise InvalidTextError(
             "`y_prob` must be an array of shape (n, n_labels). Got a list of arrays, one per "
@@ -360,13 +339,13 @@ def _texts(X: Any) -> list[str]:
 
 
 def _texts_of_pipeline(X: Any) -> list[str] | None:
-    """Return each row as a text, whatever it holds: what it may hold is the estimator's to say."""
+    """Return each row as a text, whatever it holds: a Pipeline may make texts of it."""
     try:
         return _texts(X)
-    except InvalidTextError:  # numbers or missing cells, of which a Pipeline may make texts
+    except InvalidTextError:  # numbers, or missing cells
         rows = as_numpy(X if hasattr(X, "to_numpy") else np.asarray(X, dtype=object))
     if rows.ndim not in (1, 2):
-        return None  # rows have numbers
+        return None  # the display shows the rows' numbers
     columns = rows.reshape(len(rows), -1).astype(object).T
     texts = [np.array([str(cell) for cell in column], dtype=object) for column in columns]
     for column, cells in zip(columns, texts, strict=True):
@@ -377,11 +356,3 @@ def _texts_of_pipeline(X: Any) -> list[str] | None:
 def _check_n_rows(n_rows: Any) -> None:
     if isinstance(n_rows, bool) or not isinstance(n_rows, int | np.integer) or n_rows < 1:
         raise InvalidTextError(f"`n_rows` must be an int >= 1. Got {n_rows!r}.")
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise missing_package("A table of errors", "pandas", error) from error
-    return pandas

@@ -5,17 +5,16 @@ from html import escape
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from skgpt.data.inputs import check_texts
 from skgpt.exceptions import InvalidTextError
-from skgpt.plots.drawing import matplotlib, shown
+from skgpt.plots.drawing import axes_or_new, drawable
 
 # Dark orange, white, dark blue: ColorBrewer's PuOr is told apart with any colour vision, this is
 # its like with more contrast; white is zero.
 _AGAINST, _FOR = (179, 88, 6), (5, 97, 160)
 _COLUMNS = {"text", "class", "column", "word_start", "word", "value", "baseline"}
-_LINE = 1.75  # heights of a letter from line to line
+_LINE, _INDENT, _GAP = 1.75, 0.3, 0.7  # in letters' heights: line to line, before, between words
 _SIZE = 11  # points
 
 
@@ -173,25 +172,6 @@ class TokenAttributionDisplay:
         )
         return display.plot(ax=ax)
 
-    @property
-    def _words(self) -> list[_Word]:
-        columns = self.columns if self.columns is not None else [0] * len(self.words)
-        values = np.asarray(self.values, dtype=float).tolist()
-        return [_Word(*word) for word in zip(columns, self.words, values, strict=True)]
-
-    @property
-    def _largest(self) -> float:
-        return float(np.abs(np.asarray(self.values, dtype=float)).max(initial=0.0)) or 1.0
-
-    def _title(self) -> str:
-        said = "" if self.class_name is None else f"Words for and against {self.class_name}"
-        if self.baseline is None:
-            return said
-        score = self.baseline + float(np.sum(self.values))
-        # Rounded before, and no -0.00.
-        score, baseline = (round(float(value), 2) + 0.0 for value in (score, self.baseline))
-        return f"{said}\nscore {score:.2f}, without words {baseline:.2f}".lstrip()
-
     def plot(self, *, ax: Any = None) -> Self:
         """Draw the words in lines that fit the axes.
 
@@ -210,89 +190,103 @@ class TokenAttributionDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        colors, plt = matplotlib()
         own = ax is None
-        if own:
-            _, ax = plt.subplots(figsize=(8, 3), layout="constrained")
-        self.ax_, self.figure_ = ax, ax.figure
+        self.ax_ = ax = axes_or_new(ax, 8, 3)
+        self.figure_ = ax.figure
         ax.set_axis_off()
         ax.set(xlim=(0, 1), ylim=(0, 1))
         ax.set_title(self._title(), fontsize=_SIZE, loc="left")
-        limit = self._largest
-        norm = colors.Normalize(-limit, limit)
+        self._draw_scale()
+        self._draw_words(own)
+        return self
+
+    def _draw_scale(self) -> None:
+        from matplotlib import cm, colors
+
         cmap = colors.LinearSegmentedColormap.from_list(
             "against_for", [tuple(c / 255 for c in _rgb(share)) for share in np.linspace(-1, 1, 65)]
         )
         bar = self.figure_.colorbar(
-            plt.cm.ScalarMappable(norm, cmap),
-            ax=ax,
+            cm.ScalarMappable(colors.Normalize(-self._largest, self._largest), cmap),
+            ax=self.ax_,
             orientation="horizontal",
             fraction=0.08,
             aspect=30,
             pad=0.02,
         )
         bar.set_label("against the class  ←  what a word adds to the score  →  for it")
-        self._draw(own)
-        return self
 
-    def _draw(self, own: bool) -> None:
-        """Put the words into the axes, in a figure of one's own as high as they are."""
-        ax, figure = self.ax_, self.figure_
-        size = _SIZE
+    def _draw_words(self, own: bool) -> None:
+        """Write the words in lines; a figure of its own gets their height, else letters shrink."""
+        ax, figure, size = self.ax_, self.figure_, _SIZE
         figure.draw_without_rendering()  # so that the axes have the place they will have
-        lines = _lines(self._words, self._widths(size), self._width(size))
-        needed = _LINE * size * len(lines) / 72
         height = ax.get_window_extent().height / figure.dpi
+        lines, needed = self._lines(size)
         if own:
             figure.set_figheight(max(2.0, figure.get_figheight() - height + needed))
             figure.draw_without_rendering()
-        else:
-            while needed > height and size > 4:
-                size -= 1
-                lines = _lines(self._words, self._widths(size), self._width(size))
-                needed = _LINE * size * len(lines) / 72
-        self.texts_ = self._write(lines, size)
-
-    def _width(self, size: int) -> float:
-        """Return the axes' width in letters' heights."""
-        return float(self.ax_.get_window_extent().width / self.figure_.dpi * 72 / size)
-
-    def _widths(self, size: int) -> NDArray[np.float64]:
-        """Return the words' widths in letters' heights."""
-        from matplotlib.textpath import TextPath
-
-        # A dollar sign is one, not the beginning of a formula.
-        drawn = [shown(word.text).replace("$", r"\$") for word in self._words]
-        made = [TextPath((0, 0), text, size=size) for text in drawn]
-        ends = [path.get_extents().x1 if len(path.vertices) else 0.0 for path in made]
-        return np.array(ends) / size
-
-    def _write(self, lines: list[list[tuple[_Word, float]]], size: int) -> list[Any]:
-        """Write lines of words and where they begin, from the top of the axes down."""
-        ax = self.ax_
-        across = self._width(size)
-        down = ax.get_window_extent().height / self.figure_.dpi * 72 / size
-        texts = []
+        while not own and needed > height and size > 4:
+            size -= 1
+            lines, needed = self._lines(size)
+        # In letters' heights, as the lines are.
+        box = ax.get_window_extent()
+        across, down = (side / figure.dpi * 72 / size for side in (box.width, box.height))
+        self.texts_ = []
         for i, line in enumerate(lines):
             for word, x in line:
                 rgb = _rgb(word.value / self._largest)
-                texts.append(
-                    ax.text(
-                        x / across,
-                        1 - (i + 0.5) * _LINE / down,
-                        shown(word.text),
-                        size=size,
-                        color="black" if _is_light(rgb) else "white",
-                        va="center_baseline",
-                        parse_math=False,
-                        bbox={
-                            "facecolor": [c / 255 for c in rgb],
-                            "edgecolor": "none",
-                            "boxstyle": "round,pad=0.2,rounding_size=0.2",
-                        },
-                    )
+                text = ax.text(
+                    x / across,
+                    1 - (i + 0.5) * _LINE / down,
+                    drawable(word.text),
+                    size=size,
+                    color="black" if _is_light(rgb) else "white",
+                    va="center_baseline",
+                    parse_math=False,
+                    bbox={
+                        "facecolor": [c / 255 for c in rgb],
+                        "edgecolor": "none",
+                        "boxstyle": "round,pad=0.2,rounding_size=0.2",
+                    },
                 )
-        return texts
+                self.texts_.append(text)
+
+    def _lines(self, size: int) -> tuple[list[list[tuple[_Word, float]]], float]:
+        """Break the words into lines, a new one for each column, and return the inches needed.
+
+        Each word comes with where it begins, in heights of letters of so many points.
+        """
+        across = self.ax_.get_window_extent().width / self.figure_.dpi * 72 / size
+        lines: list[list[tuple[_Word, float]]] = [[]]
+        x, before = _INDENT, None
+        for word in self._words:
+            width = _width(word.text, size)
+            if lines[-1] and (x + width + 0.2 > across or word.column != before):
+                lines.append([])
+                x = _INDENT
+            lines[-1].append((word, x))
+            x += width + _GAP
+            before = word.column
+        return lines, _LINE * size * len(lines) / 72
+
+    @property
+    def _words(self) -> list[_Word]:
+        columns = self.columns if self.columns is not None else [0] * len(self.words)
+        values = np.asarray(self.values, dtype=float).tolist()
+        return [_Word(*word) for word in zip(columns, self.words, values, strict=True)]
+
+    @property
+    def _largest(self) -> float:
+        return float(np.abs(np.asarray(self.values, dtype=float)).max(initial=0.0)) or 1.0
+
+    def _title(self) -> str:
+        said = "" if self.class_name is None else f"Words for and against {self.class_name}"
+        if self.baseline is None:
+            return said
+        score = self.baseline + float(np.sum(self.values))
+        # Rounded before, and no -0.00.
+        score, baseline = (round(float(value), 2) + 0.0 for value in (score, self.baseline))
+        return f"{said}\nscore {score:.2f}, without words {baseline:.2f}".lstrip()
 
     def _repr_html_(self) -> str:
         """Return the words as HTML, for notebooks."""
@@ -323,21 +317,13 @@ class TokenAttributionDisplay:
         )
 
 
-def _lines(
-    words: list[_Word], widths: NDArray[np.float64], across: float
-) -> list[list[tuple[_Word, float]]]:
-    """Break words into lines; a column begins a line of its own."""
-    gap = 0.7
-    lines: list[list[tuple[_Word, float]]] = [[]]
-    x, before = 0.3, words[0].column if words else None
-    for word, width in zip(words, widths.tolist(), strict=True):
-        if lines[-1] and (x + width + 0.2 > across or word.column != before):
-            lines.append([])
-            x = 0.3
-        lines[-1].append((word, x))
-        x += width + gap
-        before = word.column
-    return lines
+def _width(text: str, size: int) -> float:
+    """Return the width of a word in heights of letters of so many points."""
+    from matplotlib.textpath import TextPath
+
+    # A dollar sign is one, not the beginning of a formula.
+    path = TextPath((0, 0), drawable(text).replace("$", r"\$"), size=size)
+    return float(path.get_extents().x1) / size if len(path.vertices) else 0.0
 
 
 def _rgb(share: float) -> tuple[int, int, int]:
@@ -348,7 +334,6 @@ def _rgb(share: float) -> tuple[int, int, int]:
 
 
 def _is_light(rgb: tuple[int, int, int]) -> bool:
-    """Say whether black is easier to read on a colour than white, as WCAG 2 defines contrast."""
+    """Say whether black has more contrast on a colour than white, by WCAG 2's luminance."""
     linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179

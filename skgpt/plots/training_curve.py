@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt.exceptions import InvalidTextError
-from skgpt.plots.drawing import BLUE, GREEN, GREY, ORANGE, matplotlib
+from skgpt.plots.drawing import BLUE, GREEN, GREY, ORANGE, axes_or_new
 
 _NEEDED = ("epoch", "loss", "learning_rate")
 _MARKED = 30  # epochs up to which each has a marker of its own
@@ -140,13 +140,6 @@ class TrainingCurveDisplay:
             best_iter = int(history[int(np.nanargmax(scores))]["epoch"])
         return cls(history, best_iter=best_iter, score_name=score_name).plot(ax)
 
-    @property
-    def _has_score(self) -> bool:
-        """Whether there is a score that says something else than the validation loss."""
-        score = _values(self.history, "validation_score")
-        minus_loss = -_values(self.history, "validation_loss")
-        return bool(np.isfinite(score).any()) and not np.array_equal(score, minus_loss, True)
-
     def plot(self, ax: Any = None) -> Self:
         """Draw the curves.
 
@@ -168,10 +161,8 @@ class TrainingCurveDisplay:
             If matplotlib is not installed.
         """
         _check_history(self.history)
-        _, plt = matplotlib()
         heights = [3.0, 2.0, 1.2] if self._has_score else [3.0, 1.2]
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6.4, 1.6 + 0.8 * sum(heights)), layout="constrained")
+        ax = axes_or_new(ax, 6.4, 1.6 + 0.8 * sum(heights))
         self.ax_, self.figure_ = ax, ax.figure
         self.axes_ = _stacked(ax, heights)
         self.lines_: dict[str, Any] = {}
@@ -192,19 +183,18 @@ class TrainingCurveDisplay:
         self._finish()
         return self
 
+    @property
+    def _has_score(self) -> bool:
+        """Whether there is a score that says something else than the validation loss."""
+        score = _values(self.history, "validation_score")
+        minus_loss = -_values(self.history, "validation_loss")
+        return bool(np.isfinite(score).any()) and not np.array_equal(score, minus_loss, True)
+
     def _draw(self, ax: Any, name: str, label: str, color: str, style: str) -> None:
-        epochs = _values(self.history, "epoch")
-        marker, line = style[0], style[1:]
-        few = len(epochs) <= _MARKED
-        (self.lines_[name],) = ax.plot(
-            epochs,
-            _values(self.history, name),
-            line,
-            marker=marker if few else None,
-            markersize=5,
-            color=color,
-            label=label,
-        )
+        epochs, values = _values(self.history, "epoch"), _values(self.history, name)
+        marker = style[0] if len(epochs) <= _MARKED else None
+        options = {"marker": marker, "markersize": 5, "color": color, "label": label}
+        (self.lines_[name],) = ax.plot(epochs, values, style[1:], **options)
 
     def _mark(self) -> None:
         """Mark the best epoch in every panel, and skipped steps beside the loss."""

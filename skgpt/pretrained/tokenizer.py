@@ -55,7 +55,7 @@ class TextTokenizer:
         ids: list[list[int]] = self._encode(texts)["input_ids"]
         return ids
 
-    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+    def truncate(self, texts: list[str], n_tokens: list[int]) -> list[str]:
         """Return of each text a beginning that is at most so many tokens by itself.
 
         It ends where its last token ends, or before the character that this token shares with the
@@ -66,10 +66,10 @@ class TextTokenizer:
         if not texts:
             return []
         if not getattr(self.hf, "is_fast", False):
-            return self._heads_by_bisection(texts, n_tokens)
+            return self._truncate_by_bisection(texts, n_tokens)
         heads = list(texts)
         kept = list(n_tokens)
-        spans = self._spans(texts, n_tokens)
+        spans = self._first_spans(texts, n_tokens)
         todo = [i for i, n in enumerate(n_tokens) if len(spans[i]) > n]
         while todo:
             for i in todo:
@@ -81,7 +81,7 @@ class TextTokenizer:
                 kept[i] = max(0, kept[i] - over[i])
         return heads
 
-    def places(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+    def spans(self, texts: list[str]) -> list[list[tuple[int, int]]]:
         """Return where in its text each of `encode`'s tokens begins and ends, in characters.
 
         Bytes of one character are tokens that each span it.
@@ -105,7 +105,7 @@ class TextTokenizer:
             found += some["offset_mapping"]
         return found
 
-    def _spans(self, texts: list[str], n_tokens: list[int]) -> list[list[tuple[int, int]]]:
+    def _first_spans(self, texts: list[str], n_tokens: list[int]) -> list[list[tuple[int, int]]]:
         """Return where each text's first tokens lie, one more than asked for where there is one."""
         spans = []
         for start in range(0, len(texts), _CHUNK):
@@ -114,7 +114,7 @@ class TextTokenizer:
                 spans.append(row[: n + 1])
         return spans
 
-    def _heads_by_bisection(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+    def _truncate_by_bisection(self, texts: list[str], n_tokens: list[int]) -> list[str]:
         ids = self.encode(texts)
         low = [0] * len(texts)
         high = [len(text) for text in texts]

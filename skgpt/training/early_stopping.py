@@ -95,11 +95,6 @@ class Best:
         return self._without >= self.rule.n_iter_no_change
 
     @property
-    def kept(self) -> list[Tensor]:
-        """The weights of the best epoch; none unless there is a rule."""
-        return list(self._weights.values())
-
-    @property
     def is_kept(self) -> bool:
         """Whether there are weights to put back."""
         return bool(self._weights)

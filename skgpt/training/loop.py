@@ -25,7 +25,7 @@ from skgpt.exceptions import DivergedError
 from skgpt.network.features import Forward, HeadAlone, Progress, forward_over
 from skgpt.network.microbatches import Budget, needs_memory
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, Monitor, Parking, PredictBar, StepDone
+from skgpt.training.callbacks import EpochRecord, Monitor, PredictBar, StepDone
 from skgpt.training.checkpoint import Checkpoint, State
 from skgpt.training.config import TrainingPlan
 from skgpt.training.early_stopping import Best, Watched
@@ -306,9 +306,7 @@ class _Run:
             if self.checkpoint is not None and self.checkpoint.found is not None:
                 self._go_on_from(self.checkpoint.found)
             self._choose_layers(self.place.epoch)
-            parking = self._parking()
             for monitor in self.monitors:
-                monitor.may_park(parking)
                 monitor.start(self.plan, self.n_steps, self.history)
             for epoch in range(self.place.epoch, self.plan.n_epochs):
                 if self._epoch_is_last(epoch):
@@ -333,17 +331,6 @@ class _Run:
             interrupt,
             self.skips.total,
         )
-
-    def _own_tensors(self) -> list[Tensor]:
-        """Return what this run alone has on the device, between two epochs."""
-        rows = [self.target_N, *self.forward.own_tensors()]
-        return [*rows, *self.optimiser.own_tensors(), *self.best.kept]
-
-    def _parking(self) -> Parking:
-        rows = [self.target_N, *self.forward.own_tensors()]
-        learning = self.optimiser.n_bytes(keeps_best=self.watched.rule is not None)
-        n_bytes = sum(tensor.nbytes for tensor in rows) + learning
-        return Parking(self.device, self._own_tensors, self.optimiser.let_go, n_bytes)
 
     def _state(self) -> State:
         self.running.read()

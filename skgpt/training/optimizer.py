@@ -518,30 +518,23 @@ class Optimiser:
         learned = [*self._masters, self._head]
         return all(bool(torch.isfinite(tensor).all()) for tensor in learned)
 
-    def own_tensors(self) -> list[Tensor]:
-        """Return what this run alone has, between two steps: what learns, and AdamW's memory."""
-        kept = [tensor for state in self._adam.state.values() for tensor in state.values()]
-        return [*self._masters, *self._working, self._head, self._n_in_vain, *kept]
-
-    def n_bytes(self, *, keeps_best: bool) -> int:
-        """Return what the run's own memory comes to once everything that learns was updated."""
-        learned = sum(tensor.nbytes for tensor in self._named().values())
-        copies = sum(working.nbytes for working in self._working) if self._separate else 0
-        return (4 + keeps_best) * learned + copies  # itself, its gradient and two moments
-
-    def let_go(self) -> None:
-        """Forget the gradients, and the memory that they are added up in."""
+    def release(self) -> None:
+        """Forget gradients for good and freeze what was learned: the run is over."""
         self.forget()
         self._sums.clear()
         self._rows.clear()
-
-    def release(self) -> None:
-        """Forget gradients for good and freeze what was learned: the run is over."""
-        self.let_go()
         for embedding in self._embeddings:
             embedding.sparse = False
         for parameter in [*self._working, *self._masters, self._head]:
             parameter.requires_grad_(False)
+
+
+def training_bytes(network: TextNetwork, *, keeps_best: bool) -> int:
+    """Return the bytes of what learns: fp32 weights, gradients, moments, working copies."""
+    n_learned = sum(t.numel() for t in [*network.learnable.values(), network.head.weight])
+    n_copies = sum(master.numel() for master in network.learnable.values())
+    copies = 0 if network.dtype == torch.float32 else n_copies * network.dtype.itemsize
+    return 4 * (4 + keeps_best) * n_learned + copies
 
 
 def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict[str, object]:

@@ -45,7 +45,7 @@ class Letters:
         self.asked += texts
         return [[ord(c) % 50 for c in text] for text in texts]
 
-    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+    def truncate(self, texts: list[str], n_tokens: list[int]) -> list[str]:
         return [text[:n] for text, n in zip(texts, n_tokens, strict=True)]
 
 
@@ -61,7 +61,7 @@ class Pairs(Letters):
             for text in texts
         ]
 
-    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+    def truncate(self, texts: list[str], n_tokens: list[int]) -> list[str]:
         return [text[: 2 * n] for text, n in zip(texts, n_tokens, strict=True)]
 
     def decode(self, ids: list[int]) -> str:
@@ -74,7 +74,7 @@ class CostlySpaces(Letters):
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [[ord(c) for c in text.rstrip().replace(" ", "_____")] for text in texts]
 
-    def heads(self, texts: list[str], n_tokens: list[int]) -> list[str]:
+    def truncate(self, texts: list[str], n_tokens: list[int]) -> list[str]:
         return [
             text if not text.strip() else text[:n] for text, n in zip(texts, n_tokens, strict=True)
         ]

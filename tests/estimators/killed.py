@@ -14,8 +14,7 @@ from sklearn.model_selection import cross_validate
 from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
 from skgpt.training.callbacks import EpochRecord, Monitor, StepDone
-from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data, process_context
+from tests.helpers import make, make_text_data, process_context
 
 _CONTEXT = process_context(
     [

@@ -12,14 +12,33 @@ from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.exceptions import DataConversionWarning
 
-from tests.estimators.test_classifier import make
+from tests.helpers import make
 
-RELAXED = settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,  # the same examples in every run: a failure is nobody's bad luck
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+N_EXAMPLES = [12, pytest.param(80, marks=pytest.mark.thorough)]
+
+
+def arbitrary(**strategies: Any) -> Any:
+    """Make a test of a check of drawn values and a model's folder: few draws, or thorough."""
+
+    def decorate(check: Any) -> Any:
+        @pytest.mark.parametrize("n_examples", N_EXAMPLES)
+        def test(n_examples: int, tiny_llama: str) -> None:
+            @settings(
+                max_examples=n_examples,
+                deadline=None,
+                derandomize=True,  # the same in every run: a failure is nobody's bad luck
+                suppress_health_check=[HealthCheck.too_slow],
+            )
+            @given(**strategies)
+            def run(**drawn: Any) -> None:
+                check(folder=tiny_llama, **drawn)
+
+            run()
+
+        return test
+
+    return decorate
+
 
 # Surrogates, control characters, private planes: everything that a str can hold.
 ANY_TEXT = st.text(st.characters(codec=None), max_size=40)
@@ -98,24 +117,22 @@ def check_fitted(clf: Any, X: Any, n: int) -> None:
     assert np.isfinite(clf.predict_log_proba(X)).all()
 
 
-@RELAXED
-@given(texts=st.lists(ANY_TEXT, min_size=4, max_size=4), how=st.sampled_from(CONTAINERS))
-def test_fit__arbitrary_texts__are_texts(texts: list[str], how: str, tiny_llama: str) -> None:
+@arbitrary(texts=st.lists(ANY_TEXT, min_size=4, max_size=4), how=st.sampled_from(CONTAINERS))
+def test_fit__arbitrary_texts__are_texts(texts: list[str], how: str, folder: str) -> None:
     X = contained(texts, how)
-    clf = make(tiny_llama, max_epochs=1, trainable_layers=1, max_length=24).fit(X, [0, 1, 0, 1])
+    clf = make(folder, max_epochs=1, trainable_layers=1, max_length=24).fit(X, [0, 1, 0, 1])
     check_fitted(clf, X, 4)
 
 
-@RELAXED
-@given(
+@arbitrary(
     texts=st.lists(st.one_of(ANY_TEXT, NOT_TEXT), min_size=4, max_size=4),
     how=st.sampled_from(CONTAINERS),
 )
 def test_fit__whatever_is_in_x__fits_or_names_the_row(
-    texts: list[Any], how: str, tiny_llama: str
+    texts: list[Any], how: str, folder: str
 ) -> None:
     X = contained(texts, how)
-    clf = make(tiny_llama, max_epochs=1, trainable_layers=0, max_length=24)
+    clf = make(folder, max_epochs=1, trainable_layers=0, max_length=24)
     try:
         clf.fit(X, [0, 1, 0, 1])
     except ValueError:
@@ -125,13 +142,12 @@ def test_fit__whatever_is_in_x__fits_or_names_the_row(
         check_fitted(clf, X, 4)
 
 
-@RELAXED
-@given(labels=LABELS, how=st.sampled_from(Y_KINDS), early=st.booleans())
+@arbitrary(labels=LABELS, how=st.sampled_from(Y_KINDS), early=st.booleans())
 def test_fit__whatever_is_in_y__fits_or_says_what_is_wrong(
-    labels: list[Any], how: str, early: bool, tiny_llama: str
+    labels: list[Any], how: str, early: bool, folder: str
 ) -> None:
     y = labelled(labels, how)
-    clf = make(tiny_llama, max_epochs=1, trainable_layers=0, early_stopping=early)
+    clf = make(folder, max_epochs=1, trainable_layers=0, early_stopping=early)
     X = ["one", "two", "three", "four"]
     try:
         clf.fit(X, y)
@@ -141,16 +157,15 @@ def test_fit__whatever_is_in_y__fits_or_says_what_is_wrong(
         check_fitted(clf, X, 4)
 
 
-@RELAXED
-@given(
+@arbitrary(
     weight=WEIGHTS,
     class_weight=st.sampled_from([None, "balanced", {0: 1e-300, 1: 2.0}, {0: 0.0}]),
     trainable=st.sampled_from([0, 1]),
 )
 def test_fit__whatever_the_weights__fits_or_says_what_is_wrong(
-    weight: Any, class_weight: Any, trainable: int, tiny_llama: str
+    weight: Any, class_weight: Any, trainable: int, folder: str
 ) -> None:
-    clf = make(tiny_llama, max_epochs=2, trainable_layers=trainable, class_weight=class_weight)
+    clf = make(folder, max_epochs=2, trainable_layers=trainable, class_weight=class_weight)
     X, y = ["one", "two", "three", "four"], [0, 1, 1, 0]
     try:
         clf.fit(X, y, sample_weight=weight)
@@ -160,8 +175,7 @@ def test_fit__whatever_the_weights__fits_or_says_what_is_wrong(
         check_fitted(clf, X, 4)
 
 
-@RELAXED
-@given(
+@arbitrary(
     chunks=st.lists(
         st.tuples(st.integers(0, 3), st.sampled_from([None, "abc", "abcd", "ab", "cbad"])),
         min_size=1,
@@ -169,9 +183,9 @@ def test_fit__whatever_the_weights__fits_or_says_what_is_wrong(
     )
 )
 def test_partial_fit__any_course_of_classes__keeps_the_columns_in_order(
-    chunks: list[tuple[int, str | None]], tiny_llama: str
+    chunks: list[tuple[int, str | None]], folder: str
 ) -> None:
-    clf = make(tiny_llama, trainable_layers=0)
+    clf = make(folder, trainable_layers=0)
     known: list[str] = []
     for label, classes in chunks:
         given_classes = None if classes is None else list(classes)

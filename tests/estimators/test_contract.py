@@ -2,20 +2,18 @@
 
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn
 from sklearn.base import clone, is_classifier
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import GPTTextClassifier
-from skgpt.testing import check_text_estimator, tiny_gpt
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from skgpt.testing import check_text_estimator
+from tests.helpers import TextData, global_random_state_unchanged, make
 
 # How many of scikit-learn's checks must run, by version: a wrong tag runs one and reports success.
 EXPECTED_CHECKS = {(1, 7): 66, (1, 8): 66, (1, 9): 67}
@@ -28,17 +26,6 @@ EXPECTED_FAILURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def checked_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_gpt(tmp_path_factory.mktemp("checked") / "model")
-
-
-def for_checks(folder: str, **options: Any) -> GPTTextClassifier:
-    # fp32: in bf16 a row alone and the same row in a batch agree to three digits only.
-    return make(folder, max_epochs=2, max_length=64, random_state=None, precision="fp32", **options)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -51,11 +38,11 @@ def for_checks(folder: str, **options: Any) -> GPTTextClassifier:
     ids=["last layer", "head only", "early stopping", "all layers", "windows"],
 )
 def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
-    options: dict[str, Any], checked_model: str
+    options: dict[str, Any], tiny_llama: str
 ) -> None:
-    report = check_text_estimator(
-        for_checks(checked_model, **options), expected_failed_checks=EXPECTED_FAILURES
-    )
+    # fp32: in bf16 a row alone and the same row in a batch agree to three digits only.
+    clf = make(tiny_llama, max_epochs=2, random_state=None, precision="fp32", **options)
+    report = check_text_estimator(clf, expected_failed_checks=EXPECTED_FAILURES)
     version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
     if version in EXPECTED_CHECKS:
         assert report.n_sklearn_checks == EXPECTED_CHECKS[version]
@@ -107,17 +94,3 @@ def test_cross_val_score__folds__are_what_fits_by_hand_give(
     by_hand = [clone(clf).fit(X[a], y[a]).score(X[b], y[b]) for a, b in folds]
     assert scores.tolist() == by_hand
     assert cross_val_score(clf, pd.Series(X), y, cv=folds).tolist() == by_hand
-
-
-def test_grid_search__two_processes__equals_one(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
-    grid = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
-    clf = make(tiny_llama, max_epochs=2, precision="fp32")
-    one = GridSearchCV(clf, grid, cv=2, error_score="raise").fit(X, y)
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=joblib.cpu_count()):
-        two = GridSearchCV(clf, grid, cv=2, n_jobs=2, error_score="raise").fit(X, y)
-    assert one.best_params_ == two.best_params_
-    np.testing.assert_allclose(
-        one.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"]
-    )
-    assert two.best_estimator_.predict(X).shape == (len(X),)

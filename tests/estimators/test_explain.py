@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Tokens, clean, locate
+from skgpt.data.tokenization import Tokens, clean, tokenise_with_spans
 from skgpt.explanations import _TEXTS_AT_ONCE, attribute
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from skgpt.training.loop import raw_scores
@@ -117,19 +117,23 @@ def test_explain__columns_and_template__tokens_lie_in_their_cells(
         assert max_length == 24 or rows["end"].max() == len(cell)
     template = parse_template(clf.template, 2, list(X))
     encoder = clf._network.pretrained.tokenizer
-    _, places = locate([X["title"].tolist(), X["body"].tolist()], template, encoder, max_length)
-    assert (places.column == -1).sum() == 2 * len("T: \nB: ")
+    _, spans = tokenise_with_spans(
+        [X["title"].tolist(), X["body"].tolist()], template, encoder, max_length
+    )
+    assert (spans.column == -1).sum() == 2 * len("T: \nB: ")
 
 
 def test_attribute__more_steps__converge_to_the_same_values(tiny_llama: str) -> None:
     clf = fitted(tiny_llama, max_epochs=3)
     network = clf._network
     template = parse_template(None, 1, None)
-    tokens, places = locate([list(DATA.X[:3])], template, network.pretrained.tokenizer, 64)
+    tokens, spans = tokenise_with_spans(
+        [list(DATA.X[:3])], template, network.pretrained.tokenizer, 64
+    )
     ways = np.tile(np.eye(3, dtype=np.float32)[:1], (3, 1, 1))
 
     def values(n_steps: int) -> Any:
-        found = attribute(network, tokens, places.column >= 0, ways, n_steps)
+        found = attribute(network, tokens, spans.column >= 0, ways, n_steps)
         return np.concatenate([text.values_TD for text in found])
 
     fine, finer, finest = values(32), values(128), values(256)

@@ -12,8 +12,7 @@ from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 # What neighbours may move a probability by: fp32, and bf16 with its 8 bits of mantissa.
 BOUND = {"fp32": 1e-5, "bf16": 0.02}

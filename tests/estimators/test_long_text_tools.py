@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Windows, lengths_in_windows, starts_of, tokenise_windows
+from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_windows, window_starts
 from skgpt.pretrained.loading import load_pretrained
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 16, "max_epochs": 2}
 
@@ -99,7 +98,7 @@ def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
     text = "a late goal won the match on Sunday"  # a character is a token, and there is one more
     encoder = clf._network.pretrained.tokenizer
     room = LONG["max_length"] - len(encoder.prefix_ids) - len(encoder.suffix_ids)
-    starts = starts_of(len(text), room)
+    starts = window_starts(len(text), room)
     assert len(starts) > 2
     expected = np.zeros((len(text), 2))
     for start in starts:

@@ -23,13 +23,14 @@ from tests.training.poison import PoisonedLoss
 WHOLE: dict[str, Any] = {"trainable_layers": "all", "batch_size": 10, "max_epochs": 4}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_kills", "options"),
     [
-        (5, WHOLE),
+        pytest.param(5, WHOLE, marks=pytest.mark.thorough),
         (2, {**WHOLE, "trainable_layers": 1, "precision": "bf16", "early_stopping": True}),
-        (2, {**WHOLE, "trainable_layers": 0, "precision": "fp32"}),
+        pytest.param(
+            *(2, {**WHOLE, "trainable_layers": 0, "precision": "fp32"}), marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
@@ -51,7 +52,7 @@ def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
     assert folders_in(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_cross_validation__killed__ends_as_an_unbroken_one(tiny_llama: str, tmp_path: Path) -> None:
     options = {"folder": tiny_llama, "folds": 2, **WHOLE}
     expected = FitProcess(**options).result()
@@ -68,7 +69,7 @@ def test_cross_validation__killed__ends_as_an_unbroken_one(tiny_llama: str, tmp_
 
 
 @needs_sigterm
-@pytest.mark.parametrize("handler", [False, True])
+@pytest.mark.parametrize("handler", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
     handler: bool, tiny_llama: str, tmp_path: Path
 ) -> None:

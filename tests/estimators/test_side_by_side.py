@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from threading import Barrier
 from typing import Any
 
@@ -16,11 +17,16 @@ import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
-PAIRS = [(1, "all"), (2, 1), (0, 1), (1, 1)]
-PRECISIONS = ["fp32", "bf16"]
+FIRST_TIER = [((1, "all"), "bf16"), ((0, 1), "fp32")]
+pairs = pytest.mark.parametrize(
+    ("layers", "precision"),
+    [
+        pytest.param(*case, marks=[] if case in FIRST_TIER else [pytest.mark.thorough])
+        for case in product([(1, "all"), (2, 1), (0, 1), (1, 1)], ["fp32", "bf16"])
+    ],
+)
 N_TURNS = 3
 
 
@@ -79,8 +85,7 @@ def assert_base_untouched(folder: str, fitted: list[GPTTextClassifier]) -> None:
             assert torch.equal(buffer, fresh[name].to(buffer.dtype)), name
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("layers", PAIRS)
+@pairs
 def test_two_models__trained_in_turns__are_each_what_they_are_alone(
     layers: tuple[Any, Any], precision: str, tiny_llama: str, two_class_data: TextData
 ) -> None:
@@ -98,8 +103,7 @@ def test_two_models__trained_in_turns__are_each_what_they_are_alone(
     assert_base_untouched(tiny_llama, [one, other])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("layers", PAIRS)
+@pairs
 def test_two_models__fitted_and_asked_in_two_threads__are_each_what_they_are_alone(
     layers: tuple[Any, Any], precision: str, tiny_llama: str, two_class_data: TextData
 ) -> None:
@@ -120,8 +124,7 @@ def test_two_models__fitted_and_asked_in_two_threads__are_each_what_they_are_alo
     assert_base_untouched(tiny_llama, pair)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("layers", PAIRS)
+@pairs
 def test_two_models__one_deleted_and_the_stores_emptied__the_other_predicts_as_before(
     layers: tuple[Any, Any], precision: str, tiny_llama: str, two_class_data: TextData
 ) -> None:

@@ -2,7 +2,7 @@
 
 The tools are those of examples/benchmarks/every_tool.py, which runs them with the default model on
 news. Here they run with a tiny model, every warning is an error, and each result is computed again
-by hand.
+by hand. The first tier runs one tool of each kind.
 """
 
 import sys
@@ -18,16 +18,33 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.discovery import all_displays, all_estimators, all_functions
 
-from tests.estimators import tool_checks_composing  # noqa: F401, it enters its checks
 from tests.estimators.real_text import real_text
-from tests.estimators.test_classifier import make
 from tests.estimators.tool_checks import CHECKS, Case, every_tool, tools
-from tests.helpers import global_random_state_unchanged
+from tests.helpers import global_random_state_unchanged, make
 
 mpl.use("Agg")
 
 
-@pytest.mark.parametrize("name", list(tools.TOOLS))
+FIRST_TIER = {
+    *(
+        "GridSearchCV",
+        "cross_val_predict(method='predict_proba')",
+        "multilabel y in cross_validate",
+    ),
+    *("cross_validate with GroupKFold and routed weights", "TunedThresholdClassifierCV"),
+    *("VotingClassifier(voting='soft')", "StackingClassifier", "OneVsRestClassifier"),
+    *("CalibratedClassifierCV(method='temperature')", "ColumnTransformer before a template"),
+    *("Pipeline(memory=...)", "permutation_importance", "RocCurveDisplay.from_estimator"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FIRST_TIER else pytest.param(name, marks=pytest.mark.thorough)
+        for name in tools.TOOLS
+    ],
+)
 def test_tool__real_english__does_what_it_says(tiny_llama: str, name: str) -> None:
     tool = tools.TOOLS[name]
     if missing := tool.missing():
@@ -46,6 +63,7 @@ def test_tool__real_english__does_what_it_says(tiny_llama: str, name: str) -> No
 
 def test_checks__the_tools__each_has_one() -> None:
     assert set(CHECKS) == set(tools.TOOLS)
+    assert set(tools.TOOLS) >= FIRST_TIER
 
 
 def takers() -> Iterator[str]:

@@ -378,7 +378,7 @@ def test_conversion__imported__neither_torch_nor_transformers() -> None:
 
 
 @pytest.mark.network
-@pytest.mark.slow
+@pytest.mark.thorough  # tests/test_real_model.py fetches it too
 def test_alias_folder__the_real_model__downloads_converts_and_runs(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -156,22 +156,22 @@ def n_tokens(tokenizer: TextTokenizer, text: str) -> int:
 
 @given(texts=st.lists(texts_of_pieces, min_size=1, max_size=4), n=st.integers(0, 12))
 @settings(max_examples=60, deadline=None)
-def test_heads__any_text__is_a_beginning_of_at_most_so_many_tokens(
+def test_truncate__any_text__is_a_beginning_of_at_most_so_many_tokens(
     tokenizer: TextTokenizer, texts: list[str], n: int
 ) -> None:
-    heads = tokenizer.heads(texts, [n + i for i in range(len(texts))])
+    heads = tokenizer.truncate(texts, [n + i for i in range(len(texts))])
     for i, (text, head) in enumerate(zip(texts, heads, strict=True)):
         assert text.startswith(head)
         assert n_tokens(tokenizer, head) <= n + i
         if n_tokens(tokenizer, text) <= n + i:
             assert head == text
-        assert tokenizer.heads([text], [n + i]) == [head]  # alone as among others
+        assert tokenizer.truncate([text], [n + i]) == [head]  # alone as among others
 
 
 @pytest.mark.parametrize("n", range(1, 40, 3))
-def test_heads__words__have_all_the_tokens_they_may(tokenizer: TextTokenizer, n: int) -> None:
+def test_truncate__words__have_all_the_tokens_they_may(tokenizer: TextTokenizer, n: int) -> None:
     for text in ("A slow white cat will jump on the table, over and over." * 2, "xyzzy " * 30):
-        (head,) = tokenizer.heads([text], [n])
+        (head,) = tokenizer.truncate([text], [n])
         # A space that the tokenizer puts in front is a token without a character.
         assert n - (n == 1) <= n_tokens(tokenizer, head) <= n
 
@@ -179,24 +179,24 @@ def test_heads__words__have_all_the_tokens_they_may(tokenizer: TextTokenizer, n:
 @pytest.mark.parametrize(
     "text", ["日本語のテキスト", "😀😀😀😀", "éé日😀" * 3, "e\u0301" * 9, "a😀b"]
 )
-def test_heads__characters_of_several_bytes__are_whole(tiny_llama: str, text: str) -> None:
+def test_truncate__characters_of_several_bytes__are_whole(tiny_llama: str, text: str) -> None:
     tokenizer = load_pretrained(tiny_llama, None).tokenizer
     for n in range(len(text.encode()) + 2):
-        (head,) = tokenizer.heads([text], [n])
+        (head,) = tokenizer.truncate([text], [n])
         assert head == text.encode()[:n].decode(errors="ignore")
 
 
-def test_heads__no_tokens_or_no_texts__is_nothing(tokenizer: TextTokenizer) -> None:
-    assert tokenizer.heads([], []) == []
-    assert tokenizer.heads(["the sea", ""], [0, 0]) == ["", ""]
+def test_truncate__no_tokens_or_no_texts__is_nothing(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.truncate([], []) == []
+    assert tokenizer.truncate(["the sea", ""], [0, 0]) == ["", ""]
 
 
-def test_heads__many_texts__are_what_each_is_alone(tokenizer: TextTokenizer) -> None:
+def test_truncate__many_texts__are_what_each_is_alone(tokenizer: TextTokenizer) -> None:
     texts = [SENTENCES[i % 4] + f" {i}" for i in range(600)]
     limits = [i % 17 for i in range(600)]
-    heads = tokenizer.heads(texts, limits)
+    heads = tokenizer.truncate(texts, limits)
     for i in (0, 16, 255, 256, 257, 511, 512, 599):
-        assert tokenizer.heads([texts[i]], [limits[i]]) == [heads[i]]
+        assert tokenizer.truncate([texts[i]], [limits[i]]) == [heads[i]]
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,12 @@ def test_heads__many_texts__are_what_each_is_alone(tokenizer: TextTokenizer) -> 
     [lambda i: (i, i + 1), lambda i: (i, i + 3), lambda i: (i + 3, i + 4), lambda i: (0, 0)],
     ids=["true", "late end", "late", "nowhere"],
 )
-def test_heads__untrue_places_of_tokens__never_make_it_too_long(
+def test_truncate__untrue_places_of_tokens__never_make_it_too_long(
     span: Callable[[int], tuple[int, int]],
 ) -> None:
     text = "xyzxyzxyz"
     for n in range(10):
-        (head,) = TextTokenizer(Fake(span)).heads([text], [n])
+        (head,) = TextTokenizer(Fake(span)).truncate([text], [n])
         assert text.startswith(head)
         assert len(head) <= n
         if span(0) == (0, 1) or n == len(text):
@@ -217,10 +217,13 @@ def test_heads__untrue_places_of_tokens__never_make_it_too_long(
 
 
 @pytest.mark.parametrize("span", [None, lambda i: (i, i + 1)])
-def test_heads__more_tokens_in_a_beginning_than_in_the_whole__keep_the_whole(
+def test_truncate__more_tokens_in_a_beginning_than_in_the_whole__keep_the_whole(
     span: Callable[[int], tuple[int, int]] | None,
 ) -> None:
-    assert TextTokenizer(Fake(span)).heads(["abcdefgh", "abcdefghi"], [1, 2]) == ["abcdefgh", "ab"]
+    assert TextTokenizer(Fake(span)).truncate(["abcdefgh", "abcdefghi"], [1, 2]) == [
+        "abcdefgh",
+        "ab",
+    ]
 
 
 @given(

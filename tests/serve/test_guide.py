@@ -30,9 +30,3 @@ def test_guide__its_table_of_settings__has_each_with_its_default() -> None:
         PREFIX + each.name.upper(): "(required)" if each.default is MISSING else str(each.default)
         for each in fields(Settings)
     }
-
-
-def test_guide__its_links__lead_somewhere() -> None:
-    text = (ROOT / "docs" / GUIDE).read_text("utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert links and all((ROOT / "docs" / link).exists() for link in links)

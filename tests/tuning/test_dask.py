@@ -21,10 +21,10 @@ from tests.tuning.process import Slow, stored, trials_in, wait_until
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
-GUIDE = Path(__file__).parents[2] / "docs" / "searches.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "tuning.md"
 N_WORKERS = 2
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]  # its processes talk over sockets
+pytestmark = pytest.mark.network  # its processes talk over sockets
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def client(tmp_path: Path) -> Iterator[Any]:
             n_workers=N_WORKERS,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address=":0",
             local_directory=str(tmp_path),
         ) as cluster,
         distributed.Client(cluster) as client,
@@ -46,6 +46,7 @@ def kept(store: str) -> dict[str, int]:
     return dict(skgpt.cache_info().get(store, {"misses": 0}))
 
 
+@pytest.mark.thorough
 def test_dask__grid_search_on_two_processes__has_what_one_process_has(
     client: Any, tiny_llama: str, two_class_data: TextData
 ) -> None:
@@ -68,20 +69,21 @@ def test_dask__grid_search_on_two_processes__has_what_one_process_has(
         assert 0 < store["misses"] <= len(set(X)), worker  # a share of the fits, each text once
 
 
+@pytest.mark.thorough
 def test_dask__the_guides_snippet__runs(tiny_llama: str, two_class_data: TextData) -> None:
     section = GUIDE.read_text("utf-8").partition("### Dask")[2].partition("###")[0]
-    (snippet,) = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.M)
+    snippet, _ = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.M)
     names: dict[str, Any] = {
         "GridSearchCV": GridSearchCV,
         "clf": make(tiny_llama, max_epochs=1),
-        "texts": two_class_data.X,
-        "labels": two_class_data.y,
+        "X": two_class_data.X,
+        "y": two_class_data.y,
     }
     exec(compile(snippet, "the guide's snippet", "exec"), names)
     assert len(names["search"].cv_results_["params"]) == 2
 
 
-@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("in_file", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
     client: Any,
     tiny_llama: str,
@@ -109,6 +111,7 @@ def _slow_down(seconds: float) -> None:
     GPTTextClassifier._monitors = lambda *_: [Slow(seconds)]  # type: ignore[method-assign]
 
 
+@pytest.mark.thorough
 def test_dask__a_worker_is_lost__its_trial_is_tried_again(
     client: Any, tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:

@@ -6,88 +6,41 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from skgpt import LoRA, clear_cache
+from skgpt import clear_cache
 from skgpt.device import cuda_devices
 from skgpt.pretrained.default_models import cache_folder
-from skgpt.training.callbacks import Parking
 from skgpt.tuning.gpu_locks import held_lease, leased
-from skgpt.tuning.trial import evaluate
+from skgpt.tuning.trial import Room, evaluate
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
-from tests.training.test_parking import Parks, monitors
 from tests.tuning.test_trial import evaluation, never
-
-__all__ = ["monitors"]  # a fixture
 
 pytestmark = pytest.mark.gpu
 
-OPTIONS: list[dict[str, Any]] = [
-    {"trainable_layers": "all", "precision": "bf16", "early_stopping": True},
-    {"trainable_layers": "all", "precision": "fp16"},
-    {"trainable_layers": 0, "precision": "fp32"},
-    {"lora": LoRA(rank=4), "precision": "bf16"},
-]
 
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_fit_on_cuda__parked__leaves_the_device_and_comes_back_bit_for_bit(
-    options: dict[str, Any], tiny_llama: str, two_class_data: TextData, monitors: list[Any]
-) -> None:
-    parked: list[int] = []
-
-    class Comparing(Parks):
-        def epoch(self, record: Any) -> bool:
-            assert self.parking is not None
-            self.parking._let_go()
-            before = [tensor.detach().cpu().clone() for tensor in self.parking._own()]
-            self.held = torch.cuda.memory_allocated()
-            super().epoch(record)
-            after = [tensor.detach() for tensor in self.parking._own()]
-            assert all(tensor.is_cuda for tensor in after)
-            assert all(torch.equal(a, b.cpu()) for a, b in zip(before, after, strict=True))
-            return False
-
-    def look(parking: Parking) -> None:
-        own = {id(tensor): tensor for tensor in parking._own()}.values()
-        assert not any(tensor.is_cuda for tensor in own)
-        assert torch.cuda.memory_allocated() <= comparing.held - sum(t.nbytes for t in own)
-        parked.append(1)
-
-    comparing = Comparing(look)
-    monitors.append(comparing)
-    clf = make(tiny_llama, device="cuda", max_epochs=3, **options).fit(*two_class_data)
-    assert len(parked) == clf.n_iter_ > 1
-
-
-def test_evaluate_on_cuda__folds_that_wait__take_nothing_of_the_device(
+def test_evaluate_on_cuda__a_device_without_room__holds_one_fold_at_a_time(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clf = make(tiny_llama, device="cuda", max_epochs=3, trainable_layers="all", precision="fp32")
     work = evaluation(clf, two_class_data)
-    held: dict[bool, list[int]] = {}
-    scores = {}
-    for parks in (False, True):
-        monkeypatch.setattr(Parking, "pays", lambda self, n_others, parks=parks: parks)
+    peaks, scores = {}, {}
+    for is_short in (False, True):
+        monkeypatch.setattr(Room, "is_short_for", lambda self, network, short=is_short: short)
         clear_cache()
         torch.cuda.empty_cache()
-        seen = held.setdefault(parks, [])
-
-        def report(epoch: int, score: float, seen: list[int] = seen) -> bool:
-            seen.append(torch.cuda.memory_allocated())
-            return False
-
-        scores[parks] = evaluate(work, {}, report).test_scores
-    assert all(away < there for away, there in zip(held[True], held[False], strict=True))
+        torch.cuda.reset_peak_memory_stats()
+        scores[is_short] = evaluate(work, {}, never).test_scores
+        peaks[is_short] = torch.cuda.max_memory_allocated()
+    assert peaks[True] < peaks[False]
     assert scores[True] == pytest.approx(scores[False], rel=1e-3)
 
 
-def test_parking_on_cuda__room_on_the_device__does_not_pay() -> None:
-    device = torch.device("cuda", 0)
-    total = torch.cuda.get_device_properties(device).total_memory
-    assert not Parking(device, list, lambda: None, 1).pays(4) or torch.cuda.mem_get_info()[0] < (
-        total // 2
-    )
-    assert not Parking(device, list, lambda: None, 1 << 60).pays(4)  # which no host has room for
+@pytest.mark.parametrize(("n_others", "is_short"), [(4, False), (1 << 40, True)])
+def test_room_on_cuda__is_short_where_the_others_do_not_fit(
+    n_others: int, is_short: bool, tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, device="cuda", max_epochs=1).fit(*two_class_data)
+    assert Room(n_others).is_short_for(clf._network) is is_short
 
 
 def test_leased__real_devices__are_locked_by_names_of_their_own(

@@ -15,18 +15,16 @@ from tests.tuning.servers import grpc_proxy, postgresql
 
 _SECONDS = 180.0
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),  # the proxy
-]
+# the proxy
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
 @pytest.fixture(
     params=[
         "journal",
-        "sqlite",
-        "postgresql",
-        pytest.param("grpc", marks=pytest.mark.network),  # over localhost
+        pytest.param("sqlite", marks=pytest.mark.thorough),
+        pytest.param("postgresql", marks=pytest.mark.thorough),
+        pytest.param("grpc", marks=[pytest.mark.network, pytest.mark.thorough]),  # over localhost
     ]
 )
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:

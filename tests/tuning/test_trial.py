@@ -17,8 +17,8 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import StratifiedKFold, cross_validate
 
 from skgpt import GPTTextClassifier, clear_cache
-from skgpt.training.callbacks import Monitor, Parking
-from skgpt.tuning.trial import Evaluation, evaluate, forget_frames
+from skgpt.training.callbacks import Monitor
+from skgpt.tuning.trial import Evaluation, Room, evaluate, forget_frames
 from tests.estimators.dying import folders_in
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
@@ -96,35 +96,18 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
     assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
 
 
-@pytest.mark.parametrize("options", [{}, {"early_stopping": True, "precision": "bf16"}])
-def test_evaluate__a_device_without_room__parks_the_folds_that_wait_and_changes_nothing(
-    tiny_llama: str,
-    two_class_data: TextData,
-    monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, Any],
+def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = evaluation(make(tiny_llama, max_epochs=3, **options), two_class_data)
+    work = evaluation(make(tiny_llama, max_epochs=3), two_class_data)
     clear_cache()
     expected = evaluate(work, {}, never)
-    moves: list[tuple[str, int]] = []
-    for name in ("park", "unpark"):
-        move = getattr(Parking, name)
-
-        def noted(self: Any, name: str = name, move: Any = move) -> None:
-            moves.append((name, threading.get_ident()))
-            move(self)
-
-        monkeypatch.setattr(Parking, name, noted)
-    monkeypatch.setattr(Parking, "pays", lambda self, n_others: n_others == 2)
+    monkeypatch.setattr(Room, "is_short_for", lambda self, network: self.n_others == 2)
     clear_cache()
-    outcome = evaluate(work, {}, never)
+    told: list[int] = []
+    outcome = evaluate(work, {}, lambda epoch, score: bool(told.append(epoch)))
     assert outcome.test_scores == expected.test_scores
-    assert [name for name, _ in moves] == [*["park"] * 3, *["unpark", "park"] * 3, *["unpark"] * 3]
-    folds = [fold for _, fold in moves]
-    assert folds[:3] == folds[3:9:2] == folds[4:9:2] == folds[9:]
-    moves.clear()
-    evaluate(work, {}, lambda epoch, score: True)
-    assert [name for name, _ in moves] == ["park"] * 3  # nobody needs them any more
+    assert outcome.n_epochs == 3 and told == []
 
 
 def test_evaluate__given_up__stops_every_fold_and_leaves_no_checkpoint(
