@@ -510,7 +510,7 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
 
 
 class _Constant:
-    """Has the same logit for every text: all that is learned of a label that all rows or none have."""
+    """Has one logit for all texts: what is learned of a label that all rows have, or none."""
 
     def __init__(self, logit: float) -> None:
         self.logit = logit

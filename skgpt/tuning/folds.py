@@ -1,6 +1,6 @@
 """Folds that several candidates share: data, drawn once, and how an estimator is scored on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def draw_folds(
     return Folds(X, y, splits, sample_weight)
 
 
-def ratio_test_to_train(splits: list[Split]) -> float:
+def ratio_test_to_train(splits: Sequence[Split]) -> float:
     """Return the rows that are scored for each row that is trained on, the mean over the folds."""
     return float(np.mean([len(test) / len(train) for train, test in splits]))
 

@@ -1,4 +1,4 @@
-"""The trials of a search as scikit-learn's ``cv_results_``, and what is said of those that failed."""
+"""The trials of a search as scikit-learn's ``cv_results_``; errors and warnings about them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -32,7 +32,7 @@ _WAY_OUT = (
 
 
 class Space:
-    """A search space as `GPTSearchCV` takes it: `distributions` for Optuna, made of what was `given`.
+    """A search space: what `GPTSearchCV` was `given`, and the `distributions` for Optuna.
 
     Optuna stores numbers, texts and None. Other values of a list go by their place in it, and of
     scipy's distributions, but for plain ranges, the quantile is drawn.

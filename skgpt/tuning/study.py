@@ -1,4 +1,4 @@
-"""The Optuna study of a search: its storage, sampler and pruner, and the key that it is known by."""
+"""The Optuna study of a search: its storage, sampler and pruner, and the key that names it."""
 
 import copy
 import json
@@ -142,7 +142,7 @@ class SeededByTrial(BaseSampler):
 
 
 def open_storage(storage: Storage) -> BaseStorage:
-    """Return Optuna's storage: in memory for None, SQLite in a file for a path, or a URL's database.
+    """Return Optuna's storage: memory for None, an SQLite file for a path, a database for an URL.
 
     A storage that is opened here has heartbeats, by which others notice that a worker died.
     """
@@ -183,22 +183,18 @@ def storage_with(storage: Storage, name: str) -> BaseStorage | None:
 
 
 def _open_database(where: str) -> BaseStorage:
-    options: dict[str, Any] = {}
-    if "://" not in where:
-        where = f"sqlite:///{where}"
-    if where.startswith("sqlite"):
+    options: dict[str, Any] = {
+        "heartbeat_interval": HEARTBEAT_SECONDS,
+        "grace_period": GRACE_SECONDS,
+        _ON_STALE_TRIAL: _retry,
+    }
+    url = where if "://" in where else f"sqlite:///{where}"
+    if url.startswith("sqlite"):
         options["engine_kwargs"] = {"connect_args": {"timeout": _LOCK_SECONDS}}
 
     def connect() -> RDBStorage:
-        with warnings.catch_warnings():  # heartbeats are said to be experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return RDBStorage(
-                where,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                **{_ON_STALE_TRIAL: _retry},
-                **options,
-            )
+        with ignore_heartbeat_warnings():
+            return RDBStorage(url, **options)
 
     # Of those that find a database empty at the same time, one makes the tables; the others fail.
     for seconds in _WAITS:
@@ -212,9 +208,17 @@ def _open_database(where: str) -> BaseStorage:
 def _retry(study: Study, trial: FrozenTrial) -> None:
     """Queue the parameters of a trial whose worker died, unless they have been retried enough."""
     _LOG.warning("trial %d: its worker died", trial.number)
-    with warnings.catch_warnings():  # the class is said to be experimental
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with ignore_heartbeat_warnings():
         RetryCallback(max_retry=MAX_RETRIES)(study, trial)
+
+
+@contextmanager
+def ignore_heartbeat_warnings() -> Iterator[None]:
+    """Ignore that Optuna calls heartbeats experimental, and expects `Study.optimize` with them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+        yield
 
 
 # --- Study

@@ -297,9 +297,7 @@ class Fold:
         evaluator = self.evaluator
         X = take_rows(evaluator.X, self.test)
         y = () if evaluator.y is None else (take_rows(evaluator.y, self.test),)
-        params = check_method_params(
-            evaluator.X, params=evaluator.score_params, indices=self.test
-        )
+        params = check_method_params(evaluator.X, params=evaluator.score_params, indices=self.test)
         candidate = _with_fitted_last_step(self._candidate, fitted)
         return evaluator.main_score(evaluator.scorer(candidate, X, *y, **params))
 

@@ -5,13 +5,11 @@ tried again, but no more than twice, as they may be what the workers died of.
 """
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.storages import fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
@@ -19,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from skgpt.tuning.space import draw
-from skgpt.tuning.study import MAX_RETRIES
+from skgpt.tuning.study import MAX_RETRIES, ignore_heartbeat_warnings
 from skgpt.tuning.trial import Outcome
 
 _LOG = logging.getLogger("skgpt")
@@ -63,11 +61,11 @@ class TrialStore:
 
     def take(self) -> Trial | None:
         """Begin a trial; return None if there is none to begin for now."""
-        with warnings.catch_warnings():  # the function is said to be experimental
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with ignore_heartbeat_warnings():
             fail_stale_trials(self.study)
         while len(self.counted()) < self.n_trials and not self._has_nothing_left():
-            trial = self.study.ask()
+            with ignore_heartbeat_warnings():
+                trial = self.study.ask()
             if is_heartbeat_enabled(self.storage):
                 assert isinstance(self.storage, BaseHeartbeat)
                 self.storage.record_heartbeat(trial._trial_id)
@@ -133,7 +131,7 @@ class TrialStore:
     def finish(self, trial: Trial, outcome: Outcome) -> bool:
         """Write down what came of a trial; return whether it counts."""
         if self._has_ended(trial):
-            _LOG.warning("trial %d: its worker was taken for dead; this end counts not", trial.number)
+            _LOG.warning("trial %d: no result, since its worker was taken for dead", trial.number)
             return False
         error = outcome.error
         result = {

@@ -139,8 +139,9 @@ def run_called(job: Job, index: int, locked: int | None = None) -> None:
     if study is None or job.call not in study.user_attrs:
         raise StorageError(
             "With workers on other machines, `storage` must be one that all of them see: a "
-            "database, or Optuna's gRPC proxy; None is a temporary file of the caller's. The worker "
-            f"on {platform.node()!r} doesn't find the caller's study in {shown(job.storage)}."
+            "database, or Optuna's gRPC proxy; None is a temporary file of the caller's. The "
+            f"worker on {platform.node()!r} doesn't find the caller's study in "
+            f"{shown(job.storage)}."
         )
 
     def check_called() -> None:
@@ -218,21 +219,20 @@ def _work_on(
 
 
 class TrialsBar:
-    """A tqdm bar of the trials of all workers, with the best score and how many were pruned or failed.
+    """A tqdm bar of the trials of all workers: the best score, how many were pruned or failed.
 
     `verbose` 0 shows nothing; from 2 on there is a line per trial of this worker as well. Where no
-    bar can be drawn, as in a log file, there are the lines alone from 1 on. Tests pass tqdm options.
+    bar can be drawn, as in a log file, there are the lines alone from 1 on.
     """
 
-    def __init__(self, store: TrialStore, verbose: int, **options: Any) -> None:
+    def __init__(self, store: TrialStore, verbose: int) -> None:
         self._store = store
         self._bar: Any = None
-        draws = bool(verbose) and shows_bars(options.get("file"))
+        draws = bool(verbose) and shows_bars()
         self._writes = verbose > 1 or (bool(verbose) and not draws)
         if draws:
-            done = len(store.finished())
-            limits = {"total": store.n_trials, "initial": done}
-            self._bar = tqdm(**limits, desc="search", unit="trial", **options)
+            limits = {"total": store.n_trials, "initial": len(store.finished())}
+            self._bar = tqdm(**limits, desc="search", unit="trial")
 
     def show(self, outcome: Outcome | None = None) -> None:
         """Show how far the search is, and the outcome of a trial that has just ended."""
