@@ -14,8 +14,8 @@ It takes a minute or two on a CPU, and needs ``pip install -e ".[examples]"``.
 # A model that is too sure of itself
 # ----------------------------------
 #
-# The mails are the openings of messages to twenty newsgroups, which are not easily told apart by
-# some thirty words each. 480 of them are labelled.
+# The mails are the openings of messages to twenty newsgroups, about thirty words each, which makes
+# the topics hard to tell apart. 480 of them are labelled.
 
 import tempfile
 
@@ -69,18 +69,17 @@ X_test, y_test = openings(whole_test.texts[some]), whole_test.topics[some]
 clf.fit(openings(train.texts), train.topics)
 
 # %%
-# ``calibrate=True`` trains on four fifths of the rows and looks at what the model says of the other
-# fifth, which it has not learned from. From these it finds a temperature: one number that all
-# scores are divided by. Nothing is trained a second time. ``calibration_`` says what that did to
-# those rows.
+# ``calibrate=True`` trains on four fifths of the rows and predicts the other fifth. From these
+# predictions it finds a temperature: one number that divides all scores. Nothing is trained a
+# second time. ``calibration_`` compares those rows before and after.
 
 for name, value in clf.calibration_.items():
     print(f"{name:<13} {value:.3g}")
 
 # %%
 # A temperature above one makes the model less sure. It changes no prediction, since it divides all
-# scores of a text alike: ``decision_function`` returns them as they were, which is how to look at
-# the probabilities that there would have been without it.
+# scores of a text alike. ``decision_function`` returns the undivided scores: their softmax is the
+# probabilities without calibration.
 
 after = clf.predict_proba(X_test)
 before = softmax(clf.decision_function(X_test), axis=1)

@@ -53,7 +53,7 @@ clf = GPTTextClassifier(
     learning_rate=3e-4,
     random_state=0,
 )
-warnings.simplefilter("ignore", CutTextsWarning)  # it is meant
+warnings.simplefilter("ignore", CutTextsWarning)  # texts are cut on purpose
 # sphinx_gallery_start_ignore
 if SMALL:
     clf.set_params(model=tiny_gpt(folder.name), n_layers=None, trainable_layers=1, max_epochs=2)

@@ -3,9 +3,9 @@ A rare topic, and where to draw the line
 ========================================
 
 One desk of a newsroom wants every article about interest rates, and nothing else. Those are few
-in a hundred. A model that never says yes is right nearly always and useless. What helps: to count
-the rare articles for more while training, and to draw the line at another probability than one
-half, chosen by what a missed article and a false alarm cost. How much it helps is to be seen.
+in a hundred. A model that never says yes is right nearly always, and useless. Two things help:
+giving the rare articles more weight in training, and moving the threshold away from one half, to
+where a missed article and a false alarm cost least. This example measures how much.
 
 It takes two minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 """
@@ -60,7 +60,7 @@ def asked(news: News) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
 
 X, y = asked(sample_news("r8", 360, seed=0))
 X_test, y_test = asked(load_news("r8", "test"))
-# Drawn, as the split begins with more than its share of some topics.
+# Drawn at random: the split begins with more than its share of some topics.
 drawn = np.random.default_rng(0).permutation(len(y_test))[:800]
 X_test, y_test = X_test[drawn], y_test[drawn]
 print(f"{y.sum()} of {len(y)} articles are wanted, {y_test.sum()} of {len(y_test)} in the test")
@@ -76,7 +76,7 @@ clf = GPTTextClassifier(
     learning_rate=3e-4,
     random_state=0,
 )
-warnings.simplefilter("ignore", CutTextsWarning)  # it is meant
+warnings.simplefilter("ignore", CutTextsWarning)  # texts are cut on purpose
 # sphinx_gallery_start_ignore
 if SMALL:
     clf.set_params(model=tiny_gpt(folder.name), n_layers=None, trainable_layers=1, max_epochs=2)
@@ -86,8 +86,8 @@ if SMALL:
 # What a mistake costs
 # --------------------
 #
-# Someone at the desk says that a missed article is as bad as ten false alarms. That is the whole of
-# the scoring, and scikit-learn takes it as it takes any other.
+# The desk says that a missed article is as bad as ten false alarms. That is all the scoring needs,
+# and scikit-learn takes it as it takes any other.
 
 MISSED, FALSE_ALARM = 10, 1
 

@@ -3,8 +3,8 @@ News in a Pipeline
 ==================
 
 A news desk has a few hundred labelled articles, a cleaning step that it trusts, and a habit: a
-scikit-learn Pipeline, cross-validated, looked at as a confusion matrix and kept as a file. Nothing
-of that changes when the last step is a GPT.
+scikit-learn Pipeline, cross-validated, shown as a confusion matrix and kept as a file. None of
+that changes when the last step is a GPT.
 
 It takes a minute or two on a CPU, and needs ``pip install -e ".[examples]"``.
 """
@@ -73,7 +73,7 @@ gpt = pipeline_of(
 linear = pipeline_of(
     ("svm", make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC()))
 )
-warnings.simplefilter("ignore", CutTextsWarning)  # it is meant
+warnings.simplefilter("ignore", CutTextsWarning)  # texts are cut on purpose
 warnings.filterwarnings("ignore", message="The least populated class")  # see below
 folder = tempfile.TemporaryDirectory()
 # sphinx_gallery_start_ignore
@@ -81,7 +81,7 @@ if SMALL:
     shrink(gpt, str(Path(folder.name) / "model"))
 # sphinx_gallery_end_ignore
 train, test = sample_r8(300, seed=0), load_r8("test")
-# Drawn, as the split begins with more than its share of some topics.
+# Drawn at random: the split begins with more than its share of some topics.
 drawn = np.random.default_rng(0).permutation(len(test.texts))[:500]
 test = type(test)(test.texts[drawn], test.topics[drawn])
 

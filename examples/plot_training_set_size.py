@@ -57,7 +57,7 @@ gpt = GPTTextClassifier(
     random_state=0,
 )
 linear = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC())
-warnings.simplefilter("ignore", CutTextsWarning)  # it is meant
+warnings.simplefilter("ignore", CutTextsWarning)  # texts are cut on purpose
 # sphinx_gallery_start_ignore
 if SMALL:
     load_news = lambda name, split: load_small(split)  # noqa: E731

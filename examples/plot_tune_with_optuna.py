@@ -2,10 +2,10 @@
 Tune a Pipeline with Optuna
 ===========================
 
-A news desk wants its ticker sorted: all there is of an article is a headline's worth of words. It
-has labelled 360 of them. This example searches for the parameters of a Pipeline, gives up what does
-not look promising after a few epochs, is broken off and goes on from where it was, and asks at the
-end whether all that was worth it: a linear model on TF-IDF has to be beaten first.
+A news desk wants its ticker sorted. An article there is no longer than a headline, and the desk has
+labelled 360 of them. This example searches for the parameters of a Pipeline, stops unpromising
+trials after a few epochs, interrupts the search and resumes it. At the end it asks whether the
+search was worth it, by comparing the result with a linear model on TF-IDF.
 
 It takes two minutes on two CPU cores, and needs ``pip install -e ".[examples]"``.
 """
@@ -123,13 +123,13 @@ if SMALL:
 # sphinx_gallery_end_ignore
 
 # %%
-# A search that is broken off
-# ---------------------------
+# A search that is interrupted
+# ----------------------------
 #
-# The space is a dict from parameters' names to Optuna distributions or lists. ``storage`` keeps the
-# search in a file, a journal of all that happens. The folds of a trial advance together, epoch by
-# epoch; from the fourth trial and the second epoch on, a trial whose mean accuracy is below the
-# median of those before it is given up.
+# The space is a dict from parameter names to Optuna distributions or lists. ``storage`` keeps the
+# search in a file. The folds of a trial advance together, epoch by epoch. From the fourth trial and
+# the second epoch on, the search stops a trial whose mean accuracy is below the median of those
+# before it.
 
 space = {
     "opening__spell_out": [False, True],
@@ -158,9 +158,9 @@ first = search_for(n_trials=3)
 tell(first)
 
 # %%
-# A process that is killed at any moment leaves a file behind from which the same call goes on. Here
-# it is asked for ten trials in all. The first three are not run again, as the times at which they
-# began say.
+# A process may be killed at any moment: the same call resumes from the file. Here the call asks for
+# ten trials in all. The times at which the trials began show that the first three are not run
+# again.
 
 began = [trial.datetime_start for trial in first.study_.trials]
 search = search_for(n_trials=10)
@@ -214,8 +214,8 @@ fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 plot_history(search.study_.trials, ax)
 
 # %%
-# The study also knows what each trial had reached after every epoch. Trials that were given up end
-# early: that is the time that pruning saves.
+# The study also knows each trial's accuracy after every epoch. Pruned trials end early: that is the
+# time that pruning saves.
 
 
 def plot_curves(trials: list[FrozenTrial], best: int, n_epochs: int, ax: Axes) -> None:
@@ -323,7 +323,7 @@ fig, (ax_folds, ax_test) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrai
 plot_comparison(report, judged, ax_folds, ax_test)
 
 # %%
-# The journal is of no use any more.
+# The file is no longer needed.
 
 folder.cleanup()
 plt.show()

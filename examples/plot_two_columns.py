@@ -3,9 +3,8 @@ A title and a body
 ==================
 
 A table of articles has a column for the title and one for the body. Which of them says what an
-article is about? This example hands a DataFrame to the classifier as it is, compares what either
-column is worth alone with what both are worth together, and asks the model which of the two it goes
-by.
+article is about? This example passes a DataFrame to the classifier as it is, compares the accuracy
+of either column alone with that of both, and measures which of the two the model uses.
 
 It takes two minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 """
@@ -14,8 +13,8 @@ It takes two minutes on a CPU, and needs ``pip install -e ".[examples]"``.
 # A table
 # -------
 #
-# Articles of Reuters R8 begin with their headline, but nothing says where it ends. Their first
-# eight words will do for a title here.
+# Articles of Reuters R8 begin with their headline, but nothing marks its end. The first eight words
+# serve as a title here.
 
 import tempfile
 import warnings
@@ -86,7 +85,7 @@ gpt = GPTTextClassifier(
     learning_rate=3e-4,
     random_state=0,
 )
-warnings.simplefilter("ignore", CutTextsWarning)  # it is meant
+warnings.simplefilter("ignore", CutTextsWarning)  # texts are cut on purpose
 # sphinx_gallery_start_ignore
 if SMALL:
     gpt.set_params(model=tiny_gpt(folder.name), n_layers=None, trainable_layers=1, max_epochs=2)

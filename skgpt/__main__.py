@@ -15,17 +15,9 @@ _INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command, by default the one that the process was given; return its exit status.
 
-    Parameters
-    ----------
-    arguments : sequence of str or None
-        None: those that the process was given.
-
-    Returns
-    -------
-    status : int
-        For the process to exit with: 0 if all went well, 1 if not, with the reason on stderr.
+    The status is 0 if all went well and 1 if not, with the reason on stderr.
     """
     args = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = args.command

@@ -1,7 +1,7 @@
-"""Bounded, thread-safe stores for what is dear to make and safe to share.
+"""Bounded, thread-safe stores for what is expensive to make and safe to share.
 
-A store may forget an entry at any time: whoever needs it again makes it again. Entries are
-shared between estimators, so nobody may write to them.
+A store may drop an entry at any time: whoever needs it again makes it again. Estimators share
+entries, so nobody may write to them.
 """
 
 import threading
@@ -28,13 +28,8 @@ class StoreInfo(TypedDict):
 class Store(Generic[T]):
     """A least-recently-used store, bounded by the bytes of its entries.
 
-    Parameters
-    ----------
-    name : str
-        Its name in `cache_info`.
-    budget_bytes : int
-        Entries are dropped, the least recently used first, until their sizes add up to no more
-        than this; the newest entry always stays, or a large model would be read for every fit.
+    The newest entry always stays, even if it is larger than the budget: otherwise a large model
+    would be read for every fit.
     """
 
     def __init__(self, name: str, budget_bytes: int) -> None:
@@ -50,26 +45,14 @@ class Store(Generic[T]):
 
     @classmethod
     def named(cls, name: str, budget_bytes: Callable[[], int]) -> "Store[T]":
-        """Return the store of that name; make it if there is none, once for all threads."""
+        """Return the store of that name; the first caller of any thread makes it."""
         with _REGISTERING:
             return _REGISTRY[name] if name in _REGISTRY else cls(name, budget_bytes())
 
     def get_or_make(self, key: Hashable, make: Callable[[], T], size_of: Callable[[T], int]) -> T:
         """Return the entry of `key`; make it if there is none, once, however many threads ask.
 
-        Parameters
-        ----------
-        key : hashable
-            Everything that the entry depends on.
-        make : callable
-            Makes the entry. What it raises goes to the caller, and nothing is stored.
-        size_of : callable
-            The bytes that an entry holds.
-
-        Returns
-        -------
-        entry : object
-            Shared: read it, don't write to it.
+        What `make` raises goes to the caller, and nothing is stored.
         """
         with self._lock:
             if (found := self._find(key)) is not None:
@@ -92,31 +75,14 @@ class Store(Generic[T]):
                     self._making.pop(key, None)
 
     def find_many(self, keys: Sequence[Hashable]) -> list[T | None]:
-        """Return the entries of these keys, None where there is none.
-
-        Parameters
-        ----------
-        keys : sequence of hashable
-
-        Returns
-        -------
-        entries : list
-            Shared: read them, don't write to them.
-        """
+        """Return the entries of these keys, None where there is none."""
         with self._lock:
             found = [self._find(key) for key in keys]
             self._misses += sum(entry is None for entry in found)
         return [None if entry is None else entry[0] for entry in found]
 
     def put_many(self, entries: Mapping[Any, T], size_of: Callable[[T], int]) -> None:
-        """Keep entries that a caller made because `find_many` had none.
-
-        Parameters
-        ----------
-        entries : mapping
-        size_of : callable
-            The bytes that an entry holds.
-        """
+        """Add entries that a caller made because `find_many` had none."""
         with self._lock:
             for key, entry in entries.items():
                 self._put(key, entry, size_of(entry))
@@ -140,14 +106,13 @@ class Store(Generic[T]):
             self._bytes -= size
 
     def clear(self) -> None:
-        """Forget every entry; estimators that hold one keep it alive for themselves."""
+        """Drop every entry, and count anew; estimators keep alive what they hold."""
+        self.drop()
         with self._lock:
-            self._entries.clear()
-            self._bytes = 0
             self._hits = self._misses = 0
 
     def drop(self) -> None:
-        """Forget every entry to make room; how often the store helped is still known."""
+        """Drop every entry to make room, and keep the counts."""
         with self._lock:
             self._entries.clear()
             self._bytes = 0
@@ -183,7 +148,7 @@ def cache_info() -> dict[str, StoreInfo]:
 
 
 def drop_stores_on(device: str) -> None:
-    """Empty the stores of what lies in a device's memory, whose names end in ``on <device>``."""
+    """Drop what lies in a device's memory: the stores named ``... on <device>``."""
     for name, store in list(_REGISTRY.items()):
         if name.endswith(f" on {device}"):
             store.drop()

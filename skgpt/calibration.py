@@ -1,4 +1,4 @@
-"""One temperature for a classifier's probabilities, from the rows that it was not trained on."""
+"""Calibration: one temperature for all probabilities, fitted on rows that were not trained on."""
 
 from typing import TypedDict
 
@@ -13,7 +13,7 @@ _LIMITS = (np.log(0.05), np.log(20.0))  # of the temperature's logarithm
 
 
 class Calibration(TypedDict):
-    """What ``calibration_`` holds: a temperature, and what it did to the rows it was fitted on."""
+    """``calibration_``: the temperature, and the errors on the rows that it was fitted on."""
 
     temperature: float
     n_rows: int
@@ -23,6 +23,11 @@ class Calibration(TypedDict):
     brier_after: float
 
 
+def link_for(multilabel: bool) -> CrossEntropy | BinaryCrossEntropy:
+    """Return what turns raw scores into probabilities."""
+    return BinaryCrossEntropy() if multilabel else CrossEntropy()
+
+
 def calibrate(
     scores_NK: NDArray[np.float32],
     truth_NK: NDArray[np.bool_],
@@ -30,37 +35,22 @@ def calibrate(
     *,
     multilabel: bool,
 ) -> Calibration:
-    """Fit the temperature that raw scores are divided by (Guo et al. 2017).
+    """Fit the temperature that raw scores of held-out rows are divided by (Guo et al. 2017).
 
-    As in Platt's method (1999), the truth is held to be a little uncertain, the more so the fewer
-    rows there are: with few of them, all predicted right, the best temperature would be zero and
-    every probability one. How many there are is Kish's effective number (1965) of different rows,
-    which doesn't change with the scale of the weights, and is the same for a row twice and a weight
-    of two.
+    As in Platt's method (1999), the truth counts as a little uncertain, the more so the fewer rows
+    there are: with a few rows, all predicted right, the best temperature would be zero and every
+    probability one. The number of rows is Kish's effective number (1965) of different rows: the
+    scale of the weights doesn't change it, and a row of weight two counts as that row twice.
 
-    Parameters
-    ----------
-    scores_NK : ndarray of shape (n, n_outputs)
-        Raw scores of held-out rows.
-    truth_NK : ndarray of shape (n, n_outputs)
-        Which classes, or labels, they have.
-    weight_N : ndarray of shape (n,)
-        What each row weighs.
-    multilabel : bool
-
-    Returns
-    -------
-    calibration : Calibration
-        Of the expected calibration error in 15 bins of equal width, and of the Brier score: with
-        two classes, or several labels, the mean squared error of a probability, in [0, 1]; with
-        more classes its sum over them, in [0, 2].
+    The expected calibration error has 15 bins of equal width. The Brier score is the mean squared
+    error of a probability, in [0, 1]; with three or more classes its sum over them, in [0, 2].
     """
     scores = scores_NK.astype(np.float64)
-    link = _link(multilabel)
+    link = link_for(multilabel)
     n = weight_N.sum()
-    unsure = 1 / (_effective_number(scores, truth_NK, weight_N) + 2)
-    others = 1 if multilabel else scores.shape[1] - 1
-    wanted = np.where(truth_NK, 1 - unsure, unsure / others)
+    uncertainty = 1 / (_effective_number(scores, truth_NK, weight_N) + 2)
+    n_others = 1 if multilabel else scores.shape[1] - 1
+    wanted = np.where(truth_NK, 1 - uncertainty, uncertainty / n_others)
 
     def loss(log_temperature: float) -> float:
         log_p = link.log_probabilities(scores / np.exp(log_temperature))
@@ -90,17 +80,13 @@ def _effective_number(
     return float(weight.sum() ** 2 / (weight**2).sum())
 
 
-def _link(multilabel: bool) -> CrossEntropy | BinaryCrossEntropy:
-    return BinaryCrossEntropy() if multilabel else CrossEntropy()
-
-
 def _expected_error(
     p_NK: NDArray[np.float64],
     truth_NK: NDArray[np.bool_],
     weight_N: NDArray[np.float64],
     multilabel: bool,
 ) -> float:
-    """Return how far confidence and accuracy are apart, on average over bins of confidence."""
+    """Return the mean distance of confidence and accuracy over bins of confidence."""
     if multilabel:  # every label of every text is a decision of its own
         confidence = np.maximum(p_NK, 1 - p_NK).ravel()
         right = ((p_NK > 0.5) == truth_NK).ravel()

@@ -1,22 +1,35 @@
 """GPTTextClassifier: a pretrained GPT, fine-tuned to tell classes of texts apart."""
 
+import os
 from collections.abc import Callable, Mapping
+from inspect import signature
 from numbers import Real
-from os import PathLike
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
 
+from skgpt import fitting
+from skgpt._base import SHARED_CONSTRAINTS, BaseGPTText
+from skgpt._files import as_folder
 from skgpt._sklearn import Interval, StrOptions, fit_context
-from skgpt.data.targets import check_classes, is_indicator
+from skgpt.cost import FitEstimate
+from skgpt.data.splits import Split
+from skgpt.data.targets import Target, check_classes, encode_target, is_indicator
 from skgpt.data.tokenization import LongText
-from skgpt.estimators.class_predictions import ClassPredictions
-from skgpt.estimators.class_targets import ClassTargets
-from skgpt.estimators.exchange import HuggingFaceExchange
-from skgpt.exceptions import ContinuationError
-from skgpt.fitting import SHARED_CONSTRAINTS, Given, places_of
+from skgpt.data.weights import loss_weights
+from skgpt.device import no_more_threads_than_cores
+from skgpt.exceptions import ContinuationError, InvalidTextError
+from skgpt.explanations import explain
+from skgpt.fitted_model import FittedModel
+from skgpt.fitting import FitInputs
 from skgpt.lora import LoRA
+from skgpt.pretrained.loading import load_pretrained
+from skgpt.saving.huggingface import check_params_fit_format, check_pooling, export, read_head
+from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy, Loss
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | Literal["balanced"] | None
 
@@ -35,7 +48,7 @@ def _can_fit_in_parts(estimator: "GPTTextClassifier") -> bool:
     return True
 
 
-class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
+class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     r"""Fine-tune a pretrained GPT to classify texts.
 
     Parameters
@@ -235,7 +248,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
         warm_start: bool = False,
         device: str = "auto",
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
-        checkpoint_dir: str | PathLike[str] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         store_base: Literal["auto"] | bool = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -327,7 +340,8 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
             After Ctrl-C. From the first optimiser step on, the estimator is fitted as that step
             left it, and a warning says so.
         """
-        self._fit(Given(X, y, sample_weight, X_val, y_val, sample_weight_val, groups))
+        given = FitInputs(X, y, sample_weight, X_val, y_val, sample_weight_val, groups)
+        fitting.fit(self, given)
         return self
 
     @available_if(_can_fit_in_parts)
@@ -368,7 +382,7 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
                 "class_weight='balanced' needs all rows at once, and partial_fit sees some. Pass a "
                 "dict, from sklearn.utils.compute_class_weight on all labels."
             )
-        known = getattr(self, "classes_", None)
+        known = self._model.classes if hasattr(self, "_model") else None
         places = None
         if y is not None and is_indicator(y):
             classes = known
@@ -381,6 +395,279 @@ class GPTTextClassifier(HuggingFaceExchange, ClassPredictions, ClassTargets):
             classes = known
         else:
             classes = check_classes(classes, name=type(self).__name__)
-            places = None if known is None else places_of(known, classes)
-        self._partial_fit(Given(X, y, sample_weight), classes, places)
+            places = None if known is None else fitting.places_of(known, classes)
+        fitting.partial_fit(self, FitInputs(X, y, sample_weight), classes, places)
         return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict the class of each text.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n,) or (n, n_labels)
+            Labels out of ``classes_``; for multilabel y an indicator matrix of int.
+        """
+        model = self._fitted()
+        return model.labels(model.raw_scores(X, self.verbose))
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Predict the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, n_classes), float64
+            In the order of ``classes_``. Each row adds up to one; for multilabel y each label
+            has a probability of its own, strictly between 0 and 1. With `calibrate`, of the raw
+            scores divided by the temperature.
+        """
+        model = self._fitted()
+        return model.probabilities(model.raw_scores(X, self.verbose))
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Predict the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+
+        Returns
+        -------
+        log_probabilities : ndarray of shape (n, n_classes), float64
+            Computed from the raw scores, so finite even where a probability rounds to zero.
+        """
+        model = self._fitted()
+        return model.log_probabilities(model.raw_scores(X, self.verbose))
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return the raw scores (logits).
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,) or (n, n_classes), float64
+            With two classes the second's score less the first's; for multilabel y one score per
+            label, above zero where the label is predicted. Never calibrated.
+        """
+        model = self._fitted()
+        return model.decision(model.raw_scores(X, self.verbose))
+
+    def plan(self, X: Any, y: Any = None) -> FitEstimate:
+        """Say what a fit on these texts would cost, before it starts.
+
+        The texts are tokenised and counted. One optimiser step and one pass of the frozen layers
+        are measured on a few of them, so the times hold for this machine as busy as it is now; the
+        rest is arithmetic. Nothing is fitted: the estimator, fitted or not, stays as it is, and so
+        does `random_state`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+        y : array-like, default=None
+            Labels, as in `fit`. Without them, two classes are assumed.
+
+        Returns
+        -------
+        estimate : FitEstimate
+            Shows itself as text and, in a notebook, as a table; ``estimate.to_dict()`` has the
+            numbers: tokens, how many texts are cut, weights, steps, seconds and bytes, those of
+            1,000 predictions too, and advice. The seconds don't count reading the model, nor what
+            a scorer or callbacks take; with `early_stopping` they are those of all epochs.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not as `fit` wants it.
+        OSError
+            If the model can't be found, fetched or read.
+        MemoryError
+            If the device can't hold one text at a time, or what learns.
+        """
+        self._validate_params()
+        return fitting.plan(self, X, y)
+
+    @no_more_threads_than_cores()
+    def explain(self, X: Any) -> Any:
+        """Say what each token of each text adds to the score of the predicted class.
+
+        Integrated gradients [1]_ from a baseline in which the tokens of the text are punctuation in
+        turn (line break, full stop, comma); special tokens and the template's own words stay.
+        The values of a text add up to the change of its score from the baseline, whatever the
+        precision: a rest that the gradients of a step leave is shared out among its tokens. In a
+        text of several windows, a token has the mean of what it adds to each.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            A row for each token that is kept of each text, in the order of the texts; for
+            multilabel y, for each token and label. An empty text has none. Its columns:
+
+            - ``text``: the row of X, from 0.
+            - ``class``: the predicted class, or the label.
+            - ``column``: the column of X that the token lies in: its name, else its position.
+            - ``start``, ``end``: where in that cell, in characters.
+            - ``token``: what stands there. Tokens that are bytes of one character all show it.
+            - ``word_start``, ``word``: the word that the token is of, and where it begins.
+              Words stand between white space; in Chinese and Japanese each character is one.
+            - ``value``: what the token adds to the score that `decision_function` gives for the
+              class; with two classes, that is how far it is above the other's.
+            - ``baseline``: the score of the baseline.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        ValueError
+            If X is not as described, or if the model's tokenizer doesn't say where tokens lie or
+            its trunk takes no embeddings.
+
+        References
+        ----------
+        .. [1] M. Sundararajan, A. Taly and Q. Yan, "Axiomatic Attribution for Deep Networks",
+           ICML 2017.
+
+        Examples
+        --------
+        >>> table = classifier.explain(texts)  # doctest: +SKIP
+        >>> words = table.groupby(["text", "column", "word_start", "word"])  # doctest: +SKIP
+        >>> words["value"].sum()  # doctest: +SKIP
+        """
+        return explain(self._fitted(), X, self.verbose)
+
+    @no_more_threads_than_cores()
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a Hugging Face sequence-classification checkpoint, with a model card.
+
+        ``transformers.pipeline("text-classification", folder)`` then gives the same labels and
+        probabilities; ``truncation=True`` has it cut long texts as this estimator does. What is
+        written was read back and compared, and it appears whole or not at all. Of a calibrated
+        classifier, the head is divided by the temperature: what it gives are calibrated
+        probabilities, and what `from_pretrained` opens has them as its own, without
+        ``calibration_``.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            A new or empty folder, or one that this method wrote, which is replaced if nothing
+            else is in it.
+
+        Raises
+        ------
+        ValueError
+            If that format can't say what this estimator does: pooling other than the last
+            token's, a template or several columns, texts in windows, an encoder or another
+            architecture without a class for it. The message names the parameter.
+        OSError
+            If the folder holds something else, or can't be written. It is as it was.
+        TypeError
+            If `folder` is neither a text nor a path object.
+        """
+        model = self._fitted()
+        root = as_folder(folder, "folder")
+        defaults = {name: p.default for name, p in signature(type(self)).parameters.items()}
+        export(model, root, self.get_params(deep=False), defaults)
+
+    @classmethod
+    @no_more_threads_than_cores()
+    def from_pretrained(
+        cls, folder_or_id: str | os.PathLike[str], *, revision: str | None = None, **params: Any
+    ) -> Self:
+        """Open a decoder's sequence-classification checkpoint as a fitted classifier.
+
+        It predicts, pickles, and goes on learning with ``warm_start=True`` or `partial_fit`.
+        Nothing is unpickled and no code of the checkpoint is run; the hub is asked only for what
+        is not on disk.
+
+        Parameters
+        ----------
+        folder_or_id : str or path-like
+            A folder, from `save_pretrained` or from transformers itself, or a hub id. It becomes
+            `model`.
+        revision : str or None, default=None
+            Hub revision: a branch, tag or commit.
+        **params
+            Other constructor parameters. By default those that `save_pretrained` noted, and for
+            other checkpoints as many tokens per text as their tokenizer names.
+
+        Returns
+        -------
+        clf : GPTTextClassifier
+            Fitted. ``classes_`` are the texts of ``id2label``, sorted, or the labels that
+            `save_pretrained` noted; for several labels per text the numbers of ``id2label``.
+
+        Raises
+        ------
+        ValueError
+            If it is no such checkpoint (a regression or single score, a head with a bias or of
+            several layers or none, an encoder, labels that don't match), or if a parameter doesn't
+            fit it.
+        OSError
+            If there is nothing of that name, or it can't be read.
+        TypeError
+            If `folder_or_id` is neither a text nor a path object, or there is no such parameter.
+        """
+        as_folder(folder_or_id, "folder_or_id")
+        model = os.fspath(folder_or_id)
+        check_params_fit_format(params)
+        saved = read_head(model, revision)
+        pretrained = load_pretrained(model, revision)
+        check_pooling(pretrained)
+        noted = saved.params(pretrained, known=set(cls().get_params(deep=False)))
+        clf = cls(model=model, revision=revision, **{**noted, **params, "pooling": "last"})
+        clf._validate_params()
+        clf._set_fitted(fitting.model_from_head(clf, saved))
+        return clf
+
+    def _fitted(self) -> FittedModel:
+        """Return the record of the fit, read once: another thread's fit can't mix two models."""
+        check_is_fitted(self)
+        return self._model
+
+    # What `skgpt.fitting` asks for.
+
+    def _encode_target(self, y: Any, n: int, classes: Any, what: str) -> Target:
+        """Check y, named `what` in messages, against n rows and the classes, if they are known."""
+        return encode_target(y, n, name=type(self).__name__, classes=classes, what=what)
+
+    def _loss_weights(
+        self, target: Target, sample_weight: NDArray[np.float64], split: Split
+    ) -> NDArray[np.float64]:
+        """Return the weights of the rows, or of each output of each row, in the loss."""
+        weight = loss_weights(target, sample_weight, self.class_weight, split.train)
+        if len(split.held_out) and not weight[split.held_out].any():
+            raise InvalidTextError(
+                "The held-out rows must weigh something. class_weight gives all of them zero: name "
+                "weights above zero for their classes, or pass other rows as X_val."
+            )
+        return weight
+
+    def _loss(self, target: Target) -> Loss:
+        kind = BinaryCrossEntropy if target.is_multilabel else CrossEntropy
+        return kind(self.label_smoothing)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # The checks' tables of numbers, read as text, are no ground to judge a language model on.
+        tags.classifier_tags.poor_score = True
+        tags.classifier_tags.multi_label = True
+        return tags

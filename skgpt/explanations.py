@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skgpt.data.template import Template
 from skgpt.data.tokenization import (
     Span,
     Tokens,
@@ -39,8 +38,9 @@ from skgpt.data.tokenization import (
 )
 from skgpt.device import to_device
 from skgpt.exceptions import ModelNotSupportedError, missing_package
+from skgpt.fitted_model import FittedModel
 from skgpt.network.layout import Layout, Rows, ids_of
-from skgpt.network.microbatches import Budget, needs_memory, token_budget
+from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.trunk.layers import PROBE_ERRORS
 
@@ -64,7 +64,7 @@ class Attributions:
     baseline_D: NDArray[np.float64]
 
 
-@needs_memory
+@explain_no_memory()
 def attribute(
     network: TextNetwork,
     tokens: Tokens,
@@ -156,11 +156,13 @@ class _Path:
         scores: dict[int, NDArray[np.float64]] = {}
         slopes: dict[int, NDArray[np.float64]] = {}
         limit = token_budget(self.network, learning=True, frozen_too=True)
-
-        def work(part: Rows) -> tuple[Tensor, Tensor]:
-            return self._gradients(texts.start + part // n_nodes, (part % n_nodes) / self.n_steps)
-
-        for part, made in Budget(self.network, limit, learning=True).each(rows, lengths, work):
+        batcher = MicroBatcher(self.network, limit, learning=True)
+        for micro_batch in batcher.map(rows, lengths):
+            with micro_batch as part:
+                at = (part % n_nodes) / self.n_steps
+                made = self._gradients(texts.start + part // n_nodes, at)
+            if micro_batch.failed:
+                continue
             scores_BD, slopes_TD = (x.double().cpu().numpy() for x in made)
             each = np.split(slopes_TD, np.cumsum(lengths[part])[:-1])
             for row, score_D, slope_TD in zip(part.tolist(), scores_BD, each, strict=True):
@@ -176,7 +178,7 @@ class _Path:
 
     @torch.inference_mode(False)
     def _gradients(self, texts: Rows, at: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """Return the scores at places of the texts' paths, (B, D), and their slopes, (T, D)."""
+        """Return the scores at spans of the texts' paths, (B, D), and their slopes, (T, D)."""
         network, device = self.network, self.network.device
         layout = Layout.of(self.tokens.lengths[texts], network.pretrained, device)
         with torch.no_grad():
@@ -221,50 +223,30 @@ def _add_up(
     return Attributions(steps_STD.sum(axis=0), scores_SD[0])
 
 
-def explanations(fitted: Any, X: Any) -> Any:
-    """Return the attributions of texts, a row for each token and explained class.
-
-    Parameters
-    ----------
-    fitted : GPTTextClassifier
-        Nobody else's copy: another thread's fit must not change it in the meantime.
-    X : array-like of shape (n,) or (n, n_columns)
-
-    Returns
-    -------
-    table : pandas.DataFrame
-        As `GPTTextClassifier.explain` describes it.
-
-    Raises
-    ------
-    MissingPackageError
-        If pandas is not installed.
-    ValueError
-        If X is not as in `fit`, or the model can't be explained.
-    """
+def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
+    """Return the table that `GPTTextClassifier.explain` describes."""
     pandas = _pandas()
-    texts = fitted._checked_texts(X)
-    columns = texts.cells
-    scores = fitted._scores(X)
-    network = fitted._network
-    tokens, places = tokenise_with_spans(
-        columns,
-        Template(*fitted._fitted_with["template"]),
+    texts = model.check_texts(X)
+    scores = model.raw_scores(X, verbose)
+    network = model.network
+    tokens, spans = tokenise_with_spans(
+        texts.cells,
+        model.template,
         network.pretrained.tokenizer,
-        fitted._fitted_with["max_length"],
-        fitted._fitted_with.get("long_text", "cut"),  # older pickles know no other way
+        model.max_length,
+        model.long_text,
     )
-    explained, directions = _explained(scores, fitted._fitted_with["multilabel"])
+    explained, directions = _explained(scores, model.multilabel)
     run = run_by_trunk(tokens)
     counts = tokens.counts if isinstance(tokens, Windows) else np.ones(len(tokens), dtype=np.int64)
     of_run = np.repeat(np.arange(len(tokens)), counts)
-    found = _attributed(network, run, places, explained[of_run], directions[of_run])
+    found = _attributed(network, run, spans, explained[of_run], directions[of_run])
     ends = np.cumsum(counts).tolist()
     parts = [
-        _text_of(found[end - count : end], run.offsets[end - count : end + 1], places)
+        _text_of(found[end - count : end], run.offsets[end - count : end + 1], spans)
         for end, count in zip(ends, counts.tolist(), strict=True)
     ]
-    table = _table(columns, fitted.classes_[explained], parts)
+    table = _table(texts.cells, model.classes[explained], parts)
     if texts.names is not None:
         table["column"] = np.array(texts.names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)
@@ -295,12 +277,12 @@ class _Text(NamedTuple):
 def _attributed(
     network: TextNetwork,
     run: Tokens,
-    places: TokenSpans,
+    spans: TokenSpans,
     explained_ND: NDArray[np.int64],
     directions_NDK: NDArray[np.float32],
 ) -> list[Attributions]:
     """Return the attributions of all texts or windows, equal ones computed once."""
-    replaced = places.column >= 0
+    replaced = spans.column >= 0
     # Equal tokens may be others' words, where a template repeats what stands in a cell, and equal
     # windows may be of texts of different classes.
     keys = [
@@ -316,17 +298,17 @@ def _attributed(
     return [made[first[key]] for key in keys]
 
 
-def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], places: TokenSpans) -> _Text:
+def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], spans: TokenSpans) -> _Text:
     """Put a text together from its windows, which lie behind each other at these offsets."""
     within = np.arange(offsets[0], offsets[-1])
-    own = within[places.column[within] >= 0]
-    _, at, token = np.unique(places.index[own], return_index=True, return_inverse=True)
+    own = within[spans.column[within] >= 0]
+    _, at, token = np.unique(spans.index[own], return_index=True, return_inverse=True)
     each_TD = np.concatenate([window.values_TD for window in windows])[own - offsets[0]]
     values_TD = np.zeros((len(at), each_TD.shape[1]))
     np.add.at(values_TD, token, each_TD / len(windows))
     baseline_D = np.mean([window.baseline_D for window in windows], axis=0)
     kept = own[at]
-    return _Text(places.column[kept], places.start[kept], places.end[kept], values_TD, baseline_D)
+    return _Text(spans.column[kept], spans.start[kept], spans.end[kept], values_TD, baseline_D)
 
 
 def _explained(

@@ -1,46 +1,38 @@
-"""What a fit is given, checked whole before anything is trained.
+"""How an estimator is fitted: check the inputs, build the network, train it, record the result.
 
-What every estimator's parameters may be: one table for the check, the message and the tests.
-
-From an estimator's parameters to the plan of a training run.
-
-`scoring` on the held-out rows, from raw scores that the network has computed anyway.
-
-Going on from a fitted network: what must be as it was, and where old classes go.
-
-Words about `max_length`: one larger than the model's, and texts that are longer.
-
-How a fit can end otherwise than well, and what its user is told.
-
-How what is around a fit, such as a search, watches it, however deep in Pipelines it lies.
-
-Which checkpoint is a fit's own: all that its result depends on, by names that a user knows.
+`fit`, `partial_fit` and `plan` read the estimator's parameters and ask it for three things:
+`_encode_target` checks y, `_loss_weights` weighs the rows, `_loss` is what is minimised. What shows
+a fit, `_monitors`, is its own too.
 """
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from inspect import signature
-from numbers import Integral, Real
-from os import PathLike
-from typing import Any, NoReturn
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import check_scoring, get_scorer_names
-from sklearn.utils.validation import validate_data
+from sklearn.metrics import check_scoring
 
 from skgpt._files import as_folder
-from skgpt._sklearn import Interval, StrOptions
-from skgpt.data.inputs import TextColumns, check_texts, check_weight, rows_of
+from skgpt.calibration import calibrate
+from skgpt.cost import FitEstimate, estimate_fit
+from skgpt.data.inputs import check_texts, check_weight, rows_of
 from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
 from skgpt.data.targets import Target, join
 from skgpt.data.template import Template, parse_template
-from skgpt.data.tokenization import TextIds
-from skgpt.device import prefix_budget
+from skgpt.data.tokenization import TextIds, tokenise_rows
+from skgpt.device import (
+    no_more_threads_than_cores,
+    prefix_budget,
+    resolve_device,
+    resolve_precision,
+)
 from skgpt.exceptions import (
     ContinuationError,
     CutTextsWarning,
@@ -50,34 +42,149 @@ from skgpt.exceptions import (
     SkippedStepsWarning,
     warn_user,
 )
-from skgpt.lora import LoRA
+from skgpt.fitted_model import FittedModel, TrainedOn, check_columns_match, column_attributes
+from skgpt.lora import adapter_spec, lora_of
 from skgpt.network.features import disk_room
 from skgpt.network.lora import AdapterSpec
-from skgpt.network.microbatches import token_budget
-from skgpt.network.network import NetworkSpec, TextNetwork
-from skgpt.pretrained.loading import PretrainedModel
+from skgpt.network.microbatches import explain_no_memory, token_budget
+from skgpt.network.network import NetworkSpec, TextNetwork, build_network
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.run_key import described, digest, encoded
-from skgpt.training.callbacks import Monitor
+from skgpt.saving.huggingface import SavedHead, put_head
+from skgpt.sklearn_callbacks import SklearnCallbacks
+from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.config import TrainingPlan, resolve_epochs
-from skgpt.training.early_stopping import Judge
-from skgpt.training.loop import FitResult
+from skgpt.training.config import TrainingConfig, resolve_epochs
+from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
+from skgpt.training.loop import FitResult, TrainingRows, train
 
-COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
+_ASSUMED_CLASSES = 2  # of a plan without labels
 
-Encode = Callable[[Any, int, Any, str], Target]  # y, rows, known classes or None, y's name
+
+@no_more_threads_than_cores()
+def fit(estimator: Any, given: "FitInputs") -> None:
+    """Fine-tune. Attributes are set once, at the end: a fit that fails leaves all as it was."""
+    previous = _model_of(estimator) if estimator.warm_start else None
+    seed = draw_seed(estimator.random_state)
+    data = check_inputs(estimator, given, seed, previous)
+    network = make_network(estimator, data.target, seed, previous)
+
+    with open_checkpoint(estimator, given, data, network, seed, previous) as checkpoint:
+        if checkpoint is not None and checkpoint.seed != seed:  # with random_state=None
+            seed = checkpoint.seed
+            data = check_inputs(estimator, given, seed, previous)
+        config = make_config(estimator, network, len(data.split.train), seed)
+        callbacks = make_callbacks(estimator, given, data, network, config.n_epochs)
+        run = train(
+            network,
+            training_rows(estimator, data, network),
+            loss=estimator._loss(data.target),
+            config=config,
+            validation=make_watched(estimator, data, network),
+            callbacks=[*make_monitors(estimator, data, network), callbacks],
+            checkpoint=checkpoint,
+        )
+        model = model_of_run(estimator, data, network, run)
+        if data.held_out is not None and getattr(estimator, "calibrate", False):
+            model, run = calibrated(model, run, data, estimator.verbose)
+        estimator._set_fitted(model)
+        raise_if_interrupted(run)
+    callbacks.fitted()
+    warn_of_skipped_steps(run)
+
+
+@no_more_threads_than_cores()
+def partial_fit(
+    estimator: Any, given: "FitInputs", classes: Any, places: NDArray[np.int64] | None
+) -> None:
+    """Make one pass from where the last call stopped.
+
+    `classes` are all there are, as far as known; `places` says where old outputs go among them.
+    """
+    previous = _model_of(estimator)
+    seed = draw_seed(estimator.random_state)
+    data = check_fit_data(
+        estimator,
+        given,
+        classes=classes,
+        columns=None if previous is None else dict(previous.columns),
+        split_seed=seed,
+    )
+    network = _build(estimator, data.target, seed, previous)
+    moments = None
+    if previous is not None:
+        check_continues(estimator, data, network, previous, more_classes=places is not None)
+        network.take_over(previous.network, places)
+        moments = previous.moments
+        if moments is not None and places is not None:
+            moments = moments.grown(places, network.spec.n_outputs)
+
+    n_before = 0 if previous is None else len(previous.history)
+    config = make_partial_config(estimator, network, len(data.split.train), seed, n_before)
+    callbacks = make_callbacks(estimator, given, data, network, config.n_epochs, previous)
+    run = train(
+        network,
+        training_rows(estimator, data, network),
+        loss=estimator._loss(data.target),
+        config=config,
+        validation=make_watched(estimator, data, network),
+        moments=moments,
+        callbacks=[*make_monitors(estimator, data, network), callbacks],
+    )
+    model = model_of_run(estimator, data, network, run, previous)
+    estimator._set_fitted(replace(model, moments=run.moments))
+    raise_if_interrupted(run)
+    callbacks.fitted()
+    warn_of_skipped_steps(run)
+
+
+@no_more_threads_than_cores()
+def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
+    """Measure what a fit would cost; nothing is fitted and nothing drawn from `random_state`."""
+    previous = _model_of(estimator) if estimator.warm_start else None
+    seed = seed_to_come(estimator.random_state)
+    labels = _assumed_labels(estimator, X, previous) if y is None else y
+    # Class weights are for labels that nobody knows yet, if y is None.
+    data = check_inputs(estimator, FitInputs(X, labels), seed, previous, weigh=y is not None)
+    network = make_network(estimator, data.target, seed, previous)
+    if y is not None:
+        make_watched(estimator, data, network)  # tries the scorer
+    return estimate_fit(
+        network,
+        data.cells,
+        data.template,
+        data.target.codes,
+        data.loss_weight,
+        data.split,
+        config=make_config(estimator, network, len(data.split.train), seed),
+        loss=estimator._loss(data.target),
+        max_length=int(estimator.max_length),
+        long_text=estimator.long_text,
+        early_stopping=bool(estimator.early_stopping),
+        classes_assumed=_ASSUMED_CLASSES if y is None and previous is None else None,
+    )
+
+
+def _assumed_labels(estimator: Any, X: Any, previous: FittedModel | None) -> NDArray[Any]:
+    """Return labels by turns: of two classes, or those that the fit would go on with."""
+    n = len(check_texts(X, estimator=type(estimator).__name__))
+    if previous is None:
+        return np.arange(n) % _ASSUMED_CLASSES
+    if previous.multilabel:
+        return np.zeros((n, len(previous.classes)), dtype=np.int64)
+    return np.asarray(previous.classes[np.arange(n) % len(previous.classes)])
+
+
+def _model_of(estimator: Any) -> FittedModel | None:
+    return getattr(estimator, "_model", None)
+
+
+# The inputs.
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the caller of `fit` passed, as it came.
-
-    Parameters
-    ----------
-    X, y, sample_weight : array-like
-    X_val, y_val, sample_weight_val : array-like or None
-    groups : array-like or None
-    """
+class FitInputs:
+    """What the caller of `fit` passed, as it came."""
 
     X: Any
     y: Any
@@ -90,7 +197,7 @@ class Given:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out rows as a scorer is to be given them: X of the user's kind, y an array."""
+    """The held-out rows as a scorer gets them: X of the user's kind, y an array."""
 
     X: Any
     y: Any
@@ -99,136 +206,107 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class FitData:
-    """Checked data of one fit: the rows to train on, and behind them those passed as `X_val`.
+    """The checked data of a fit: the rows of X, and behind them those of `X_val`.
 
-    Parameters
-    ----------
-    columns : list of list of str
-        The texts, column by column.
-    template : Template
-    target : Target
-    sample_weight : ndarray of shape (n,)
-    split : Split
-    held_out : HeldOut or None
-    attributes : dict
-        ``n_features_in_`` and ``feature_names_in_``, as far as X says them.
-    split_seed : int
-        What the held-out rows were, or would be, drawn from.
+    `cells` holds the texts, column by column; `columns` the attributes that scikit-learn sets for
+    them. `loss_weight` is `sample_weight` times the weights of the classes.
     """
 
-    columns: list[list[str]]
+    cells: list[list[str]]
     template: Template
     target: Target
     sample_weight: NDArray[np.float64]
+    loss_weight: NDArray[np.float64]
     split: Split
     held_out: HeldOut | None
-    attributes: dict[str, Any]
+    columns: dict[str, Any]
     split_seed: int
+
+
+def check_inputs(
+    estimator: Any,
+    given: FitInputs,
+    seed: int,
+    previous: FittedModel | None,
+    *,
+    weigh: bool = True,
+) -> FitData:
+    """Check what `fit` was given, and hold out rows.
+
+    A fit that goes on holds out the same rows again: others have been trained on already.
+    """
+    return check_fit_data(
+        estimator,
+        given,
+        classes=None if previous is None else previous.classes,
+        split_seed=seed if previous is None else previous.split_seed,
+        weigh=weigh,
+    )
 
 
 def check_fit_data(
     estimator: Any,
-    given: Given,
-    encode: Encode,
+    given: FitInputs,
     *,
     classes: Any = None,
     columns: dict[str, Any] | None = None,
-    seed: int,
+    split_seed: int,
+    weigh: bool = True,
 ) -> FitData:
-    """Check everything that a fit is given, and draw what it holds out.
+    """Check everything that a fit is given, before anything is trained.
 
-    Parameters
-    ----------
-    estimator : BaseGPTText
-        For its parameters; nothing is set on it.
-    given : Given
-    encode : callable
-        Checks y.
-    classes : ndarray, default=None
-        The classes, where they are known already.
-    columns : dict, default=None
-        `COLUMN_ATTRIBUTES` of an earlier call, which X must match.
-    seed : int
-        Of the rows to hold out.
-
-    Returns
-    -------
-    data : FitData
-
-    Raises
-    ------
-    ValueError
-        If something is not as `fit` describes it.
+    X must match `columns`, of an earlier call, and y the classes, if they are known.
     """
-    texts = check_texts(given.X, estimator=estimator)
-    attributes = column_attributes(estimator, texts)
+    name = type(estimator).__name__
+    texts = check_texts(given.X, estimator=name)
+    found = column_attributes(texts, name)
     if columns is not None:
-        check_columns_match(columns, texts, estimator=estimator)
-        attributes = columns
+        check_columns_match(columns, texts, name=name)
+        found = columns
     n = len(texts)
     template = parse_template(estimator.template, len(texts.cells), texts.names)
-    target = encode(given.y, n, classes, "y")
+    target = estimator._encode_target(given.y, n, classes, "y")
     weight = check_weight(given.sample_weight, n)
-    data = FitData(texts.cells, template, target, weight, all_rows(n), None, attributes, seed)
+    split = all_rows(n)
+    data = FitData(texts.cells, template, target, weight, weight, split, None, found, split_seed)
     if given.X_val is not None:
-        return _with_validation_data(data, estimator, given, encode)
-    for name in ("y_val", "sample_weight_val"):
-        if getattr(given, name) is not None:
-            raise InvalidTextError(f"`{name}` belongs to `X_val`, which is None: pass both.")
-    return _with_held_out_rows(data, estimator, given) if estimator._holds_out else data
-
-
-def trained_on(
-    data: FitData, goes_on_from: Mapping[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """Count the rows that are trained on, and those of each label.
-
-    Parameters
-    ----------
-    data : FitData
-    goes_on_from : mapping, default=None
-        The attributes of an estimator whose calls before are counted too, if there were any.
-
-    Returns
-    -------
-    counts : dict or None
-        ``rows``, and ``labels``: for each label, as text, its rows. None if the calls before
-        didn't count theirs, as those in older pickles.
-    """
-    before: Mapping[str, Any] | None = {"rows": 0, "labels": {}}
-    if goes_on_from is not None and "_fitted_with" in goes_on_from:
-        before = goes_on_from["_fitted_with"].get("trained_on")
-    if before is None:
-        return None
-    codes = data.target.codes[data.split.train]
-    if data.target.is_multilabel:
-        each = codes.sum(axis=0)
+        data = _with_validation_rows(data, estimator, given)
     else:
-        each = np.bincount(codes, minlength=data.target.width)
-    names = map(str, data.target.classes.tolist())
-    return {
-        "rows": before["rows"] + len(codes),
-        "labels": {
-            name: before["labels"].get(name, 0) + int(n)
-            for name, n in zip(names, each, strict=True)
-        },
-    }
+        for argument in ("y_val", "sample_weight_val"):
+            if getattr(given, argument) is not None:
+                raise InvalidTextError(
+                    f"`{argument}` belongs to `X_val`, which is None: pass both."
+                )
+        if _holds_out(estimator):
+            data = _with_held_out_rows(data, estimator, given)
+    if not weigh:
+        return replace(data, loss_weight=np.ones_like(data.target.codes, dtype=np.float64))
+    return replace(
+        data,
+        loss_weight=estimator._loss_weights(data.target, data.sample_weight, data.split),
+    )
 
 
-def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: Encode) -> FitData:
+def _holds_out(estimator: Any) -> bool:
+    """Say whether a fit that gets no `X_val` holds rows out."""
+    return bool(estimator.early_stopping or getattr(estimator, "calibrate", False))
+
+
+def _with_validation_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
     if given.y_val is None:
         raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
+    name = type(estimator).__name__
     with _about("X_val"):
-        texts = check_texts(given.X_val, estimator=estimator)
-    check_columns_match(data.attributes, texts, of="X_val", estimator=estimator)
-    n, n_val = len(data.columns[0]), len(texts)
-    target = encode(given.y_val, n_val, data.target.classes, "y_val")
+        texts = check_texts(given.X_val, estimator=name)
+    check_columns_match(data.columns, texts, of="X_val", name=name)
+    n, n_val = len(data.target), len(texts)
+    target = estimator._encode_target(given.y_val, n_val, data.target.classes, "y_val")
     with _about("sample_weight_val"):
         weight = check_weight(given.sample_weight_val, n_val)
     given_weight = None if given.sample_weight_val is None else weight
     return replace(
         data,
-        columns=[a + b for a, b in zip(data.columns, texts.cells, strict=True)],
+        cells=[a + b for a, b in zip(data.cells, texts.cells, strict=True)],
         target=join(data.target, target),
         sample_weight=np.concatenate([data.sample_weight, weight]),
         split=given_rows(n, n_val),
@@ -238,22 +316,22 @@ def _with_validation_data(data: FitData, estimator: Any, given: Given, encode: E
 
 @contextmanager
 def _about(name: str) -> Iterator[None]:
-    """Say in an error of a check that it speaks of another argument than usual."""
+    """Say in an error of a check which argument it is about."""
     try:
         yield
     except ValueError as error:
         raise InvalidTextError(f"In `{name}`: {error}") from error
 
 
-def _with_held_out_rows(data: FitData, estimator: Any, given: Given) -> FitData:
+def _with_held_out_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
     # A row that weighs nothing is as good as left out, and no use among the held-out rows.
     weighty = np.flatnonzero(data.sample_weight > 0)
     groups = None
     if given.groups is not None:
         groups = group_codes(given.groups, len(data.target))[weighty]
     strata = data.target.codes[weighty]
-    fraction, seed = estimator.validation_fraction, data.split_seed
-    held = weighty[hold_out(strata, fraction, seed, groups).held_out]
+    split = hold_out(strata, estimator.validation_fraction, data.split_seed, groups)
+    held = weighty[split.held_out]
     return replace(
         data,
         split=Split(np.setdiff1d(np.arange(len(data.sample_weight)), held), held),
@@ -265,104 +343,178 @@ def _with_held_out_rows(data: FitData, estimator: Any, given: Given) -> FitData:
     )
 
 
-def column_attributes(estimator: Any, texts: TextColumns) -> dict[str, Any]:
-    """Return what scikit-learn would set for the columns of X, on a copy that is thrown away."""
-    names = texts.names or []
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidTextError(
-            f"The columns of X must have different names. Several are called {twice[0]!r}: rename "
-            "them, or pass X.to_numpy()."
+def training_rows(estimator: Any, data: FitData, network: TextNetwork) -> TrainingRows:
+    """Tokenise all rows; warn of texts that are cut."""
+    tokens = tokenise_rows(
+        data.cells,
+        data.template,
+        network.pretrained.tokenizer,
+        estimator.max_length,
+        estimator.long_text,
+    )
+    warn_of_cut_texts(type(estimator).__name__, estimator.max_length, tokens)
+    return TrainingRows(tokens, data.target.codes, data.loss_weight, data.split)
+
+
+# The network.
+
+
+def make_network(
+    estimator: Any, target: Target, seed: int, previous: FittedModel | None
+) -> TextNetwork:
+    """Return the network that `fit` trains, with what a previous fit has learned."""
+    network = _build(estimator, target, seed, previous)
+    if previous is not None:
+        then = previous.network
+        check_same_shape(network.spec, then.spec, may_learn_more=True, may_have_more=False)
+        network.take_over(then)
+    return network
+
+
+@explain_no_memory()
+def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | None) -> TextNetwork:
+    device = resolve_device(estimator.device)
+    dtype = resolve_precision(estimator.precision, device)
+    if previous is None:
+        pretrained = load_pretrained(estimator.model, estimator.revision)
+    else:
+        pretrained = previous.network.pretrained
+        for name, then in (("model", pretrained.model), ("revision", pretrained.revision)):
+            if (now := getattr(estimator, name)) != then:
+                raise _changed(name, then, now)
+        if target.is_multilabel != previous.multilabel:
+            raise ContinuationError(
+                "To go on from a fitted model, y must be of the same kind: one label per text "
+                "or an indicator of several. Set warm_start=False to start anew."
+            )
+    limit = pretrained.max_positions
+    if limit is not None and estimator.max_length > limit:
+        raise ModelNotSupportedError(
+            f"`max_length` must be at most {limit}, the positions that {pretrained.model!r} has. "
+            f"Got {estimator.max_length}."
         )
-    probe = copy.copy(estimator)
-    for name in COLUMN_ATTRIBUTES:
-        probe.__dict__.pop(name, None)
-    validate_data(probe, texts.X, skip_check_array=True)
-    return {name: probe.__dict__[name] for name in COLUMN_ATTRIBUTES if name in probe.__dict__}
+    return build_network(
+        pretrained,
+        n_layers=estimator.n_layers,
+        trainable_layers=estimator.trainable_layers,
+        pooling=estimator.pooling,
+        n_outputs=target.width,
+        dtype=dtype,
+        device=device,
+        lora=adapter_spec(estimator.lora),
+        seed=seed,
+    )
 
 
-def columns_of_fit(fitted: Any) -> dict[str, Any]:
-    """Return those of `COLUMN_ATTRIBUTES` that an estimator has."""
-    return {name: getattr(fitted, name) for name in COLUMN_ATTRIBUTES if hasattr(fitted, name)}
+def model_from_head(estimator: Any, saved: SavedHead) -> FittedModel:
+    """Return the model of a checkpoint's head on the estimator's trunk: a fit of no rows."""
+    target, order = saved.target()
+    seed = draw_seed(estimator.random_state)
+    network = _build(estimator, target, seed, None)
+    put_head(network, saved.weight[order])
+    split_seed = saved.notes.get("split_seed")
+    data = FitData(
+        cells=[[]],
+        template=parse_template(None, 1, None),
+        target=target,
+        sample_weight=np.zeros(0),
+        loss_weight=np.zeros(0),
+        split=all_rows(0),
+        held_out=None,
+        columns={},
+        split_seed=seed if split_seed is None else split_seed,
+    )
+    model = model_of_run(estimator, data, network)
+    return replace(model, trained_on=saved.notes.get("trained_on"))
 
 
-def check_columns_match(
-    fitted: Mapping[str, Any], texts: TextColumns, *, of: str = "X", estimator: Any
+# Going on from a fitted model: what must be as it was.
+
+
+def check_continues(
+    estimator: Any,
+    data: FitData,
+    network: TextNetwork,
+    previous: FittedModel,
+    *,
+    more_classes: bool,
 ) -> None:
-    """Check that X has the columns of the fit; one column and a plain list are the same.
-
-    Parameters
-    ----------
-    fitted : mapping
-        Holds `COLUMN_ATTRIBUTES`, as far as the fitted X said them.
-    texts : TextColumns
-    of : str
-        Its name, for error messages.
-    estimator : estimator
-        Named in scikit-learn's error messages.
-
-    Raises
-    ------
-    ValueError
-        If the number of columns or their names differ.
-    """
-    expected, found = fitted.get("n_features_in_"), texts.n_features
-    if found is not None and expected is not None:
-        probe = copy.copy(estimator)
-        probe.__dict__.update(fitted)
-        validate_data(probe, texts.X, reset=False, skip_check_array=True)
-    elif (found or 1) != (expected or 1):
-        raise InvalidTextError(
-            f"{of} must have as many columns as at fit: {expected or 'one text per row'}. Got "
-            f"{found or 'one text per row'}."
+    """Check that `partial_fit` goes on with the network and the template of its last call."""
+    check_same_shape(
+        network.spec, previous.network.spec, may_learn_more=False, may_have_more=more_classes
+    )
+    if data.template != previous.template:
+        raise ContinuationError(
+            "To go on from a fitted model, `template` must lay texts out as it did. Got "
+            f"{estimator.template!r}: set it back, or call fit to start anew."
         )
 
 
-SHARED_CONSTRAINTS: dict[str, list[Any]] = {
-    "model": [str],
-    "revision": [str, None],
-    "n_layers": [Interval(Integral, 1, None, closed="left"), None],
-    "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
-    "lora": [LoRA, None],
-    "head_first_epochs": [Interval(Integral, 0, None, closed="left")],
-    "pooling": [StrOptions({"last", "mean", "auto"})],
-    "template": [str, None],
-    "max_length": [Interval(Integral, 2, None, closed="left")],
-    "long_text": [StrOptions({"cut", "windows"})],
-    "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-    "batch_size": [Interval(Integral, 1, None, closed="left")],
-    "learning_rate": [Interval(Real, 0, None, closed="neither")],
-    "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
-    "weight_decay": [Interval(Real, 0, None, closed="left")],
-    "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
-    "lr_schedule": [StrOptions({"linear", "cosine", "constant"})],
-    "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
-    "early_stopping": ["boolean"],
-    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
-    "tol": [Interval(Real, 0, None, closed="left")],
-    "scoring": [StrOptions(set(get_scorer_names())), callable, None],
-    "warm_start": ["boolean"],
-    "device": [str],
-    "precision": [StrOptions({"auto", "bf16", "fp16", "fp32"})],
-    "store_base": ["boolean", StrOptions({"auto"})],
-    "checkpoint_dir": [str, PathLike, None],
-    "random_state": ["random_state"],
-    "verbose": [Interval(Integral, 0, None, closed="left"), bool],
-}
+def check_same_shape(
+    now: NetworkSpec, then: NetworkSpec, *, may_learn_more: bool, may_have_more: bool
+) -> None:
+    """Check that a network can take over what another has learned; errors name the parameter.
+
+    `may_learn_more` allows layers to learn that were frozen (their optimiser has no moments),
+    `may_have_more` allows more outputs.
+    """
+    for name in ("n_layers", "pooling"):
+        if getattr(now, name) != getattr(then, name):
+            raise _changed(name, getattr(then, name), getattr(now, name))
+    if _without_dropout(now) != _without_dropout(then):
+        raise _changed("lora", lora_of(then.lora), lora_of(now.lora))
+    if now.trainable_layers != then.trainable_layers and not (
+        may_learn_more and _n_learning(now) > _n_learning(then)
+    ):
+        more = (
+            "More layers may learn than before, not fewer."
+            if may_learn_more
+            else "With warm_start=True, fit may go on with more layers than before."
+        )
+        raise _changed("trainable_layers", then.trainable_layers, now.trainable_layers, more)
+    if now.n_outputs != then.n_outputs and not may_have_more:
+        raise ContinuationError(
+            f"The fitted model tells {then.n_outputs} labels apart. Got {now.n_outputs}: set "
+            "warm_start=False to start anew."
+        )
+
+
+def _without_dropout(spec: NetworkSpec) -> AdapterSpec | None:
+    """Return the adapters without their dropout, which leaves nothing in the weights."""
+    return None if spec.lora is None else replace(spec.lora, dropout=0.0)
+
+
+def _n_learning(spec: NetworkSpec) -> float:
+    return np.inf if spec.trainable_layers == "all" else spec.trainable_layers
+
+
+def _changed(name: str, then: Any, now: Any, more: str = "") -> ContinuationError:
+    return ContinuationError(
+        f"To go on from a fitted model, `{name}` must be as it was, {then!r}. Got {now!r}: set it "
+        f"back, or call fit with warm_start=False to start anew. {more}".rstrip()
+    )
+
+
+def places_of(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.int64]:
+    """Return where each old class stands among the new ones."""
+    place = {label: i for i, label in enumerate(new.tolist())}
+    missing = [label for label in old.tolist() if label not in place]
+    if missing:
+        raise ContinuationError(
+            f"`classes` must hold every class that was fitted: {old.tolist()}. {missing} are "
+            f"missing from {new.tolist()}."
+        )
+    return np.array([place[label] for label in old.tolist()], dtype=np.int64)
+
+
+# The training run.
 
 
 def draw_seed(random_state: Any) -> int:
     """Draw the one integer that all randomness of a fit follows from.
 
-    Parameters
-    ----------
-    random_state : int, RandomState instance or None
-        An int is used as it is given, so nothing global is touched. None draws from numpy's global
-        generator, as everywhere in scikit-learn.
-
-    Returns
-    -------
-    seed : int
+    An int is used as it is, so nothing global is touched. None draws from numpy's global
+    generator, as everywhere in scikit-learn.
     """
     if isinstance(random_state, Integral):
         return int(random_state)
@@ -371,36 +523,15 @@ def draw_seed(random_state: Any) -> int:
 
 
 def seed_to_come(random_state: Any) -> int:
-    """Return the integer that `draw_seed` would draw next, and leave the generator as it is.
-
-    Parameters
-    ----------
-    random_state : int, RandomState instance or None
-        None stands for a generator that others draw from as well: any integer will do, 0.
-
-    Returns
-    -------
-    seed : int
-    """
+    """Return the integer that `draw_seed` would draw next; 0 for None, as others draw there too."""
     return 0 if random_state is None else draw_seed(copy.deepcopy(random_state))
 
 
-def plan_of_fit(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingPlan:
-    """Return the plan of a whole fit.
-
-    Parameters
-    ----------
-    estimator : BaseGPTText
-        For its parameters.
-    network : TextNetwork
-        About to be trained.
-    n_rows : int
-        To train on.
-    seed : int
-    """
+def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingConfig:
+    """Return the configuration of a whole fit."""
     head_first = int(estimator.head_first_epochs)
     n_epochs = resolve_epochs(estimator.max_epochs, n_rows, estimator.batch_size)
-    return TrainingPlan(
+    return TrainingConfig(
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
@@ -418,72 +549,59 @@ def plan_of_fit(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
     )
 
 
-def plan_of_part(
-    estimator: Any, network: TextNetwork, n_rows: int, seed: int, first_epoch: int
-) -> TrainingPlan:
-    """Return the plan of one call of `partial_fit`: a pass at a constant rate.
-
-    Parameters
-    ----------
-    estimator, network, n_rows, seed
-        As in `plan_of_fit`.
-    first_epoch : int
-        Passes that earlier calls have made.
-    """
+def make_partial_config(
+    estimator: Any, network: TextNetwork, n_rows: int, seed: int, n_before: int
+) -> TrainingConfig:
+    """Return the configuration of one call of `partial_fit`: a pass at a constant rate."""
     return replace(
-        plan_of_fit(estimator, network, n_rows, seed),
+        make_config(estimator, network, n_rows, seed),
         n_epochs=1,
         warmup_ratio=0.0,
         schedule="constant",
-        first_epoch=first_epoch,
+        first_epoch=n_before,
         head_first_epochs=0,
     )
 
 
+def make_watched(estimator: Any, data: FitData, network: TextNetwork) -> Validation:
+    """Return how the held-out rows are scored, and when that ends the fit."""
+    if data.held_out is None:
+        return Validation()
+    judge = make_judge(
+        estimator.scoring,
+        data.held_out,
+        data.target.truth(data.split.held_out),
+        lambda scores: fitted_view(estimator, data, network, scores),
+    )
+    rule = None
+    if estimator.early_stopping:
+        rule = StoppingRule(estimator.n_iter_no_change, estimator.tol)
+    return Validation(judge, rule)
+
+
 def make_judge(
-    scoring: Any, held_out: HeldOut, truth_NK: NDArray[np.float32], fitted: Callable[[], Any]
-) -> Judge | None:
-    """Turn the `scoring` parameter into a function of the held-out rows' raw scores.
+    scoring: Any,
+    held_out: HeldOut,
+    truth_NK: NDArray[np.float32],
+    view_of: Callable[[NDArray[np.float32]], Any],
+) -> ValidationScorer | None:
+    """Return `scoring` as a function of the held-out rows' raw scores; None for their loss.
 
-    Parameters
-    ----------
-    scoring : str, callable or None
-        As for scikit-learn's `check_scoring`; None watches the loss instead. A scorer that takes
-        no `sample_weight` isn't given any.
-    held_out : HeldOut
-    truth_NK : ndarray of shape (n_held_out, n_outputs)
-        Raw scores that say what is true of the held-out rows.
-    fitted : callable
-        Makes a copy of the estimator that is fitted with the network in training.
-
-    Returns
-    -------
-    judge : callable or None
-
-    Raises
-    ------
-    InvalidTextError
-        If the scorer fails, or gives no number, even where everything is predicted right: now,
-        before anything is trained.
+    `truth_NK` are raw scores that are right about all rows: with them the scorer is tried before
+    anything is trained. `view_of` makes an estimator that predicts from raw scores.
     """
     if scoring is None:
         return None
 
     def judge(logits_NK: NDArray[np.float32]) -> float:
-        # The network has run over these rows already: predictions follow from its raw scores.
-        view = fitted()
-        run = view._scores
-        view._scores = lambda X: logits_NK if X is held_out.X else run(X)
-        try:
-            scorer = check_scoring(view, scoring)
-            options = {}
-            if held_out.sample_weight is not None and _takes_weights(scorer):
-                options = {"sample_weight": held_out.sample_weight}
-            return float(scorer(view, held_out.X, held_out.y, **options))
-        finally:
-            del view._scores  # else it would refer to itself, and keep the network alive
+        view = view_of(logits_NK)
+        scorer = check_scoring(view, scoring)
+        options = {}
+        if held_out.sample_weight is not None and _takes_weights(scorer):
+            options = {"sample_weight": held_out.sample_weight}
+        return float(scorer(view, held_out.X, held_out.y, **options))
 
-    try:  # with right predictions, since metrics of a model that knows nothing are ill-defined
+    try:  # metrics of a model that knows nothing yet are ill-defined
         best = judge(truth_NK)
     except (TypeError, ValueError) as error:
         raise InvalidTextError(
@@ -503,287 +621,206 @@ def _takes_weights(scorer: Any) -> bool:
     return "sample_weight" in signature(getattr(scorer, "_score_func", scorer)).parameters
 
 
-def check_same_model(estimator: Any, network: TextNetwork) -> None:
-    """Check that the parameters still name the model that was fitted.
-
-    Raises
-    ------
-    ContinuationError
-        If `model` or `revision` has another value.
-    """
-    pretrained = network.pretrained
-    for name, then in {"model": pretrained.model, "revision": pretrained.revision}.items():
-        now = getattr(estimator, name)
-        if now != then:
-            raise _other(name, then, now)
-
-
-def check_same_shape(
-    now: NetworkSpec, then: NetworkSpec, *, may_learn_more: bool, may_have_more: bool
-) -> None:
-    """Check that a network of one spec can take over what one of another has learned.
-
-    Parameters
-    ----------
-    now, then : NetworkSpec
-    may_learn_more : bool
-        Whether layers that were frozen may learn now (their optimiser has no moments).
-    may_have_more : bool
-        Whether there may be more outputs.
-
-    Raises
-    ------
-    ContinuationError
-        If they differ otherwise; the message names the parameter.
-    """
-    for name in ("n_layers", "pooling"):
-        if getattr(now, name) != getattr(then, name):
-            raise _other(name, getattr(then, name), getattr(now, name))
-    if _form(now) != _form(then):
-        raise _other("lora", _said(then.lora), _said(now.lora))
-    if now.trainable_layers != then.trainable_layers and not (
-        may_learn_more and _learns(now) > _learns(then)
-    ):
-        more = (
-            "More layers may learn than before, not fewer."
-            if may_learn_more
-            else "With warm_start=True, fit may go on with more layers than before."
-        )
-        raise _other("trainable_layers", then.trainable_layers, now.trainable_layers, more)
-    if now.n_outputs != then.n_outputs and not may_have_more:
-        raise ContinuationError(
-            f"The fitted model tells {then.n_outputs} labels apart. Got {now.n_outputs}: set "
-            "warm_start=False to start anew."
-        )
-
-
-def _form(spec: NetworkSpec) -> AdapterSpec | None:
-    """Return what adapters are but for their dropout, which leaves nothing behind."""
-    return None if spec.lora is None else replace(spec.lora, dropout=0.0)
-
-
-def _said(spec: AdapterSpec | None) -> LoRA | None:
-    """Return adapters as the user says them."""
-    if spec is None:
-        return None
-    whole = float(spec.alpha).is_integer()  # as it is usually written
-    return LoRA(**{**vars(spec), "alpha": int(spec.alpha) if whole else spec.alpha})
-
-
-def _learns(spec: NetworkSpec) -> float:
-    return np.inf if spec.trainable_layers == "all" else spec.trainable_layers
-
-
-def _other(name: str, then: Any, now: Any, more: str = "") -> ContinuationError:
-    return ContinuationError(
-        f"To go on from a fitted model, `{name}` must be as it was, {then!r}. Got {now!r}: set it "
-        f"back, or call fit with warm_start=False to start anew. {more}".rstrip()
-    )
-
-
-def places_of(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.int64]:
-    """Return where each old class stands among the new ones.
-
-    Raises
-    ------
-    ContinuationError
-        If one is missing.
-    """
-    place = {label: i for i, label in enumerate(new.tolist())}
-    missing = [label for label in old.tolist() if label not in place]
-    if missing:
-        raise ContinuationError(
-            f"`classes` must hold every class that was fitted: {old.tolist()}. {missing} are "
-            f"missing from {new.tolist()}."
-        )
-    return np.array([place[label] for label in old.tolist()], dtype=np.int64)
-
-
-# What was said in this process already: each fold and candidate would say it again.
-_SAID: set[tuple[str, int]] = set()
-_SAYING = threading.Lock()
-
-
-def check_length(max_length: int, pretrained: PretrainedModel) -> None:
-    """Raise ModelNotSupportedError if a model has not so many positions."""
-    limit = pretrained.max_positions
-    if limit is not None and max_length > limit:
-        raise ModelNotSupportedError(
-            f"`max_length` must be at most {limit}, the positions that {pretrained.model!r} has. "
-            f"Got {max_length}."
-        )
-
-
-def warn_of_cut_texts(estimator: Any, tokens: TextIds) -> None:
-    """Say how many of a fit's texts were cut, once in a process: nobody learns from how they end.
-
-    Once for each kind of estimator and each `max_length`, that is: who raises it and hears nothing
-    would take it for enough.
-
-    Parameters
-    ----------
-    estimator : BaseGPTText
-    tokens : Tokens or Windows
-        Of all texts that the fit was given.
-    """
-    if not tokens.n_cut:
-        return
-    kind = (type(estimator).__name__, int(estimator.max_length))
-    with _SAYING:
-        if kind in _SAID:
-            return
-        warn_user(
-            f"{tokens.n_cut} of {len(tokens)} texts are longer than "
-            f"max_length={estimator.max_length} tokens and were cut at the end: raise max_length, "
-            "or set long_text='windows' to have them read whole. This is said once.",
-            CutTextsWarning,
-        )
-        _SAID.add(kind)  # only now: where warnings are errors, the next fit is to fail as well
-
-
-def warn_and_raise(result: FitResult) -> NoReturn:
-    """Let what ended a fit early go on up; the estimator has been given its attributes.
-
-    Parameters
-    ----------
-    result : FitResult
-        Of a fit with an `interrupt`.
-    """
-    assert result.interrupt is not None
-    try:
-        if isinstance(result.interrupt, KeyboardInterrupt):  # another says it itself
-            warn_user(
-                f"This fit was interrupted after {len(result.history)} epochs. The estimator is "
-                "fitted, as the last optimiser step left it.",
-                InterruptedFitWarning,
-            )
-    finally:  # also where warnings are errors
-        raise result.interrupt
-
-
-def warn_of_skipped_steps(result: FitResult) -> None:
-    """Say how many steps were skipped, if any were; the fit has ended well otherwise.
-
-    Parameters
-    ----------
-    result : FitResult
-    """
-    if result.n_skipped:
-        warn_user(
-            f"{result.n_skipped} optimiser steps were skipped, as their loss or gradient was not "
-            "finite: the model learned nothing from their texts. `history_` says in which epochs. "
-            "Lower `learning_rate`, set `max_grad_norm=1.0`, or use precision='fp32'.",
-            SkippedStepsWarning,
-        )
+def make_monitors(estimator: Any, data: FitData, network: TextNetwork) -> list[TrainingCallback]:
+    """Return what shows a fit and, if somebody observes it, what they return for it."""
+    monitors: list[TrainingCallback] = estimator._monitors(network)
+    observer = _OBSERVER.get()
+    observing = observer and observer(estimator, lambda: fitted_view(estimator, data, network))
+    if not observing:
+        return monitors
+    # No notice of a slow fit: an observer may have it wait for others.
+    return [*(m for m in monitors if not isinstance(m, SlowFitNotice)), observing]
 
 
 # Asked by every fit that begins: the estimator, and what makes a copy of it that is fitted with
-# the weights as they stand. It returns a monitor, or None for a fit that it has no interest in.
-Watcher = Callable[[Any, Callable[[], Any]], Monitor | None]
+# the weights as they stand. Returns a monitor, or None for a fit that it has no interest in.
+FitObserver = Callable[[Any, Callable[[], Any]], TrainingCallback | None]
 
-_WATCHER: ContextVar[Watcher | None] = ContextVar("skgpt_watcher", default=None)
+_OBSERVER: ContextVar[FitObserver | None] = ContextVar("skgpt_fit_observer", default=None)
 
 
 @contextmanager
-def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Have the fits in the body watched: those of this thread, not of others.
-
-    Parameters
-    ----------
-    watcher : callable
-        See `Watcher`. The copy that it is offered shares the network in training: it predicts with
-        the weights as they are when it is asked.
-    """
-    token = _WATCHER.set(watcher)
+def fit_observer(observer: FitObserver) -> Iterator[None]:
+    """Let a surrounding search observe the fits of this thread, even inside nested Pipelines."""
+    token = _OBSERVER.set(observer)
     try:
         yield
     finally:
-        _WATCHER.reset(token)
+        _OBSERVER.reset(token)
 
 
-def monitors_from_outside(estimator: Any, fitted: Callable[[], Any]) -> list[Monitor]:
-    """Return the monitor of what is around a fit, if there is one.
+def make_callbacks(
+    estimator: Any,
+    given: FitInputs,
+    data: FitData,
+    network: TextNetwork,
+    n_epochs: int,
+    previous: FittedModel | None = None,
+) -> SklearnCallbacks:
+    """Begin the fit for scikit-learn's callbacks."""
+    own_held_out = given.X_val is None and len(data.split.held_out) > 0
 
-    Parameters
-    ----------
-    estimator : BaseGPTText
-        About to be trained.
-    fitted : callable
-        Makes a copy of it that is fitted with the network in training.
+    def rows(values: Any) -> Any:
+        return rows_of(values, data.split.train) if own_held_out else values
+
+    def metadata() -> dict[str, Any] | None:
+        # Weights only, like scikit-learn's own: a ScoringMonitor passes all on to its metrics.
+        if given.sample_weight is None:
+            return None
+        return {"sample_weight": data.sample_weight[data.split.train]}
+
+    def snapshot(history: list[EpochRecord]) -> dict[str, Any]:
+        still = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
+        still.take_over(network)
+        scores = [r["validation_score"] for r in history if "validation_score" in r]
+        best = int(np.argmax(scores)) + 1 if scores else 0
+        run = FitResult(history, scores, best, None)
+        view = copy.copy(estimator)
+        view._set_fitted(model_of_run(estimator, data, still, run, previous))
+        return vars(view)
+
+    offer = {"X": lambda: rows(given.X), "y": lambda: rows(given.y), "metadata": metadata}
+    return SklearnCallbacks(estimator, n_epochs, offer, snapshot)
+
+
+# The record.
+
+
+def model_of_run(
+    estimator: Any,
+    data: FitData,
+    network: TextNetwork,
+    run: FitResult | None = None,
+    previous: FittedModel | None = None,
+) -> FittedModel:
+    """Return what a run came to, behind what a previous one did; None stands for no epoch."""
+    run = run or FitResult([], [], 0, None)
+    before = [] if previous is None else previous.history
+    records: list[Any] = [{**r, "epoch": len(before) + r["epoch"]} for r in run.history]
+    return FittedModel(
+        network=network,
+        classes=data.target.classes,
+        multilabel=data.target.is_multilabel,
+        template=data.template,
+        max_length=estimator.max_length,
+        long_text=estimator.long_text,
+        device=estimator.device,
+        precision=estimator.precision,
+        split_seed=data.split_seed,
+        fitted_by=type(estimator).__name__,
+        trained_on=count_rows(data.target, data.split.train, previous),
+        columns=data.columns,
+        history=[*before, *records],
+        validation_scores=run.validation_scores,
+        best_iteration=run.best_iteration,
+    )
+
+
+def count_rows(
+    target: Target, rows: NDArray[np.int64], previous: FittedModel | None
+) -> TrainedOn | None:
+    """Count the rows that are trained on, those of previous calls included; None if unknown."""
+    before: TrainedOn | None = {"rows": 0, "labels": {}}
+    if previous is not None:
+        before = previous.trained_on
+    if before is None:
+        return None
+    codes = target.codes[rows]
+    counts = (
+        codes.sum(axis=0) if target.is_multilabel else np.bincount(codes, minlength=target.width)
+    )
+    names = map(str, target.classes.tolist())
+    return {
+        "rows": before["rows"] + len(codes),
+        "labels": {
+            name: before["labels"].get(name, 0) + int(n)
+            for name, n in zip(names, counts, strict=True)
+        },
+    }
+
+
+def fitted_view(
+    estimator: Any,
+    data: FitData,
+    network: TextNetwork,
+    held_out_scores: NDArray[np.float32] | None = None,
+) -> Any:
+    """Return a copy of the estimator, fitted with the network in training.
+
+    It need not run the network over the held-out rows if their raw scores are passed.
     """
-    watcher = _WATCHER.get()
-    monitor = None if watcher is None else watcher(estimator, fitted)
-    return [] if monitor is None else [monitor]
+    model = model_of_run(estimator, data, network)
+    if held_out_scores is not None and data.held_out is not None:
+        model = replace(model, known_scores=(data.held_out.X, held_out_scores))
+    view = copy.copy(estimator)
+    view._set_fitted(model)
+    return view
 
 
-# Those that change nothing, and those of which what they come to is asked for instead.
-_NOT_ASKED = frozenset(
+def calibrated(
+    model: FittedModel, run: FitResult, data: FitData, verbose: int
+) -> tuple[FittedModel, FitResult]:
+    """Return the model with a temperature fitted on the held-out rows.
+
+    Ctrl-C ends only this: the trained model is not lost by it.
+    """
+    assert data.held_out is not None
+    rows = data.split.held_out
+    try:
+        calibration = calibrate(
+            model.raw_scores(data.held_out.X, verbose),
+            data.target.truth(rows) > 0,
+            data.sample_weight[rows],
+            multilabel=model.multilabel,
+        )
+    except KeyboardInterrupt as error:
+        return model, replace(run, interrupt=run.interrupt or error)
+    return replace(model, calibration=calibration), run
+
+
+# The checkpoint: all that a fit's result depends on, by names that a user knows.
+
+# Parameters that change nothing, and those described by what they come to.
+_NOT_IN_KEY = frozenset(
     {"verbose", "checkpoint_dir", "store_base", "warm_start", "random_state"}
     | {"device", "precision", "template"}
 )
 
 
-@contextmanager
-def checkpoint_of(
-    estimator: Any, given: Given, data: FitData, network: TextNetwork, seed: int, *, goes_on: bool
-) -> Iterator[Checkpoint | None]:
-    """Have the checkpoint of a fit for its length; None where `checkpoint_dir` is.
+def open_checkpoint(
+    estimator: Any,
+    given: FitInputs,
+    data: FitData,
+    network: TextNetwork,
+    seed: int,
+    previous: FittedModel | None,
+) -> AbstractContextManager[Checkpoint | None]:
+    """Open the checkpoint of a fit for its length; None if `checkpoint_dir` is.
 
-    Parameters
-    ----------
-    estimator : BaseGPTText
-        Nothing is set on it.
-    given : Given
-    data : FitData
-        Checked. Which of its rows are held out is looked at only where a fit goes on: otherwise
-        that follows from the rest.
-    network : TextNetwork
-        About to be trained.
-    seed : int
-        Of this call; where `random_state` is None, a checkpoint that is there has its own.
-    goes_on : bool
-        Whether the network has learned something already.
-
-    Yields
-    ------
-    checkpoint : Checkpoint or None
-
-    Raises
-    ------
-    InvalidArgumentError
-        If `checkpoint_dir` names nothing.
-    StorageError
-        If the folder can't be written to, or what is there is damaged.
-    ContinuationError
-        If what is there belongs to another fit; the message names what differs.
+    With `random_state=None`, a checkpoint that is there brings its own seed.
     """
     if estimator.checkpoint_dir is None:
-        yield None
-        return
+        return nullcontext()
     root = as_folder(estimator.checkpoint_dir, "checkpoint_dir").absolute()
-    belongs_to = {
-        **_of_parameters(estimator),
-        **_of_data(estimator, given, data),
-        **_of_network(network),
-        **(_of_fitted(estimator._network, data) if goes_on else {}),
+    parameters = estimator.get_params(deep=False)
+    key = {
+        **{f"`{k}`": described(v) for k, v in parameters.items() if k not in _NOT_IN_KEY},
+        **_describe_data(given, data, with_groups=_holds_out(estimator)),
+        **_describe_network(network),
+        **({} if previous is None else _describe_previous(previous.network, data)),
         "`random_state`": None if estimator.random_state is None else seed,
     }
-    with claimed_checkpoint(root, belongs_to, seed) as checkpoint:
-        yield checkpoint
+    return claimed_checkpoint(root, key, seed)
 
 
-def _of_parameters(estimator: Any) -> dict[str, Any]:
-    parameters = estimator.get_params(deep=False)
-    return {f"`{k}`": described(v) for k, v in parameters.items() if k not in _NOT_ASKED}
-
-
-def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
+def _describe_data(given: FitInputs, data: FitData, *, with_groups: bool) -> dict[str, Any]:
+    """Describe the rows. Which of them are held out follows from the rest."""
     groups = None
-    if given.groups is not None and given.X_val is None and estimator._holds_out:
+    if given.groups is not None and given.X_val is None and with_groups:
         groups = digest([group_codes(given.groups, len(data.target)).tobytes()])
     codes = data.target.codes
     return {
-        "the texts": digest(encoded(data.columns)),
+        "the texts": digest(encoded(data.cells)),
         "`template`": [list(data.template.words), list(data.template.fields)],
         "the labels": [str(codes.dtype), list(codes.shape), digest([codes.tobytes()])],
         "the classes": described(data.target.classes.tolist()),
@@ -793,7 +830,7 @@ def _of_data(estimator: Any, given: Given, data: FitData) -> dict[str, Any]:
     }
 
 
-def _of_network(network: TextNetwork) -> dict[str, Any]:
+def _describe_network(network: TextNetwork) -> dict[str, Any]:
     return {
         "the model's weights": network.pretrained.fingerprint,
         "the model's tokenizer": digest([repr(network.pretrained.tokenizer.files()).encode()]),
@@ -802,21 +839,68 @@ def _of_network(network: TextNetwork) -> dict[str, Any]:
     }
 
 
-def _of_fitted(network: TextNetwork, data: FitData) -> dict[str, Any]:
-    """Describe what is gone on from: the fitted network, and the held-out rows as it had them.
+def _describe_previous(network: TextNetwork, data: FitData) -> dict[str, Any]:
+    """Describe the fitted network that a fit goes on from, and the rows that it held out.
 
-    It is not the new network that is asked, whose adapters may have been drawn in this call.
+    Not the new network, whose adapters may have been drawn in this call.
     """
-    return {
-        "the fitted weights that it starts from": _learned(network),
-        "the held-out rows": digest([data.split.held_out.tobytes()]),
-    }
-
-
-def _learned(network: TextNetwork) -> str:
     tensors = {**network.learnable, "head": network.head.weight}
-    return digest(
+    learned = digest(
         piece
         for name, tensor in sorted(tensors.items())
         for piece in (name.encode(), tensor.detach().cpu().contiguous().numpy().data)
     )
+    return {
+        "the fitted weights that it starts from": learned,
+        "the held-out rows": digest([data.split.held_out.tobytes()]),
+    }
+
+
+# What the user hears of a fit.
+
+# Warned of in this process already: each fold and candidate would warn again.
+_WARNED: set[tuple[str, int]] = set()
+_WARNING = threading.Lock()
+
+
+def warn_of_cut_texts(estimator: str, max_length: int, tokens: TextIds) -> None:
+    """Warn how many texts were cut, once in a process for each kind of estimator and length."""
+    if not tokens.n_cut:
+        return
+    kind = (estimator, int(max_length))
+    with _WARNING:
+        if kind in _WARNED:
+            return
+        warn_user(
+            f"{tokens.n_cut} of {len(tokens)} texts are longer than "
+            f"max_length={max_length} tokens and were cut at the end: raise max_length, "
+            "or set long_text='windows' to have them read whole. This is said once.",
+            CutTextsWarning,
+        )
+        _WARNED.add(kind)  # only now: if warnings are errors, the next fit is to fail as well
+
+
+def raise_if_interrupted(run: FitResult) -> None:
+    """Let Ctrl-C, or the error of a run that diverged, go on up; the estimator is fitted."""
+    if run.interrupt is None:
+        return
+    try:
+        if isinstance(run.interrupt, KeyboardInterrupt):  # the other's message says it itself
+            warn_user(
+                f"This fit was interrupted after {len(run.history)} epochs. The estimator is "
+                "fitted, as the last optimiser step left it.",
+                InterruptedFitWarning,
+            )
+    finally:  # also if warnings are errors
+        raise run.interrupt
+
+
+def warn_of_skipped_steps(run: FitResult) -> None:
+    """Warn how many steps were skipped; the fit has ended well otherwise."""
+    if run.n_skipped:
+        warn_user(
+            f"{run.n_skipped} optimiser steps were skipped, as their loss or gradient was not "
+            "finite: the model learned nothing from their texts. `history_` says in which epochs. "
+            "Lower `learning_rate`, set `max_grad_norm=1.0`, or use precision='fp32'.",
+            SkippedStepsWarning,
+        )

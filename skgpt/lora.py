@@ -1,15 +1,13 @@
-"""LoRA's parameters as an object of its own, and what an estimator that takes one has to know."""
+"""LoRA: the parameters of low-rank adapters as an object of its own, and its check."""
 
 from numbers import Integral, Real
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 
 from skgpt._sklearn import Interval, Options
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.lora import AdapterSpec
-
-_PREFIX = "lora__"
 
 
 class LoRA(BaseEstimator):
@@ -78,13 +76,7 @@ class LoRA(BaseEstimator):
 
 
 def adapter_spec(lora: LoRA | None) -> AdapterSpec | None:
-    """Check the parameters of a `LoRA`; return them as the network wants them.
-
-    Raises
-    ------
-    ValueError
-        If one is not as `LoRA` describes it.
-    """
+    """Check the parameters of a `LoRA` (a ValueError names a wrong one); return the network's."""
     if lora is None:
         return None
     lora._validate_params()
@@ -105,43 +97,9 @@ def adapter_spec(lora: LoRA | None) -> AdapterSpec | None:
     )
 
 
-class TakesLoRA(BaseEstimator):
-    """An estimator with a parameter `lora`: a user's object is never written to."""
-
-    lora: LoRA | None
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, those of `lora` as ``lora__<name>``.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameters of this estimator, or of its `lora`.
-
-        Returns
-        -------
-        self : estimator instance
-            This estimator.
-
-        Raises
-        ------
-        ValueError
-            If there is no such parameter, or one of `lora` is set while `lora` is None.
-        """
-        nested = [name for name in params if name.startswith(_PREFIX)]
-        if nested:
-            lora = params.get("lora", self.lora)
-            if lora is None:
-                raise ModelNotSupportedError(
-                    f"`{nested[0]}` sets a parameter of `lora`, which is None: pass lora=LoRA() "
-                    "first, or along with it."
-                )
-            if not isinstance(lora, LoRA):
-                raise ModelNotSupportedError(
-                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA() or None. "
-                    f"Got {lora!r}."
-                )
-            # scikit-learn would write into the very object that the caller passed.
-            params["lora"] = clone(lora)
-        super().set_params(**params)
-        return self
+def lora_of(spec: AdapterSpec | None) -> LoRA | None:
+    """Return the `LoRA` that a user would write for these adapters."""
+    if spec is None:
+        return None
+    whole = float(spec.alpha).is_integer()  # as it is usually written
+    return LoRA(**{**vars(spec), "alpha": int(spec.alpha) if whole else spec.alpha})

@@ -26,7 +26,7 @@ from skgpt._files import (
     atomic_folder,
     check_nothing_else,
     from_plain,
-    save_errors,
+    storage_errors,
     to_plain,
 )
 from skgpt.classifier import GPTTextClassifier
@@ -42,7 +42,6 @@ ESTIMATORS: dict[str, Any] = {"GPTTextClassifier": GPTTextClassifier}
 # ... with parameters that may be of one of these, which have parameters but no fit.
 PARAMETER_OBJECTS: dict[str, Any] = {"LoRA": LoRA}
 
-_WITH_WEIGHTS = {"_network": "network", "_moments": "moments"}  # attribute: its files' first name
 _FILE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*\.(json|safetensors)")
 _MAX_MANIFEST = 1 << 20  # bytes; it has a few hundred
 # What comes of values that are of the right kind of JSON and make no sense.
@@ -180,8 +179,8 @@ def _files_of(estimator: Any) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     plain: dict[str, Any] = {}
     for name, value in estimator.__getstate__().items():
-        if name in _WITH_WEIGHTS:
-            value = _without_arrays(value, _WITH_WEIGHTS[name], files)
+        if name == "_model":
+            value = _without_weights(value, "", files)
         try:
             plain[name] = to_plain(value, _own_to_plain)
         except TypeError as error:
@@ -206,12 +205,16 @@ class _InFile(str):
     """The name of a file that holds an array's bytes, where the array was."""
 
 
-def _without_arrays(value: Any, name: str, files: dict[str, bytes]) -> Any:
-    if isinstance(value, np.ndarray):
+def _without_weights(value: Any, name: str, files: dict[str, bytes]) -> Any:
+    """Put arrays of bytes, which hold weights, into files; leave their names in their places."""
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
         files[f"{name}.safetensors"] = value.tobytes()
         return _InFile(f"{name}.safetensors")
     if isinstance(value, dict) and all(re.fullmatch("[a-z0-9_]+", str(key)) for key in value):
-        return {key: _without_arrays(item, f"{name}.{key}", files) for key, item in value.items()}
+        return {
+            key: _without_weights(item, f"{name}.{key}".lstrip("."), files)
+            for key, item in value.items()
+        }
     return value
 
 
@@ -243,7 +246,7 @@ def _state_of(files: Mapping[str, bytes], estimator_class: type) -> dict[str, An
         "object": parameter_object,
     }
     state = from_plain(_loads(files.get(STATE, b""), STATE), own)
-    if not isinstance(state, dict) or not isinstance(state.get("_network"), dict):
+    if not isinstance(state, dict) or not isinstance(state.get("_model"), dict):
         raise StateFormatError(f"{STATE} must hold the state of a fitted estimator. It doesn't.")
     for name in state:  # a value in a method's place, or in that of what links are made of
         if hasattr(estimator_class, str(name)):
@@ -365,7 +368,7 @@ def _damaged(root: Path, name: str) -> StateFormatError:
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     with (
-        save_errors(folder, sum(map(len, files.values()))),
+        storage_errors("`folder`", folder, "name another", sum(map(len, files.values()))),
         atomic_folder(folder, _may_replace) as draft,
     ):
         for name, content in files.items():

@@ -1,50 +1,38 @@
-"""Tensors as bytes, and a seal that tells whether what is read is what was written.
+"""Tensors and plain values as one safetensors file, or as bytes, with a checksum.
 
-Tensors and values in one file: there whole or not at all, and known when it was damaged.
-
-The file is an ordinary safetensors file. Beside the values, as JSON, its metadata hold the SHA-256
-of everything in it, with zeros where that itself stands.
+Neither safetensors nor torch notices a flipped byte; the checksum tells damage. It is no signature:
+whoever changes a file on purpose can take the checksum anew.
 """
 
 import hashlib
 import json
-import os
-import re
-import secrets
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
-from skgpt._files import from_plain, to_plain
+from skgpt._files import atomic_file, from_plain, to_plain
 from skgpt.exceptions import StateFormatError
 
-_SEAL = "sha256"
+_CHECKSUM = "sha256"
+# safetensors' tensors are views of the file, and Windows replaces and removes none that is in use.
+_COPIES = sys.platform == "win32"
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> NDArray[np.uint8]:
     """Return tensors as the bytes of a safetensors file."""
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    return np.frombuffer(save(plain), dtype=np.uint8)
+    return np.frombuffer(save(_on_cpu(tensors)), dtype=np.uint8)
 
 
 def from_bytes(array: NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Make the tensors again, in memory of their own.
-
-    Raises
-    ------
-    StateFormatError
-        If these are not the bytes of a safetensors file.
-    """
+    """Return the tensors that `to_bytes` was given, in memory of their own."""
     try:
         # A copy: the array may be a read-only memory map, and nothing may ever write to that.
         tensors: dict[str, Tensor] = load(np.asarray(array, dtype=np.uint8).tobytes())
@@ -57,203 +45,85 @@ def from_bytes(array: NDArray[np.uint8]) -> dict[str, Tensor]:
 
 
 def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state with a hash of all that is in it."""
-    return {**state, _SEAL: _hash(state)}
+    """Return a state of plain values and arrays with a hash of all that is in it."""
+    return {**state, _CHECKSUM: _hash_of_state(state)}
 
 
 def check_checksum(state: Mapping[str, Any], what: str) -> None:
-    """Check that a state is as `with_checksum` returned it; those of earlier versions have no seal.
-
-    A seal tells damage. It is no signature: whoever writes a file on purpose can seal it.
-
-    Parameters
-    ----------
-    state : mapping
-    what : str
-        What it is, for the error message.
-
-    Raises
-    ------
-    StateFormatError
-        If something is not as it was.
-    """
-    if _SEAL not in state:
-        return
-    if state[_SEAL] != _hash({key: value for key, value in state.items() if key != _SEAL}):
+    """Raise StateFormatError, about `what`, if a state isn't as `with_checksum` returned it."""
+    rest = {key: value for key, value in state.items() if key != _CHECKSUM}
+    if _CHECKSUM in state and state[_CHECKSUM] != _hash_of_state(rest):
         raise StateFormatError(
             f"{what} must be what was saved. Its sha256 is another: the file is damaged. Take "
             "another copy of it."
         )
 
 
-def _hash(state: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write tensors of any device, and values that `to_plain` takes, whole or not at all.
+
+    Raises OSError or SafetensorError where the disk refuses.
+    """
+    on_cpu = _on_cpu(tensors)
+    text = json.dumps(to_plain(values), allow_nan=False)
+    metadata = {"values": text, _CHECKSUM: _hash_of_tensors(text, on_cpu)}
+    with atomic_file(path) as draft:
+        save_file(on_cpu, draft, metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `write_tensors` wrote, on the CPU; StateFormatError if a bit of it changed."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise StateFormatError(f"It is no safetensors file: {error}") from error
+    text = metadata.get("values", "")
+    if metadata.get(_CHECKSUM) != _hash_of_tensors(text, tensors):
+        raise StateFormatError("It is not what was written: its checksum differs.")
+    if _COPIES:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    return tensors, from_plain(json.loads(text))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the CPU that share no memory, as safetensors asks."""
+    found: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return found
+
+
+def _hash_of_state(state: Mapping[str, Any]) -> str:
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     rest = {key: value for key, value in state.items() if key not in arrays}
     try:
-        digest.update(json.dumps(rest, sort_keys=True).encode())
+        text = json.dumps(rest, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise StateFormatError(
             f"A saved model must hold numbers, text and arrays of bytes. It doesn't: {error}"
         ) from error
-    for key in sorted(arrays):
-        array = np.ascontiguousarray(arrays[key])
-        digest.update(f"{key} {array.dtype.str} {array.nbytes}".encode())
-        digest.update(array.data)
+    return _hash(text, ((f"{key} {a.dtype.str}", a) for key, a in sorted(arrays.items())))
+
+
+def _hash_of_tensors(text: str, tensors: Mapping[str, Tensor]) -> str:
+    return _hash(
+        text,
+        (
+            (f"{name} {t.dtype} {tuple(t.shape)}", t.reshape(-1).view(torch.uint8).numpy())
+            for name, t in sorted(tensors.items())
+        ),
+    )
+
+
+def _hash(text: str, arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for label, array in arrays:
+        digest.update(f"{label} {array.nbytes}".encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-_NO_DIGEST = "0" * 64
-_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-_ALIGNED = 8  # bytes, where safetensors wants the tensors to begin
-_MOST_HEADER = 100_000_000  # safetensors' own limit
-_CHUNK = 2**22
-# safetensors' tensors are views of the file, and Windows replaces and removes none that is in use.
-_COPIES = sys.platform == "win32"
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.bool: "BOOL",
-}
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Write a file under a temporary name, and give it its own once it is on disk whole.
-
-    Parameters
-    ----------
-    path : Path
-        What is there stays until the new file takes its place.
-    tensors : mapping of str to Tensor
-        Of any device; they go to the CPU one by one, so memory for a second copy isn't needed.
-    values : mapping of str to object
-        What `skgpt._files.to_plain` takes.
-
-    Raises
-    ------
-    OSError
-        If it can't be written. Nothing is left of the attempt.
-    """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            _write(file, tensors, values)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file that `write_tensors` wrote.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    tensors : dict of str to Tensor
-        On the CPU.
-    values : dict of str to object
-
-    Raises
-    ------
-    StateFormatError
-        If a bit of it is not as it was written, or `write_tensors` didn't write it.
-    OSError
-        If it can't be read.
-    """
-    with path.open("rb") as file:
-        _check_digest(file)
-    try:
-        with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            if _COPIES:
-                tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-            plain = json.loads(opened.metadata()["values"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise StateFormatError(f"It has the right checksum, but can't be read: {error}") from error
-    return tensors, from_plain(plain)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what writers of a file left behind that were killed; nobody may be writing it."""
-    for temporary in path.parent.glob(f"{path.name}.*.tmp"):
-        temporary.unlink()
-
-
-def _write(file: IO[bytes], tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    # By hand: safetensors' own writer wants all the bytes in memory at once, beside the tensors.
-    header = _header(tensors, values)
-    place = _DIGEST.search(header)
-    assert place is not None
-    digest = hashlib.sha256()
-    begin = len(header).to_bytes(8, "little") + header
-    pieces: Iterable[bytes | memoryview] = map(_bytes_of, tensors.values())
-    for piece in chain([begin], pieces):
-        digest.update(piece)
-        file.write(piece)
-    file.seek(8 + place.start(1))
-    file.write(digest.hexdigest().encode())
-
-
-def _header(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:
-    plain = json.dumps(to_plain(values), allow_nan=False)
-    # The checksum first: in the values, quotes are escaped, but tensors' names come as they are.
-    entries: dict[str, Any] = {"__metadata__": {"sha256": _NO_DIGEST, "values": plain}}
-    begin = 0
-    for name, tensor in tensors.items():
-        end = begin + tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-        begin = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % _ALIGNED)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """Return a tensor's bytes, little-endian as the format wants them."""
-    assert sys.byteorder == "little"
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
-def _check_digest(file: IO[bytes]) -> None:
-    length = file.read(8)
-    size = int.from_bytes(length, "little")
-    header = file.read(size) if size <= _MOST_HEADER else b""
-    found = _DIGEST.search(header)
-    if found is None:
-        raise StateFormatError("It doesn't begin as such a file does.")
-    digest = hashlib.sha256(length)
-    digest.update(header[: found.start(1)] + _NO_DIGEST.encode() + header[found.end(1) :])
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    if digest.hexdigest().encode() != found[1]:
-        raise StateFormatError("It is not what was written: its checksum differs.")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a new name in a folder outlive a power failure, where the system can say so."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows
-        return
-    with suppress(OSError):  # not every disk syncs a folder
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)

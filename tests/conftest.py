@@ -1,5 +1,6 @@
 """What every test stands on: an environment without a network, tiny models, learnable texts."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -50,10 +51,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None  # xdist reads it
-    folders = any(os.path.isdir(arg) for arg in config.args)
-    if not folders or config.option.capture == "no" or shutil.which("nvidia-smi"):
+    few = not any(os.path.isdir(arg) for arg in config.args)
+    n_cores = joblib.cpu_count()
+    if few or config.option.capture == "no" or n_cores == 1 or shutil.which("nvidia-smi"):
         return 0
-    return min(joblib.cpu_count(), 8)  # each imports torch and takes about 1 GB
+    return min(n_cores, 8)  # each imports torch and takes about 1 GB
 
 
 def _selects(config: pytest.Config) -> bool:
@@ -71,6 +73,14 @@ def _ctrl_c() -> None:
     """Have Ctrl-C work where the tests run in the background: shells switch it off there."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """End what tests that failed have left: Python waits for its child processes when it exits."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,18 @@
-"""`python -m skgpt`, run as a user runs it; the examples of its guide give what they say."""
+"""`python -m skgpt`: what each command says and does; the guide's examples give what they say."""
 
 import doctest
+import io
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from skgpt.__main__ import main
 from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, converted_folder
 from tests.pretrained.fake_weights import ALIAS as FAKE
 from tests.pretrained.fake_weights import install, make_llama, start_child, wheel_of, write_gguf
@@ -27,20 +31,43 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def run(
-    *arguments: str, answer: str = "", **environment: str
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+class Done(NamedTuple):
+    """What a command returned and said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, answer: str = "") -> Done:
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        patched.setattr(sys, "stdin", io.StringIO(answer))
+        try:
+            status = main(arguments)
+        except SystemExit as wrong_usage:
+            status = int(str(wrong_usage.code))
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def run_process(*arguments: str, **environment: str) -> Done:
+    """Run a command as a user does."""
+    done = subprocess.run(
         [sys.executable, "-m", "skgpt", *arguments],
         cwd=ROOT,
         env=os.environ | environment,
-        input=answer,
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=300,
         check=False,
     )
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def test_cache__nothing_there__says_so_and_makes_no_folder(cache: Path) -> None:
@@ -100,7 +127,7 @@ def test_cache_clear__a_path_out_of_the_folder__refused(cache: Path) -> None:
 
 def test_cache__loads_neither_torch_nor_transformers(cache: Path) -> None:
     plant(converted_folder(ALIAS))
-    done = run("cache", PYTHONPROFILEIMPORTTIME="1")
+    done = run_process("cache", PYTHONPROFILEIMPORTTIME="1")
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "skgpt.pretrained.cache_folder" in loaded
     assert not {"torch", "transformers", "sklearn"} & loaded
@@ -164,7 +191,7 @@ def test_command_line__wrong_arguments__usage(arguments: tuple[str, ...]) -> Non
 @pytest.mark.thorough  # tests/test_real_model.py fetches it too
 def test_fetch__the_default_model__is_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SKGPT_CACHE")
-    done = run("fetch", ALIAS)
+    done = run_process("fetch", ALIAS)
     assert done.returncode == 0, done.stderr
     assert str(converted_folder(ALIAS)) in done.stdout
     assert converted_folder(ALIAS).is_dir()

@@ -52,9 +52,7 @@ def test_checkpoint_dir__an_empty_text__is_an_error_before_training(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match="`checkpoint_dir` must be the name of a folder"):
         make(tiny_llama, checkpoint_dir="").fit(*two_class_data)
     assert not any(tmp_path.iterdir())
@@ -121,8 +119,11 @@ def test_save_pretrained__a_file_of_the_users_in_its_folder__is_refused_and_kept
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "disk must have room"),
-        (OSError("Error while serializing: I/O error: No space (os error 28)"), "must have room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "on a disk with room"),
+        (
+            OSError("Error while serializing: I/O error: No space (os error 28)"),
+            "on a disk with room",
+        ),
         (PermissionError(errno.EACCES, "no"), "can be written to"),
     ],
     ids=["full", "full, in words", "read-only"],
@@ -140,7 +141,7 @@ def test_save_pretrained__a_folder_that_cannot_be_written__says_so_and_leaves_th
     def fails(*args: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("skgpt.estimators.exchange.write_checkpoint", fails)
+    monkeypatch.setattr("skgpt.saving.huggingface.write_checkpoint", fails)
     with pytest.raises(SaveError, match=words):
         fitted.save_pretrained(tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

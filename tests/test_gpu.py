@@ -245,7 +245,7 @@ def test_attention_of_ends_on_cuda__value_and_gradients__agree_with_the_cpu(
 ) -> None:
     import torch
 
-    from skgpt.trunk.attention import Boundaries, attention_of_ends, packed_attention
+    from skgpt.trunk.attention import Boundaries, packed_attention
 
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(86, n, width, generator=generator).bfloat16() for n in (4, 2, 2)]
@@ -256,7 +256,7 @@ def test_attention_of_ends_on_cuda__value_and_gradients__agree_with_the_cpu(
         ends = boundaries.ends_B
         options = {"scale": 0.25, "window": window}
         for out in (
-            attention_of_ends(q[ends], k, v, boundaries, **options),
+            packed_attention(q[ends], k, v, boundaries, ends_only=True, **options),
             packed_attention(q, k, v, boundaries, **options)[ends],
         ):
             grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))

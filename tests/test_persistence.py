@@ -322,13 +322,13 @@ def test_load__a_class_that_is_not_ours__is_refused(name: str, saved: Path) -> N
     [
         lambda state: state.update(predict="a value in a method's place"),
         lambda state: state.update(_doc_link_template='"><script>a()</script>'),  # shown as it is
-        lambda state: state.pop("_network"),
-        lambda state: state.pop("_fitted_with"),
-        lambda state: state["_fitted_with"].update(device=[]),
-        lambda state: state["_network"].update(learned={"!": "file", "name": "../a"}),
-        lambda state: state["_network"].update(learned={"!": "file", "name": ["a"]}),
-        lambda state: state["_network"].update(spec=[1]),
-        lambda state: state["_network"].update(sha256="0" * 64),
+        lambda state: state.pop("_model"),
+        lambda state: state["_model"].pop("device"),
+        lambda state: state["_model"].update(device=[]),
+        lambda state: state["_model"]["network"].update(learned={"!": "file", "name": "../a"}),
+        lambda state: state["_model"]["network"].update(learned={"!": "file", "name": ["a"]}),
+        lambda state: state["_model"]["network"].update(spec=[1]),
+        lambda state: state["_model"]["network"].update(sha256="0" * 64),
         lambda state: state.update(model={"!": "object", "class": "os.system", "params": {}}),
     ],
     ids=lambda change: "",
@@ -350,8 +350,8 @@ def test_load__a_base_that_is_not_here__is_not_fetched_unless_allowed(
 ) -> None:
     folder = tiny_gpt(tmp_path / "base")
     clf = make(folder, max_epochs=1, store_base=False).fit(*two_class_data)
-    clf._network.pretrained = replace(
-        clf._network.pretrained, model="some-org/some-model", downloadable=True
+    clf._model.network.pretrained = replace(
+        clf._model.network.pretrained, model="some-org/some-model", downloadable=True
     )
     skgpt.save(clf, tmp_path / "saved")
     asked: list[bool] = []

@@ -1,6 +1,5 @@
 """The default model and the quickstart, for real: fetched, converted, fine-tuned, kept."""
 
-import os
 import pickle
 import shutil
 import subprocess
@@ -45,35 +44,29 @@ print("same")
 def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give the module a cache folder of its own and remove it afterwards: it is half a GB."""
     folder = tmp_path_factory.mktemp("real_cache")
-    before = os.environ.get("SKGPT_CACHE")
-    os.environ["SKGPT_CACHE"] = str(folder)
-    yield folder
-    if before is None:
-        del os.environ["SKGPT_CACHE"]
-    else:
-        os.environ["SKGPT_CACHE"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKGPT_CACHE", str(folder))
+        yield folder
     shutil.rmtree(folder)
     skgpt.clear_cache()
+
+
+def classifier(**options: Any) -> GPTTextClassifier:
+    """Return the default model, cut to six layers and unfitted."""
+    fast = {"n_layers": 6, "trainable_layers": 2, "batch_size": 4, "learning_rate": 3e-4}
+    return GPTTextClassifier(**{**fast, "random_state": 0, **options})
 
 
 def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
     real_cache: Path, tmp_path: Path
 ) -> None:
-    clf = GPTTextClassifier(
-        n_layers=6,
-        trainable_layers=2,
-        max_epochs=5,
-        batch_size=4,
-        learning_rate=3e-4,
-        random_state=0,
-    )
-    clf.fit(TEXTS, LABELS)
+    clf = classifier(max_epochs=5).fit(TEXTS, LABELS)
     unseen = ["a late goal decided the match", "the lender reported higher earnings"]
     assert clf.predict(unseen).tolist() == ["sport", "money"]
     assert clf.model_id_ == "smollm2-135m"
 
     data = pickle.dumps(clf)
-    learned = sum(m.numel() for m in clf._network.learnable.values())
+    learned = sum(m.numel() for m in clf._model.network.learnable.values())
     assert len(data) < 4 * learned + 100_000  # what was learned, in fp32; not the base
     paths = []
     for name, value in {"clf": clf, "X": unseen, "p": clf.predict_proba(unseen)}.items():
@@ -91,7 +84,7 @@ def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
     ("options", "megabytes"),
     [
         ({"trainable_layers": 4}, 62),
-        ({"lora": LoRA(rank=8)}, 6),
+        ({"lora": LoRA(rank=8), "trainable_layers": "all"}, 6),
         ({"trainable_layers": 0}, 1),
     ],
     ids=str,
@@ -99,9 +92,8 @@ def test_default_model__a_few_texts__fits_and_opens_in_a_fresh_process_offline(
 def test_default_model__at_16_layers__takes_little_to_keep(
     options: dict[str, Any], megabytes: int, real_cache: Path, tmp_path: Path
 ) -> None:
-    clf = GPTTextClassifier(n_layers=16, max_epochs=1, max_length=16, random_state=0, **options)
-    clf.fit(TEXTS[:4], LABELS[:4])
-    data = pickle.dumps(clf)
+    clf = classifier(n_layers=16, max_epochs=1, max_length=16, **options)
+    data = pickle.dumps(clf.fit(TEXTS[:4], LABELS[:4]))
     assert len(data) < megabytes * 1e6
     skgpt.save(clf, tmp_path / "saved")
     assert sum(path.stat().st_size for path in (tmp_path / "saved").iterdir()) < megabytes * 1e6
@@ -113,9 +105,7 @@ def test_default_model__at_16_layers__takes_little_to_keep(
 def test_default_model__stored_inside__needs_no_cache(
     real_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clf = GPTTextClassifier(
-        n_layers=2, trainable_layers=0, max_epochs=1, max_length=16, store_base=True
-    )
+    clf = classifier(n_layers=2, trainable_layers=0, max_epochs=1, max_length=16, store_base=True)
     data = pickle.dumps(clf.fit(TEXTS[:4], LABELS[:4]))
     assert len(data) > 50e6
     skgpt.clear_cache()
@@ -128,32 +118,17 @@ def test_default_model__stored_inside__needs_no_cache(
 
 @pytest.mark.thorough
 def test_default_model__bf16__predicts_close_to_fp32(real_cache: Path) -> None:
-    probabilities = []
-    for precision in ("fp32", "bf16"):
-        clf = GPTTextClassifier(
-            n_layers=6,
-            trainable_layers=0,
-            max_epochs=20,
-            head_learning_rate=1e-2,
-            precision=precision,  # type: ignore[arg-type]
-            random_state=0,
-        )
-        probabilities.append(clf.fit(TEXTS, LABELS).predict_proba(TEXTS))
+    head = {"trainable_layers": 0, "max_epochs": 20, "head_learning_rate": 1e-2, "batch_size": 32}
+    probabilities = [
+        classifier(precision=precision, **head).fit(TEXTS, LABELS).predict_proba(TEXTS)
+        for precision in ("fp32", "bf16")
+    ]
     np.testing.assert_allclose(*probabilities, atol=0.05)
 
 
 @pytest.mark.thorough
 def test_default_model__bf16__a_texts_neighbours_hardly_matter(real_cache: Path) -> None:
-    clf = GPTTextClassifier(
-        n_layers=6,
-        trainable_layers=2,
-        max_epochs=10,
-        batch_size=4,
-        learning_rate=3e-4,
-        precision="bf16",
-        random_state=0,
-    )
-    clf.fit(TEXTS, LABELS)
+    clf = classifier(max_epochs=10, precision="bf16").fit(TEXTS, LABELS)
     X = [f"{text} {'and so on ' * n}" for n, text in enumerate(TEXTS)]
     together = clf.predict_proba(X)
     alone = np.concatenate([clf.predict_proba([text]) for text in X])
@@ -171,10 +146,8 @@ def files_of(folder: Path) -> dict[str, tuple[int, int]]:
 def test_default_model__two_worker_processes__read_what_is_converted(
     real_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clf = GPTTextClassifier(
-        n_layers=4, trainable_layers=0, max_length=32, max_epochs=1, precision="fp32"
-    )
-    clf.set_params(random_state=0).fit(TEXTS, LABELS)  # converts, if no test before it has
+    clf = classifier(n_layers=4, trainable_layers=0, max_length=32, max_epochs=1, precision="fp32")
+    clf.fit(TEXTS, LABELS)  # converts, if no test before it has
     before = files_of(real_cache)
     assert any(name.endswith(".safetensors") for name in before)
     # Workers inherit it: whoever fetches or converts anew fails.
@@ -196,8 +169,8 @@ def test_default_model__two_worker_processes__read_what_is_converted(
 def test_default_model__for_transformers__says_the_same(real_cache: Path, tmp_path: Path) -> None:
     from transformers import pipeline
 
-    clf = GPTTextClassifier(n_layers=3, trainable_layers=1, max_length=32, max_epochs=1)
-    clf.set_params(pooling="last", precision="fp32", random_state=0).fit(TEXTS, LABELS)
+    clf = classifier(n_layers=3, trainable_layers=1, max_length=32, max_epochs=1)
+    clf.set_params(pooling="last", precision="fp32").fit(TEXTS, LABELS)
     clf.save_pretrained(tmp_path / "out")
     probes = ["a goal", TEXTS[0], "12 points <|im_end|> and 3.5 %", " ".join(TEXTS)]
     classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from skgpt import GPTTextClassifier
 from skgpt.network import features as prefix
 from skgpt.network.layout import Layout
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 
 
 class _Done(Exception):
@@ -20,18 +20,18 @@ def time_skgpt(texts: NDArray[Any], topics: NDArray[Any], n_steps: int, setting:
     clock = Clock(n_steps, setting.device)
     computed = _count_computed()
 
-    class Ticks(Monitor):
-        def start(self, *_: Any) -> None:
+    class Ticks(TrainingCallback):
+        def on_train_begin(self, *_: Any) -> None:
             computed.clear()
 
-        def step(self, event: StepDone) -> None:
+        def on_step(self, event: StepDone) -> None:
             clock.tick(event.n_tokens, sum(computed))
             computed.clear()
             if len(clock.ends) == n_steps:
                 raise _Done
 
     class Timed(GPTTextClassifier):
-        def _monitors(self, network: Any) -> list[Monitor]:
+        def _monitors(self, network: Any) -> list[TrainingCallback]:
             return [Ticks()]
 
     try:

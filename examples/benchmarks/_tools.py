@@ -15,7 +15,6 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-from sklearn.utils import get_tags
 
 import skgpt
 from skgpt import GPTTextClassifier
@@ -39,40 +38,27 @@ Run = Callable[[GPTTextClassifier, Texts, Labels], Outcome]
 
 
 class Tool(NamedTuple):
-    """A tool of scikit-learn, tried on a classifier and texts; and what it needs to exist."""
+    """A tool of scikit-learn, tried on a classifier and texts, and the version that has it."""
 
     run: Run
     since: tuple[int, int]
-    needs: str | None
 
     def missing(self) -> str | None:
         """Return what this installation lacks for it."""
         if tuple(int(part) for part in sklearn.__version__.split(".")[:2]) < self.since:
             return "scikit-learn {}.{}".format(*self.since)
-        if self.needs is not None and not _SKGPT_HAS[self.needs]():
-            return f"skgpt with {self.needs}"
         return None
 
-
-# What an older skgpt lacks.
-_SKGPT_HAS: dict[str, Callable[[], bool]] = {
-    "template": lambda: "template" in GPTTextClassifier().get_params(),
-    "multilabel": lambda: get_tags(GPTTextClassifier()).classifier_tags.multi_label,
-    "partial_fit": lambda: hasattr(GPTTextClassifier(), "partial_fit"),
-    "callbacks": lambda: hasattr(GPTTextClassifier(), "set_callbacks"),
-}
 
 TOOLS: dict[str, Tool] = {}
 
 
-def tool(
-    name: str, *, since: tuple[int, int] = (1, 7), needs: str | None = None
-) -> Callable[[Run], Run]:
+def tool(name: str, *, since: tuple[int, int] = (1, 7)) -> Callable[[Run], Run]:
     """Enter a function in `TOOLS`."""
 
     def enter(run: Run) -> Run:
         assert name not in TOOLS, name
-        TOOLS[name] = Tool(run, since, needs)
+        TOOLS[name] = Tool(run, since)
         return run
 
     return enter

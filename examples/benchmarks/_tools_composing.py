@@ -125,7 +125,7 @@ def one_vs_rest(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     return judged(OneVsRestClassifier(classifier), X, y)
 
 
-@tool("OneVsRestClassifier.partial_fit", needs="partial_fit")
+@tool("OneVsRestClassifier.partial_fit")
 def one_vs_rest_partial(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     half = halves(X, y)
     model, middle = OneVsRestClassifier(classifier), len(half.y) // 2
@@ -287,7 +287,7 @@ def columns(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     return judged(pipeline, frame, y, " of ['title', 'body']; 'title' alone is written ['title']")
 
 
-@tool("ColumnTransformer before a template", needs="template")
+@tool("ColumnTransformer before a template")
 def columns_for_a_template(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     kept = _kept(["title", "body"]).set_params(verbose_feature_names_out=False)
     laid_out = clone(classifier).set_params(template="{title}\n{body}")

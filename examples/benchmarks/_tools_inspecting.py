@@ -69,7 +69,7 @@ def weighted_importance(classifier: GPTTextClassifier, X: Texts, y: Labels) -> O
     return _importance_on(fitted, half.X_test, half.y_test, sample_weight=weight)
 
 
-@tool("permutation_importance of a template's fields", needs="template")
+@tool("permutation_importance of a template's fields")
 def template_importance(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     half = halves(title_and_body(X), y)
     laid_out = clone(classifier).set_params(template="{title}\n{body}").fit(half.X, half.y)
@@ -206,7 +206,7 @@ _enter_curve_display(
 )
 
 
-@tool("set_callbacks(ScoringMonitor)", since=(1, 9), needs="callbacks")
+@tool("set_callbacks(ScoringMonitor)", since=(1, 9))
 def monitored(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     from sklearn.callback import ScoringMonitor
 

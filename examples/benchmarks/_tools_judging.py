@@ -159,7 +159,7 @@ def cross_val_predict_(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Ou
     return Outcome(f"probabilities of shape {proba.shape}, sums of 1", proba)
 
 
-@tool("multilabel y in cross_validate", needs="multilabel")
+@tool("multilabel y in cross_validate")
 def multilabel(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     Y = two_questions(X, y)
     scoring = {
@@ -187,7 +187,7 @@ def learning_curve_(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outco
     return Outcome(f"accuracy {scores}", made)
 
 
-@tool("learning_curve(exploit_incremental_learning=True)", needs="partial_fit")
+@tool("learning_curve(exploit_incremental_learning=True)")
 def incremental_curve(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     sizes, _, test = made = learning_curve(
         classifier, X, y, train_sizes=[0.5, 1.0], exploit_incremental_learning=True, **STRICT

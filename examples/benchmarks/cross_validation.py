@@ -47,18 +47,17 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
     """Cross-validate S; a lap of the stopwatch is a fold."""
     import transformers  # noqa: F401  # as in the other arms, before the clock starts
 
-    from skgpt import GPTTextClassifier
-    from skgpt.estimators import base
+    from skgpt import GPTTextClassifier, fitted_model, fitting
     from skgpt.network import features as prefix
 
     for owner, name, part in (
-        (base, "load_pretrained", "load"),
-        (base, "build_network", "load"),
-        (base, "tokenise_rows", "tokenise"),
+        (fitting, "load_pretrained", "load"),
+        (fitting, "build_network", "load"),
+        (fitting, "tokenise_rows", "tokenise"),
         (prefix, "_can_be_cut", "frozen layers"),
         (prefix, "hidden_states", "frozen layers"),
-        (base, "fit_network", "train"),
-        (base, "raw_scores", "predict"),
+        (fitting, "train", "train"),
+        (fitted_model, "raw_scores", "predict"),
     ):
         watch.wrap(owner, name, part)
 

@@ -64,7 +64,7 @@ def export(classifier: Any, setting: Setting, folder: Path) -> None:
     import torch
     from _trainer import load_classifier, load_tokenizer
 
-    network = classifier._network
+    network = classifier._model.network
     model = load_classifier(len(classifier.classes_), setting)
     tokenizer = load_tokenizer()
     with torch.no_grad():
@@ -91,7 +91,7 @@ def check_tokens(classifier: Any, folder: Path, texts: list[str]) -> None:
     from skgpt.data.tokenization import tokenise
 
     theirs = tokenised(texts, AutoTokenizer.from_pretrained(folder), MAX_LENGTH)
-    ours = tokenise(texts, classifier._network.pretrained.tokenizer, MAX_LENGTH)
+    ours = tokenise(texts, classifier._model.network.pretrained.tokenizer, MAX_LENGTH)
     differ = [i for i, row in enumerate(theirs) if row != ours.row(i).tolist()]
     if differ:
         raise AssertionError(f"{len(differ)} texts have other tokens, {texts[differ[0]]!r} first")

@@ -51,15 +51,12 @@ def run_skgpt(news: News, setting: Setting, rates: list[float], cached: bool) ->
 
 def _run_every_layer() -> None:
     """Have fits and predictions run the frozen layers at every use."""
-    from skgpt.network.features import WholeTrunk
-    from skgpt.training import loop
-    from skgpt.training import loop as infer
+    from skgpt.network import features
 
-    def whole(network: Any, tokens: Any, **budgets: Any) -> WholeTrunk:
-        return WholeTrunk(network, tokens)
+    def tokens_alone(*_: Any) -> features.CacheLevel:
+        return features.CacheLevel.TOKENS
 
-    for module in (loop, infer):
-        setattr(module, "choose_forward", whole)  # noqa: B010
+    features.cache_level = tokens_alone  # type: ignore[assignment]
 
 
 def run_trainer(news: News, setting: Setting, rates: list[float], tuned: bool) -> list[float]:

@@ -1,4 +1,4 @@
-"""Rows to optimiser batches, and those to micro-batches that fit a token budget.
+"""Cut rows into batches: apart, as training, prediction and the cost estimate cut alike.
 
 The optimiser batches depend on nothing but the seed and the epoch. How one is cut into
 micro-batches changes the speed only: the loss is summed over them and divided once.

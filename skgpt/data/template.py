@@ -27,6 +27,8 @@ class Template:
 
     def render(self, row: Sequence[str]) -> str:
         """Return the text of a row, its values put in as they are, braces and all."""
+        if self.is_plain:  # no copy of a text that may be long
+            return row[self.fields[0]]
         pieces = [self.words[0]]
         for field, word in zip(self.fields, self.words[1:], strict=True):
             pieces += (row[field], word)

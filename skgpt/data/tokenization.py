@@ -224,8 +224,8 @@ class _Rows:
     """Distinct rows of the columns that the template uses, encoded without special tokens.
 
     `distinct_of` says of every row which distinct one it is. `values` are what was encoded of the
-    cells: valid Unicode, a beginning of the cell where `is_cut`. `template` counts the `used`
-    columns alone.
+    cells: valid Unicode, a beginning of the cell where `is_cut`. `template` has clean words, and
+    counts the `used` columns alone.
     """
 
     used: list[int]
@@ -240,19 +240,15 @@ class _Rows:
 def _encode_rows(columns: list[list[str]], template: Template, encoder: TextEncoder) -> _Rows:
     """Encode each distinct row, however long it is."""
     used = sorted(set(template.fields))
-    template = Template(template.words, tuple(used.index(field) for field in template.fields))
+    fields = tuple(used.index(field) for field in template.fields)
+    template = Template(tuple(map(clean, template.words)), fields)
     number: dict[tuple[str, ...], int] = {}
     rows = zip(*(columns[field] for field in used), strict=True)
     distinct_of = [number.setdefault(row, len(number)) for row in rows]
-    # Each value by itself, or two halves of a character would find each other across a seam.
+    # Clean words and values one by one, or halves of a character would meet across a seam.
     values: list[Sequence[str]] = [tuple(map(clean, row)) for row in number]
-    ids = _encode(encoder, [_render(template, row) for row in values])
+    ids = _encode(encoder, [template.render(row) for row in values])
     return _Rows(used, distinct_of, list(number), values, ids, [False] * len(ids), template)
-
-
-def _render(template: Template, values: Sequence[str]) -> str:
-    """Return the text of a row of clean values; the words may hold a lone surrogate as well."""
-    return clean(template.render(values))
 
 
 def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
@@ -356,7 +352,7 @@ def _cut_values(
             # token by itself may be one between two words.
             cut[spent] = [""] * len(n_uses)
         # Encode the rows again, and lower the budgets of those that are still too long.
-        encoded = _encode(encoder, [_render(whole.template, row) for row in cut])
+        encoded = _encode(encoder, [whole.template.render(row) for row in cut])
         for i, row, row_ids in zip(left, cut, encoded, strict=True):
             values[i], ids[i] = row, row_ids
         over = np.array([len(row_ids) - room for row_ids in encoded])
@@ -430,7 +426,7 @@ def tokenise_with_spans(
         tokens = _framed(rows, encoder, max_length)
     room = max(1, _room(encoder, max_length))
     before, after = [_SPECIAL] * len(encoder.prefix_ids), [_SPECIAL] * len(encoder.suffix_ids)
-    found = encoder.spans([_render(rows.template, values) for values in rows.values])
+    found = encoder.spans([rows.template.render(values) for values in rows.values])
     spans_of = []
     for cells, values, ids, spans in zip(rows.cells, rows.values, rows.ids, found, strict=True):
         # Where in its cell each token lies.
@@ -451,11 +447,11 @@ def tokenise_with_spans(
 
 def _fields(values: Sequence[str], template: Template) -> list[tuple[int, int, int]]:
     """Return where in a rendered row each field begins and ends, and its column."""
-    at = len(clean(template.words[0]))
+    at = len(template.words[0])
     fields = []
     for column, word in zip(template.fields, template.words[1:], strict=True):
         fields.append((at, at + len(values[column]), column))
-        at += len(values[column]) + len(clean(word))
+        at += len(values[column]) + len(word)
     return fields
 
 

@@ -1,40 +1,25 @@
-"""Tensors in files instead of memory: read through the page cache, gone when the process is.
+"""Token ids of a data set to pooled states, from the highest level that can be computed once.
 
-The files have no name on disk once they are open (on Windows: until they are closed), so nothing
-is left behind however the process ends.
-
-Frozen layers: what they return for a text is computed once and kept for every later use.
-
-Epochs, folds, trials, a refit and predict all ask for the same texts behind the same layers. The
-states are kept per text, keyed by its token ids and everything upstream of them, in a store that
-is shared by the process and forgets the least recently used. They are what the layers return to
-within rounding: how texts share a batch may move the last digit.
-
-How the rows of a data set become raw scores: through every layer, or only those that learn.
-
-Freezing k of L layers alone saves a part of the backward pass; keeping what they return saves
-their forward pass too. Whether a model can be cut there is proved on two short texts before it is
-relied on, and where it can't the whole trunk runs, slower and no less right.
-
-Texts in windows: the mean of a text's pooled windows is what the head is given.
-
-A window is run as a text of its own, so whatever holds for texts (packing, frozen states that are
-kept, proofs) holds for windows, and nothing below knows of them.
+Freezing k of L layers alone saves a part of the backward pass; keeping what they return saves their
+forward pass too. Epochs, folds, trials, a refit and predict ask for the same texts behind the same
+layers, so states are kept per text, keyed by its token ids and everything upstream of them, in
+stores that the process shares. They are what the layers return to within rounding: how texts share
+a batch may move the last digit. Whether a trunk can be split is probed on two short texts first;
+where it can't, all layers run, slower and no less right.
 """
 
 import logging
 import mmap
 import shutil
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from enum import Enum
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.caching import Store
@@ -42,25 +27,346 @@ from skgpt.data.tokenization import TextIds, Tokens, Windows, run_by_trunk
 from skgpt.device import prefix_budget, to_device, total_memory
 from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
-from skgpt.network.microbatches import Budget
+from skgpt.network.microbatches import MicroBatcher
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
-from skgpt.pretrained.default_models import cache_folder
+from skgpt.pretrained.default_models import cache_errors, cache_folder
 from skgpt.trunk.layers import PROBE_ERRORS, SplitTrunk, agree
+
+Progress = Callable[[int, int], None]  # tokens done, tokens in all
+
+
+class CacheLevel(Enum):
+    """What of each text is computed once; from there on layers run each time."""
+
+    TOKENS = "tokens"
+    HIDDEN = "hidden"  # states behind the frozen layers
+    POOLED = "pooled"  # no layer learns
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+class TextFeatures:
+    """Rows of a data set to pooled states, differentiable in what learns.
+
+    A row is a text, or the mean of a text's windows; a window runs as a text of its own. `tokens`
+    are those of all rows that will be asked for. States may take `memory_budget` bytes of the
+    device's memory and `disk_budget` beyond that. `level` is chosen unless given. With
+    ``shared=False`` the stores neither give nor keep states.
+    """
+
+    def __init__(
+        self,
+        network: TextNetwork,
+        tokens: TextIds,
+        *,
+        token_budget: int,
+        memory_budget: int,
+        disk_budget: int = 0,
+        progress: Progress = no_progress,
+        level: CacheLevel | None = None,
+        shared: bool = True,
+    ) -> None:
+        self.network = network
+        self.lengths = tokens.lengths
+        self._windows = tokens if isinstance(tokens, Windows) else None
+        self._texts = run_by_trunk(tokens)
+        self._text_lengths = self._texts.lengths
+        self._token_budget = token_budget
+        self._memory_budget = memory_budget
+        self._progress = progress
+        self._trunk_learns = True
+        self._hidden: list[Tensor] = []
+        self._pooled_NH: Tensor | None = None
+        self.level = level or cache_level(network, self._texts, memory_budget, disk_budget)
+        cache = _StateCache(network, self._texts, self.level, shared=shared)
+        if self.level is CacheLevel.POOLED:
+            states_NH = torch.stack(cache.states(token_budget, progress))
+            self._pooled_NH = self._text_means(states_NH, np.arange(len(self.lengths)))
+        elif self.level is CacheLevel.HIDDEN:
+            try:
+                self._hidden = cache.states(token_budget, progress, memory_budget)
+            except StorageError as error:  # another program may fill the disk at any time
+                # As text: a handler that keeps records would keep the error's states alive.
+                _LOG.warning("%s All layers run instead, each time.", str(error))
+                self.level = CacheLevel.TOKENS
+
+    @property
+    def n_cached_bytes(self) -> int:
+        """Bytes of the states of all texts, each distinct one once."""
+        states = self._hidden if self._pooled_NH is None else [self._pooled_NH]
+        return sum({state.data_ptr(): state.nbytes for state in states}.values())
+
+    def pooled(self, rows: Rows) -> Tensor:
+        """Return the pooled states of these rows, shape (B, H), fp32."""
+        if self._pooled_NH is not None:
+            return self._pooled_NH[to_device(rows, self.network.device)]
+        with torch.set_grad_enabled(self._trunk_learns and torch.is_grad_enabled()):
+            if self._windows is None:
+                return self._run(rows)
+            return self._text_means(self._run_windows(self._windows.of(rows)), rows)
+
+    def freeze_trunk(self) -> None:
+        """Stop gradients at the pooled states; compute those once, if memory has room for them."""
+        self._trunk_learns = False
+        device = self.network.device
+        shape = (len(self.lengths), self.network.head.in_features)
+        if self._pooled_NH is not None or shape[0] * shape[1] * 4 > self._memory_budget:
+            return
+        # All rows in one order, whatever batches they will be in: a fit that goes on from a
+        # checkpoint is given the same to the last bit.
+        done, total = 0, int(self.lengths.sum())
+        pooled_NH = torch.empty(shape, device=device)
+        batcher = MicroBatcher(self.network, self._token_budget)
+        for micro_batch in batcher.map(np.arange(shape[0]), self.lengths):
+            with micro_batch as part:
+                pooled_NH[to_device(part, device)] = self.pooled(part)
+                done += int(self.lengths[part].sum())
+                self._progress(done, total)
+        self._pooled_NH = pooled_NH
+
+    def unfreeze_trunk(self) -> None:
+        """Let gradients reach what learns in the trunk again."""
+        self._trunk_learns = True
+        if self.level is not CacheLevel.POOLED:
+            self._pooled_NH = None
+
+    def _run(self, texts: Rows) -> Tensor:
+        """Run texts, or windows, through the layers above the cache."""
+        network = self.network
+        layout = Layout.of(self._text_lengths[texts], network.pretrained, network.device)
+        if self.level is CacheLevel.TOKENS:
+            return network.pooled(ids_of(self._texts, texts, network.device), layout)
+        # Those on disk come to the device only now.
+        states = [self._hidden[text].to(network.device) for text in texts]
+        return network.after(torch.cat(states), layout)
+
+    def _run_windows(self, windows: Rows) -> Tensor:
+        """Run windows; without gradients within the token budget, however long a text is."""
+        if torch.is_grad_enabled() and self.network.learnable:
+            return self._run(windows)
+        device = self.network.device
+        states_WH = torch.empty((len(windows), self.network.head.in_features), device=device)
+        batcher = MicroBatcher(self.network, self._token_budget)
+        lengths = self._text_lengths[windows]
+        for micro_batch in batcher.map(np.arange(len(windows)), lengths):
+            with micro_batch as part, torch.no_grad():
+                states_WH[to_device(part, device)] = self._run(windows[part])
+        return states_WH
+
+    def _text_means(self, states_WH: Tensor, rows: Rows) -> Tensor:
+        """Return the mean state of each row's windows."""
+        if self._windows is None:
+            return states_WH
+        counts = self._windows.counts[rows]
+        return mean_of_each(states_WH, to_device(counts, states_WH.device), counts.tolist())
+
+
+# Which level, and whether a trunk can be split.
+
+_PROBE_TOKENS = 16
+_LOG = logging.getLogger("skgpt")
+_PROOFS: Store[bool] = Store("proofs", 1 << 20)
+
+
+def cache_level(
+    network: TextNetwork, tokens: Tokens, memory_budget: int, disk_budget: int = 0
+) -> CacheLevel:
+    """Return the highest level that the layers that learn, and the budgets, allow."""
+    hidden_size = network.trunk.config.hidden_size
+    if network.spec.trainable_layers == 0:
+        fits = len(tokens) * hidden_size * 4 <= memory_budget
+        return CacheLevel.POOLED if fits else CacheLevel.TOKENS
+    too_large = len(tokens.ids) * hidden_size * 4 > memory_budget + disk_budget
+    if network.spec.n_frozen == 0 or too_large or not _can_be_split(network, tokens):
+        return CacheLevel.TOKENS
+    return CacheLevel.HIDDEN
+
+
+def _can_be_split(network: TextNetwork, tokens: Tokens) -> bool:
+    if not network.pretrained.shared:
+        return _probe_split(network, tokens)
+    spec = network.spec
+    key = (spec.n_layers, spec.n_frozen, network.cache_key)
+    return _PROOFS.get_or_make(key, lambda: _probe_split(network, tokens), lambda proof: 1)
+
+
+@torch.no_grad()
+def _probe_split(network: TextNetwork, tokens: Tokens) -> bool:
+    """Say whether both parts together equal the whole trunk, on two of these texts."""
+    by_length = np.argsort(tokens.lengths, kind="stable")
+    rows = np.unique(by_length[[0, len(by_length) // 2]])
+    heads = [tokens.row(int(row))[:_PROBE_TOKENS] for row in rows]
+    lengths = np.array([len(ids) for ids in heads])
+    layout = Layout.of(lengths, network.pretrained, network.device)
+    ids_T = torch.from_numpy(np.concatenate(heads)).to(network.device)
+    whole = network.pool(network.hidden(ids_T, layout), layout)
+    try:
+        lower = run_frozen_layers(network, ids_T, layout)
+        split = network.after(lower, layout)
+    except PROBE_ERRORS as error:  # an architecture that can't be entered in the middle
+        _LOG.info("%s can't be split: %r", type(network.trunk).__name__, error)
+        return False
+    # The same operations in the same precision: as good as equal, or not the same.
+    return agree(split, whole, 1e-5 if network.dtype == torch.float32 else 1e-2)
+
+
+# Their bytes are those of the shared tensors that they keep alive.
+_LOWER_TRUNKS: Store[SplitTrunk] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
+
+
+def lower_trunk(network: TextNetwork) -> SplitTrunk:
+    """Return a trunk of the frozen layers alone, which is the same for all networks like it."""
+    n = network.spec.n_frozen
+
+    def make() -> SplitTrunk:
+        return SplitTrunk(network.base_trunk(n), n)
+
+    def n_bytes(split: SplitTrunk) -> int:
+        return sum(p.numel() * p.element_size() for p in split.trunk.parameters())
+
+    if not network.pretrained.shared:
+        return make()
+    return _LOWER_TRUNKS.get_or_make((n, network.cache_key), make, n_bytes)
+
+
+def run_frozen_layers(network: TextNetwork, ids_T: Tensor, layout: Layout) -> Tensor:
+    """Return the hidden states behind the frozen layers, shape (T, H)."""
+    laid_out = layout.lay(ids_T, pad_id_of(network.pretrained))
+    return layout.flat(lower_trunk(network).run_lower(input_ids=laid_out, **layout.inputs()))
+
+
+# The states of each text: in memory, on disk, or computed now.
+
+
+def _states(device: str) -> Store[Tensor]:
+    """Return the store of the states that lie in the memory of a device."""
+    return Store.named(f"states on {device}", lambda: prefix_budget(torch.device(device)))
+
+
+def _states_on_disk() -> Store[Tensor]:
+    return Store.named("states on disk", disk_room)
+
+
+def uncached_rows(network: TextNetwork, tokens: Tokens, level: CacheLevel) -> Rows:
+    """Return the rows whose states would have to be computed, one for each distinct text."""
+    return _StateCache(network, tokens, level, shared=True).uncached()
+
+
+class _StateCache:
+    """The states of the texts of a data set: from the stores, or computed and put into them."""
+
+    def __init__(
+        self, network: TextNetwork, tokens: Tokens, level: CacheLevel, *, shared: bool
+    ) -> None:
+        self.network = network
+        self.tokens = tokens
+        self.level = level
+        self.shared = shared and network.pretrained.shared
+        where: tuple[Hashable, ...] = (level.value, network.spec.n_frozen)
+        if level is CacheLevel.POOLED:
+            where = (*where, network.spec.pooling)
+        # The device too: what lies on disk may come from any.
+        self.upstream = (*where, *network.cache_key)
+        self.ids, self.first = tokens.distinct()
+        self.memory_left: int | None = None  # bytes; None is no limit
+        self.found: dict[bytes, Tensor] = {}
+        self.on_disk: list[bytes] = []
+
+    def states(
+        self, token_budget: int, progress: Progress, memory_budget: int | None = None
+    ) -> list[Tensor]:
+        """Return the state of each text: (length, H) or, pooled, (H,).
+
+        Beyond `memory_budget` bytes of the device's memory they lie on disk, as tensors on the
+        CPU; a StorageError says that the disk is full or can't be written to.
+        """
+        self.memory_left = memory_budget
+        network, lengths = self.network, self.tokens.lengths
+        rows = self.uncached()
+        done, total = 0, int(lengths[rows].sum())
+        with DiskCache() as disk, torch.no_grad():
+            for micro_batch in MicroBatcher(network, token_budget).map(rows, lengths):
+                # Run texts up to the level of the cache: one tensor per text.
+                with micro_batch as part:
+                    layout = Layout.of(lengths[part], network.pretrained, network.device)
+                    ids_T = ids_of(self.tokens, part, network.device)
+                    if self.level is CacheLevel.POOLED:
+                        states = network.pooled(ids_T, layout).unbind()
+                    else:
+                        states = run_frozen_layers(network, ids_T, layout).split(layout.lengths)
+                if micro_batch.failed:
+                    continue
+                self._put(part, states, disk)
+                del states  # or they would be there beside the next ones
+                done += int(lengths[part].sum())
+                progress(done, total)
+            self._share(_states_on_disk(), dict(zip(self.on_disk, disk.tensors(), strict=True)))
+        return [self.found[text] for text in self.ids]
+
+    def uncached(self) -> Rows:
+        """Find what the stores hold; return the rows, one for each distinct text, of the rest."""
+        texts = list(self.first)
+        in_memory = _states(str(self.network.device))
+        for store in (in_memory, _states_on_disk()) if self.shared else ():
+            texts = [text for text in texts if text not in self.found]
+            states = store.find_many([(text, self.upstream) for text in texts])
+            known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
+            self.found |= known
+            if self.memory_left is not None and store is in_memory:
+                self.memory_left -= sum(state.nbytes for state in known.values())
+        new = [row for text, row in self.first.items() if text not in self.found]
+        return np.array(new, dtype=np.int64)
+
+    def _put(self, rows: Rows, states: Sequence[Tensor], disk: "DiskCache") -> None:
+        """Put the states of some rows into memory or, where that has no room, onto the disk."""
+        in_memory = {}
+        for row, state in zip(rows, states, strict=True):
+            copy = self._copy(state)
+            if copy is None:
+                disk.add(state)
+                self.on_disk.append(self.ids[row])
+            else:
+                in_memory[self.ids[row]] = copy
+        self._share(_states(str(self.network.device)), in_memory)
+
+    def _copy(self, state: Tensor) -> Tensor | None:
+        """Return a copy of a state; None if there is no room for one."""
+        if self.memory_left is not None and state.nbytes > self.memory_left:
+            return None
+        try:
+            copy = clone(state)
+        except torch.OutOfMemoryError:
+            self.memory_left = 0  # the rest goes to disk, as what learns will need memory too
+            return None
+        if self.memory_left is not None:
+            self.memory_left -= copy.nbytes
+        return copy
+
+    def _share(self, store: Store[Tensor], states: Mapping[bytes, Tensor]) -> None:
+        self.found |= states
+        if self.shared:
+            new = {(text, self.upstream): state for text, state in states.items()}
+            store.put_many(new, lambda state: state.nbytes)
+
+
+def clone(state: Tensor) -> Tensor:
+    """Copy one text's states; a slice would keep the whole batch alive."""
+    return state.clone()
+
 
 # A mapped file stays open, and its space is taken until nothing in it is in use: neither many
 # files nor large ones.
 _FILE_BYTES = 2**30
 
 
-class Spill:
-    """Takes tensors of one dtype and writes them into files of the cache folder.
+class DiskCache:
+    """Writes tensors of one dtype into files of the cache folder, and maps them into memory.
 
-    A context manager, which closes what is still being written.
-
-    Raises
-    ------
-    StorageError
-        From any method, if the folder can't be written to, or is full.
+    The files have no name once they are open (on Windows: until they are closed), so nothing is
+    left behind however the process ends. A StorageError says that the folder is full or can't be
+    written to.
     """
 
     def __init__(self) -> None:
@@ -68,7 +374,7 @@ class Spill:
         self._shapes: list[torch.Size] = []  # of what is in the file
         self._mapped: list[Tensor] = []
 
-    def __enter__(self) -> "Spill":
+    def __enter__(self) -> "DiskCache":
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -79,7 +385,7 @@ class Spill:
     def add(self, tensor: Tensor) -> None:
         """Write a tensor, which must not be empty."""
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        with _as_cache_error():
+        with cache_errors():
             if self._file is None:
                 folder = _folder()
                 folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +399,7 @@ class Spill:
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in order, as they lie on disk; on the CPU."""
-        with _as_cache_error():
+        with cache_errors():
             self._map()
         return self._mapped
 
@@ -121,537 +427,5 @@ def disk_room() -> int:
     return 0
 
 
-@contextmanager
-def _as_cache_error() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"States can't be kept in {_folder()}: {error}") from error
-
-
 def _folder() -> Path:
     return cache_folder() / "states"
-
-
-Progress = Callable[[int, int], None]
-Compute = Callable[[Tensor, Layout], Sequence[Tensor]]  # ids and layout to one tensor per text
-Kept = Literal["hidden", "pooled"]  # what is kept of each text
-
-# Their bytes are those of the shared tensors that they keep alive.
-_PREFIXES: Store[SplitTrunk] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
-
-
-def _states(device: str) -> Store[Tensor]:
-    """Return the store of the states that lie in the memory of a device."""
-    return Store.named(f"states on {device}", lambda: prefix_budget(torch.device(device)))
-
-
-def _states_on_disk() -> Store[Tensor]:
-    return Store.named("states on disk", disk_room)
-
-
-def hidden_states(
-    network: TextNetwork,
-    tokens: Tokens,
-    token_budget: int,
-    progress: Progress,
-    memory_budget: int | None = None,
-) -> list[Tensor]:
-    """Return the hidden states behind the frozen layers, a (length, H) tensor for each text.
-
-    Parameters
-    ----------
-    network : TextNetwork
-        With at least one frozen layer.
-    tokens : Tokens
-    token_budget : int
-        Tokens to run at once.
-    progress : callable
-        Told (tokens done, tokens in all).
-    memory_budget : int, default=None
-        Bytes of them in the device's memory; what comes after lies on disk, as tensors on the
-        CPU. None for all in memory.
-
-    Raises
-    ------
-    StorageError
-        If the disk is full or can't be written to.
-    """
-    return _Texts(network, "hidden", tokens, memory_budget).states(token_budget, progress)
-
-
-def pooled_states(
-    network: TextNetwork, tokens: Tokens, token_budget: int, progress: Progress
-) -> Tensor:
-    """Return the pooled states of a network none of whose layers learns, shape (N, H), fp32."""
-    return torch.stack(_Texts(network, "pooled", tokens, None).states(token_budget, progress))
-
-
-def unknown_rows(network: TextNetwork, tokens: Tokens, kept: Kept) -> Rows:
-    """Return the rows whose states would have to be computed, one for each distinct text."""
-    return _Texts(network, kept, tokens, None).unknown()
-
-
-def computation(network: TextNetwork, kept: Kept) -> Compute:
-    """Return what runs the frozen layers over texts: token ids to what is kept of each text."""
-    if kept == "pooled":
-        return lambda ids_T, layout: network.pooled(ids_T, layout).unbind()
-    split = prefix_of(network)
-    return lambda ids_T, layout: before(split, network, ids_T, layout).split(layout.lengths)
-
-
-def prefix_of(network: TextNetwork) -> SplitTrunk:
-    """Return a trunk of the frozen layers alone, which is the same for all networks like it."""
-    n = network.spec.n_frozen
-
-    def make() -> SplitTrunk:
-        return SplitTrunk(network.base_trunk(n), n)
-
-    if not network.pretrained.shared:
-        return make()
-    return _PREFIXES.get_or_make((n, network.cache_key), make, _bytes_of)
-
-
-def _bytes_of(split: SplitTrunk) -> int:
-    return sum(p.numel() * p.element_size() for p in split.trunk.parameters())
-
-
-def before(split: SplitTrunk, network: TextNetwork, ids_T: Tensor, layout: Layout) -> Tensor:
-    """Run the frozen layers: token ids to hidden states, shape (T, H)."""
-    laid_out = layout.lay(ids_T, pad_id_of(network.pretrained))
-    return layout.flat(split.run_lower(input_ids=laid_out, **layout.inputs()))
-
-
-class _Texts:
-    """What is computed of each text: from the stores where it is there, and into them."""
-
-    def __init__(
-        self,
-        network: TextNetwork,
-        kept: Kept,
-        tokens: Tokens,
-        memory_budget: int | None,
-    ) -> None:
-        self.network = network
-        self.tokens = tokens
-        self.kept = kept
-        where: tuple[Hashable, ...] = (kept, network.spec.n_frozen)
-        if kept == "pooled":
-            where = (*where, network.spec.pooling)
-        # The device too: what lies on disk may come from any.
-        self.cache_key = (*where, *network.cache_key)
-        self.ids, self.first = tokens.distinct()
-        self.left = memory_budget
-        self.found: dict[bytes, Tensor] = {}
-        self.spill = Spill()
-        self.spilled: list[bytes] = []
-
-    def states(self, token_budget: int, progress: Progress) -> list[Tensor]:
-        """Return what is computed of each text."""
-        new = self.unknown()
-        with self.spill:
-            self._compute(new, token_budget, progress)
-        return [self.found[text] for text in self.ids]
-
-    def unknown(self) -> Rows:
-        """Find what the stores hold; return the rows, one for each distinct text, of the rest."""
-        self._find(list(self.first))
-        new = [row for text, row in self.first.items() if text not in self.found]
-        return np.array(new, dtype=np.int64)
-
-    def _find(self, texts: list[bytes]) -> None:
-        if not self.network.pretrained.shared:
-            return
-        in_memory = _states(str(self.network.device))
-        for store in (in_memory, _states_on_disk()):
-            texts = [text for text in texts if text not in self.found]
-            states = store.find_many([(text, self.cache_key) for text in texts])
-            known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
-            self.found |= known
-            if self.left is not None and store is in_memory:
-                self.left -= sum(state.nbytes for state in known.values())
-
-    @torch.no_grad()
-    def _compute(self, rows: Rows, token_budget: int, progress: Progress) -> None:
-        lengths, device = self.tokens.lengths, self.network.device
-        done, total = 0, int(lengths[rows].sum())
-        compute = computation(self.network, self.kept)
-
-        def work(part: Rows) -> Sequence[Tensor]:
-            layout = Layout.of(lengths[part], self.network.pretrained, device)
-            return compute(ids_of(self.tokens, part, device), layout)
-
-        for part, computed in Budget(self.network, token_budget).each(rows, lengths, work):
-            rows_of_part = zip(part, computed, strict=True)
-            kept = {self.ids[row]: self._kept(state) for row, state in rows_of_part}
-            self._share(_states(str(device)), {t: s for t, s in kept.items() if s is not None})
-            self._spill({t: s for t, s in zip(kept, computed, strict=True) if kept[t] is None})
-            done += int(lengths[part].sum())
-            progress(done, total)
-        self._share(_states_on_disk(), dict(zip(self.spilled, self.spill.tensors(), strict=True)))
-
-    def _kept(self, state: Tensor) -> Tensor | None:
-        """Return a copy of a state; None if there is no room for one."""
-        if self.left is not None and state.nbytes > self.left:
-            return None
-        try:
-            copy = _copy(state)
-        except torch.OutOfMemoryError:
-            self.left = 0  # the rest goes to disk, as what learns will need memory too
-            return None
-        self.left = None if self.left is None else self.left - copy.nbytes
-        return copy
-
-    def _spill(self, states: dict[bytes, Tensor]) -> None:
-        for text, state in states.items():
-            self.spill.add(state)
-            self.spilled.append(text)
-
-    def _share(self, store: Store[Tensor], states: dict[bytes, Tensor]) -> None:
-        self.found |= states
-        if self.network.pretrained.shared:
-            new = {(text, self.cache_key): state for text, state in states.items()}
-            store.put_many(new, lambda state: state.nbytes)
-
-
-def _copy(state: Tensor) -> Tensor:
-    return state.clone()  # a slice would keep the whole batch alive for one text
-
-
-_PROBE_TOKENS = 16
-_LOG = logging.getLogger("skgpt")
-_PROOFS: Store[bool] = Store("proofs", 1 << 20)
-
-
-class Forward(ABC):
-    """Rows of the data set to raw scores; differentiable in what learns."""
-
-    network: TextNetwork
-
-    @abstractmethod
-    def pooled(self, rows: Rows) -> Tensor:
-        """Return the pooled states of these rows, shape (B, H), fp32."""
-
-    def __call__(self, rows: Rows) -> Tensor:
-        """Return the raw scores of these rows, shape (B, K)."""
-        return self.network.score(self.pooled(rows))
-
-
-class WholeTrunk(Forward):
-    """Runs every layer on every call."""
-
-    def __init__(self, network: TextNetwork, tokens: Tokens) -> None:
-        self.network = network
-        self.tokens = tokens
-
-    def pooled(self, rows: Rows) -> Tensor:
-        """Return the pooled states of these rows."""
-        layout = Layout.of(self.tokens.lengths[rows], self.network.pretrained, self.network.device)
-        ids_T = ids_of(self.tokens, rows, self.network.device)
-        return self.network.pooled(ids_T, layout)
-
-
-class CachedPooled(Forward):
-    """Only the head learns: the pooled states are kept, and no layer runs again."""
-
-    def __init__(
-        self, network: TextNetwork, tokens: Tokens, token_budget: int, progress: Progress
-    ) -> None:
-        self.network = network
-        self.pooled_NH = pooled_states(network, tokens, token_budget, progress)
-
-    def pooled(self, rows: Rows) -> Tensor:
-        """Return the pooled states of these rows."""
-        return self.pooled_NH[to_device(rows, self.network.device)]
-
-
-class CachedPrefix(Forward):
-    """The hidden states behind the frozen layers are kept; only the layers after them run."""
-
-    def __init__(
-        self,
-        network: TextNetwork,
-        tokens: Tokens,
-        token_budget: int,
-        progress: Progress,
-        memory_budget: int,
-    ) -> None:
-        self.network = network
-        self.lengths = tokens.lengths
-        # In the dtype that the residual stream has there, whatever the weights' is.
-        self.states = hidden_states(network, tokens, token_budget, progress, memory_budget)
-
-    def pooled(self, rows: Rows) -> Tensor:
-        """Return the pooled states of these rows."""
-        network = self.network
-        layout = Layout.of(self.lengths[rows], network.pretrained, network.device)
-        # Those on disk come to the device only now.
-        states = [self.states[row].to(network.device) for row in rows]
-        return network.after(torch.cat(states), layout)
-
-
-class OnTrial(Forward):
-    """Runs rows as a fit would, and keeps nothing for others: what a fit costs is measured so.
-
-    Parameters
-    ----------
-    network : TextNetwork
-    tokens : Tokens
-    kept : {"hidden", "pooled"} or None
-        What a fit keeps of each text; None runs every layer on every call.
-    """
-
-    def __init__(self, network: TextNetwork, tokens: Tokens, kept: Kept | None) -> None:
-        self.network = network
-        self._tokens = tokens
-        self._kept = kept
-        self._compute = computation(network, kept) if kept else None
-        self._whole = WholeTrunk(network, tokens)
-        self._states: dict[int, Tensor] = {}
-
-    @torch.no_grad()
-    def run_frozen(self, rows: Rows) -> int:
-        """Run the frozen layers over these rows; return the bytes that would be kept of them."""
-        if self._compute is None:
-            return 0
-        network = self.network
-        layout = Layout.of(self._tokens.lengths[rows], network.pretrained, network.device)
-        states = self._compute(ids_of(self._tokens, rows, network.device), layout)
-        for row, state in zip(rows.tolist(), states, strict=True):
-            self._states[row] = state.clone()
-        return sum(state.nbytes for state in states)
-
-    def pooled(self, rows: Rows) -> Tensor:
-        """Return the pooled states of these rows, through which the frozen layers have run."""
-        if self._kept is None:
-            return self._whole.pooled(rows)
-        states = [self._states[row] for row in rows.tolist()]
-        if self._kept == "pooled":
-            return torch.stack(states)
-        network = self.network
-        layout = Layout.of(self._tokens.lengths[rows], network.pretrained, network.device)
-        return network.after(torch.cat(states), layout)
-
-
-class HeadAlone(Forward):
-    """The head learns and nothing else does for now: what it is given is computed once.
-
-    Parameters
-    ----------
-    forward : Forward
-        Whose layers stand still for as long as this one is used.
-    lengths : ndarray of shape (N,)
-        Tokens of every row of the data set.
-    token_budget : int
-        Tokens to run at once.
-    memory_budget : int
-        Bytes that the pooled states may take; where they take more, the layers run every time.
-    progress : callable
-        Told (tokens done, tokens in all).
-    """
-
-    def __init__(
-        self,
-        forward: Forward,
-        lengths: NDArray[np.int64],
-        *,
-        token_budget: int,
-        memory_budget: int,
-        progress: Progress,
-    ) -> None:
-        self.network = forward.network
-        self._forward = forward
-        self._pooled_NH: Tensor | None = None
-        device = self.network.device
-        shape = (len(lengths), self.network.head.in_features)
-        if shape[0] * shape[1] * 4 > memory_budget:
-            return
-        # All rows in one order, whatever batches they will be in: a fit that goes on from a
-        # checkpoint is given the same to the last bit.
-        done, total = 0, int(lengths.sum())
-        with torch.no_grad():
-            self._pooled_NH = torch.empty(shape, device=device)
-            budget = Budget(self.network, token_budget)
-            for part, pooled_BH in budget.each(np.arange(len(lengths)), lengths, forward.pooled):
-                self._pooled_NH[to_device(part, device)] = pooled_BH
-                done += int(lengths[part].sum())
-                progress(done, total)
-
-    @torch.no_grad()
-    def pooled(self, rows: Rows) -> Tensor:
-        """Return the pooled states of these rows; no gradient reaches what they come from."""
-        if self._pooled_NH is None:
-            return self._forward.pooled(rows)
-        return self._pooled_NH[to_device(rows, self.network.device)]
-
-
-def choose_forward(
-    network: TextNetwork,
-    tokens: Tokens,
-    *,
-    token_budget: int,
-    memory_budget: int,
-    progress: Progress,
-    disk_budget: int = 0,
-) -> Forward:
-    """Choose how the rows of a data set are run: with what is frozen computed once, if it can be.
-
-    Parameters
-    ----------
-    network : TextNetwork
-    tokens : Tokens
-        Of all rows that will be asked for.
-    token_budget : int
-        Tokens to run at once.
-    memory_budget : int
-        Bytes of the device's memory that the kept states may take.
-    progress : callable
-        Told (tokens done, tokens in all) while the states are computed.
-    disk_budget : int, default=0
-        Bytes that may lie on disk beyond that. Where both are too little, every layer runs every
-        time.
-
-    Returns
-    -------
-    forward : Forward
-    """
-    kept = what_is_kept(network, tokens, memory_budget, disk_budget)
-    if kept is None:
-        return WholeTrunk(network, tokens)
-    if kept == "pooled":
-        return CachedPooled(network, tokens, token_budget, progress)
-    try:
-        return CachedPrefix(network, tokens, token_budget, progress, memory_budget)
-    except StorageError as error:  # another program may fill the disk at any time
-        # As text: a handler that keeps records would keep the error's states alive.
-        _LOG.warning("%s All layers run instead, each time.", str(error))
-        return WholeTrunk(network, tokens)
-
-
-def what_is_kept(
-    network: TextNetwork, tokens: Tokens, memory_budget: int, disk_budget: int = 0
-) -> Kept | None:
-    """Say what of each text is computed once; None where every layer runs every time.
-
-    Parameters
-    ----------
-    network, tokens, memory_budget, disk_budget
-        As in `choose_forward`.
-    """
-    hidden_size = network.trunk.config.hidden_size
-    if network.spec.trainable_layers == 0:
-        return "pooled" if len(tokens) * hidden_size * 4 <= memory_budget else None
-    too_large = len(tokens.ids) * hidden_size * 4 > memory_budget + disk_budget
-    if network.spec.n_frozen == 0 or too_large or not _can_be_cut(network, tokens):
-        return None
-    return "hidden"
-
-
-def _can_be_cut(network: TextNetwork, tokens: Tokens) -> bool:
-    if not network.pretrained.shared:
-        return _is_exact(network, tokens)
-    spec = network.spec
-    key = (spec.n_layers, spec.n_frozen, network.cache_key)
-    return _PROOFS.get_or_make(key, lambda: _is_exact(network, tokens), lambda proof: 1)
-
-
-@torch.no_grad()
-def _is_exact(network: TextNetwork, tokens: Tokens) -> bool:
-    """Say whether both parts together equal the whole trunk, on two of these texts."""
-    by_length = np.argsort(tokens.lengths, kind="stable")
-    rows = np.unique(by_length[[0, len(by_length) // 2]])
-    heads = [tokens.row(int(row))[:_PROBE_TOKENS] for row in rows]
-    layout = Layout.of(np.array([len(ids) for ids in heads]), network.pretrained, network.device)
-    ids_T = torch.from_numpy(np.concatenate(heads)).to(network.device)
-    whole = network.pool(network.hidden(ids_T, layout), layout)
-    try:
-        cut = network.after(before(prefix_of(network), network, ids_T, layout), layout)
-    except PROBE_ERRORS as error:  # an architecture that can't be entered in the middle
-        _LOG.info("%s can't be cut: %r", type(network.trunk).__name__, error)
-        return False
-    # The same operations in the same precision: as good as equal, or not the same.
-    return agree(cut, whole, 1e-5 if network.dtype == torch.float32 else 1e-2)
-
-
-def forward_over(
-    network: TextNetwork,
-    tokens: TextIds,
-    *,
-    token_budget: int,
-    memory_budget: int,
-    progress: Progress,
-    disk_budget: int = 0,
-) -> Forward:
-    """Choose how the rows of a data set are run, whether each is one text or several windows.
-
-    Parameters
-    ----------
-    network : TextNetwork
-    tokens : Tokens or Windows
-        Of all rows that will be asked for.
-    token_budget, memory_budget, progress, disk_budget
-        As of `choose_forward`.
-
-    Returns
-    -------
-    forward : Forward
-    """
-    forward = choose_forward(
-        network,
-        run_by_trunk(tokens),
-        token_budget=token_budget,
-        memory_budget=memory_budget,
-        progress=progress,
-        disk_budget=disk_budget,
-    )
-    if not isinstance(tokens, Windows):
-        return forward
-    if isinstance(forward, CachedPooled):  # nothing will change them any more
-        forward.pooled_NH = _means(forward.pooled_NH, tokens.counts)
-        return forward
-    return Averaged(forward, tokens, token_budget)
-
-
-class Averaged(Forward):
-    """Runs the windows of texts, and averages the pooled states of each text's.
-
-    Parameters
-    ----------
-    forward : Forward
-        Whose rows are the windows.
-    windows : Windows
-    token_budget : int
-        Tokens to run at once where no gradient is wanted, however long a text is. Where one is,
-        the windows of all texts that are asked for have to be there together.
-    """
-
-    def __init__(self, forward: Forward, windows: Windows, token_budget: int) -> None:
-        self.network = forward.network
-        self._forward = forward
-        self._windows = windows
-        self._lengths = windows.each.lengths
-        self._token_budget = token_budget
-
-    def pooled(self, rows: Rows) -> Tensor:
-        """Return the mean of the pooled states of each of these rows' windows."""
-        windows = self._windows.of(rows)
-        learning = torch.is_grad_enabled() and self.network.learnable
-        states_WH = self._forward.pooled(windows) if learning else self._in_parts(windows)
-        return _means(states_WH, self._windows.counts[rows])
-
-    @torch.no_grad()
-    def _in_parts(self, windows: Rows) -> Tensor:
-        width = self.network.head.in_features
-        states_WH = torch.empty((len(windows), width), device=self.network.device)
-        budget = Budget(self.network, self._token_budget)
-        places = np.arange(len(windows))
-        for part, states in budget.each(
-            places, self._lengths[windows], lambda part: self._forward.pooled(windows[part])
-        ):
-            states_WH[to_device(part, self.network.device)] = states
-        return states_WH
-
-
-def _means(states_WH: Tensor, counts: NDArray[np.int64]) -> Tensor:
-    counts_B = to_device(counts, states_WH.device)
-    return mean_of_each(states_WH, counts_B, counts.tolist())

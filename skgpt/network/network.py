@@ -213,7 +213,7 @@ class TextNetwork(nn.Module):
         spec, device = self.spec, self.device
         if spec.lora is None:
             names = trainable_names(self.trunk, spec.trainable_layers)
-            return {name: self.pretrained.master(name, device) for name in names}
+            return {name: self.pretrained.fp32_copy(name, device) for name in names}
         names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.dropout)
         drawn = first_values(self.trunk, names, seed)
         return {name: value.to(device) for name, value in drawn.items()}

@@ -1,4 +1,4 @@
-"""What the displays share: optional packages, axes, colours, texts that can be drawn. One place."""
+"""What the three displays share, apart from each of them: axes, colours, texts to draw."""
 
 from typing import Any
 

@@ -1,21 +1,21 @@
-"""Which models lie in the cache folder, and how they are removed; nothing else there ever is.
+"""Which models lie in the cache folder, and how they are removed.
 
-The folder may be any that ``SKGPT_CACHE`` names, so what is not known for skgpt's is left alone,
-and a link is removed as a link.
+The folder may be any that ``SKGPT_CACHE`` names: only what is known for skgpt's is touched, and a
+link is removed as a link.
 """
 
 import json
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skgpt._files import LockedError, draft_of
 from skgpt.exceptions import StorageError
-from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, cache_folder, locked
+from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, cache_folder, cache_lock
 
 _CONVERTED = re.compile(r"(?P<alias>.+)-[0-9a-f]{12}-v\d+")
 _UNFINISHED = re.compile(r"\.(?P<folder>(?P<alias>.+)-[0-9a-f]{12}-v\d+)\.\d+-[0-9a-f]+\.tmp")
@@ -24,17 +24,7 @@ _MAX_SOURCE = 1 << 16  # bytes; it has a few hundred
 
 @dataclass(frozen=True)
 class Entry:
-    """A model in the cache folder.
-
-    Parameters
-    ----------
-    path : Path
-    alias : str
-    what : str
-        What it is, in words.
-    n_bytes : int
-        What its files add up to.
-    """
+    """A model in the cache folder; `what` says in words what state it is in."""
 
     path: Path
     alias: str
@@ -48,13 +38,7 @@ class Entry:
 
 
 def cached_entries() -> list[Entry]:
-    """Return the models in the cache folder, those that are unfinished too, sorted by name.
-
-    Raises
-    ------
-    StorageError
-        If the folder can't be read.
-    """
+    """Return the models in the cache folder, unfinished ones too, sorted by name."""
     folder = cache_folder()
     try:
         paths = sorted(folder.iterdir()) if folder.exists() else []
@@ -67,18 +51,7 @@ def cached_entries() -> list[Entry]:
 
 
 def chosen(entries: Sequence[Entry], name: str | None) -> list[Entry]:
-    """Return the entries of that name or alias; all of them for None.
-
-    Parameters
-    ----------
-    entries : sequence of Entry
-    name : str or None
-
-    Raises
-    ------
-    StorageError
-        If there is none of that name.
-    """
+    """Return the entries of that name or alias, all of them for None; raise if there is none."""
     found = [entry for entry in entries if name is None or name in (entry.name, entry.alias)]
     if name is not None and not found:
         known = ", ".join(sorted({entry.alias for entry in entries})) or "none"
@@ -89,27 +62,21 @@ def chosen(entries: Sequence[Entry], name: str | None) -> list[Entry]:
 
 
 def remove(entry: Entry) -> None:
-    """Remove an entry, so that nobody sees half of it.
-
-    Raises
-    ------
-    StorageError
-        If another process is converting into it, or it can't be removed.
-    """
+    """Remove an entry, so that nobody sees half of it."""
     unfinished = _UNFINISHED.fullmatch(entry.name)
     folder = entry.path.with_name(unfinished["folder"]) if unfinished else entry.path
-    # The name of a conversion that died: should this be killed, the next one clears it away.
-    dying = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # The name of a draft: should this be killed, the next conversion clears it away.
+    dying = draft_of(folder)
     try:
         if entry.path.is_symlink():
             entry.path.unlink()
             return
-        with locked(folder, timeout=0):
+        with cache_lock(folder, 0):
             os.replace(entry.path, dying)
             shutil.rmtree(dying)
     except FileNotFoundError:
         return  # somebody else was faster
-    except StorageError as error:
+    except LockedError as error:
         raise StorageError(
             f"{entry.path} must not be in use to be removed. Another process is converting that "
             "model: wait for it."
@@ -132,13 +99,12 @@ def size_of(path: Path) -> int:
 def _entry_at(path: Path) -> Entry | None:
     """Return the entry at a path of the cache folder, None if it is not known for skgpt's."""
     if (named := _UNFINISHED.fullmatch(path.name)) and stat.S_ISDIR(path.lstat().st_mode):
-        alias = named["alias"]
-        return Entry(path, alias, "unfinished, or being made", size_of(path))
+        return Entry(path, named["alias"], "unfinished, or being made", size_of(path))
     named = _CONVERTED.fullmatch(path.name)
     if named is None or not path.is_dir():
         return None
     alias = named["alias"]
-    if _says(path, alias):
+    if _is_converted(path, alias):
         what = "model"
     elif alias in ALIASES:
         what = "model, incomplete"
@@ -147,7 +113,7 @@ def _entry_at(path: Path) -> Entry | None:
     return Entry(path, alias, f"{what}, a link" if path.is_symlink() else what, size_of(path))
 
 
-def _says(folder: Path, alias: str) -> bool:
+def _is_converted(folder: Path, alias: str) -> bool:
     """Say whether a folder has the note that a conversion of that alias leaves."""
     note = folder / SOURCE_FILE
     if not note.is_file() or note.stat().st_size > _MAX_SOURCE:

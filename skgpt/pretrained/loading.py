@@ -1,9 +1,7 @@
-"""A model's name to its weights and tokenizer, read once and kept; networks share the tensors.
+"""From a model's name to its weights and tokenizer: read once, kept, and shared by networks.
 
 Two fitted estimators may be alive at once, so a network never gets the module that was read: it
-gets a copy of the module tree whose parameters are views of the same, read-only tensors.
-
-What is in a model's files: a name says where a folder is, not what was written into it since.
+gets a copy of the module tree whose parameters are the same, read-only tensors.
 """
 
 import difflib
@@ -31,7 +29,7 @@ from skgpt.pretrained.default_models import (
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.trunk.attention import pack
 from skgpt.trunk.capabilities import Capabilities, probe
-from skgpt.trunk.layers import PROBE_ERRORS, copy_around, find_blocks, truncate
+from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors, find_blocks, truncate
 from skgpt.trunk.llama import use_fast_blocks
 
 _CPU = torch.device("cpu")
@@ -40,43 +38,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A pretrained trunk with its tokenizer, shared by everything that is built on it.
+    """A pretrained trunk with its tokenizer; everything that is built on it shares them."""
 
-    Parameters
-    ----------
-    model : str
-        The name it was asked for by.
-    revision : str or None
-    trunk : transformers.PreTrainedModel
-        Read-only; `copy_trunk` gives a network its own.
-    tokenizer : TextTokenizer
-    config : dict
-        The configuration, uncut: what a pickle makes the skeleton of the trunk from.
-    downloadable : bool
-        Whether another machine can get the same weights by name (an alias or a hub id).
-    fingerprint : str
-        Of the weights.
-    capabilities : Capabilities
-        What was found out by running it.
-    shared : bool
-        Whether its tensors are kept for others; those out of a pickle go with their estimator.
-    full_depth : int
-        Blocks of the model of that name; a trunk out of a pickle may have fewer.
-    identity : object
-        Says which model something was computed with, and keeps nothing of it alive.
-    """
-
-    model: str
+    model: str  # the name it was asked for by
     revision: str | None
-    trunk: Any
+    trunk: Any  # transformers' model, read-only; `copy_trunk` gives a network its own
     tokenizer: TextTokenizer
-    config: dict[str, Any]
-    downloadable: bool
-    fingerprint: str
+    config: dict[str, Any]  # uncut: a pickle makes the skeleton of the trunk from it
+    downloadable: bool  # another machine can get the same weights by name
+    fingerprint: str  # of the weights
     capabilities: Capabilities
-    shared: bool
-    full_depth: int
-    identity: object = field(default_factory=object)
+    shared: bool  # its tensors are kept for other fits; those out of a pickle are not
+    full_depth: int  # blocks of the model of that name; a trunk out of a pickle may have fewer
+    identity: object = field(default_factory=object)  # a cache key that keeps nothing alive
 
     @property
     def depth(self) -> int:
@@ -99,28 +73,18 @@ class PretrainedModel:
                 return int(module.num_embeddings) - padding - 1  # RoBERTa counts on from there
         return limit if isinstance(limit, int) and limit > 0 else None
 
-    def master(self, name: str, device: torch.device) -> Tensor:
-        """Return a parameter of the trunk as a new fp32 tensor of the caller's own."""
+    def fp32_copy(self, name: str, device: torch.device) -> Tensor:
+        """Return a copy of one of the trunk's parameters, for training."""
         tensor = self.trunk.get_parameter(name).detach()
         return tensor.to(device, torch.float32, copy=True)
 
     def copy_trunk(self, n_layers: int, dtype: torch.dtype, device: torch.device) -> Any:
-        """Return a module tree of the caller's own whose frozen tensors are the shared ones.
+        """Return the first blocks as a module tree of the caller's own, on the shared tensors.
 
-        Parameters
-        ----------
-        n_layers : int
-            Blocks to keep.
-        dtype : torch.dtype
-            Of the parameters; buffers (rotary frequencies, ...) keep theirs if they can.
-        device : torch.device
-
-        Returns
-        -------
-        trunk : transformers.PreTrainedModel
-            In evaluation mode, so without dropout; no parameter requires a gradient.
+        It is in evaluation mode, and no parameter requires a gradient. Buffers (rotary
+        frequencies, ...) keep their precision if they can.
         """
-        trunk = copy_around(self.trunk, self.tensors(dtype, device))
+        trunk = copy_with_tensors(self.trunk, self.tensors(dtype, device))
         truncate(trunk, n_layers)
         trunk.config.use_cache = False
         if self.capabilities.supports_packing:
@@ -130,10 +94,7 @@ class PretrainedModel:
         return trunk.eval()
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """Return all parameters and buffers in this precision on this device.
-
-        Those of a shared model are kept, and are the same for everybody: they are read-only.
-        """
+        """Return all parameters and buffers in this precision on this device: read-only."""
         if not self.shared:
             return self._cast(dtype, device)
         key = (self.trunk, dtype, str(device))  # a module's hash is its identity
@@ -155,11 +116,11 @@ class PretrainedModel:
 
 
 def _bytes_of(tensors: dict[str, Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return sum(t.nbytes for t in tensors.values())
 
 
 def _bytes_of_model(pretrained: PretrainedModel) -> int:
-    return sum(p.numel() * p.element_size() for p in pretrained.trunk.parameters())
+    return sum(p.nbytes for p in pretrained.trunk.parameters())
 
 
 _MODELS: Store[PretrainedModel] = Store("models", total_memory(_CPU) // 4)
@@ -168,23 +129,7 @@ _MODELS: Store[PretrainedModel] = Store("models", total_memory(_CPU) // 4)
 def load_pretrained(model: str, revision: str | None = None) -> PretrainedModel:
     """Return the model of that name, reading it only if this process doesn't hold it.
 
-    Parameters
-    ----------
-    model : str
-        An alias, a hub id, a transformers folder or a .gguf file.
-    revision : str or None
-        Hub revision: branch, tag or commit.
-
-    Returns
-    -------
-    pretrained : PretrainedModel
-
-    Raises
-    ------
-    ModelNotFoundError
-        If there is nothing of that name.
-    ModelNotSupportedError
-        If what is there can't be used: weights missing, no stack of blocks, ...
+    `model` is an alias, a hub id, a transformers folder or a .gguf file; `revision` is the hub's.
     """
     path, local = place_of(model)
     if not local and model not in ALIASES:
@@ -194,13 +139,13 @@ def load_pretrained(model: str, revision: str | None = None) -> PretrainedModel:
 
 
 def place_of(model: str) -> tuple[Path, bool]:
-    """Return the path that a name is, and whether it names what is there."""
+    """Return a model's name as a path, and whether it is one that exists."""
     path = Path(model).expanduser()
     return path, bool(model) and path.exists() and model not in ALIASES
 
 
 def refuse_misnomers(model: str) -> None:
-    """Refuse what can't be a hub id before the hub is asked, over and over, for it."""
+    """Raise for a name that can't be a hub id: the hub would be asked for it over and over."""
     aliases = {alias.casefold(): alias for alias in ALIASES}
     asked = model.casefold().replace("_", "-")
     like = [alias for alias in aliases if asked and alias.startswith(asked)]
@@ -233,11 +178,11 @@ def _read(model: str, revision: str | None, path: Path, local: bool) -> Pretrain
         try:
             if local and path.is_file():
                 trunk, hf_tokenizer = read_gguf(path)
+            elif local or model in ALIASES:
+                folder = path if local else alias_folder(model)
+                trunk, hf_tokenizer = _from_pretrained(str(folder), revision, hub=False)
             else:
-                where = str(alias_folder(model)) if model in ALIASES else model
-                if local:
-                    where = str(path)
-                trunk, hf_tokenizer = _from_pretrained(where, revision, hub=where == model)
+                trunk, hf_tokenizer = _from_pretrained(model, revision, hub=True)
             return make_pretrained(
                 trunk,
                 TextTokenizer(hf_tokenizer, shared=True),
@@ -278,15 +223,7 @@ def _from_pretrained(where: str, revision: str | None, *, hub: bool) -> tuple[An
 
 
 def offline_first(read: Callable[[bool], T], *, hub: bool) -> T:
-    """Read what is on disk already, which needs no network, and ask the hub only for the rest.
-
-    Parameters
-    ----------
-    read : callable
-        Given whether it has to do with local files.
-    hub : bool
-        Whether there is a hub to ask.
-    """
+    """Call `read(local_files_only)`: first for what is on disk, then for what the hub has."""
     try:
         return read(True)
     except SkgptError:
@@ -360,7 +297,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _fingerprint(trunk: Any) -> str:
-    """Hash the names, the shapes and a sample of every tensor: a changed base is seen, cheaply.
+    """Hash the names, the shapes and a sample of every tensor: cheap, and a changed base is seen.
 
     The configuration is left out: a new release of transformers adds to it and changes nothing.
     """
@@ -384,19 +321,9 @@ _READ_FROM = (
 
 
 def hash_model_files(model: str) -> str | None:
-    """Return a hash of the files that a model is read from; no other in its folder counts.
+    """Return a hash of the files that a local model is read from, None for any other name.
 
-    It is taken once for files that are as they were, by their times and sizes.
-
-    Parameters
-    ----------
-    model : str
-        As of `load_pretrained`.
-
-    Returns
-    -------
-    digest : str or None
-        None for a model that is had by name, or where there is none.
+    It is taken once for files with the same times and sizes.
     """
     path, local = place_of(model)
     if not local or (path.is_dir() and not (path / "config.json").is_file()):

@@ -18,13 +18,8 @@ class TextTokenizer:
 
     Padding and truncation are state on the shared Rust object, so neither is ever used; ids are
     cut afterwards. The special tokens that the tokenizer would put around a text are found once,
-    by comparing a probe with and without them.
-
-    Parameters
-    ----------
-    hf : transformers tokenizer
-    shared : bool, default=False
-        Whether the ids of texts are kept for other fits and predictions of this process.
+    by comparing a probe with and without them. The ids of a shared tokenizer's texts are kept for
+    other fits and predictions of this process.
     """
 
     def __init__(self, hf: Any, *, shared: bool = False) -> None:
@@ -44,7 +39,7 @@ class TextTokenizer:
         self.empty_id = int(next(i for i in ends if i is not None))
 
     def neutral_ids(self) -> list[int]:
-        """Return ids of which a text that says nothing can be made: punctuation where there is."""
+        """Return ids for a text that says nothing: punctuation where the tokenizer has it."""
         found = [ids[-1] for ids in self.encode(list(_NEUTRAL)) if ids]
         return [i for i in found if i != self.hf.unk_token_id] or [self.empty_id]
 
@@ -59,9 +54,8 @@ class TextTokenizer:
         """Return of each text a beginning that is at most so many tokens by itself.
 
         It ends where its last token ends, or before the character that this token shares with the
-        next one, or earlier if a text that ends there is made of other and more tokens. Tokenizers
-        that don't say where their tokens lie are asked by bisection. A text that fits is returned
-        as it is.
+        next one, or earlier if a text that ends there is made of other and more tokens. Slow
+        tokenizers don't say where their tokens lie: they are asked by bisection.
         """
         if not texts:
             return []
@@ -85,11 +79,6 @@ class TextTokenizer:
         """Return where in its text each of `encode`'s tokens begins and ends, in characters.
 
         Bytes of one character are tokens that each span it.
-
-        Raises
-        ------
-        ModelNotSupportedError
-            If the tokenizer doesn't say.
         """
         if not getattr(self.hf, "is_fast", False):
             raise ModelNotSupportedError(
@@ -97,21 +86,17 @@ class TextTokenizer:
                 f"its tokens lie. {type(self.hf).__name__} is not a fast one and doesn't: use a "
                 "model whose folder has a tokenizer.json."
             )
-        if not texts:
-            return []
-        found: list[list[tuple[int, int]]] = []
-        for start in range(0, len(texts), _CHUNK):
-            some = self._encode(texts[start : start + _CHUNK], return_offsets_mapping=True)
-            found += some["offset_mapping"]
-        return found
+        return self._first_spans(texts, [None] * len(texts))
 
-    def _first_spans(self, texts: list[str], n_tokens: list[int]) -> list[list[tuple[int, int]]]:
-        """Return where each text's first tokens lie, one more than asked for where there is one."""
+    def _first_spans(
+        self, texts: list[str], n_tokens: Sequence[int | None]
+    ) -> list[list[tuple[int, int]]]:
+        """Return where each text's first tokens lie, one more than asked for; all for None."""
         spans = []
         for start in range(0, len(texts), _CHUNK):
             found = self._encode(texts[start : start + _CHUNK], return_offsets_mapping=True)
             for row, n in zip(found["offset_mapping"], n_tokens[start:], strict=False):
-                spans.append(row[: n + 1])
+                spans.append(row if n is None else row[: n + 1])
         return spans
 
     def _truncate_by_bisection(self, texts: list[str], n_tokens: list[int]) -> list[str]:
@@ -148,23 +133,17 @@ class TextTokenizer:
         """Return the tokenizer as the text of the files that transformers would save."""
         with tempfile.TemporaryDirectory() as folder:
             self.hf.save_pretrained(folder)
-            files = {}
-            for path in sorted(Path(folder).rglob("*")):
-                if path.is_file():
-                    # latin-1 maps every byte to one character: binary vocabularies survive
-                    name = path.relative_to(folder).as_posix()
-                    files[name] = path.read_bytes().decode("latin-1")
+            # latin-1 maps every byte to one character: binary vocabularies survive.
+            files = {
+                path.relative_to(folder).as_posix(): path.read_bytes().decode("latin-1")
+                for path in sorted(Path(folder).rglob("*"))
+                if path.is_file()
+            }
             return harmless_tokenizer(files)[0]  # better refused now than when it is opened
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> "TextTokenizer":
-        """Make the tokenizer again from what `files` returned; nothing in it is code to be run.
-
-        Raises
-        ------
-        ModelNotSupportedError
-            If they name files elsewhere, or a class that is no tokenizer.
-        """
+        """Make the tokenizer again from what `files` returned; nothing in it is code to be run."""
         files, class_name = harmless_tokenizer(files)
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():

@@ -1,8 +1,8 @@
 """What the saved base of a model may say: what it is made of, never what code to run.
 
-transformers can be told by a configuration to import code from a model's folder, to fetch
-attention kernels from the hub and to run them, or to look a class up by name. All of that is
-left out of what is rebuilt from a file.
+A configuration can tell transformers to import code from a model's folder, to run attention
+kernels from the hub, or to look a class up by name. All of that is left out of what is rebuilt
+from a file.
 """
 
 import json
@@ -12,47 +12,30 @@ from typing import Any
 
 from skgpt.exceptions import ModelNotSupportedError, StateFormatError
 
-# Beside every key with "implementation" in it, by which kernels of the hub are asked for.
+# Keys that name code or a repository, beside every key with "implementation" in it, by which
+# kernels of the hub are asked for.
 _NAMES_CODE = frozenset(
-    {
-        "_name_or_path",
-        "auto_map",
-        "backbone",  # of vision models: a repository of the hub
-        "custom_pipelines",
-        "kernel_config",
-        "name_or_path",
-        "quantization_config",
-        "trust_remote_code",
-        "use_kernels",
-    }
+    (
+        *("_name_or_path", "auto_map", "backbone", "custom_pipelines", "kernel_config"),
+        *("name_or_path", "quantization_config", "trust_remote_code", "use_kernels"),
+    )
 )
 _DEPTHS = frozenset({"n_layer", "n_layers", "num_hidden_layers", "num_layers"})
 _MAX_DEPTH = 1_000  # blocks: five times the deepest; making a skeleton of 10**9 would not end
-# A tokenizer's settings that name files beside its own, or options of other programs.
+
+# A tokenizer's settings that name files beside its own, and those that drive other programs.
 _NAMES_FILES = frozenset(
-    {
-        "auto_map",
-        "fast_tokenizer_files",
-        "gguf_file",
-        "init_inputs",
-        "is_local",  # where the files were once
-        "local_files_only",
-        "name_or_path",
-    }
+    (
+        *("auto_map", "fast_tokenizer_files", "gguf_file", "init_inputs", "is_local"),
+        *("local_files_only", "name_or_path"),
+    )
 )
 _OTHER_PROGRAMS = ("jumanpp_kwargs", "mecab_kwargs", "sudachi_kwargs")
 _SETTINGS = "tokenizer_config.json"
-_FAST = "tokenizer.json"
 
 
 def harmless_config(config: Any) -> dict[str, Any]:
-    """Return a model's configuration without what names code, in nested configurations too.
-
-    Raises
-    ------
-    StateFormatError
-        If it is no configuration, or one of absurd depth.
-    """
+    """Return a model's configuration without what names code, in nested configurations too."""
     if not isinstance(config, Mapping) or not isinstance(config.get("model_type"), str):
         raise StateFormatError(
             "The configuration of a saved model must be a dict with a `model_type`. Got "
@@ -63,41 +46,27 @@ def harmless_config(config: Any) -> dict[str, Any]:
 
 
 def _without_code(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        depths = [value[key] for key in _DEPTHS & set(value) if isinstance(value[key], int)]
-        if max(depths, default=0) > _MAX_DEPTH:
-            raise StateFormatError(
-                f"A saved model must have at most {_MAX_DEPTH} blocks. Got {max(depths)}."
-            )
-        return {
-            key: _without_code(item)
-            for key, item in value.items()
-            if key not in _NAMES_CODE and "implementation" not in key
-        }
     if isinstance(value, list):
         return [_without_code(item) for item in value]
-    return value
+    if not isinstance(value, Mapping):
+        return value
+    depths = [value[key] for key in _DEPTHS & set(value) if isinstance(value[key], int)]
+    if max(depths, default=0) > _MAX_DEPTH:
+        raise StateFormatError(
+            f"A saved model must have at most {_MAX_DEPTH} blocks. Got {max(depths)}."
+        )
+    return {
+        key: _without_code(item)
+        for key, item in value.items()
+        if key not in _NAMES_CODE and "implementation" not in key
+    }
 
 
 def harmless_tokenizer(files: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """Return a tokenizer's files without settings that name code, and the class to read them.
 
-    Parameters
-    ----------
-    files : mapping of str to str
-        Names, with slashes, to contents; each byte is one character.
-
-    Returns
-    -------
-    files : dict
-    class_name : str
-        Of transformers. A tokenizer that is all in its tokenizer.json takes no class of its own:
-        the general one reads the same from it.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If a file lies outside its folder, or the tokenizer is driven by another program's options.
+    Files are names, with slashes, and contents, each byte one character. A tokenizer that is all
+    in its tokenizer.json takes no class of its own: the general one reads the same from it.
     """
     for name in files:
         path = PurePosixPath(name)
@@ -113,7 +82,7 @@ def harmless_tokenizer(files: Mapping[str, str]) -> tuple[dict[str, str], str]:
         )
     kept = {key: value for key, value in settings.items() if key not in _NAMES_FILES}
     own_class = str(kept.get("tokenizer_class"))
-    class_name = "PreTrainedTokenizerFast" if _FAST in files else own_class
+    class_name = "PreTrainedTokenizerFast" if "tokenizer.json" in files else own_class
     # The same text for what was saved and for what was opened: it is part of the model's hash.
     settings_text = json.dumps({**kept, "tokenizer_class": class_name}, sort_keys=True)
     return {**files, _SETTINGS: settings_text}, class_name
@@ -131,13 +100,7 @@ def _settings_of(files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def tokenizer_class(name: str) -> Any:
-    """Return transformers' tokenizer class of that name, and no other kind of class.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If there is none. transformers itself would take whatever has that name.
-    """
+    """Return transformers' tokenizer class of that name; transformers would take any class."""
     import transformers
 
     found = getattr(transformers, name, None)

@@ -1,14 +1,11 @@
-"""The head of a Hugging Face sequence-classification checkpoint; its trunk is read as any other's.
+"""A FittedModel as a Hugging Face sequence-classification checkpoint, and back.
 
-Only safetensors are read, so nothing is unpickled, and no code of a checkpoint's own is run.
-
-A network as a Hugging Face sequence-classification checkpoint.
-
-Whatever is written is read back with transformers alone and has to say what the network says.
+What is written is read back with transformers alone and must give the same raw scores. Only
+safetensors are read: nothing is unpickled and no code of a checkpoint is run.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,258 +15,165 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skgpt._files import opened_by
+from skgpt import __version__
+from skgpt._files import (
+    atomic_folder,
+    check_nothing_else,
+    from_plain,
+    opened_by,
+    storage_errors,
+    to_plain,
+)
+from skgpt.data.targets import ClassTarget, LabelSets, Target
 from skgpt.data.tokenization import tokenise
-from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError
+from skgpt.exceptions import (
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    SkgptError,
+    StateFormatError,
+)
+from skgpt.fitted_model import FittedModel
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import base_name, merged
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.default_models import ALIASES, quiet_transformers
 from skgpt.pretrained.loading import PretrainedModel, offline_first, refuse_misnomers
 from skgpt.pretrained.tokenizer import TextTokenizer
-from skgpt.trunk.layers import PROBE_ERRORS, copy_around
+from skgpt.saving.model_card import model_card
+from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors
 
 NOTES = "skgpt.json"  # what transformers' files have no word for; the configuration names it
-SEVERAL = "multi_label_classification"
+_FORMAT = 1
+_WRITTEN_BY = "skgpt save_pretrained"
+_SEVERAL = "multi_label_classification"
 _WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class SavedHead:
-    """What a checkpoint says beyond its trunk and tokenizer.
-
-    Parameters
-    ----------
-    weight : ndarray of shape (n_outputs, H), float32
-    labels : tuple of str
-        One for each row of the weight.
-    multilabel : bool
-        Whether each label has a probability of its own.
-    notes : str or None
-        The text of the file of ours beside it, where there is one.
-    """
-
-    weight: NDArray[np.float32]
-    labels: tuple[str, ...]
-    multilabel: bool
-    notes: str | None
-
-
-def read_head(model: str, revision: str | None) -> SavedHead:
-    """Read the head of a decoder's sequence-classification checkpoint, safetensors only.
-
-    Parameters
-    ----------
-    model : str
-        A folder or a hub id.
-    revision : str or None
-        Hub revision.
-
-    Returns
-    -------
-    head : SavedHead
-
-    Raises
-    ------
-    ModelNotFoundError
-        If there is nothing of that name, or it can't be read.
-    ModelNotSupportedError
-        If it is no such checkpoint.
-    """
-    path = Path(model).expanduser()
-    local = bool(model) and path.exists() and model not in ALIASES
-    if model in ALIASES or path.is_file():
-        fits = model in ALIASES or path.suffix == ".gguf"
-        what = f"a model without a head: fit it, with model={model!r}" if fits else "a file"
-        raise ModelNotSupportedError(
-            "`folder_or_id` must be a sequence-classification checkpoint: a folder or a hub id. "
-            f"{model!r} is {what}."
-        )
-    if local and not (path / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
-            f"tokenizer files) or a hub id. {model!r} is a folder without a config.json"
-            f"{opened_by(path)}."
-        )
-    if not local:
-        refuse_misnomers(model)
-    where = str(path) if local else model
-    try:
-        with quiet_transformers():
-            return offline_first(
-                lambda offline: _read_head(where, revision, offline), hub=not local
-            )
-    except (SkgptError, MemoryError):
-        raise
-    except Exception as error:  # readers of damaged files raise whatever they like
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelNotFoundError(
-            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
-            f"tokenizer files) or a hub id. {model!r} can't be read: {reason}"
-        ) from error
-
-
-def _read_head(where: str, revision: str | None, local_files_only: bool) -> SavedHead:
-    from transformers import AutoConfig
-    from transformers.utils import cached_file
-
-    options: dict[str, Any] = {
-        "revision": revision or "main",
-        "local_files_only": local_files_only,
-    }
-
-    def find(name: str) -> Path | None:
-        found = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **options)
-        return None if found is None else Path(found)
-
-    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-    labels = _labels_of(config, where)
-    skeleton = classifier_skeleton(config, where)
-    name = head_name(skeleton, where)
-    weight = _read_tensor(find, name, where)
-    shape = skeleton.get_parameter(name).shape
-    if weight.shape != shape:
-        raise ModelNotSupportedError(
-            f"`folder_or_id` must have a head of as many rows as `id2label` has labels. That of "
-            f"{where!r} has shape {tuple(weight.shape)}, not {tuple(shape)}: it belongs to another "
-            "configuration."
-        )
-    # Not looked for where there can be none, so that nothing is asked of the hub in vain.
-    notes = find(NOTES) if getattr(config, "skgpt_notes", None) == NOTES else None
-    return SavedHead(
-        weight.float().numpy(),
-        labels,
-        config.problem_type == SEVERAL,
-        None if notes is None else notes.read_text("utf-8"),
-    )
-
-
-def _labels_of(config: Any, where: str) -> tuple[str, ...]:
-    named = config.id2label or {}
-    if config.problem_type == "regression" or len(named) < 2:
-        raise ModelNotSupportedError(
-            f"`folder_or_id` must be a classifier with a raw score for each of two or more "
-            f"labels. {where!r} has {len(named)} and problem_type={config.problem_type!r}: a "
-            "single score or a regression can't be opened."
-        )
-    labels: tuple[Any, ...] = tuple(named.get(i) for i in range(len(named)))
-    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
-        raise ModelNotSupportedError(
-            f"`id2label` of {where!r} must name the labels 0 to {len(labels) - 1}, each with "
-            f"another text. Got {dict(named)}."
-        )
-    return labels
-
-
-def _read_tensor(find: Callable[[str], Path | None], name: str, where: str) -> Tensor:
-    from safetensors import safe_open
-
-    file: Path | None = find(_WEIGHTS)
-    if file is not None:
-        with safe_open(file, framework="pt") as weights:
-            there: Mapping[str, str] = dict.fromkeys(weights.keys(), _WEIGHTS)
-    elif (index := find(f"{_WEIGHTS}.index.json")) is not None:
-        there = json.loads(index.read_text("utf-8"))["weight_map"]
-    else:
-        raise ModelNotFoundError(
-            f"`folder_or_id` must hold its weights as safetensors. {where!r} has no {_WEIGHTS}: "
-            "save it anew with transformers."
-        )
-    head = name.removesuffix("weight")
-    if (own := sorted(key for key in there if key.startswith(head))) != [name]:
-        raise ModelNotSupportedError(
-            f"`folder_or_id` must have a head that is one matrix, {name!r}. Got {own} in "
-            f"{where!r}: a head with a bias or of several layers can't be opened, and a model "
-            "without one is to be fitted, as model=."
-        )
-    file = find(there[name])
-    if file is None:
-        raise ModelNotFoundError(f"{where!r} must hold {there[name]!r}, which its index names.")
-    with safe_open(file, framework="pt") as weights:
-        tensor: Tensor = weights.get_tensor(name).clone()  # not a view of a file
-    return tensor
-
-
-def check_pooling(pretrained: PretrainedModel) -> None:
-    """Check that transformers pools a checkpoint's texts at their true last token.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If its tokenizer puts the padding token behind every text.
-    """
-    last = pretrained.tokenizer.suffix_ids[-1:]
-    if last and last[0] == pretrained.trunk.config.pad_token_id:
-        raise ModelNotSupportedError(
-            f"`pad_token_id` of {pretrained.model!r} must be a token that texts don't end in. Its "
-            "tokenizer puts it behind every text, so transformers pools before it, and skgpt on it."
-        )
-
-
-@torch.no_grad()
-def put_head(network: TextNetwork, weight: NDArray[np.float32]) -> None:
-    """Give a network this head."""
-    network.head.weight.copy_(torch.from_numpy(weight))
-
-
-def classifier_skeleton(config: Any, model: str) -> Any:
-    """Return transformers' sequence-classification model of a configuration, without weights.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If it has none.
-    """
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MAPPING
-    from transformers import AutoModelForSequenceClassification
-
-    if type(config) not in MAPPING:
-        raise ModelNotSupportedError(
-            f"`model` must be of an architecture that transformers has a sequence-classification "
-            f"class for. {model!r} is of type {config.model_type!r}, which has none: use "
-            "skgpt.save."
-        )
-    with torch.device("meta"), quiet_transformers():
-        return AutoModelForSequenceClassification.from_config(config)
-
-
-def head_name(model: Any, name: str) -> str:
-    """Return the name of a sequence-classification model's head, one matrix without a bias.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If it is something else.
-    """
-    prefix = f"{model.base_model_prefix}."
-    heads = [(n, p) for n, p in model.named_parameters() if not n.startswith(prefix)]
-    if len(heads) != 1 or heads[0][1].ndim != 2:
-        raise ModelNotSupportedError(
-            f"`model` must be a decoder whose sequence-classification head is one matrix without "
-            f"a bias. {type(model).__name__} of {name!r} has {[n for n, _ in heads]}: use a "
-            "decoder."
-        )
-    return heads[0][0]
-
-
+_UNKNOWN_LENGTH = 10**9  # transformers notes a number beyond it where it knows none
+# Parameters that the checkpoint says itself, or that are of a machine and not of a model.
+_NOT_NOTED = frozenset(
+    {"model", "revision", "n_layers", "lora", "pooling", "template", "long_text"}
+    | {"device", "precision", "store_base", "checkpoint_dir"}
+)
 _CPU = torch.device("cpu")
 # Of unequal lengths, so that one of them is padded.
 _PROBES = ("It was good.", "What came of it in the end was not what anybody had hoped for.")
 _TOLERANCE = 1e-4  # relative to the largest raw score, or to one
 
 
+# Writing.
+
+
+def export(
+    model: FittedModel, folder: Path, params: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint with a model card, whole or not at all; `params` are the estimator's."""
+    _check_exportable(model)
+    with (
+        storage_errors("`folder`", folder, "name another"),
+        atomic_folder(folder, _is_ours) as draft,
+    ):
+        write_checkpoint(model, draft)
+        card = model_card(model, params, defaults)
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        files = sorted([NOTES, *(path.name for path in draft.iterdir())])
+        notes = json.dumps(to_plain({**_notes(model, params), "files": files}), indent=2)
+        (draft / NOTES).write_text(notes + "\n", encoding="utf-8")
+
+
+def _check_exportable(model: FittedModel) -> None:
+    """Check that the format can say what the model does."""
+    pretrained = model.network.pretrained
+    if not pretrained.capabilities.causal:
+        raise ModelNotSupportedError(
+            f"`model` must be a decoder: that is what the format pools at the last token of. "
+            f"{pretrained.model!r} is an encoder: use skgpt.save."
+        )
+    if model.network.spec.pooling != "last":
+        raise ModelNotSupportedError(
+            "`pooling` must be 'last': transformers' sequence classifiers pool no other way. "
+            f"This model was fitted with {model.network.spec.pooling!r}: fit with "
+            "pooling='last', or use skgpt.save."
+        )
+    if model.long_text != "cut":
+        raise ModelNotSupportedError(
+            "`long_text` must be 'cut': the format has no word for texts in windows. This "
+            f"model was fitted with {model.long_text!r}: fit with long_text='cut', or use "
+            "skgpt.save."
+        )
+    template = model.template
+    one_column = len(template.fields) == 1 and model.columns.get("n_features_in_", 1) == 1
+    if not one_column or any(template.words):
+        raise ModelNotSupportedError(
+            "`template` must be None, and X a single column: the format has no word for how "
+            "texts are put together. Put them together before fit, or use skgpt.save."
+        )
+
+
+def _notes(model: FittedModel, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what comes back from the folder beside the network."""
+    noted = {**params, "max_length": model.max_length}
+    return {
+        "written_by": _WRITTEN_BY,
+        "format": _FORMAT,
+        "skgpt": __version__,
+        "classes": model.classes,
+        "params": {k: v for k, v in noted.items() if k not in _NOT_NOTED and _is_plain(v)},
+        "split_seed": model.split_seed,
+        "trained_on": model.trained_on,
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a parameter is plain data; callables and generators are not."""
+    try:
+        to_plain(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_ours(folder: Path) -> bool:
+    """Say whether `save_pretrained` wrote a folder, and all that is in it."""
+    try:
+        noted = json.loads((folder / NOTES).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):  # no such file, or somebody else's
+        return False
+    if not isinstance(noted, dict) or noted.get("written_by") != _WRITTEN_BY:
+        return False
+    names = noted.get("files")
+    check_nothing_else(folder, map(str, names) if isinstance(names, list) else ())
+    return True
+
+
+def write_checkpoint(model: FittedModel, folder: Path) -> None:
+    """Write configuration, weights and tokenizer as transformers would, and compare the scores.
+
+    A calibrated model's head is divided by the temperature: it is a matrix without a bias.
+    """
+    network, pretrained = model.network, model.network.pretrained
+    temperature = 1.0 if model.calibration is None else model.calibration["temperature"]
+    pad_id = _pad_id(pretrained)
+    skeleton, config = _skeleton(model, pad_id)
+
+    # Our tensors under the names of transformers' own class.
+    head, prefix = head_name(skeleton, pretrained.model), f"{skeleton.base_model_prefix}."
+    tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
+    tensors[head] = network.head.weight.detach().cpu() / temperature
+    shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
+    if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
+        raise _other_class(network, f"{type(skeleton).__name__} has other weights")
+    buffers = dict(pretrained.trunk.named_buffers())
+    for name, _ in skeleton.named_buffers():
+        tensors[name] = buffers[name.removeprefix(prefix)]
+
+    _save(copy_with_tensors(skeleton, tensors), config, folder)
+    _tokenizer(pretrained, pad_id, model.max_length).save_pretrained(folder)
+    _compare_scores(network, folder, model.max_length, temperature)
+
+
 def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
-    """Return the trunk's parameters on the CPU, under the names that the base has for them.
+    """Return the trunk's parameters on the CPU, under the base's names, adapters merged in.
 
-    Parameters
-    ----------
-    network : TextNetwork
-
-    Returns
-    -------
-    tensors : dict of str to Tensor
-        What was learned in fp32, adapters merged into what they are beside; the rest as the base
-        came, whatever the network computes in.
+    What was learned is fp32; the rest is as the base came, whatever the network computes in.
     """
     base, lora = dict(network.pretrained.trunk.named_parameters()), network.spec.lora
     learned = {name: master.detach().cpu() for name, master in network.learnable.items()}
@@ -278,55 +182,6 @@ def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
         names = [base_name(name) for name in names if name not in learned]
         learned = merged(network.trunk, lora, base, learned)
     return {n: (learned[n] if n in learned else base[n]).detach().cpu() for n in names}
-
-
-def write_checkpoint(
-    network: TextNetwork,
-    folder: Path,
-    *,
-    labels: Sequence[str],
-    multilabel: bool,
-    max_length: int,
-    temperature: float = 1.0,
-) -> None:
-    """Write configuration, weights and tokenizer as transformers would, and prove them.
-
-    Parameters
-    ----------
-    network : TextNetwork
-        Pooled at the last token.
-    folder : Path
-        There already; what is written stays there when something fails.
-    labels : sequence of str
-        One for each raw score.
-    multilabel : bool
-        Whether each label has a probability of its own.
-    max_length : int
-        Tokens per text.
-    temperature : float, default=1.0
-        What raw scores are divided by. As the head is a matrix without a bias, it is the head that
-        is divided.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If transformers can't say the same with a class of its own.
-    """
-    pretrained = network.pretrained
-    pad_id = _pad_id(pretrained)
-    model, config = _skeleton(network, labels, multilabel, pad_id)
-    head, prefix = head_name(model, pretrained.model), f"{model.base_model_prefix}."
-    tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
-    tensors[head] = network.head.weight.detach().cpu() / temperature
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
-        raise _other_class(network, f"{type(model).__name__} has other weights")
-    buffers = dict(pretrained.trunk.named_buffers())
-    for name, _ in model.named_buffers():
-        tensors[name] = buffers[name.removeprefix(prefix)]
-    _save(copy_around(model, tensors), config, folder)
-    _tokenizer(pretrained, pad_id, max_length).save_pretrained(folder)
-    _prove(network, folder, max_length, temperature)
 
 
 def _pad_id(pretrained: PretrainedModel) -> int:
@@ -350,23 +205,22 @@ def _pad_id(pretrained: PretrainedModel) -> int:
     )
 
 
-def _skeleton(
-    network: TextNetwork, labels: Sequence[str], multilabel: bool, pad_id: int
-) -> tuple[Any, Any]:
+def _skeleton(model: FittedModel, pad_id: int) -> tuple[Any, Any]:
     """Return transformers' own model for this network without weights, and its configuration."""
     from transformers import AutoConfig
 
-    pretrained = network.pretrained
+    network, pretrained = model.network, model.network.pretrained
+    labels = [str(label) for label in model.classes.tolist()]
     config = AutoConfig.for_model(**pretrained.config)
     _cut(config, pretrained.full_depth, network.spec.n_layers)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    config.problem_type = SEVERAL if multilabel else "single_label_classification"
+    config.problem_type = _SEVERAL if model.multilabel else "single_label_classification"
     config.pad_token_id = pad_id
     config.skgpt_notes = NOTES
     try:
         return classifier_skeleton(config, pretrained.model), config
-    except (*PROBE_ERRORS, SkgptError) as error:
+    except PROBE_ERRORS as error:
         if isinstance(error, SkgptError):
             raise
         raise _other_class(network, repr(error)) from error
@@ -401,7 +255,7 @@ def _save(model: Any, config: Any, folder: Path) -> None:
 
 
 def _tokenizer(pretrained: PretrainedModel, pad_id: int, max_length: int) -> Any:
-    """Return a tokenizer of one's own that encodes and cuts as `skgpt` does by itself."""
+    """Return a tokenizer that encodes and cuts as skgpt does."""
     hf = TextTokenizer.from_files(pretrained.tokenizer.files()).hf
     hf.pad_token = hf.convert_ids_to_tokens(pad_id)
     settings = {
@@ -417,7 +271,9 @@ def _tokenizer(pretrained: PretrainedModel, pad_id: int, max_length: int) -> Any
     return hf
 
 
-def _prove(network: TextNetwork, folder: Path, max_length: int, temperature: float) -> None:
+def _compare_scores(
+    network: TextNetwork, folder: Path, max_length: int, temperature: float
+) -> None:
     """Compare the raw scores of a padded batch with the network's own, in fp32 on the CPU."""
     try:
         theirs = _read_scores(folder)
@@ -469,3 +325,252 @@ def _scores(network: TextNetwork, max_length: int) -> Tensor:
     layout = Layout.of(tokens.lengths, pretrained, _CPU)
     scores: Tensor = network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
     return scores
+
+
+# Reading.
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """What a checkpoint says beyond its trunk and tokenizer.
+
+    There is a label for each row of the weight, of shape (n_outputs, H); `notes` are those of
+    `save_pretrained`, empty in a checkpoint of somebody else's.
+    """
+
+    weight: NDArray[np.float32]
+    labels: tuple[str, ...]
+    multilabel: bool
+    notes: Mapping[str, Any]
+
+    def target(self) -> tuple[Target, NDArray[np.int64]]:
+        """Return the target of no rows, and the rows of the weight in the order of its classes."""
+        order = np.arange(len(self.labels))
+        if self.multilabel:
+            return LabelSets(order, np.zeros((0, len(order)), dtype=np.float32)), order
+        classes = self.notes.get("classes")
+        if classes is None:
+            classes = np.array(self.labels)
+            order = np.argsort(classes)
+            classes = classes[order]
+        return ClassTarget(classes, np.zeros(0, dtype=np.int64)), order
+
+    def params(self, pretrained: PretrainedModel, known: set[str]) -> dict[str, Any]:
+        """Return the constructor parameters that the checkpoint notes, of those known."""
+        noted = self.notes.get("params", {})
+        params = {k: v for k, v in noted.items() if k in known - _NOT_NOTED}
+        limits = (pretrained.tokenizer.hf.model_max_length, pretrained.max_positions)
+        if lengths := [int(n) for n in limits if n is not None and n < _UNKNOWN_LENGTH]:
+            params.setdefault("max_length", min(lengths))
+        return params
+
+
+def check_params_fit_format(params: Mapping[str, Any]) -> None:
+    """Check that parameters passed to `from_pretrained` agree with what a checkpoint is."""
+    only = {
+        "pooling": ("last", "auto"),
+        "template": (None,),
+        "n_layers": (None,),
+        "long_text": ("cut",),
+    }
+    for name, allowed in only.items():
+        if name in params and params[name] not in allowed:
+            raise ModelNotSupportedError(
+                f"`{name}` must be {allowed[0]!r} with from_pretrained: the checkpoint's head was "
+                f"trained that way. Got {params[name]!r}: leave it out."
+            )
+    if "model" in params:
+        raise ModelNotSupportedError(
+            "`model` must be left out with from_pretrained: it is `folder_or_id`."
+        )
+
+
+def read_head(model: str, revision: str | None) -> SavedHead:
+    """Read the head of a decoder's sequence-classification checkpoint, safetensors only.
+
+    `model` is a folder or a hub id. Raises ModelNotFoundError if there is nothing of that name or
+    it can't be read, ModelNotSupportedError if it is no such checkpoint.
+    """
+    path = Path(model).expanduser()
+    local = bool(model) and path.exists() and model not in ALIASES
+    if model in ALIASES or path.is_file():
+        fits = model in ALIASES or path.suffix == ".gguf"
+        what = f"a model without a head: fit it, with model={model!r}" if fits else "a file"
+        raise ModelNotSupportedError(
+            "`folder_or_id` must be a sequence-classification checkpoint: a folder or a hub id. "
+            f"{model!r} is {what}."
+        )
+    if local and not (path / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
+            f"tokenizer files) or a hub id. {model!r} is a folder without a config.json"
+            f"{opened_by(path)}."
+        )
+    if not local:
+        refuse_misnomers(model)
+    where = str(path) if local else model
+    try:
+        with quiet_transformers():
+            return offline_first(
+                lambda offline: _read_head(model, where, revision, offline), hub=not local
+            )
+    except (SkgptError, MemoryError):
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelNotFoundError(
+            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
+            f"tokenizer files) or a hub id. {model!r} can't be read: {reason}"
+        ) from error
+
+
+def _read_head(model: str, where: str, revision: str | None, local_files_only: bool) -> SavedHead:
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
+
+    options: dict[str, Any] = {
+        "revision": revision or "main",
+        "local_files_only": local_files_only,
+    }
+
+    def find(name: str) -> Path | None:
+        found = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **options)
+        return None if found is None else Path(found)
+
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+    labels = _labels_of(config, where)
+    skeleton = classifier_skeleton(config, where)
+    name = head_name(skeleton, where)
+    weight = _read_tensor(find, name, where)
+    shape = skeleton.get_parameter(name).shape
+    if weight.shape != shape:
+        raise ModelNotSupportedError(
+            f"`folder_or_id` must have a head of as many rows as `id2label` has labels. That of "
+            f"{where!r} has shape {tuple(weight.shape)}, not {tuple(shape)}: it belongs to another "
+            "configuration."
+        )
+    # Not looked for where there can be none, so that nothing is asked of the hub in vain.
+    notes = find(NOTES) if getattr(config, "skgpt_notes", None) == NOTES else None
+    return SavedHead(
+        weight.float().numpy(),
+        labels,
+        config.problem_type == _SEVERAL,
+        {} if notes is None else _read_notes(notes.read_text("utf-8"), labels, model),
+    )
+
+
+def _labels_of(config: Any, where: str) -> tuple[str, ...]:
+    named = config.id2label or {}
+    if config.problem_type == "regression" or len(named) < 2:
+        raise ModelNotSupportedError(
+            f"`folder_or_id` must be a classifier with a raw score for each of two or more "
+            f"labels. {where!r} has {len(named)} and problem_type={config.problem_type!r}: a "
+            "single score or a regression can't be opened."
+        )
+    labels: tuple[Any, ...] = tuple(named.get(i) for i in range(len(named)))
+    if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
+        raise ModelNotSupportedError(
+            f"`id2label` of {where!r} must name the labels 0 to {len(labels) - 1}, each with "
+            f"another text. Got {dict(named)}."
+        )
+    return labels
+
+
+def _read_tensor(find: Callable[[str], Path | None], name: str, where: str) -> Tensor:
+    from safetensors import safe_open
+
+    file: Path | None = find(_WEIGHTS)
+    if file is not None:
+        with safe_open(file, framework="pt") as weights:
+            there: Mapping[str, str] = dict.fromkeys(weights.keys(), _WEIGHTS)
+    elif (index := find(f"{_WEIGHTS}.index.json")) is not None:
+        there = json.loads(index.read_text("utf-8"))["weight_map"]
+    else:
+        raise ModelNotFoundError(
+            f"`folder_or_id` must hold its weights as safetensors. {where!r} has no {_WEIGHTS}: "
+            "save it anew with transformers."
+        )
+    head = name.removesuffix("weight")
+    if (own := sorted(key for key in there if key.startswith(head))) != [name]:
+        raise ModelNotSupportedError(
+            f"`folder_or_id` must have a head that is one matrix, {name!r}. Got {own} in "
+            f"{where!r}: a head with a bias or of several layers can't be opened, and a model "
+            "without one is to be fitted, as model=."
+        )
+    file = find(there[name])
+    if file is None:
+        raise ModelNotFoundError(f"{where!r} must hold {there[name]!r}, which its index names.")
+    with safe_open(file, framework="pt") as weights:
+        tensor: Tensor = weights.get_tensor(name).clone()  # not a view of a file
+    return tensor
+
+
+def _read_notes(text: str, saved_labels: tuple[str, ...], model: str) -> dict[str, Any]:
+    """Return what `save_pretrained` noted."""
+    try:
+        notes = from_plain(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise StateFormatError(f"{NOTES} of {model!r} can't be read: {error}") from error
+    if not isinstance(notes, dict) or notes.get("written_by") != _WRITTEN_BY:
+        raise StateFormatError(
+            f"{NOTES} of {model!r} must be one that save_pretrained wrote: delete it to have the "
+            "checkpoint opened as transformers' own."
+        )
+    if notes.get("format") != _FORMAT:
+        raise StateFormatError(
+            f"{NOTES} of {model!r} must be of format {_FORMAT}. Got {notes.get('format')!r}: open "
+            "it with the version of skgpt that wrote it."
+        )
+    classes = notes.get("classes")
+    labels = classes.tolist() if isinstance(classes, np.ndarray) else []
+    texts = [str(label) for label in labels]
+    if texts != list(saved_labels) or labels != sorted(labels):
+        raise StateFormatError(
+            f"{NOTES} and `id2label` of {model!r} must name the same labels, sorted. Got {texts} "
+            f"and {list(saved_labels)}: delete {NOTES} if id2label is right."
+        )
+    return notes
+
+
+def check_pooling(pretrained: PretrainedModel) -> None:
+    """Check that transformers pools at the last token: padding must not be what texts end in."""
+    last = pretrained.tokenizer.suffix_ids[-1:]
+    if last and last[0] == pretrained.trunk.config.pad_token_id:
+        raise ModelNotSupportedError(
+            f"`pad_token_id` of {pretrained.model!r} must be a token that texts don't end in. Its "
+            "tokenizer puts it behind every text, so transformers pools before it, and skgpt on it."
+        )
+
+
+@torch.no_grad()
+def put_head(network: TextNetwork, weight: NDArray[np.float32]) -> None:
+    """Give a network this head."""
+    network.head.weight.copy_(torch.from_numpy(weight))
+
+
+def classifier_skeleton(config: Any, model: str) -> Any:
+    """Return transformers' sequence-classification model of a configuration, without weights."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MAPPING
+    from transformers import AutoModelForSequenceClassification
+
+    if type(config) not in MAPPING:
+        raise ModelNotSupportedError(
+            f"`model` must be of an architecture that transformers has a sequence-classification "
+            f"class for. {model!r} is of type {config.model_type!r}, which has none: use "
+            "skgpt.save."
+        )
+    with torch.device("meta"), quiet_transformers():
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def head_name(model: Any, name: str) -> str:
+    """Return the name of a sequence-classification model's head, one matrix without a bias."""
+    prefix = f"{model.base_model_prefix}."
+    heads = [(n, p) for n, p in model.named_parameters() if not n.startswith(prefix)]
+    if len(heads) != 1 or heads[0][1].ndim != 2:
+        raise ModelNotSupportedError(
+            f"`model` must be a decoder whose sequence-classification head is one matrix without "
+            f"a bias. {type(model).__name__} of {name!r} has {[n for n, _ in heads]}: use a "
+            "decoder."
+        )
+    return heads[0][0]

@@ -2,12 +2,13 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from skgpt import __version__
+from skgpt.fitted_model import FittedModel
 
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "numpy")
 _OF_THE_MACHINE = frozenset({"checkpoint_dir", "device", "verbose"})
@@ -21,53 +22,45 @@ _COLUMNS = {
 }
 
 
-def model_card(clf: Any) -> str:
-    """Return the text of the README.md that goes beside the weights.
+def model_card(model: FittedModel, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return the README.md beside the weights: Markdown with the front matter that the hub reads.
 
-    Parameters
-    ----------
-    clf : GPTTextClassifier
-        Fitted.
-
-    Returns
-    -------
-    card : str
-        Markdown with the front matter that the hub reads.
+    `params` are the estimator's, and `defaults` what they are if nobody sets them.
     """
     parts = [
-        _front_matter(clf),
-        f"# {_base_name(clf)}, fine-tuned to classify texts",
-        _what_it_is(clf),
+        _front_matter(model),
+        f"# {_base_name(model)}, fine-tuned to classify texts",
+        _what_it_is(model),
         "## Training data",
-        _data(clf),
+        _data(model),
         "## Scores",
-        _scores(clf),
+        _scores(model, early_stopping=params["early_stopping"]),
         "## Parameters",
-        _parameters(clf),
+        _parameters(model, params, defaults),
         "## Versions",
         "\n".join([f"- Python {platform.python_version()}", *_versions()]),
         "## Use",
-        _use(clf),
+        _use(model),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _base_name(clf: Any) -> str:
-    pretrained = clf._network.pretrained
+def _base_name(model: FittedModel) -> str:
+    pretrained = model.network.pretrained
     if pretrained.downloadable:
         return _HUB_NAMES.get(pretrained.model, pretrained.model)
     return Path(pretrained.model).expanduser().resolve().name  # a path is of a machine
 
 
-def _front_matter(clf: Any) -> str:
+def _front_matter(model: FittedModel) -> str:
     lines = ["---", "library_name: transformers", "pipeline_tag: text-classification"]
-    lines += [f"base_model: {json.dumps(_base_name(clf), ensure_ascii=False)}"]  # JSON is YAML
+    lines += [f"base_model: {json.dumps(_base_name(model), ensure_ascii=False)}"]  # JSON is YAML
     return "\n".join([*lines, "tags:", "- skgpt", "---"])
 
 
-def _what_it_is(clf: Any) -> str:
-    spec, pretrained = clf._network.spec, clf._network.pretrained
-    if clf._fitted_with["multilabel"]:
+def _what_it_is(model: FittedModel) -> str:
+    spec, pretrained = model.network.spec, model.network.pretrained
+    if model.multilabel:
         task = f"says of a text, for each of {spec.n_outputs} labels, whether it applies"
     else:
         task = f"tells {spec.n_outputs} classes of texts apart"
@@ -77,52 +70,52 @@ def _what_it_is(clf: Any) -> str:
     if spec.lora is not None:
         learned = f"adapters of rank {spec.lora.rank}, merged into the weights, and the head"
     calibrated = ""
-    if hasattr(clf, "calibration_"):
-        found = clf.calibration_
+    if model.calibration is not None:
+        found = model.calibration
         calibrated = (
             " Its probabilities are calibrated: the head is divided by "
             f"{found['temperature']:.4g}, a temperature fitted on {found['n_rows']} held-out texts."
         )
     return (
         f"It {task}. The trunk is {spec.n_layers} of the {pretrained.full_depth} layers of "
-        f"`{_base_name(clf)}`; the head is one matrix on the last token's hidden state. Fine-tuned "
-        f"with skgpt: {learned} learned.{calibrated}"
+        f"`{_base_name(model)}`; the head is one matrix on the last token's hidden state. "
+        f"Fine-tuned with skgpt: {learned} learned.{calibrated}"
     )
 
 
-def _data(clf: Any) -> str:
-    counts = clf._fitted_with.get("trained_on")
+def _data(model: FittedModel) -> str:
+    counts = model.trained_on
     if counts is None:
         rows = ["How many texts it was trained on is not known.", "", "| label |", "|---|"]
-        return "\n".join([*rows, *(f"| {_cell(label)} |" for label in clf.classes_.tolist())])
+        return "\n".join([*rows, *(f"| {_cell(label)} |" for label in model.classes.tolist())])
     rows = [f"{counts['rows']} texts.", "", "| label | texts |", "|---|---|"]
     return "\n".join([*rows, *(f"| {_cell(k)} | {n} |" for k, n in counts["labels"].items())])
 
 
-def _scores(clf: Any) -> str:
-    if not clf.history_:
+def _scores(model: FittedModel, *, early_stopping: bool) -> str:
+    if not model.history:
         return "No fit since the checkpoint was opened."
-    there = [key for key in _COLUMNS if key in clf.history_[-1]]
+    history: list[Mapping[str, Any]] = [*model.history]
+    there = [key for key in _COLUMNS if key in history[-1]]
     head = "| " + " | ".join(_COLUMNS[key] for key in there) + " |"
     lines = [head, "|" + "---|" * len(there)]
-    for record in clf.history_:
+    for record in history:
         cells = (f"{record[key]:.6g}" if key in record else "" for key in there)
         lines.append("| " + " | ".join(cells) + " |")
     if "validation_score" not in there:
         return "\n".join(["No texts were held out.", "", *lines])
-    best = f"Higher scores are better; the highest was epoch {clf.best_iter_}'s"
-    kept = ", whose weights these are." if clf.early_stopping else "; the weights are the last's."
+    best = f"Higher scores are better; the highest was epoch {model.best_iteration}'s"
+    kept = ", whose weights these are." if early_stopping else "; the weights are the last's."
     return "\n".join([best + kept, "", *lines])
 
 
-def _parameters(clf: Any) -> str:
-    defaults = signature(type(clf).__init__).parameters
+def _parameters(model: FittedModel, params: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     lines = []
-    for name, value in clf.get_params(deep=False).items():
-        if name == "model" and not clf._network.pretrained.downloadable:
-            value = _base_name(clf)
+    for name, value in params.items():
+        if name == "model" and not model.network.pretrained.downloadable:
+            value = _base_name(model)
         shown = repr(value)
-        if name not in _OF_THE_MACHINE and shown != repr(defaults[name].default):
+        if name not in _OF_THE_MACHINE and shown != repr(defaults[name]):
             lines.append(f"- `{name}`: {_cell(shown)}")
     return "\n".join(["Those that are not skgpt's defaults:", "", *lines])
 
@@ -139,9 +132,9 @@ def _versions() -> list[str]:
     return [f"- skgpt {__version__}", *(f"- {name} {version(name)}" for name in _LIBRARIES)]
 
 
-def _use(clf: Any) -> str:
-    every = ", top_k=None" if clf._fitted_with["multilabel"] else ""
-    length = clf._fitted_with["max_length"]
+def _use(model: FittedModel) -> str:
+    every = ", top_k=None" if model.multilabel else ""
+    length = model.max_length
     return f"""With transformers (`truncation=True` cuts texts at {length} tokens):
 
 ```python

@@ -1,61 +1,114 @@
-"""A network as numpy arrays and text, and back: what a pickle of a fitted estimator holds.
+"""A FittedModel as numbers, text and arrays of bytes, and back: for pickles and `skgpt.save`.
 
-What the network learned is always inside. The base it stands on is inside only if it can't be
-had again by name, or if that is asked for; otherwise its name, revision and fingerprint are.
+What was learned is always inside. The base model is inside only if its name is not enough to get it
+again, or if the user asks for it; otherwise its name, revision and fingerprint are.
 """
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from skgpt.exceptions import ModelNotFoundError, SkgptError, StateFormatError
-from skgpt.network.lora import base_name, by_module, is_linear
+from skgpt.data.template import Template
+from skgpt.device import resolve_device, resolve_precision
+from skgpt.exceptions import (
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    SkgptError,
+    StateFormatError,
+)
+from skgpt.fitted_model import FittedModel
+from skgpt.network.lora import AdapterSpec, base_name, by_module, is_linear
 from skgpt.network.network import NetworkSpec, TextNetwork
 from skgpt.pretrained.default_models import ALIASES, cache_folder, no_downloads, quiet_transformers
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained, make_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config
 from skgpt.tensor_files import check_checksum, from_bytes, to_bytes, with_checksum
-from skgpt.trunk.layers import copy_around, find_blocks, truncate
+from skgpt.training.optimizer import Moments
+from skgpt.trunk.layers import copy_with_tensors, find_blocks, truncate
 
-# 1: estimators that knew neither templates nor several labels. 2: no seal; a base that is not
-# inside can be fetched again.
-FORMAT = 3
-_READABLE = (2, 3)
+_LOG = logging.getLogger("skgpt")
+FORMAT = 1
 
 StoreBase = Literal["auto", True, False]
 
+# Fields of a FittedModel that go in as they are.
+_PLAIN = (
+    *("multilabel", "max_length", "long_text", "device", "precision", "split_seed"),
+    *("trained_on", "history", "validation_scores", "best_iteration", "calibration"),
+)
 
-def pack(network: TextNetwork, store_base: StoreBase = "auto") -> dict[str, Any]:
-    """Return the network as a dict of text, numbers and uint8 arrays.
 
-    Parameters
-    ----------
-    network : TextNetwork
-    store_base : "auto" or bool, default="auto"
-        Whether the base goes in. "auto": only if it can't be fetched again by name.
+def pack(model: FittedModel, store_base: StoreBase = "auto") -> dict[str, Any]:
+    """Return a fitted model as a dict of plain values, the array of classes, and weights as bytes.
 
-    Returns
-    -------
-    state : dict
-        ``format``, ``spec``, ``pretrained``, ``learned`` and ``sha256``, and where the base goes in
-        ``config``, ``tokenizer`` and ``base``.
-
-    Raises
-    ------
-    ValueError
-        If `store_base` is something else.
+    The weights, with a checksum over all of ``network``, are in ``learned``, in ``moments`` after
+    `partial_fit`, and in ``base``, with ``config`` and ``tokenizer``, if the base goes in.
     """
+    template = model.template
+    return {
+        "format": FORMAT,
+        **{name: getattr(model, name) for name in _PLAIN},
+        "classes": model.classes,
+        "columns": dict(model.columns),
+        "template": {"words": template.words, "fields": template.fields},
+        "fitted_on": str(model.network.device),
+        "network": _pack_network(model.network, store_base),
+        "moments": None if model.moments is None else model.moments.pack(),
+    }
+
+
+@torch.inference_mode(False)  # an opened model may be fitted on, whatever the caller is in
+def unpack(state: Mapping[str, Any], fitted_by: str) -> FittedModel:
+    """Make the fitted model again, on the device that its fit asked for if this machine has it.
+
+    Raises StateFormatError if it is damaged or of another format, ModelNotFoundError if the base
+    is not here, or is not what it was.
+    """
+    if state.get("format") != FORMAT:
+        raise StateFormatError(
+            f"A saved model must be of format {FORMAT}. Got {state.get('format')!r}: open it with "
+            "the version of skgpt that wrote it."
+        )
+    device, dtype = _where_to_open(state["device"], state["precision"])
+    if state["fitted_on"] != str(device):
+        _LOG.warning("%s was fitted on %s and is on %s now", fitted_by, state["fitted_on"], device)
+    moments = state["moments"]
+    return FittedModel(
+        **{name: state[name] for name in _PLAIN},
+        classes=state["classes"],
+        columns=state["columns"],
+        template=Template(**state["template"]),
+        network=_unpack_network(state["network"], dtype, device),
+        moments=None if moments is None else Moments.unpack(moments, device),
+        fitted_by=fitted_by,
+    )
+
+
+def _where_to_open(device: str, precision: Any) -> tuple[torch.device, torch.dtype]:
+    """Return device and dtype as asked for at fit, or what this machine has instead."""
+    try:
+        found = resolve_device(device)
+    except ModelNotSupportedError:
+        found = resolve_device("auto")
+    try:
+        return found, resolve_precision(precision, found)
+    except ModelNotSupportedError:
+        return found, resolve_precision("auto", found)
+
+
+def _pack_network(network: TextNetwork, store_base: StoreBase) -> dict[str, Any]:
+    """Return the network as text, numbers and uint8 arrays, with a checksum."""
     pretrained = network.pretrained
     learned = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     learned["head.weight"] = network.head.weight
     state: dict[str, Any] = {
-        "format": FORMAT,
         "spec": asdict(network.spec),
         "pretrained": {
             "model": pretrained.model,
@@ -65,24 +118,15 @@ def pack(network: TextNetwork, store_base: StoreBase = "auto") -> dict[str, Any]
         },
         "learned": to_bytes(learned),
     }
-    if _goes_in(pretrained, store_base):
-        shared = _base_of(network)
+    if _holds_base(pretrained, store_base):
         # The uncut configuration: cutting one is up to the class that it belongs to.
         state["config"] = json.dumps(pretrained.config, sort_keys=True)
         state["tokenizer"] = pretrained.tokenizer.files()
-        state["base"] = to_bytes(shared)
+        state["base"] = to_bytes(_base_of(network))
     return with_checksum(state)
 
 
-@torch.inference_mode(False)  # a copy may be fitted on, whatever the caller is in
-def twin_of(network: TextNetwork) -> TextNetwork:
-    """Return a copy that shares the base in memory, and has what was learned for itself."""
-    twin = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
-    twin.take_over(network)
-    return twin
-
-
-def _goes_in(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
+def _holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
     if isinstance(store_base, str):
         if store_base != "auto":
             raise ValueError(f"`store_base` must be 'auto', True or False. Got {store_base!r}.")
@@ -91,7 +135,7 @@ def _goes_in(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
 
 
 def _base_of(network: TextNetwork) -> dict[str, Tensor]:
-    """Return what the network stands on and has not learned, under the base's own names."""
+    """Return the pretrained tensors that the network has not learned, under the base's names."""
     # Buffers too: the rotary frequencies and their like are in no state dict.
     trunk = dict(network.trunk.named_parameters()) | dict(network.trunk.named_buffers())
     base = {base_name(name): t for name, t in trunk.items() if name not in network.learnable}
@@ -103,45 +147,20 @@ def _base_of(network: TextNetwork) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in whole.items() if name in base}
 
 
-@torch.inference_mode(False)  # an opened model may be fitted on, whatever the caller is in
-def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -> TextNetwork:
-    """Make the network again.
-
-    Parameters
-    ----------
-    state : dict
-        From `pack`.
-    dtype : torch.dtype
-        Of the trunk's arithmetic, on this machine.
-    device : torch.device
-
-    Returns
-    -------
-    network : TextNetwork
-
-    Raises
-    ------
-    StateFormatError
-        If the state was written by a later version or by one that is too old, or is damaged.
-    ModelNotFoundError
-        If the base is not here, or is not what it was.
-    """
-    if state.get("format") not in _READABLE:
-        raise StateFormatError(
-            f"A saved model must be of format {_READABLE[0]} to {FORMAT}. Got "
-            f"{state.get('format')!r}: open it with the version of skgpt that wrote it."
-        )
+def _unpack_network(state: dict[str, Any], dtype: torch.dtype, device: torch.device) -> TextNetwork:
     check_checksum(state, "A saved model")
     learned = from_bytes(state["learned"])
-    spec: NetworkSpec = _read_dataclass(NetworkSpec, state["spec"])
+    spec = _read_spec(state["spec"])
     if "base" in state:
         pretrained = _pretrained_inside(state, spec, learned)
     else:
         pretrained = _pretrained_by_name(state["pretrained"])
     _check_outputs(spec, learned, pretrained)
-    network = TextNetwork(pretrained, _by_whole_names(spec, learned, pretrained), dtype, device)
+
+    # Copy what was learned into a new network on that pretrained.
+    network = TextNetwork(pretrained, _with_module_names(spec, learned, pretrained), dtype, device)
     network.spec = spec
-    targets = {f"trunk.{name}": master for name, master in network.learnable.items()}
+    targets = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     targets["head.weight"] = network.head.weight
     _check_same(learned, targets, "weights that were learned")
     with torch.no_grad():
@@ -151,27 +170,21 @@ def unpack(state: dict[str, Any], *, dtype: torch.dtype, device: torch.device) -
     return network
 
 
-def _read_dataclass(kind: type, plain: Mapping[str, Any]) -> Any:
-    """Make again what `dataclasses.asdict` took apart, dataclasses inside of it as well."""
-    names = {field.name for field in fields(kind)}
-    if unknown := set(plain) - names:
+def _read_spec(plain: Mapping[str, Any]) -> NetworkSpec:
+    try:
+        adapters = plain["lora"] and AdapterSpec(**plain["lora"])
+        return NetworkSpec(**{**plain, "lora": adapters})
+    except TypeError as error:
         raise StateFormatError(
-            f"This saved model has a setting {min(unknown)!r}, which this version of skgpt doesn't "
-            "know: open it with the version that wrote it, or a later one."
-        )
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for name, value in plain.items():
-        kinds = [k for k in (hints[name], *get_args(hints[name])) if is_dataclass(k)]
-        of_kind = bool(kinds) and isinstance(value, Mapping)
-        values[name] = _read_dataclass(kinds[0], value) if of_kind else value  # type: ignore[arg-type]
-    return kind(**values)
+            f"A saved model must have settings that this version of skgpt knows. It doesn't: "
+            f"{error}. Open it with the version that wrote it, or a later one."
+        ) from error
 
 
 def _check_outputs(
     spec: NetworkSpec, learned: Mapping[str, Tensor], pretrained: PretrainedModel
 ) -> None:
-    """Check before anything is made whose size the file alone decides."""
+    """Check sizes before anything is made: the file alone decides them."""
     head = learned.get("head.weight")
     expected = (spec.n_outputs, pretrained.capabilities.hidden_size)
     if head is None or tuple(head.shape) != expected:
@@ -186,13 +199,12 @@ def _check_outputs(
         )
 
 
-def _by_whole_names(
+def _with_module_names(
     spec: NetworkSpec, learned: Mapping[str, Tensor], pretrained: PretrainedModel
 ) -> NetworkSpec:
-    """Return the spec with the adapted modules by their whole names, the adapters' sizes checked.
+    """Return the spec with the adapted modules named one by one, the adapters' sizes checked.
 
-    A stranger's pattern may take for ever to match, and a rank that is not that of what was
-    learned all the memory there is.
+    In a stranger's file, a pattern may take for ever to match, and a wrong rank all the memory.
     """
     if spec.lora is None:
         return spec
@@ -225,7 +237,7 @@ def _check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], wha
 
 def _pretrained_by_name(named: Mapping[str, Any]) -> PretrainedModel:
     model, revision = named["model"], named["revision"]
-    is_path = not named.get("downloadable", True)
+    is_path = not named["downloadable"]
     try:
         if is_path and not Path(model).expanduser().exists():
             raise FileNotFoundError("there is no such file or folder.")  # no name of the hub's
@@ -290,7 +302,7 @@ def _pretrained_inside(
                 TextTokenizer.from_files(state["tokenizer"]),
                 model=named["model"],
                 revision=named["revision"],
-                downloadable=named.get("downloadable", False),
+                downloadable=named["downloadable"],
                 shared=False,
                 config=config,
                 full_depth=full_depth,
@@ -303,7 +315,7 @@ def _pretrained_inside(
             f"({error!r}): the file is damaged, or needs the version of transformers it was "
             "written with."
         ) from error
-    # The print of the base it was fitted on, not of what it has learned since.
+    # The fingerprint of the base that was fitted, not of what it has learned since.
     return replace(pretrained, fingerprint=named["fingerprint"])
 
 
@@ -319,4 +331,4 @@ def _trunk_of(
     full_depth = len(find_blocks(skeleton))
     truncate(skeleton, spec.n_layers)
     _check_same(tensors, dict(skeleton.named_parameters()), "base inside a saved model")
-    return copy_around(skeleton, tensors), full_depth
+    return copy_with_tensors(skeleton, tensors), full_depth

@@ -10,13 +10,15 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 from unittest import SkipTest
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.utils import get_tags
+
+Outputs = Mapping[str, NDArray[Any]]  # by the method that gave them
 
 # What float32 arithmetic may differ by when the same texts share a batch with others.
 _TOLERANCE = 1e-4
@@ -32,23 +34,8 @@ _TOPICS = {
 }
 
 
-class TextCheck(Protocol):
-    """A check of this module."""
-
-    __name__: str
-
-    def __call__(self, estimator: Any, /) -> None:
-        """Run the check on fresh clones of the estimator."""
-
-
-class _Problem(NamedTuple):
-    """Texts of different lengths, and a target that their words give away."""
-
-    texts: list[str]
-    y: NDArray[Any]
-
-
-def _problem(estimator: Any) -> _Problem:
+def _problem(estimator: Any) -> tuple[list[str], NDArray[Any]]:
+    """Return texts of different lengths, and a target that their words give away."""
     tags = get_tags(estimator)
     binary = tags.classifier_tags is not None and not tags.classifier_tags.multi_class
     labels = list(_TOPICS)[: 2 if binary else 3]
@@ -58,8 +45,8 @@ def _problem(estimator: Any) -> _Problem:
         for row, label in enumerate(drawn)
     ]
     if is_regressor(estimator):
-        return _Problem(texts, np.array([labels.index(label) / 2 for label in drawn]))
-    return _Problem(texts, np.array(drawn, dtype=object))
+        return texts, np.array([labels.index(label) / 2 for label in drawn])
+    return texts, np.array(drawn, dtype=object)
 
 
 def _fresh(estimator: Any) -> Any:
@@ -69,11 +56,11 @@ def _fresh(estimator: Any) -> Any:
     return copy
 
 
-def _fitted(estimator: Any, problem: _Problem) -> Any:
-    return _fresh(estimator).fit(problem.texts, problem.y)
+def _fitted(estimator: Any) -> Any:
+    return _fresh(estimator).fit(*_problem(estimator))
 
 
-def _outputs(fitted: Any, X: Any) -> dict[str, NDArray[Any]]:
+def _outputs(fitted: Any, X: Any) -> Outputs:
     """Return what each prediction method that the estimator has says of X."""
     outputs = {}
     for method in ("predict", *_SCORES):
@@ -84,24 +71,16 @@ def _outputs(fitted: Any, X: Any) -> dict[str, NDArray[Any]]:
     return outputs
 
 
-def _assert_same(
-    got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], when: str
-) -> None:
-    """Compare bit for bit."""
-    for method, values in expected.items():
-        assert np.array_equal(got[method], values), (
-            f"{method} must give the same values {when}. "
-            f"Got {_first_difference(got[method], values)}."
-        )
+def _assert_same(got: Outputs, expected: Outputs, when: str, *, to_the_bit: bool = True) -> None:
+    """Compare to the bit, or scores within the tolerance.
 
-
-def _assert_close(
-    got: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], when: str
-) -> None:
-    """Compare within the tolerance; labels only if no score stands behind them (ties flip)."""
+    Labels count only where no score stands behind them: with a tolerance, ties flip.
+    """
     has_scores = any(method in expected for method in _SCORES)
     for method, values in expected.items():
-        if values.dtype.kind == "f":
+        if to_the_bit:
+            same = np.array_equal(got[method], values)
+        elif values.dtype.kind == "f":
             same = np.allclose(got[method], values, rtol=_TOLERANCE, atol=_TOLERANCE)
         else:
             same = has_scores or np.array_equal(got[method], values)
@@ -109,6 +88,9 @@ def _assert_close(
             f"{method} must give the same values {when}. "
             f"Got {_first_difference(got[method], values)}."
         )
+
+
+_assert_close = partial(_assert_same, to_the_bit=False)
 
 
 def _first_difference(got: NDArray[Any], expected: NDArray[Any]) -> str:
@@ -135,6 +117,11 @@ def _assert_refuses(call: Callable[[], Any], what: str, *, row: int | None = Non
         raise AssertionError(f"{what} must raise ValueError or TypeError. Nothing was raised.")
 
 
+def _skip_unless(applies: bool, reason: str) -> None:
+    if not applies:
+        raise SkipTest(reason)
+
+
 def check_text_tags(estimator: Any) -> None:
     """Tags say that texts are taken."""
     assert get_tags(estimator).input_tags.string, (
@@ -144,37 +131,35 @@ def check_text_tags(estimator: Any) -> None:
 
 def check_text_containers(estimator: Any) -> None:
     """A list, tuple, object array, U array or Series of the same texts gives the same result."""
-    problem = _problem(estimator)
-    fitted = _fitted(estimator, problem)
-    expected = _outputs(fitted, problem.texts)
+    texts, y = _problem(estimator)
+    fitted = _fitted(estimator)
+    expected = _outputs(fitted, texts)
     containers: dict[str, Any] = {
-        "a tuple": tuple(problem.texts),
-        "an object array": np.array(problem.texts, dtype=object),
-        "a U array": np.array(problem.texts),
+        "a tuple": tuple(texts),
+        "an object array": np.array(texts, dtype=object),
+        "a U array": np.array(texts),
     }
     try:
         import pandas as pd
     except ImportError:
         pass
     else:  # not the default index: rows must be taken by position
-        containers["a pandas Series"] = pd.Series(problem.texts, index=range(_N_TEXTS, 0, -1))
+        containers["a pandas Series"] = pd.Series(texts, index=range(_N_TEXTS, 0, -1))
     for name, X in containers.items():
         _assert_close(_outputs(fitted, X), expected, f"for {name} as for a list")
-        refitted = _fresh(estimator).fit(X, problem.y)
-        _assert_close(
-            _outputs(refitted, problem.texts), expected, f"after a fit on {name} as on a list"
-        )
+        refitted = _fresh(estimator).fit(X, y)
+        _assert_close(_outputs(refitted, texts), expected, f"after a fit on {name} as on a list")
 
 
 def check_text_bad_rows(estimator: Any) -> None:
     """A missing value, a number or bytes among the texts is an error that names the row."""
-    problem = _problem(estimator)
-    fitted = _fitted(estimator, problem)
+    texts, y = _problem(estimator)
+    fitted = _fitted(estimator)
     method = next(m for m in ("predict", *_SCORES) if hasattr(fitted, m))
     for bad in (None, float("nan"), 3.5, b"bytes"):
-        X = np.array(problem.texts, dtype=object)
+        X = np.array(texts, dtype=object)
         X[_BAD_ROW] = bad
-        fit = partial(_fresh(estimator).fit, list(X), problem.y)
+        fit = partial(_fresh(estimator).fit, list(X), y)
         _assert_refuses(fit, f"fit with {bad!r} among the texts", row=_BAD_ROW)
         predict = partial(getattr(fitted, method), X)
         _assert_refuses(predict, f"{method} with {bad!r} among the texts", row=_BAD_ROW)
@@ -182,10 +167,10 @@ def check_text_bad_rows(estimator: Any) -> None:
 
 def check_text_odd_texts(estimator: Any) -> None:
     """Empty texts, lone surrogates, emoji and control characters are texts like any other."""
-    problem = _problem(estimator)
+    texts, y = _problem(estimator)
     odd = ["", " \n\t", "\ud800", "\U0001f469\u200d\U0001f680\ufe0f", "a\x00b", "<s></s>[SEP]"]
-    fitted_on_odd = _fresh(estimator).fit([*odd, *problem.texts[len(odd) :]], problem.y)
-    for fitted in (fitted_on_odd, _fitted(estimator, problem)):
+    fitted_on_odd = _fresh(estimator).fit([*odd, *texts[len(odd) :]], y)
+    for fitted in (fitted_on_odd, _fitted(estimator)):
         for method, values in _outputs(fitted, odd).items():
             assert len(values) == len(odd), (
                 f"{method} must return one row per text. Got {len(values)} for {len(odd)}."
@@ -197,107 +182,98 @@ def check_text_odd_texts(estimator: Any) -> None:
 
 def check_text_single_string(estimator: Any) -> None:
     """A single str as X is refused, not read letter by letter."""
-    problem = _problem(estimator)
-    text = "abcdefghijklmnopqrstuvwxyz"[: len(problem.y)]
-    _assert_refuses(lambda: _fresh(estimator).fit(text, problem.y), "fit on a single str")
-    fitted = _fitted(estimator, problem)
+    _, y = _problem(estimator)
+    text = "abcdefghijklmnopqrstuvwxyz"[: len(y)]
+    _assert_refuses(lambda: _fresh(estimator).fit(text, y), "fit on a single str")
+    fitted = _fitted(estimator)
     _assert_refuses(lambda: _outputs(fitted, text), "predicting a single str")
 
 
 def check_text_lengths_differ(estimator: Any) -> None:
     """X and y of different lengths are refused."""
-    problem = _problem(estimator)
-    if not (is_classifier(estimator) or is_regressor(estimator)):
-        raise SkipTest("the estimator takes no target")
-    _assert_refuses(
-        lambda: _fresh(estimator).fit(problem.texts, problem.y[:-1]),
-        "fit with one label less than texts",
-    )
+    takes_target = is_classifier(estimator) or is_regressor(estimator)
+    _skip_unless(takes_target, "the estimator takes no target")
+    texts, y = _problem(estimator)
+    fit = partial(_fresh(estimator).fit, texts, y[:-1])
+    _assert_refuses(fit, "fit with one label less than texts")
 
 
 def check_text_label_order(estimator: Any) -> None:
     """classes_ are sorted, whatever the order of the labels, and predictions are among them."""
-    if not is_classifier(estimator):
-        raise SkipTest("the estimator is not a classifier")
-    problem = _problem(estimator)
-    expected = sorted(set(problem.y))
-    for y in (problem.y, list(problem.y), problem.y.astype(str)):
-        fitted = _fresh(estimator).fit(problem.texts, y)
+    _skip_unless(is_classifier(estimator), "the estimator is not a classifier")
+    texts, labels = _problem(estimator)
+    expected = sorted(set(labels))
+    for y in (labels, list(labels), labels.astype(str)):
+        fitted = _fresh(estimator).fit(texts, y)
         assert list(fitted.classes_) == expected, (
             f"classes_ must be the sorted labels {expected}. Got {list(fitted.classes_)}."
         )
-        strange = set(fitted.predict(problem.texts)) - set(expected)
+        strange = set(fitted.predict(texts)) - set(expected)
         assert not strange, f"predict must return labels of classes_. Got {strange}."
 
 
 def check_text_probabilities(estimator: Any) -> None:
     """predict_proba has a column per class and sums to one, and predict is its argmax."""
-    if not is_classifier(estimator):
-        raise SkipTest("the estimator is not a classifier")
-    problem = _problem(estimator)
-    fitted = _fitted(estimator, problem)
-    if not hasattr(fitted, "predict_proba"):
-        raise SkipTest("the estimator has no predict_proba")
-    probabilities = np.asarray(fitted.predict_proba(problem.texts))
-    shape = (len(problem.texts), len(fitted.classes_))
+    _skip_unless(is_classifier(estimator), "the estimator is not a classifier")
+    texts, _ = _problem(estimator)
+    fitted = _fitted(estimator)
+    _skip_unless(hasattr(fitted, "predict_proba"), "the estimator has no predict_proba")
+    probabilities = np.asarray(fitted.predict_proba(texts))
+    shape = (len(texts), len(fitted.classes_))
     assert probabilities.shape == shape, (
         f"predict_proba must have shape {shape}. Got {probabilities.shape}."
     )
     assert (probabilities >= 0).all(), "predict_proba must not be negative."
     sums = probabilities.sum(axis=1)
     assert np.allclose(sums, 1, atol=1e-5), f"predict_proba must sum to one. Got {sums}."
-    predicted = np.asarray(fitted.predict(problem.texts))
     best = np.asarray(fitted.classes_)[probabilities.argmax(axis=1)]
-    assert np.array_equal(predicted, best), "predict must be the argmax of predict_proba."
+    assert np.array_equal(np.asarray(fitted.predict(texts)), best), (
+        "predict must be the argmax of predict_proba."
+    )
 
 
 def check_text_rows_independent(estimator: Any) -> None:
     """What is said of a text depends neither on the order of the rows nor on the other rows."""
-    if get_tags(estimator).non_deterministic:
-        raise SkipTest("the estimator's tags say that it is not deterministic")
-    problem = _problem(estimator)
-    fitted = _fitted(estimator, problem)
-    expected = _outputs(fitted, problem.texts)
+    is_deterministic = not get_tags(estimator).non_deterministic
+    _skip_unless(is_deterministic, "the estimator's tags say that it is not deterministic")
+    texts, _ = _problem(estimator)
+    fitted = _fitted(estimator)
+    expected = _outputs(fitted, texts)
     order = np.random.default_rng(0).permutation(_N_TEXTS)
-    shuffled = _outputs(fitted, [problem.texts[row] for row in order])
-    _assert_close(
-        shuffled, {m: values[order] for m, values in expected.items()}, "in another order of rows"
-    )
-    for row in (0, _BAD_ROW, _N_TEXTS - 1):
-        alone = _outputs(fitted, [problem.texts[row]])
-        _assert_close(
-            alone, {m: values[row : row + 1] for m, values in expected.items()}, "for a row alone"
-        )
+    for rows, when in [
+        (order, "in another order of rows"),
+        *((np.array([row]), "for a row alone") for row in (0, _BAD_ROW, _N_TEXTS - 1)),
+    ]:
+        got = _outputs(fitted, [texts[row] for row in rows])
+        _assert_close(got, {method: values[rows] for method, values in expected.items()}, when)
 
 
 def check_text_same_seed(estimator: Any) -> None:
     """Two clones with the same random_state predict the same, bit for bit."""
-    if "random_state" not in estimator.get_params():
-        raise SkipTest("the estimator has no random_state")
-    problem = _problem(estimator)
-    first, second = (_outputs(_fitted(estimator, problem), problem.texts) for _ in range(2))
+    _skip_unless("random_state" in estimator.get_params(), "the estimator has no random_state")
+    texts, _ = _problem(estimator)
+    first, second = (_outputs(_fitted(estimator), texts) for _ in range(2))
     _assert_same(second, first, "from two clones with the same random_state")
 
 
 def check_text_pickle(estimator: Any) -> None:
     """A fitted estimator predicts the same, bit for bit, after pickle."""
-    problem = _problem(estimator)
-    fitted = _fitted(estimator, problem)
-    expected = _outputs(fitted, problem.texts)
+    texts, _ = _problem(estimator)
+    fitted = _fitted(estimator)
+    expected = _outputs(fitted, texts)
     restored = pickle.loads(pickle.dumps(fitted))
-    _assert_same(_outputs(restored, problem.texts), expected, "after pickle")
-    _assert_same(_outputs(fitted, problem.texts), expected, "after it was pickled")
+    _assert_same(_outputs(restored, texts), expected, "after pickle")
+    _assert_same(_outputs(fitted, texts), expected, "after it was pickled")
 
 
 def check_text_global_random_state(estimator: Any) -> None:
     """With an int as random_state, the global generators are neither drawn from nor seeded."""
-    if "random_state" not in estimator.get_params():
-        raise SkipTest("the estimator has no random_state")
-    problem = _problem(estimator)
-    _fitted(estimator, problem)  # what is imported lazily is imported now, its own draws are done
+    _skip_unless("random_state" in estimator.get_params(), "the estimator has no random_state")
+    texts, _ = _problem(estimator)
+    _fitted(estimator)  # lazy imports are done now, and have drawn what they draw
     _advance_global_random_states()  # or a second fit with the same seed would leave no trace
     before = global_random_states()
-    _outputs(_fitted(estimator, problem), problem.texts)
+    _outputs(_fitted(estimator), texts)
     after = global_random_states()
     changed = [name for name in before if after[name] != before[name]]
     assert not changed, (
@@ -331,43 +307,30 @@ def global_random_states() -> dict[str, Any]:
 
 def check_text_input_unchanged(estimator: Any) -> None:
     """Fitting and predicting work on read-only arrays, and write to none of their arguments."""
-    problem = _problem(estimator)
-    X, y = np.array(problem.texts, dtype=object), problem.y.copy()
-    as_lists = list(problem.texts), list(problem.y)
-    X.setflags(write=False)
-    y.setflags(write=False)
-    _outputs(_fresh(estimator).fit(X, y), X)
-    _outputs(_fresh(estimator).fit(*as_lists), as_lists[0])
-    unchanged = as_lists[0] == problem.texts and as_lists[1] == list(problem.y)
+    texts, y = _problem(estimator)
+    X_array, y_array = np.array(texts, dtype=object), y.copy()
+    X_list, y_list = list(texts), list(y)
+    X_array.setflags(write=False)
+    y_array.setflags(write=False)
+    _outputs(_fresh(estimator).fit(X_array, y_array), X_array)
+    _outputs(_fresh(estimator).fit(X_list, y_list), X_list)
+    unchanged = X_list == texts and y_list == list(y)
     assert unchanged, "fit and predict must not write to the lists that they are given."
 
 
 def check_text_failed_fit(estimator: Any) -> None:
     """A fit that fails on its input leaves a fitted estimator as it was."""
-    problem = _problem(estimator)
-    fitted = _fitted(estimator, problem)
-    expected = _outputs(fitted, problem.texts)
-    bad: list[Any] = list(reversed(problem.texts))
+    texts, y = _problem(estimator)
+    fitted = _fitted(estimator)
+    expected = _outputs(fitted, texts)
+    bad: list[Any] = list(reversed(texts))
     bad[_BAD_ROW] = None
     # Another target, so that one which is stored before the texts are looked at shows.
-    other = problem.y + (1 if is_regressor(estimator) else " else")
+    other = y + (1 if is_regressor(estimator) else " else")
     _assert_refuses(partial(fitted.fit, bad, other), "fit with None among the texts")
-    _assert_same(_outputs(fitted, problem.texts), expected, "after a second fit that failed")
+    _assert_same(_outputs(fitted, texts), expected, "after a second fit that failed")
 
 
-TEXT_CHECKS: tuple[TextCheck, ...] = (
-    check_text_tags,
-    check_text_containers,
-    check_text_bad_rows,
-    check_text_odd_texts,
-    check_text_single_string,
-    check_text_lengths_differ,
-    check_text_label_order,
-    check_text_probabilities,
-    check_text_rows_independent,
-    check_text_same_seed,
-    check_text_pickle,
-    check_text_global_random_state,
-    check_text_input_unchanged,
-    check_text_failed_fit,
-)
+TEXT_CHECKS: dict[str, Callable[[Any], None]] = {
+    name: check for name, check in globals().items() if name.startswith("check_text_")
+}

@@ -1,7 +1,7 @@
-"""A tiny seeded decoder with a byte tokenizer, for tests that need a model but no download.
+"""Write a tiny seeded model with a byte tokenizer, for tests that need a model but no download.
 
-Its folder is laid out as any other transformers checkpoint, so code under test goes through the
-same door as with a real model. torch and transformers are imported only when it is written.
+Its folder is a transformers checkpoint like any other, so code under test loads it as it loads a
+real model. torch and transformers are imported only when one is written.
 """
 
 import os
@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_HIDDEN = 32
-_HEADS = 4
-_LAYERS = 3
+_HIDDEN, _HEADS, _LAYERS = 32, 4, 3
 _POSITIONS = 1024
 _N_BYTES = 256
 
 # Wide enough that two texts end in clearly different hidden states, narrow enough that three
 # residual blocks don't blow up; what a token is weighs more than where it stands, as in real
 # models, or nothing could be learned from a few dozen texts.
-_TOKEN_STD = 0.5
-_POSITION_STD = 0.05
-_MATRIX_STD = 0.15
+_TOKEN_STD, _POSITION_STD, _MATRIX_STD = 0.5, 0.05, 0.15
 # Biases and norms are off their neutral values, or code that forgets one would pass its tests.
 _VECTOR_STD = 0.1
 
-
 _BOS_EOS = {"bos_token": "<s>", "eos_token": "</s>"}
+_END_OF_TEXT = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+_BERT_TOKENS = {
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "mask_token": "[MASK]",
+}
 
 
 class _Architecture(NamedTuple):
@@ -40,35 +42,24 @@ class _Architecture(NamedTuple):
     auto_class: str = "AutoModelForCausalLM"
 
 
-_LLAMA_LIKE: dict[str, Any] = {
+_SIZES: dict[str, Any] = {
     "hidden_size": _HIDDEN,
-    "intermediate_size": 2 * _HIDDEN,
     "num_hidden_layers": _LAYERS,
     "num_attention_heads": _HEADS,
+    "max_position_embeddings": _POSITIONS,
+}
+_WIDE_SIZES = _SIZES | {"intermediate_size": 2 * _HIDDEN}
+_LLAMA_LIKE = _WIDE_SIZES | {
     "num_key_value_heads": _HEADS // 2,
     "head_dim": _HIDDEN // _HEADS,
-    "max_position_embeddings": _POSITIONS,
     "tie_word_embeddings": True,
 }
 
 _ARCHITECTURES: dict[str, _Architecture] = {
     "bert": _Architecture(
         "bert",
-        {
-            "hidden_size": _HIDDEN,
-            "intermediate_size": 2 * _HIDDEN,
-            "num_hidden_layers": _LAYERS,
-            "num_attention_heads": _HEADS,
-            "max_position_embeddings": _POSITIONS,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-        },
-        {
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "pad_token": "[PAD]",
-            "mask_token": "[MASK]",
-        },
+        _WIDE_SIZES | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        _BERT_TOKENS,
         "[CLS] $A [SEP]",
         "AutoModel",
     ),
@@ -85,31 +76,16 @@ _ARCHITECTURES: dict[str, _Architecture] = {
         "gpt2",
         {"n_embd": _HIDDEN, "n_layer": _LAYERS, "n_head": _HEADS, "n_positions": _POSITIONS}
         | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+        _END_OF_TEXT,
     ),
     "gpt_neo": _Architecture(
         "gpt_neo",
-        {
-            "hidden_size": _HIDDEN,
-            "num_layers": _LAYERS,
-            "num_heads": _HEADS,
-            "max_position_embeddings": _POSITIONS,
-            "attention_types": [[["global"], 1], [["local"], 1], [["global"], 1]],
-            "window_size": 64,
-        },
-        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+        {"hidden_size": _HIDDEN, "num_layers": _LAYERS, "num_heads": _HEADS}
+        | {"max_position_embeddings": _POSITIONS, "window_size": 64}
+        | {"attention_types": [[["global"], 1], [["local"], 1], [["global"], 1]]},
+        _END_OF_TEXT,
     ),
-    "gpt_neox": _Architecture(
-        "gpt_neox",
-        {
-            "hidden_size": _HIDDEN,
-            "intermediate_size": 2 * _HIDDEN,
-            "num_hidden_layers": _LAYERS,
-            "num_attention_heads": _HEADS,
-            "max_position_embeddings": _POSITIONS,
-        },
-        {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
-    ),
+    "gpt_neox": _Architecture("gpt_neox", _WIDE_SIZES, _END_OF_TEXT),
     "llama": _Architecture("llama", _LLAMA_LIKE),
     "mistral": _Architecture(
         "mistral",
@@ -118,15 +94,7 @@ _ARCHITECTURES: dict[str, _Architecture] = {
     ),
     "opt": _Architecture(
         "opt",
-        {
-            "hidden_size": _HIDDEN,
-            "word_embed_proj_dim": _HIDDEN,
-            "ffn_dim": 2 * _HIDDEN,
-            "num_hidden_layers": _LAYERS,
-            "num_attention_heads": _HEADS,
-            "max_position_embeddings": _POSITIONS,
-            "dropout": 0.0,
-        },
+        _SIZES | {"word_embed_proj_dim": _HIDDEN, "ffn_dim": 2 * _HIDDEN, "dropout": 0.0},
         {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"},
         "</s> $A",
     ),
@@ -205,7 +173,12 @@ def _byte_tokenizer(family: _Architecture) -> "PreTrainedTokenizerBase":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = _byte_vocabulary(pre_tokenizers.ByteLevel.alphabet())
+    # Byte-level BPE writes a printable byte as its own character, the others from 256 on.
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    others = iter(sorted(alphabet - {chr(byte) for byte in range(_N_BYTES)}))
+    vocabulary = {
+        chr(byte) if chr(byte) in alphabet else next(others): byte for byte in range(_N_BYTES)
+    }
     for token in family.special_tokens.values():
         vocabulary.setdefault(token, len(vocabulary))
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -222,18 +195,6 @@ def _byte_tokenizer(family: _Architecture) -> "PreTrainedTokenizerBase":
         clean_up_tokenization_spaces=False,
         **family.special_tokens,
     )
-
-
-def _byte_vocabulary(alphabet: list[str]) -> dict[str, int]:
-    """Map the characters that stand for bytes in byte-level BPE to the bytes' values.
-
-    A printable byte is its own character; the others take the code points from 256 on.
-    """
-    substitutes = iter(sorted(set(alphabet) - {chr(byte) for byte in range(_N_BYTES)}))
-    printable = set(alphabet)
-    return {
-        chr(byte) if chr(byte) in printable else next(substitutes): byte for byte in range(_N_BYTES)
-    }
 
 
 def _draw_weights(model: Any, seed: int) -> None:

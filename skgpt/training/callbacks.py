@@ -1,8 +1,6 @@
-"""What watches a fit: the history, the monitors' protocol, a word about very long fits.
+"""What observes a fit: the callbacks' protocol, bars and lines, and a warning of slow fits.
 
-What a user sees of a fit or a prediction: a bar where one can be drawn, else a line per epoch.
-
-Everything goes to stderr, so that what a program prints stays clean.
+All that is shown goes to stderr, so that what a program prints stays clean.
 """
 
 import os
@@ -15,14 +13,7 @@ from typing import Any, NotRequired, TextIO, TypedDict
 from tqdm.auto import tqdm
 
 from skgpt.exceptions import SlowFitWarning, warn_user
-from skgpt.training.config import TrainingPlan
-
-_SLOW_SECONDS = 600.0
-# The estimate is made once steps have been timed for this long, so that a first slow step or a
-# short one at the end of an epoch can't raise a false alarm.
-_MEASURE_STEPS = 5
-_MEASURE_SECONDS = 10.0
-_LONG_SECONDS = 30.0
+from skgpt.training.config import TrainingConfig
 
 
 class EpochRecord(TypedDict):
@@ -40,19 +31,10 @@ class EpochRecord(TypedDict):
 
 @dataclass(frozen=True)
 class StepDone:
-    """What monitors are told after each optimiser step.
+    """What callbacks are told after each optimiser step; steps and epochs count from 1.
 
-    Parameters
-    ----------
-    step : int
-        Steps done, this one included.
-    epoch : int
-        1 is the first.
-    n_tokens : int
-        Tokens in the step's rows.
-    mean_loss : callable
-        Returns the weighted mean of the loss over the epoch so far. To call it costs a wait for
-        the device.
+    `n_tokens` are those of the step's rows. `mean_loss` returns the weighted mean of the loss over
+    the epoch so far: to call it costs a wait for the device.
     """
 
     step: int
@@ -62,102 +44,99 @@ class StepDone:
 
 
 class FitStopped(BaseException):
-    """Raised by a monitor to end a fit at once, in the middle of whatever it does.
+    """Raised by a callback to end a fit at once; nothing comes of it, the estimator is as it was.
 
-    Nothing comes of that fit: the estimator is as it was. Not an `Exception`, as who catches those
-    takes a fit for one that failed.
-
-    Parameters
-    ----------
-    for_good : bool
-        Whether nobody will want to go on from there; its checkpoint is then removed.
+    `for_good` says that nobody will want to go on from there: its checkpoint is then removed. Not
+    an `Exception`, as who catches those takes a fit for one that failed.
     """
 
     def __init__(self, *, for_good: bool) -> None:
-        super().__init__("the fit was stopped by what watches it")
+        super().__init__("the fit was stopped by a callback")
         self.for_good = for_good
 
 
-class Monitor:
+class TrainingCallback:
     """Told of a fit as it goes; every method does nothing unless a subclass says otherwise."""
 
-    def prefix(self, done: int, total: int) -> None:
+    def on_progress(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
         """The first step is about to begin; or the next, of a run that was broken off."""
 
-    def epoch_begin(self, epoch: int) -> None:
+    def on_epoch_begin(self, epoch: int) -> None:
         """An epoch is about to begin; 1 is the first."""
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         """A step is done."""
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         """An epoch is done; return True to end the fit here."""
         return False
 
-    def end(self) -> None:
+    def on_train_end(self) -> None:
         """The fit is over, well or not."""
 
 
-class SlowFitNotice(Monitor):
+_SLOW_SECONDS = 600.0
+# The estimate is made once steps have been timed for this long, so that a first slow step or a
+# short one at the end of an epoch can't raise a false alarm.
+_MEASURE_STEPS = 5
+_MEASURE_SECONDS = 10.0
+_LONG_SECONDS = 30.0
+
+
+class SlowFitNotice(TrainingCallback):
     """Warns once, from the first measured steps, when a fit will take more than ten minutes.
 
-    Parameters
-    ----------
-    advice : str
-        What would make it shorter.
-    clock : callable, default=time.perf_counter
-        Seconds; tests pass their own.
+    `advice` says what would make it shorter; tests pass a `clock` of their own.
     """
 
     def __init__(self, advice: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self.advice = advice
         self.clock = clock
         self._began = clock()
-        self._first: float | None = None
-        self._plan: TrainingPlan | None = None
+        self._first: float | None = None  # when the first step was done
+        self._n_steps = 0
         self._first_step = 1
-        self._said = False
+        self._warned = False
 
-    def prefix(self, done: int, total: int) -> None:
+    def on_progress(self, done: int, total: int) -> None:
         """Estimate from the frozen layers alone, where they alone take that long."""
         spent = self.clock() - self._began
         if done < total and spent >= _MEASURE_SECONDS:
-            self._judge(spent * total / done, "at least ")
+            self._warn_if_slow(spent * total / done, "at least ")
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
-        """Note the plan."""
-        self._plan = plan
+        """Note how many steps there will be."""
+        self._n_steps = config.n_steps
         self._first = None
         self._first_step = n_steps + 1
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         """Estimate, once enough steps were timed; the first is left out, it warms things up."""
-        if self._said or self._plan is None:
-            return
-        if self._first is None:
-            self._first = self.clock()
+        if self._warned:
             return
         now = self.clock()
+        if self._first is None:
+            self._first = now
+            return
         n_timed = event.step - self._first_step
         timed = now - self._first
         # Long steps are much of a kind: two of them tell, and nobody waits for five in silence.
         if timed < _MEASURE_SECONDS or (n_timed < _MEASURE_STEPS and timed < _LONG_SECONDS):
             return
-        per_step = (now - self._first) / n_timed
-        left = per_step * (self._plan.n_steps - event.step)
-        self._judge(now - self._began + left, "about ")
+        left = timed / n_timed * (self._n_steps - event.step)
+        self._warn_if_slow(now - self._began + left, "about ")
 
-    def _judge(self, seconds: float, how: str) -> None:
-        if self._said or seconds <= _SLOW_SECONDS:
+    def _warn_if_slow(self, seconds: float, how: str) -> None:
+        if self._warned or seconds <= _SLOW_SECONDS:
             return
-        self._said = True
+        self._warned = True
         warn_user(
             f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}.",
             SlowFitWarning,
@@ -190,7 +169,7 @@ def shows_bars(file: TextIO | None = None) -> bool:
         return True
 
 
-def fit_progress(verbose: int) -> list[Monitor]:
+def fit_progress(verbose: int) -> list[TrainingCallback]:
     """Return what shows a fit.
 
     Parameters
@@ -206,7 +185,7 @@ def fit_progress(verbose: int) -> list[Monitor]:
     return [ProgressBar(), EpochLines()] if verbose > 1 else [ProgressBar()]
 
 
-class ProgressBar(Monitor):
+class ProgressBar(TrainingCallback):
     """A tqdm bar with epoch, loss, validation score, tokens per second and the time left.
 
     Parameters
@@ -223,27 +202,27 @@ class ProgressBar(Monitor):
         self._speed = _Speed()
         self._score: float | None = None
 
-    def prefix(self, done: int, total: int) -> None:
+    def on_progress(self, done: int, total: int) -> None:
         """Show how far the frozen layers are."""
         if self._bar is None:
             self._bar = _token_bar("frozen layers", total, **self.options)
         self._bar.update(done - self._bar.n)
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
         """Open the bar of the steps, with those that are done already."""
-        self.end()
-        self._n_epochs = plan.n_epochs
+        self.on_train_end()
+        self._n_epochs = config.n_epochs
         self._score = history[-1].get("validation_score") if history else None
-        steps = {"total": plan.n_steps, "initial": n_steps}
+        steps = {"total": config.n_steps, "initial": n_steps}
         self._bar = tqdm(**steps, desc="fit", bar_format=_BAR, **self.options)
 
-    def epoch_begin(self, epoch: int) -> None:
+    def on_epoch_begin(self, epoch: int) -> None:
         """Measure anew, so that the time between epochs doesn't count."""
         self._speed = _Speed()
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         """Move on by one step."""
         self._speed.add(event.n_tokens)
         now = time.perf_counter()
@@ -252,14 +231,14 @@ class ProgressBar(Monitor):
             self._show(event.epoch, event.mean_loss(), self._speed.per_second)
         self._bar.update()
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         """Show the whole epoch's loss, and what the held-out rows say."""
         self._score = record.get("validation_score")
         self._show(record["epoch"], record["loss"], record["tokens_per_second"])
         self._bar.refresh()
         return False
 
-    def end(self) -> None:
+    def on_train_end(self) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
@@ -272,7 +251,7 @@ class ProgressBar(Monitor):
         self._bar.set_postfix_str(said, refresh=False)
 
 
-class EpochLines(Monitor):
+class EpochLines(TrainingCallback):
     """A line per epoch; beside a bar it stands above it.
 
     Parameters
@@ -294,14 +273,14 @@ class EpochLines(Monitor):
         self._done = 0
         self._began = 0.0
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
-        """Note the plan."""
-        self._n_epochs, self._n_of_head = plan.n_epochs, plan.head_first_epochs
+        """Note the config."""
+        self._n_epochs, self._n_of_head = config.n_epochs, config.head_first_epochs
         self._done, self._began = 0, self._clock()
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         """Write the line."""
         self._done += 1
         n_left = self._n_epochs - record["epoch"]

@@ -13,18 +13,17 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from skgpt._files import to_plain
+from skgpt._files import LockedError, locked, remove_drafts, storage_errors, to_plain
 from skgpt.exceptions import ContinuationError, DivergedError, StateFormatError, StorageError
-from skgpt.tensor_files import read_tensors, remove_leftovers, write_tensors
+from skgpt.tensor_files import read_tensors, write_tensors
 from skgpt.training.callbacks import FitStopped
 
 _OF = "/"
@@ -168,15 +167,16 @@ def claimed_checkpoint(
         If what is there belongs to another fit.
     """
     belongs_to = {**belongs_to, "the format of checkpoints": _FORMAT}
+    claim = ExitStack()
     with _storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         with _root_lock(root):
-            lock = _claim(root, hashlib.sha256(_text(belongs_to).encode()).hexdigest()[:32])
-    folder = Path(lock.lock_file).parent
+            name = hashlib.sha256(_text(belongs_to).encode()).hexdigest()[:32]
+            folder = _claim(root, name, claim)
     over = False
     try:
         with _storage_errors(folder):
-            remove_leftovers(folder / _FILE)
+            remove_drafts(folder / _FILE)
         yield Checkpoint(folder / _FILE, belongs_to, seed)
         over = True
     except DivergedError:
@@ -187,12 +187,12 @@ def claimed_checkpoint(
         raise
     finally:
         with _storage_errors(folder), _root_lock(root):
-            lock.release()
+            claim.close()
             if over or _is_unused(folder):
                 shutil.rmtree(folder)
 
 
-def _claim(root: Path, name: str) -> FileLock:
+def _claim(root: Path, name: str, claim: ExitStack) -> Path:
     """Lock a folder of that name: the first with a checkpoint that is free, or else the first."""
     theirs = re.compile(re.escape(name) + r"(-\d+)?")
     there = sorted((f.name for f in root.iterdir() if theirs.fullmatch(f.name)), key=_number)
@@ -201,12 +201,11 @@ def _claim(root: Path, name: str) -> FileLock:
     for candidate in (*left, *(next(names) for _ in range(len(there) + 1))):
         folder = root / candidate
         folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / _LOCK)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            claim.enter_context(locked(folder / _LOCK))
+        except LockedError:
             continue
-        return lock
+        return folder
     raise AssertionError("a folder that wasn't there can't be locked by others")
 
 
@@ -218,35 +217,14 @@ def _number(name: str) -> int:
     return int(name.partition("-")[2] or 1)
 
 
-@contextmanager
-def _root_lock(root: Path) -> Iterator[None]:
-    """Let nobody claim or remove a folder meanwhile: a lock in it could be gone with its file."""
-    lock = FileLock(root / _ROOT_LOCK)
-    try:
-        lock.acquire(timeout=_LOCK_SECONDS)
-    except Timeout as error:
-        raise StorageError(
-            f"The lock {root / _ROOT_LOCK} must become free within {_LOCK_SECONDS:g} s. It "
-            "didn't: set `checkpoint_dir` to another folder, or see what holds it."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _root_lock(root: Path) -> AbstractContextManager[None]:
+    """Let no one claim or remove a folder meanwhile: a lock in it could be gone with its file."""
+    return locked(root / _ROOT_LOCK, _LOCK_SECONDS, "Set `checkpoint_dir` to another folder.")
 
 
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
-        raise StorageError(
-            "`checkpoint_dir` must be a folder that can be written to, on a disk with room for "
-            f"the weights, three times over. Writing {path} failed: {error}. A checkpoint that "
-            "was there before is there still. Free some space, or set another folder."
-        ) from error
+def _storage_errors(path: Path) -> AbstractContextManager[None]:
+    instead = "set another, on a disk with room for the weights three times over"
+    return storage_errors("`checkpoint_dir`", path, instead)
 
 
 def _text(value: Any) -> str:

@@ -16,40 +16,14 @@ _PASSES = 60
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """A training run, decided.
+class TrainingConfig:
+    """A training run, decided; the seed is its only randomness.
 
-    Parameters
-    ----------
-    n_rows : int
-        Rows to train on.
-    n_epochs : int
-        Passes, those of the head alone included.
-    batch_size : int
-        Rows per optimiser step.
-    learning_rate, head_learning_rate : float
-        Peaks of the trunk's and the head's schedule.
-    weight_decay : float
-        Decoupled; matrices only.
-    warmup_ratio : float
-        Share of the steps over which the learning rates rise.
-    schedule : {"linear", "cosine", "constant"}
-        How they fall afterwards.
-    max_grad_norm : float or None
-        The whole gradient's norm is clipped to it.
-    token_budget : int
-        Padded tokens per micro-batch.
-    memory_budget : int
-        Bytes of memory for what frozen layers returned.
-    seed : int
-        The only randomness.
-    first_epoch : int, default=0
-        The number of the first pass, which its order is drawn from: a fit that goes on where
-        others stopped doesn't repeat their orders.
-    disk_budget : int, default=0
-        Bytes on disk for what frozen layers returned, beyond those of memory.
-    head_first_epochs : int, default=0
-        The first of the passes, in which the head alone learns.
+    `n_epochs` counts all passes; in the first `head_first_epochs` of them the head alone learns.
+    The learning rates are the peaks of the schedule. `token_budget` is per micro-batch; the
+    memory and disk budgets are bytes for the states behind frozen layers. `first_epoch` is the
+    number of the first pass, which its order is drawn from: a fit that goes on where others
+    stopped doesn't repeat their orders.
     """
 
     n_rows: int
@@ -70,22 +44,19 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in one pass."""
+        """Optimizer steps in one pass."""
         return math.ceil(self.n_rows / self.batch_size)
 
     @property
     def n_steps(self) -> int:
-        """Optimiser steps in all."""
+        """Optimizer steps in all."""
         return self.n_epochs * self.steps_per_epoch
 
     def lr_factor(self, step: int) -> float:
-        """Return what the peak learning rates are multiplied with at a step.
+        """Return what the peak learning rates are multiplied with at a step; 0 is the first.
 
-        Parameters
-        ----------
-        step : int
-            0 is the first. While the head learns alone the factor is 1; then it rises over the
-            warm-up to 1 and falls towards 0.
+        While the head learns alone the factor is 1; then it rises over the warm-up to 1 and falls
+        towards 0.
         """
         step -= self.head_first_epochs * self.steps_per_epoch
         if step < 0:
@@ -105,16 +76,8 @@ class TrainingPlan:
 def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
     """Turn the `max_epochs` parameter into a number of passes.
 
-    Parameters
-    ----------
-    max_epochs : int or "auto"
-        "auto": 60 over the cube root of `n_rows`, or as many as make 160 optimiser steps if that is
-        more; at least 3 and at most 12.
-    n_rows, batch_size : int
-
-    Returns
-    -------
-    n_epochs : int
+    "auto" is 60 over the cube root of `n_rows`, or as many as make 160 optimiser steps if that is
+    more; at least 3 and at most 12.
     """
     if max_epochs != "auto":
         return int(max_epochs)

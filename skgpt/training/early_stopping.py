@@ -1,7 +1,7 @@
-"""Held-out rows: what is watched on them, when a fit stops for it, and the best weights so far."""
+"""Held-out rows: how they are scored, when a fit stops for it, and the best weights so far."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,64 +11,46 @@ from torch import Tensor
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.network import TextNetwork
 from skgpt.training.checkpoint import State
-from skgpt.training.signals import uninterrupted
+from skgpt.training.signals import defer_sigint
 
-# Raw scores of the held-out rows, shape (n_held_out, n_outputs), to a score; higher is better.
-Judge = Callable[[NDArray[np.float32]], float]
+
+class ValidationScorer(Protocol):
+    """Raw scores of the held-out rows, shape (n_held_out, n_outputs), to a score to maximise."""
+
+    def __call__(self, logits_NK: NDArray[np.float32], /) -> float:
+        """Return the score."""
+        ...
 
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """When a fit is over before its last epoch.
-
-    Parameters
-    ----------
-    n_iter_no_change : int
-        Epochs in a row without an improvement.
-    tol : float
-        What the score must rise by to be an improvement.
-    """
+    """A fit is over after `n_iter_no_change` epochs without a rise of the score by `tol`."""
 
     n_iter_no_change: int
     tol: float
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What is watched on held-out rows.
+class Validation:
+    """What the held-out rows are for; without a scorer they are scored by minus their loss."""
 
-    Parameters
-    ----------
-    judge : callable or None
-        Raw scores of the held-out rows to a score, higher is better. None watches minus the
-        validation loss.
-    rule : StoppingRule or None
-        None scores every epoch and stops nothing.
-    """
-
-    judge: Judge | None = None
-    rule: StoppingRule | None = None
+    scorer: ValidationScorer | None = None
+    rule: StoppingRule | None = None  # None stops nothing
 
 
 @dataclass
-class Best:
-    """The scores of the epochs so far, and the weights of the best one.
-
-    Parameters
-    ----------
-    network : TextNetwork
-    rule : StoppingRule or None
-    """
+class EarlyStopping:
+    """The scores of the epochs so far and, under a rule, the weights of the best one."""
 
     network: TextNetwork
     rule: StoppingRule | None
     scores: list[float] = field(default_factory=list)
-    iteration: int = 0
+    best_epoch: int = 0  # from 1; 0 before the first
     _to_beat: float = -np.inf
-    _without: int = 0
+    _n_without: int = 0
     _weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def is_over(self, score: float, *, counts: bool = True) -> bool:
+    def update(self, score: float, *, counts: bool = True) -> bool:
         """Note the score of an epoch, keep its weights if it is the best; say whether to stop.
 
         An epoch that doesn't count stops nothing, and is none of those without an improvement.
@@ -80,41 +62,41 @@ class Best:
                 f"{len(self.scores)}: a metric that needs every class may find too few rows there; "
                 "raise `validation_fraction`, pass X_val and y_val, or choose another `scoring`."
             )
-        if self.iteration == 0 or score > self.scores[self.iteration - 1]:
-            self.iteration = len(self.scores)
+        if self.best_epoch == 0 or score > self.scores[self.best_epoch - 1]:
+            self.best_epoch = len(self.scores)
             if self.rule is not None:
-                self._keep()
+                self._keep_weights()
         if self.rule is None:
             return False
         # As in scikit-learn's MLPClassifier: a rise of less than tol is kept, but buys no time.
-        self._without = 0 if score >= self._to_beat + self.rule.tol else self._without + 1
+        rises = score >= self._to_beat + self.rule.tol
+        self._n_without = 0 if rises or not counts else self._n_without + 1
         self._to_beat = max(self._to_beat, score)
-        if not counts:
-            self._without = 0
-            return False
-        return self._without >= self.rule.n_iter_no_change
+        return counts and self._n_without >= self.rule.n_iter_no_change
 
     @property
-    def is_kept(self) -> bool:
-        """Whether there are weights to put back."""
+    def has_weights(self) -> bool:
+        """Whether there are weights to restore."""
         return bool(self._weights)
 
+    def _learned(self) -> dict[str, Tensor]:
+        return {**self.network.learnable, "": self.network.head.weight}
+
     @torch.no_grad()
-    def _keep(self) -> None:
-        learned = {**self.network.learnable, "": self.network.head.weight}
-        for name, tensor in learned.items():
+    def _keep_weights(self) -> None:
+        for name, tensor in self._learned().items():
             if name in self._weights:
                 self._weights[name].copy_(tensor)
             else:
                 self._weights[name] = tensor.detach().clone()
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore_best(self) -> None:
         """Give the network the weights of the best epoch, if they were kept."""
         if not self._weights:
             return
-        with uninterrupted():
-            for name, tensor in {**self.network.learnable, "": self.network.head.weight}.items():
+        with defer_sigint():
+            for name, tensor in self._learned().items():
                 tensor.copy_(self._weights[name])
             self.network.refresh()
 
@@ -122,15 +104,15 @@ class Best:
         """Return what to go on from."""
         values = {
             "scores": self.scores,
-            "iteration": self.iteration,
+            "best_epoch": self.best_epoch,
             "to_beat": float(self._to_beat),
-            "without": self._without,
+            "n_without": self._n_without,
         }
         return State(self._weights, values)
 
-    def go_on_from(self, state: State) -> None:
-        """Take over what `state` returned."""
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned."""
         values, device = state.values, self.network.device
-        self.scores, self.iteration = values["scores"], values["iteration"]
-        self._to_beat, self._without = values["to_beat"], values["without"]
+        self.scores, self.best_epoch = values["scores"], values["best_epoch"]
+        self._to_beat, self._n_without = values["to_beat"], values["n_without"]
         self._weights = {k: t.to(device, copy=True) for k, t in state.tensors.items()}

@@ -1,7 +1,4 @@
-"""Ctrl-C waits while something is done that must be done whole.
-
-SIGTERM waits until a step is done and its state is written, then goes where it was to go.
-"""
+"""SIGINT (Ctrl-C) and SIGTERM wait until what must be done whole is done."""
 
 import signal
 import threading
@@ -12,7 +9,7 @@ from typing import Any
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def defer_sigint() -> Iterator[None]:
     """Keep Ctrl-C waiting until the body is done: half an update must not be what is kept."""
     if threading.current_thread() is not threading.main_thread():
         yield  # the interrupt goes to the main thread
@@ -31,51 +28,50 @@ def uninterrupted() -> Iterator[None]:
         handler(*waiting[-1])
 
 
-class Terminations:
-    """A context manager that takes SIGTERM down, and hands it on later.
+class DeferredSigterm:
+    """Whether SIGTERM has come in the body of `defer_sigterm`."""
 
-    It does so in the main thread alone, as handlers can be set there only, and not where SIGTERM
-    is ignored or another language's.
-
-    Parameters
-    ----------
-    wanted : bool
-        If not, nothing is done at all.
-    """
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
+    def __init__(self) -> None:
+        self.received = False
         self._former: Any = None
         self._frame: FrameType | None = None
-        self.asked = False
 
-    def __enter__(self) -> "Terminations":
-        if self._wanted and threading.current_thread() is threading.main_thread():
-            former = signal.getsignal(signal.SIGTERM)
-            if callable(former) or former is signal.SIG_DFL:
-                self._former = former
-                signal.signal(signal.SIGTERM, self._take_down)
-        return self
+    def _install(self) -> None:
+        former = signal.getsignal(signal.SIGTERM)
+        if callable(former) or former is signal.SIG_DFL:  # not ignored, nor another language's
+            self._former = former
+            signal.signal(signal.SIGTERM, self._note)
 
-    def _take_down(self, number: int, frame: FrameType | None) -> None:
-        self.asked, self._frame = True, frame
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received, self._frame = True, frame
 
-    def hand_on(self) -> None:
-        """Do what SIGTERM did before; if that doesn't end the fit, take the next one down again."""
+    def deliver(self) -> None:
+        """Do what SIGTERM did before; if that doesn't end the fit, defer the next one again."""
         self._restore()
-        signal.signal(signal.SIGTERM, self._take_down)
+        signal.signal(signal.SIGTERM, self._note)
 
     def _restore(self) -> None:
         """Put the former handler back; a signal that has come goes to it."""
-        signal.signal(signal.SIGTERM, self._former)
-        asked, self.asked = self.asked, False
-        if not asked:
+        if self._former is None:
             return
-        if callable(self._former):
+        signal.signal(signal.SIGTERM, self._former)
+        received, self.received = self.received, False
+        if received and callable(self._former):
             self._former(signal.SIGTERM, self._frame)
-        else:
+        elif received:
             signal.raise_signal(signal.SIGTERM)
 
-    def __exit__(self, *raised: object) -> None:
-        if self._former is not None:
-            self._restore()
+
+@contextmanager
+def defer_sigterm(wanted: bool) -> Iterator[DeferredSigterm]:
+    """Note SIGTERM in the body; deliver it where the body says so, or at its end.
+
+    Nothing is done unless `wanted`, nor outside the main thread, where no handler can be set.
+    """
+    deferred = DeferredSigterm()
+    if wanted and threading.current_thread() is threading.main_thread():
+        deferred._install()
+    try:
+        yield deferred
+    finally:
+        deferred._restore()

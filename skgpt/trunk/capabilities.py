@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.trunk.attention import Boundaries, is_causal_in, pack, sees
-from skgpt.trunk.layers import PROBE_ERRORS, agree, copy_around, find_blocks, truncate
+from skgpt.trunk.layers import PROBE_ERRORS, agree, copy_with_tensors, find_blocks, truncate
 from skgpt.trunk.llama import use_fast_blocks
 
 _NAME = "skgpt_checked"
@@ -181,7 +181,7 @@ def probe(trunk: Any) -> Capabilities:
 
 def _few_blocks(trunk: Any) -> Any:
     own = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
-    few = copy_around(trunk, {name: tensor.detach() for name, tensor in own.items()})
+    few = copy_with_tensors(trunk, {name: tensor.detach() for name, tensor in own.items()})
     truncate(few, min(len(find_blocks(few)), _BLOCKS))
     return few.float()  # so that a checkpoint's rounding can't pass for agreement
 

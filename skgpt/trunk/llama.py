@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from skgpt.trunk.attention import Boundaries, attention_of_ends, packed_attention
+from skgpt.trunk.attention import Boundaries, packed_attention
 
 # Blocks that are RMS norm, rotated attention, RMS norm, gated SiLU, and nothing else.
 _BLOCKS = (
@@ -100,13 +100,14 @@ def _attend(
     k_THD = _Rotate.apply(k_THD, cos_T1D, sin_T1D)
     if ends is not None:
         cos_T1D, sin_T1D = cos_T1D[ends], sin_T1D[ends]
-    out_THD = (packed_attention if ends is None else attention_of_ends)(
+    out_THD = packed_attention(
         _Rotate.apply(q_THD, cos_T1D, sin_T1D),
         k_THD,
         v_THD,
         boundaries,
         scale=attention.scaling,
         window=_window_of(attention),
+        ends_only=ends is not None,
     )
     projected: Tensor = attention.o_proj(out_THD.reshape(len(out_THD), -1).to(x_TH.dtype))
     return projected

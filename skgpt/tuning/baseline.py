@@ -22,11 +22,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.validation import check_is_fitted
 
+from skgpt._base import BaseGPTText
 from skgpt.data.inputs import check_texts, check_weight
 from skgpt.data.targets import LabelSets, encode_target
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
-from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.tuning.folds import (
     FoldScores,

@@ -12,8 +12,8 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
+from skgpt._base import BaseGPTText
 from skgpt.data.inputs import check_texts
-from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import TuningError
 
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to train on, rows to score

@@ -12,11 +12,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution
 
+from skgpt._base import BaseGPTText
+from skgpt._files import LockedError, locked
 from skgpt.device import cuda_devices, on_cuda_device
-from skgpt.estimators.base import BaseGPTText
 from skgpt.pretrained.default_models import cache_folder
 
 _LOG = logging.getLogger("skgpt")
@@ -34,7 +34,7 @@ def locked_gpu() -> int | None:
 
 @contextmanager
 def gpu_lock(
-    wanted: frozenset[str], turn: int, is_over: Callable[[], bool], locked: int | None = None
+    wanted: frozenset[str], turn: int, is_over: Callable[[], bool], inherited: int | None = None
 ) -> Iterator[bool]:
     """Lock a GPU for the length of the body, or wait for one until `is_over`; yield whether it has.
 
@@ -42,23 +42,23 @@ def gpu_lock(
     they are. Where no GPU is wanted or present, nothing is locked; where the cache folder takes no
     locks, neither, and a warning is logged.
 
-    Workers that start together try the GPUs from another `turn` on. `locked` is one that the caller
-    of this worker has locked and waits with: the worker uses it, or they would wait for each other.
+    Workers that start together try the GPUs from another `turn` on. `inherited` is one that the
+    caller of this worker has locked and waits with: the worker uses it, or both would wait.
     """
-    locked = _LOCKED.get() if locked is None else locked
+    gpu = _LOCKED.get() if inherited is None else inherited
     with ExitStack() as stack:
-        if locked is None:
+        if gpu is None:
             devices = cuda_devices() if wanted else []
             choices = _choices(wanted, len(devices))
             if not choices:
                 yield True
                 return
-            locked = _wait_for_one(choices, devices, turn, is_over, stack)
-            if locked is None:
+            gpu = _wait_for_one(choices, devices, turn, is_over, stack)
+            if gpu is None:
                 yield False
                 return
-        stack.callback(_LOCKED.reset, _LOCKED.set(locked))
-        stack.enter_context(on_cuda_device(locked))
+        stack.callback(_LOCKED.reset, _LOCKED.set(gpu))
+        stack.enter_context(on_cuda_device(gpu))
         yield True
 
 
@@ -121,9 +121,9 @@ def _wait_for_one(
         for choice in choices:
             try:
                 stack.enter_context(_lock_all([devices[index] for index in choice]))
-            except Timeout:
+            except LockedError:
                 continue
-            except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+            except OSError as error:  # a disk that knows no locks
                 _LOG.warning("GPU %s may be shared, as it can't be locked: %s", choice[0], error)
             return choice[0]
         if not has_said:
@@ -141,6 +141,5 @@ def _lock_all(devices: list[str]) -> Iterator[None]:
     with ExitStack() as locks:
         for device in devices:
             # A cache may be shared, and its users share the GPU as well.
-            lock = FileLock(folder / f"{device}.lock", mode=0o666)
-            locks.enter_context(lock.acquire(timeout=0))
+            locks.enter_context(locked(folder / f"{device}.lock"))
         yield

@@ -16,8 +16,8 @@ from optuna.trial import BaseTrial, Trial
 from scipy.stats import rv_discrete
 from sklearn.base import clone
 
+from skgpt._base import BaseGPTText
 from skgpt.device import resolve_device
-from skgpt.estimators.base import BaseGPTText
 from skgpt.exceptions import TuningError
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.tuning.folds import last_step, path_to_last_step

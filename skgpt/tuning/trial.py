@@ -20,10 +20,10 @@ from sklearn.pipeline import Pipeline
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
 from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import TuningError
-from skgpt.fitting import watched_by
+from skgpt.fitting import fit_observer
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, FitStopped, Monitor, StepDone
-from skgpt.training.config import TrainingPlan
+from skgpt.training.callbacks import EpochRecord, FitStopped, StepDone, TrainingCallback
+from skgpt.training.config import TrainingConfig
 from skgpt.training.optimizer import training_bytes
 from skgpt.tuning.folds import Split, last_step
 
@@ -236,7 +236,7 @@ class Fold:
     def _run(self, config: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            with sklearn.config_context(**config), watched_by(self._watch):
+            with sklearn.config_context(**config), fit_observer(self._watch):
                 self._fit_and_score()
         except BaseException as error:
             self._error = None if isinstance(error, FitStopped) else error
@@ -268,7 +268,7 @@ class Fold:
         self.fit_time = self.result["fit_time"] - self._elsewhere
         self.score_time += self.result["score_time"]
 
-    def _watch(self, estimator: Any, fitted: Callable[[], Any]) -> Monitor | None:
+    def _watch(self, estimator: Any, fitted: Callable[[], Any]) -> TrainingCallback | None:
         # Other estimators may be fitted on the way: earlier steps, or parts of the last one.
         is_ours = last_step(self._candidate) is estimator
         return _FoldMonitor(self, fitted) if is_ours else None
@@ -312,7 +312,7 @@ def _with_fitted_last_step(estimator: Any, fitted: Any) -> Any:
     return whole
 
 
-class _FoldMonitor(Monitor):
+class _FoldMonitor(TrainingCallback):
     """Makes a fold's fit hand over after each epoch but the last, which the end of the fit follows.
 
     Where the GPU is short of memory the fit runs to its end instead.
@@ -323,22 +323,22 @@ class _FoldMonitor(Monitor):
         self.fitted = fitted
         self._last = 0
 
-    def prefix(self, done: int, total: int) -> None:
+    def on_progress(self, done: int, total: int) -> None:
         self.fold.check_stopped()
 
-    def start(
-        self, plan: TrainingPlan, n_steps: int = 0, history: Sequence[EpochRecord] = ()
+    def on_train_begin(
+        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
-        self._last = plan.n_epochs
+        self._last = config.n_epochs
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         self.fold.check_stopped()
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         fold, n_epochs = self.fold, record["epoch"]
         if n_epochs < self._last:
             fitted = self.fitted()
-            if not fold.room.is_short_for(fitted._network):
+            if not fold.room.is_short_for(fitted._model.network):
                 fold.hand_over(n_epochs, fitted)
         fold.n_epochs = n_epochs
         return False

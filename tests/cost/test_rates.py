@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.caching import cache_info
-from skgpt.cost import Rates, _Held, count_memory, count_work, measure
+from skgpt.caching import cache_info, clear_cache
+from skgpt.cost import Rates, _HeldTensors, _take, count_memory, count_work, measure
 from skgpt.data.splits import all_rows
-from skgpt.data.tokenization import tokenise
-from skgpt.fitting import plan_of_fit
-from skgpt.network.features import OnTrial, WholeTrunk, _states, what_is_kept
+from skgpt.data.template import parse_template
+from skgpt.data.tokenization import tokenise, tokenise_windows
+from skgpt.fitting import make_config
+from skgpt.network.features import CacheLevel, cache_level
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.loop import TrainingRows
@@ -42,9 +43,9 @@ def run_of(folder: str, trainable: Any, **options: Any) -> dict[str, Any]:
     tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     weight = options.pop("weight", np.ones(len(TEXTS)))
     rows = TrainingRows(tokens, np.arange(len(TEXTS)) % 2, weight, all_rows(len(TEXTS)))
-    plan = plan_of_fit(make(folder, **options), network, len(TEXTS), 0)
-    kept = what_is_kept(network, tokens, plan.memory_budget)
-    return {"network": network, "rows": rows, "kept": kept, "plan": plan}
+    config = make_config(make(folder, **options), network, len(TEXTS), 0)
+    level = cache_level(network, tokens, config.memory_budget)
+    return {"network": network, "rows": rows, "level": level, "config": config}
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
@@ -65,26 +66,20 @@ def test_measure__each_part__is_zero_where_a_fit_has_none(
         assert rates.states == 4 * hidden_size
 
 
-@pytest.mark.parametrize(("trainable", "kept"), [("all", None), (1, "hidden"), (0, "pooled")])
-def test_on_trial__rows__are_scored_as_by_the_whole_trunk(
-    trainable: Any, kept: Any, tiny_llama: str
-) -> None:
-    run = run_of(tiny_llama, trainable)
-    network, tokens = run["network"], run["rows"].tokens
-    with torch.no_grad():
-        network.head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    forward, rows = OnTrial(network, tokens, kept), np.array([3, 0, 5])
-    size = forward.run_frozen(rows)
-    whole = WholeTrunk(network, tokens)
-    torch.testing.assert_close(forward(rows), whole(rows), rtol=1e-4, atol=1e-5)
-    hidden_size = network.trunk.config.hidden_size
-    n_vectors = {None: 0, "hidden": int(tokens.lengths[rows].sum()), "pooled": 3}[kept]
-    assert size == 4 * hidden_size * n_vectors
+def test_take__rows_of_texts_and_of_windows__are_those_rows(tiny_llama: str) -> None:
+    tokenizer = load_pretrained(tiny_llama).tokenizer
+    windows = tokenise_windows([TEXTS], parse_template(None, 1, None), tokenizer, 16)
+    rows = np.array([5, 0, 5])
+    for tokens in (tokenise(TEXTS, tokenizer, 64), windows):
+        some = _take(tokens, rows)
+        assert some.lengths.tolist() == tokens.lengths[rows].tolist()
+        keys, every = some.distinct()[0], tokens.distinct()[0]
+        assert keys == [every[row] for row in rows]
 
 
 def test_held__a_product__counts_what_its_gradient_needs_once() -> None:
     a, b = (torch.ones(100, requires_grad=True) for _ in range(2))
-    held = _Held({b.untyped_storage().data_ptr()})
+    held = _HeldTensors({b.untyped_storage().data_ptr()})
     with held:
         total = (a * b).sum() + (a * b).sum()
     assert held.n_bytes == 400  # a, and not b, which is there anyway
@@ -95,7 +90,7 @@ def test_held__a_product__counts_what_its_gradient_needs_once() -> None:
 def test_count_work__texts_that_come_twice__run_once_through_frozen_layers(
     tiny_llama: str,
 ) -> None:
-    _states("cpu").clear()  # tests before this one may have run some of the texts
+    clear_cache()  # tests before this one may have run some of the texts
     run = run_of(tiny_llama, 1)
     lengths = run["rows"].tokens.lengths
     work = count_work(**run)
@@ -103,8 +98,8 @@ def test_count_work__texts_that_come_twice__run_once_through_frozen_layers(
     assert work.distinct_tokens == lengths[:16].sum() < lengths.sum()
     assert work.new_tokens == work.distinct_tokens
     assert work.held_out_tokens == 0
-    assert work.n_epochs * work.steps_per_epoch == run["plan"].n_steps
-    assert count_work(**{**run, "kept": None}).new_tokens == 0
+    assert work.n_epochs * work.steps_per_epoch == run["config"].n_steps
+    assert count_work(**{**run, "level": CacheLevel.TOKENS}).new_tokens == 0
 
 
 def test_count_work__rows_without_weight__are_not_run(tiny_llama: str) -> None:
@@ -139,7 +134,7 @@ def test_count_memory__what_learns__has_gradient_moments_and_originals(
 
 def test_count_memory__states_beyond_the_budget__lie_on_disk(tiny_llama: str) -> None:
     run = run_of(tiny_llama, 1)
-    run["plan"] = replace(run["plan"], memory_budget=100)
+    run["config"] = replace(run["config"], memory_budget=100)
     memory, disk = count_memory(**run, rates=RATES, keeps_best=False)
     assert memory["states"] == 100
     assert memory["states"] + disk == 10 * count_work(**run).distinct_tokens
@@ -150,7 +145,7 @@ def test_count_memory__a_token_budget__bounds_what_is_held_at_once(tiny_llama: s
     lengths = run["rows"].tokens.lengths
     held = []
     for budget in (10**6, 50, 1):
-        run["plan"] = replace(run["plan"], token_budget=budget)
+        run["config"] = replace(run["config"], token_budget=budget)
         held.append(count_memory(**run, rates=RATES, keeps_best=False)[0]["activations"] / 3)
     assert lengths.max() < held[0] <= lengths.sum()
     assert held[1:] == [max(50, lengths.max()), lengths.max()]

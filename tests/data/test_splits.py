@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from skgpt.data.batching import optimiser_batches
 from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
-from skgpt.data.targets import encode_target
 from skgpt.exceptions import InvalidTextError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -34,16 +33,13 @@ def membership(strata: np.ndarray) -> np.ndarray:
 def check_split(split: Split, strata: np.ndarray) -> None:
     """What holds of every split: whole, sorted, and each class still in training."""
     assert split.train.dtype == split.held_out.dtype == np.int64
-    assert np.array_equal(np.sort(np.concatenate([split.train, split.held_out])), rows_of(strata))
+    rows = np.sort(np.concatenate([split.train, split.held_out]))
+    assert np.array_equal(rows, np.arange(len(strata)))
     for rows in split.train, split.held_out:
         assert len(rows)
         assert (np.diff(rows) > 0).all()
     member = membership(strata)
     assert np.array_equal(member[split.train].any(axis=0), member.any(axis=0))
-
-
-def rows_of(strata: np.ndarray) -> np.ndarray:
-    return np.arange(len(strata))
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,26 +88,19 @@ def test_hold_out__shares_that_are_no_whole_rows__largest_remainders_round_up() 
     codes = np.repeat([0, 1, 2], [19, 11, 15])  # shares of 1.9, 1.1 and 1.5; 4.5 of 45 round to 4
     for seed in range(20):
         assert np.bincount(codes[hold_out(codes, 0.1, seed).held_out]).tolist() == [2, 1, 1]
-    codes = np.repeat([0, 1, 2], [19, 11, 16])
-    for seed in range(20):
-        assert np.bincount(codes[hold_out(codes, 0.1, seed).held_out]).tolist() == [2, 1, 2]
-
-
-def test_hold_out__no_classes__gives_exactly_the_share() -> None:
     for n, fraction, n_held in ((100, 0.1, 10), (4, 0.1, 1), (2, 0.9, 1), (1001, 0.25, 250)):
         assert len(hold_out(np.zeros(n, dtype=np.int64), fraction, 0).held_out) == n_held
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.25])
-def test_hold_out__label_sets__share_of_each_label_and_of_all_is_close(fraction: float) -> None:
+def test_hold_out__label_sets__share_of_each_label_and_of_all_is_close() -> None:
     off = []
     for seed in range(40):
         sets = random_strata(seed, 300)[1]
-        split = hold_out(sets, fraction, seed)
+        split = hold_out(sets, 0.25, seed)
         check_split(split, sets)
         held, n_held = sets[split.held_out].sum(axis=0), len(split.held_out)
-        off.append(np.abs(held - fraction * sets.sum(axis=0)).max())
-        assert abs(n_held - fraction * 300) <= 4
+        off.append(np.abs(held - 0.25 * sets.sum(axis=0)).max())
+        assert abs(n_held - 0.25 * 300) <= 4
     assert max(off) <= 3
     assert np.mean(off) < 1  # 3 to 4 for rows drawn at random
 
@@ -119,7 +108,7 @@ def test_hold_out__label_sets__share_of_each_label_and_of_all_is_close(fraction:
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_hold_out__groups__share_of_each_class_and_of_all_is_close(kind: int) -> None:
     off = []
-    for seed in range(40):
+    for seed in range(20):
         strata = random_strata(seed, 1000)[kind]
         groups = np.random.default_rng(seed).integers(250, size=1000)
         split = hold_out(strata, 0.2, seed, groups)
@@ -129,13 +118,6 @@ def test_hold_out__groups__share_of_each_class_and_of_all_is_close(kind: int) ->
         assert abs(len(split.held_out) - 200) <= 10
     assert max(off) <= 8  # two groups
     assert np.mean(off) < 2  # 10 or more for groups drawn at random
-
-
-def test_hold_out__groups_of_one__as_good_as_no_groups() -> None:
-    codes = random_strata(0, 500)[0]
-    split = hold_out(codes, 0.2, 0, np.arange(500))
-    held = np.bincount(codes[split.held_out])
-    assert np.abs(held - 0.2 * np.bincount(codes)).max() <= 1
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
@@ -154,10 +136,10 @@ def test_hold_out__seed__decides_it_and_nothing_else(kind: int, grouped: bool) -
 def test_hold_out__every_row__is_drawn_about_as_often() -> None:
     codes = np.array([0] * 15 + [1] * 15)  # a share of 1.5 rows each: which gets two is drawn
     times = np.bincount(
-        np.concatenate([hold_out(codes, 0.1, seed).held_out for seed in range(2000)]), minlength=30
+        np.concatenate([hold_out(codes, 0.1, seed).held_out for seed in range(1000)]), minlength=30
     )
-    assert np.abs(times / 2000 - 0.1).max() < 0.03
-    assert abs(times[:15].sum() - times[15:].sum()) < 200
+    assert np.abs(times / 1000 - 0.1).max() < 0.04
+    assert abs(times[:15].sum() - times[15:].sum()) < 150
 
 
 def test_hold_out__the_order_of_the_batches__is_another_draw() -> None:
@@ -174,7 +156,7 @@ def test_hold_out__class_of_one_row__stays_in_training() -> None:
     sets = np.zeros((40, 3), dtype=np.float32)
     sets[:20, 0] = 1
     sets[5, 1] = 1  # the only one with this label; no row has the last
-    for seed in range(50):
+    for seed in range(20):
         assert hold_out(codes, 0.5, seed).held_out.max() < 40
         assert 5 in hold_out(sets, 0.5, seed).train
 
@@ -185,16 +167,6 @@ def test_hold_out__almost_all__each_class_keeps_a_row(kind: int, grouped: bool) 
     strata = random_strata(0, 60)[kind]
     groups = np.arange(60) if grouped else None
     check_split(hold_out(strata, 1 - 1e-12, 0, groups), strata)
-
-
-def test_hold_out__class_in_one_group_only__the_group_stays_in_training() -> None:
-    groups = np.repeat([0, 1, 2, 3], 10)
-    codes = np.tile([0, 1], 20)
-    codes[12:15] = 2
-    for seed in range(30):
-        split = hold_out(codes, 0.5, seed, groups)
-        assert 1 in set(groups[split.train])
-        check_split(split, codes)
 
 
 def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None:
@@ -273,12 +245,6 @@ def test_group_codes__1_and_the_string_1__are_two_groups() -> None:
 def test_group_codes__unusable__are_refused(groups: Any, message: str) -> None:
     with pytest.raises(InvalidTextError, match=f"`groups` must.*{message}"):
         group_codes(groups, 4)
-
-
-@pytest.mark.parametrize("y", [["a", "b"] * 10, np.tile([[0, 1], [1, 1]], (10, 1))])
-def test_hold_out__strata_of_a_target__are_taken(y: Any) -> None:
-    target = encode_target(y, 20, name="It")
-    check_split(hold_out(target.codes, 0.2, 0), target.codes)
 
 
 def test_all_rows_and_given_rows__any__are_row_numbers() -> None:

@@ -1,6 +1,6 @@
-"""Texts and columns of texts to ragged ids."""
+"""Texts and columns of texts to ragged ids: whole, cut, or in windows."""
 
-from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from skgpt.caching import cache_info, clear_cache
 from skgpt.data.template import Template, parse_template
-from skgpt.data.tokenization import TextEncoder, Tokens, clean, tokenise, tokenise_columns
+from skgpt.data.tokenization import (
+    TextEncoder,
+    Tokens,
+    Windows,
+    clean,
+    tokenise,
+    tokenise_columns,
+    tokenise_rows,
+    tokenise_windows,
+)
 from skgpt.exceptions import InvalidTextError
 from skgpt.pretrained.loading import load_pretrained
 
@@ -80,42 +89,8 @@ class CostlySpaces(Letters):
         ]
 
 
-def rows_of(texts: list[str], encoder: Letters, max_length: int = 100) -> list[list[int]]:
-    tokens = tokenise(texts, encoder, max_length)
+def rows_of(tokens: Tokens) -> list[list[int]]:
     return [tokens.row(i).tolist() for i in range(len(tokens))]
-
-
-def test_tokenise__several_texts__are_what_each_is_alone() -> None:
-    texts = ["abc", "", "hello world", "abc"]
-    assert rows_of(texts, Letters()) == [rows_of([t], Letters())[0] for t in texts]
-
-
-def test_tokenise__the_same_text_twice__is_encoded_once() -> None:
-    encoder = Letters()
-    tokenise(["a", "b", "a", "a"], encoder, 10)
-    assert encoder.asked == ["a", "b"]
-
-
-def test_tokenise__an_empty_text__is_one_token() -> None:
-    assert rows_of([""], Letters()) == [[99]]
-
-
-def test_tokenise__a_long_text__is_cut_between_its_special_tokens() -> None:
-    row = rows_of(["a" * 50], Letters((1,), (2,)), max_length=10)[0]
-    assert len(row) == 10
-    assert (row[0], row[-1]) == (1, 2)
-
-
-@pytest.mark.parametrize("max_length", [2, 3, 7])
-def test_tokenise__max_length__is_never_exceeded(max_length: int) -> None:
-    tokens = tokenise(["a" * n for n in range(9)], Letters((1,), (2,)), max_length)
-    assert tokens.lengths.max() == max_length
-
-
-def test_clean__lone_surrogates__become_replacement_characters() -> None:
-    assert clean("a\ud800b\udc00") == "a\ufffdb\ufffd"
-    assert clean("\ud83d\ude00") == "\U0001f600"  # a pair is the character it stands for
-    assert clean("äß\U0001f600\x00") == "äß\U0001f600\x00"
 
 
 def assert_same(one: Tokens, other: Tokens) -> None:
@@ -130,25 +105,37 @@ def texts_of(tokens: Tokens) -> list[str]:
     return [bytes(row[row < 256].tolist()).decode() for row in rows]
 
 
+PLAIN = parse_template(None, 1, None)
+
+
+def test_tokenise__several_texts__are_what_each_is_alone() -> None:
+    texts = ["abc", "", "hello world", "abc"]
+    alone = [tokenise([text], Letters(), 100).ids.tolist() for text in texts]
+    assert rows_of(tokenise(texts, Letters(), 100)) == alone
+    assert alone[1] == [Letters().empty_id]
+
+
+def test_tokenise__long_texts__are_cut_between_their_special_tokens() -> None:
+    texts, encoder, max_length = ["a" * n for n in range(9)], Letters((1,), (2,)), 5
+    rows = rows_of(tokenise(texts, encoder, max_length))
+    assert tokenise(texts, encoder, 2).lengths.max() == 2
+    assert [len(row) for row in rows] == [min(n + 2, max_length) for n in range(9)]
+    assert {(row[0], row[-1]) for row in rows} == {(1, 2)}
+
+
+def test_clean__lone_surrogates__become_replacement_characters() -> None:
+    assert clean("a\ud800b\udc00") == "a\ufffdb\ufffd"
+    assert clean("\ud83d\ude00") == "\U0001f600"  # a pair is the character it stands for
+    assert clean("äß\U0001f600\x00") == "äß\U0001f600\x00"
+
+
 @pytest.fixture(scope="module")
 def byte_encoder(tiny_llama: str) -> TextEncoder:
     """Return an encoder with a token per byte of UTF-8, whose id is the byte."""
     return load_pretrained(tiny_llama, None).tokenizer
 
 
-@pytest.mark.parametrize(("template", "column"), [("{0}", 0), ("{1}", 1), ("{b}", 1)])
-def test_tokenise_columns__a_plain_template__is_tokenise_of_the_column(
-    template: str, column: int, byte_encoder: TextEncoder
-) -> None:
-    columns = [["abc", "", "a" * 50], ["dräi", "\ud83d", "dräi"]]
-    parsed = parse_template(template, 2, ["a", "b"])
-    for encoder in (byte_encoder, Letters((1,), (2,))):
-        for max_length in (2, 7, 100):
-            expected = tokenise(columns[column], encoder, max_length)
-            assert_same(tokenise_columns(columns, parsed, encoder, max_length), expected)
-
-
-@pytest.mark.parametrize("template", [None, "Q: {0}\nA: {1}", "{1}{1}", "{{{0}}}"])
+@pytest.mark.parametrize("template", [None, "{1}", "Q: {0}\nA: {1}", "{1}{1}", "{{{0}}}"])
 def test_tokenise_columns__rows_that_fit__are_the_rendered_texts(
     template: str | None, byte_encoder: TextEncoder
 ) -> None:
@@ -157,11 +144,6 @@ def test_tokenise_columns__rows_that_fit__are_the_rendered_texts(
     rendered = [parsed.render(row) for row in zip(*columns, strict=True)]
     expected = tokenise(rendered, byte_encoder, 100)
     assert_same(tokenise_columns(columns, parsed, byte_encoder, 100), expected)
-
-
-def test_tokenise_columns__an_empty_text__is_one_token() -> None:
-    tokens = tokenise_columns([[""], [""]], parse_template("{0}{1}", 2, None), Letters(), 10)
-    assert tokens.ids.tolist() == [99]
 
 
 @given(rows=st.lists(st.tuples(values, values), min_size=1, max_size=6), room=st.integers(9, 30))
@@ -209,16 +191,6 @@ def test_tokenise_columns__rows_too_long__lose_tokens_of_the_longest_one_by_one(
         assert tokens.row(i).tolist() == [1, *encoder.encode([row])[0], 2]
 
 
-def test_tokenise_columns__values_of_one_length__are_cut_alike(byte_encoder: TextEncoder) -> None:
-    columns = [["a" * 40], ["b" * 40], ["c" * 3], ["d" * 40]]
-    tokens = tokenise_columns(columns, parse_template(None, 4, None), byte_encoder, 40)
-    assert tokens.lengths.tolist() == [40]
-    n_words = 6 + len(byte_encoder.prefix_ids) + len(byte_encoder.suffix_ids)
-    n, rest = divmod(40 - n_words - 3, 3)
-    kept = ["a" * (n + (rest > 0)), "b" * (n + (rest > 1)), "ccc", "d" * n]
-    assert texts_of(tokens) == ["\n\n".join(kept)]
-
-
 def test_tokenise_columns__a_field_used_twice__is_cut_in_both_places() -> None:
     tokens = tokenise_columns(
         [["abcdefgh"], ["xy"]], parse_template("{0}.{1}.{0}", 2, None), Letters(), 12
@@ -234,22 +206,17 @@ def test_tokenise_columns__a_column_left_out__has_no_part_in_it() -> None:
     assert not any("x" in text or "y" in text for text in encoder.asked)
 
 
-def test_tokenise_columns__the_same_row_twice__is_encoded_once() -> None:
+@pytest.mark.parametrize("long_text", ["cut", "windows"])
+def test_tokenise_rows__the_same_row_twice__is_encoded_once(long_text: str) -> None:
     once, twice = Letters(), Letters()
     template = parse_template("{0}: {1}", 2, None)
     columns = [["a", "title", "a"], ["b" * 30, "text", "b" * 30]]
-    tokens = tokenise_columns([c * 2 for c in columns], template, twice, 20)
-    assert_same(
-        tokenise_columns([c[:2] for c in columns], template, once, 20), _rows(tokens, [0, 1])
-    )
+    first = tokenise_rows([c[:2] for c in columns], template, once, 20, long_text)
+    tokens = tokenise_rows([c * 2 for c in columns], template, twice, 20, long_text)
     assert once.asked == twice.asked
-    assert_same(_rows(tokens, [0, 1, 2]), _rows(tokens, [3, 4, 5]))
-    assert tokens.row(0).tolist() == tokens.row(2).tolist()
-
-
-def _rows(tokens: Tokens, rows: list[int]) -> Tokens:
-    ids = [tokens.row(i) for i in rows]
-    return Tokens(np.concatenate(ids), np.cumsum([0, *map(len, ids)]))
+    keys, first_of = tokens.distinct()
+    assert keys == [first.distinct()[0][i] for i in (0, 1, 0, 0, 1, 0)]
+    assert sorted(first_of.values()) == [0, 1]
 
 
 def test_tokenise_columns__rows_that_fit__are_encoded_once_beside_one_that_does_not() -> None:
@@ -259,31 +226,7 @@ def test_tokenise_columns__rows_that_fit__are_encoded_once_beside_one_that_does_
     assert sum("short" in text or "also" in text for text in encoder.asked) == 1
 
 
-def test_tokenise_columns__many_rows__are_what_each_is_alone(byte_encoder: TextEncoder) -> None:
-    rng = np.random.default_rng(0)
-    columns = [["äb{" * n for n in rng.integers(0, 20, 30)] for _ in range(2)]
-    template = parse_template("{0}: {1}.", 2, None)
-    together = tokenise_columns(columns, template, byte_encoder, 30)
-    assert (together.lengths < 20).any() and (together.lengths >= 29).any()
-    for i, (first, second) in enumerate(zip(*columns, strict=True)):
-        alone = tokenise_columns([[first], [second]], template, byte_encoder, 30)
-        assert_same(_rows(together, [i]), alone)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "bert"])
-def test_tokenise_columns__special_tokens__stay_around_a_cut_row(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    encoder = load_pretrained(tiny_model(architecture), None).tokenizer
-    template = parse_template("Review: {0}\nIt is", 1, None)
-    (row,) = tokenise_columns([["good " * 20]], template, encoder, 40).ids.reshape(1, -1)
-    assert len(row) == 40
-    room = 40 - len(encoder.prefix_ids) - len(encoder.suffix_ids)
-    text = template.render([("good " * 20)[: room - 14]])
-    assert row.tolist() == [*encoder.prefix_ids, *encoder.encode([text])[0], *encoder.suffix_ids]
-
-
-def test_tokenise_columns__halves_of_a_character_in_two_values__do_not_meet(
+def test_tokenise_columns__halves_of_a_character__do_not_meet_across_a_seam(
     byte_encoder: TextEncoder,
 ) -> None:
     columns = [["a\ud83d", "a\ud83d" * 20], ["\ude00b", "\ude00b" * 20]]
@@ -291,11 +234,7 @@ def test_tokenise_columns__halves_of_a_character_in_two_values__do_not_meet(
     whole, cut = texts_of(tokens)
     assert whole == "a\ufffd\ufffdb"
     assert set(cut) == {"a", "\ufffd", "b"}
-
-
-def test_tokenise_columns__half_a_character_among_the_words__is_replaced(
-    byte_encoder: TextEncoder,
-) -> None:
+    # Nor does half a character among the template's words.
     template = Template(("\ud83d", "."), (0,))
     tokens = tokenise_columns([["\ude00", "x" * 40]], template, byte_encoder, 20)
     assert texts_of(tokens)[0] == "\ufffd\ufffd."
@@ -390,3 +329,111 @@ def test_tokenise__texts_seen_before__are_not_encoded_again() -> None:
     clear_cache()
     tokenise(["abc"], other, 9)
     assert other.asked == ["abc"] * 2
+
+
+# Windows
+
+
+def windows_of(texts: list[str], encoder: Letters, max_length: int) -> Windows:
+    return tokenise_windows([texts], PLAIN, encoder, max_length)
+
+
+def bare(windows: Windows, text: int, encoder: Letters) -> list[list[int]]:
+    """Return the windows of a text, their special tokens checked and taken away."""
+    found = []
+    for i in range(windows.first[text], windows.first[text + 1]):
+        ids = windows.each.row(i).tolist()
+        assert ids[: len(encoder.prefix_ids)] == [*encoder.prefix_ids]
+        assert ids[len(ids) - len(encoder.suffix_ids) :] == [*encoder.suffix_ids]
+        found.append(ids[len(encoder.prefix_ids) : len(ids) - len(encoder.suffix_ids)])
+    return found
+
+
+@settings(derandomize=True, deadline=None, database=None)
+@given(
+    n=st.lists(st.integers(0, 70), min_size=1, max_size=5),
+    room=st.integers(1, 20),
+    special=st.sampled_from([((), ()), ((1,), ()), ((1,), (2,)), ((), (2, 3))]),
+)
+def test_tokenise_windows__any_text__is_covered_by_full_windows_that_overlap_by_half(
+    n: list[int], room: int, special: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    encoder = Letters(*special)
+    texts = ["".join(chr(97 + (i * i + k) % 26) for i in range(size)) for k, size in enumerate(n)]
+    max_length = room + len(special[0]) + len(special[1])
+    windows = windows_of(texts, encoder, max_length)
+    assert len(windows) == len(texts)
+    for text in range(len(texts)):
+        if not texts[text] and special == ((), ()):
+            assert windows.each.row(int(windows.first[text])).tolist() == [encoder.empty_id]
+            continue
+        ids, parts = encoder.encode([texts[text]])[0], bare(windows, text, encoder)
+        step = max(1, room // 2)
+        if len(ids) <= room:
+            assert parts == [ids]
+            continue
+        starts = [step * i for i in range(len(parts) - 1)] + [len(ids) - room]
+        assert parts == [ids[start : start + room] for start in starts]
+        assert all(0 < b - a <= step for a, b in pairwise(starts))
+
+
+def test_tokenise_windows__texts_that_fit__are_those_that_are_cut_nowhere() -> None:
+    texts, encoder = ["abc", "", "hello world", "abc"], Letters((1,), (2,))
+    windows, cut = windows_of(texts, encoder, 13), tokenise(texts, encoder, 13)
+    assert np.array_equal(windows.each.ids, cut.ids)
+    assert np.array_equal(windows.each.offsets, cut.offsets)
+    assert np.array_equal(windows.lengths, cut.lengths)
+    assert windows.distinct() == cut.distinct()
+    assert windows.n_cut == cut.n_cut == 0
+
+
+def test_windows__lengths_and_numbers__are_those_of_all_windows_of_a_text() -> None:
+    windows = windows_of(["abcdefghij", "k", "abcdefgh"], Letters(), 4)
+    assert windows.counts.tolist() == [4, 1, 3]
+    assert windows.lengths.tolist() == [16, 1, 12]
+    assert windows.of(np.array([2, 0])).tolist() == [5, 6, 7, 0, 1, 2, 3]
+
+
+def test_windows__distinct__tells_texts_apart_that_begin_alike() -> None:
+    # The last would be the first one's windows, were they laid end to end without their lengths.
+    texts = ["abcdef", "abcd", "abcdef", "abcdcdef"]
+    keys, first = windows_of(texts, Letters(), 4).distinct()
+    assert keys[0] == keys[2]
+    assert len(first) == len(set(texts))
+    assert sorted(first.values()) == [0, 1, 3]
+
+
+def test_tokenise_windows__columns_under_a_template__are_windows_of_the_rendered_row() -> None:
+    template = parse_template("T {1}: {0}.", 2, None)
+    columns = [["body " * 9, "b"], ["title", "t"]]
+    rendered = [template.render(row) for row in zip(*columns, strict=True)]
+    expected = windows_of(rendered, Letters((1,)), 12)
+    found = tokenise_windows(columns, template, Letters((1,)), 12)
+    assert np.array_equal(found.each.ids, expected.each.ids)
+    assert np.array_equal(found.first, expected.first)
+
+
+def test_tokenise_windows__words_without_room__are_read_and_not_refused() -> None:
+    template = parse_template("many words before {text}", 1, None)
+    windows = tokenise_windows([["x"]], template, Letters(), 8)
+    assert windows.counts.tolist() == [4]  # 19 letters
+
+
+@pytest.mark.parametrize("max_length", [2, 3])
+def test_tokenise_windows__hardly_room_beside_special_tokens__still_reads_every_token(
+    max_length: int,
+) -> None:
+    encoder = Letters((1,), (2,))
+    windows = windows_of(["abc"], encoder, max_length)
+    assert windows.counts.tolist() == [3]
+    assert windows.each.ids.reshape(3, -1)[:, 1].tolist() == encoder.encode(["abc"])[0]
+
+
+def test_tokenise__n_cut__counts_rows_and_not_distinct_texts() -> None:
+    texts = ["a" * 11, "b" * 10, "a" * 11]
+    assert tokenise(texts, Letters(), 10).n_cut == 2
+    template = parse_template("{0}-{1}", 2, None)
+    columns = [["a" * 9, "b", "a" * 9], ["x", "y", "x"]]
+    assert tokenise_columns(columns, template, Letters(), 10).n_cut == 2
+    assert tokenise_columns(columns, template, Letters(), 11).n_cut == 0
+    assert isinstance(tokenise_rows(columns, template, Letters(), 10, "windows"), Windows)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from skgpt import GPTTextClassifier
-from skgpt.training.callbacks import Monitor
+from skgpt.training.callbacks import TrainingCallback
 from tests.estimators.dying import Dies
 
 
@@ -26,8 +26,8 @@ def begins_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of steps that each run finds done."""
     begun: list[int] = []
 
-    class Noting(Monitor):
-        def start(self, plan: Any, n_steps: int = 0, history: Any = ()) -> None:
+    class Noting(TrainingCallback):
+        def on_train_begin(self, config: Any, n_steps: int = 0, history: Any = ()) -> None:
             begun.append(n_steps)
 
     monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 
 
-class Dies(Monitor):
+class Dies(TrainingCallback):
     """Ends a fit in the middle of it, as a fault of something else would."""
 
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         if event.step == self.at:
             raise MemoryError("of somebody else")
 

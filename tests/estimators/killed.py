@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_validate
 
 from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
-from skgpt.training.callbacks import EpochRecord, Monitor, StepDone
+from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
 from tests.helpers import make, make_text_data, process_context
 
 _CONTEXT = process_context(
@@ -28,27 +28,27 @@ _PATIENCE = 60.0
 EXIT_OF_HANDLER = 7
 
 
-class _Telling(Monitor):
+class _Telling(TrainingCallback):
     """Tells the test of every step; slow, so that there is time to be killed in."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe = pipe
 
-    def start(self, plan: Any, n_steps: int = 0, history: Any = ()) -> None:
+    def on_train_begin(self, config: Any, n_steps: int = 0, history: Any = ()) -> None:
         self.pipe.send(("start", n_steps))
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         self.pipe.send(("step", event.step))
         time.sleep(0.02)
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         self.pipe.send(("epoch", record["epoch"]))
         return False
 
 
 def learned(clf: GPTTextClassifier) -> dict[str, Any]:
     """Return what a fit came to: what was learned, and what its history says but for times."""
-    network = clf._network
+    network = clf._model.network
     tensors = {**network.learnable, "head": network.head.weight}
     return {
         "weights": {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()},
@@ -87,18 +87,10 @@ def _fit(pipe: Connection, every: float, handler: bool, folds: int, options: Any
 
 
 class FitProcess:
-    """A process that fits and tells.
+    """A process that fits with `options` and tells of its steps.
 
-    Parameters
-    ----------
-    every : float, default=0.0
-        Seconds between two checkpoints; 0 writes one after every step.
-    handler : bool, default=False
-        Whether there is one for SIGTERM, which leaves with `EXIT_OF_HANDLER`.
-    folds : int, default=0
-        Of a cross-validation; 0 is a fit on everything.
-    **options
-        The estimator's.
+    It checkpoints `every` so many seconds (0: after each step); with `handler`, SIGTERM ends it
+    with `EXIT_OF_HANDLER`; with `folds`, it cross-validates.
     """
 
     def __init__(

@@ -240,7 +240,7 @@ def test_calibrated__interrupted_while_it_is__is_fitted_without(
     def interrupted(*args: Any, **options: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skgpt.estimators.class_targets.calibrate", interrupted)
+    monkeypatch.setattr("skgpt.fitting.calibrate", interrupted)
     clf = classifier(tiny_llama)
     with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
         clf.fit(X, Y)

@@ -1,6 +1,7 @@
 """Whose a checkpoint is, and what becomes of one that is damaged, foreign or can't be written."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
+
+def half(estimator: Any, X: Any, y: Any) -> float:
+    return 0.5
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "learning_rate": {"learning_rate": 2e-3},
     "max_epochs": {"max_epochs": 7},
     "random_state": {"random_state": 1},
     "scoring": {"scoring": "f1_macro"},
     "scorer": {"scoring": make_scorer(matthews_corrcoef)},
-    "function": {"scoring": lambda estimator, X, y: 0.5},
+    "function": {"scoring": half},
     "class_weight": {"class_weight": {"money": 2.0}},
     "precision": {"precision": "bf16"},
     "template": {"template": "News: {text}"},
@@ -77,27 +83,18 @@ class Rate:
         return self.rate
 
 
-def _scorer(*, default: float = 0.0, held: Any = None) -> Any:
-    def score(estimator: Any, X: Any, y: Any, given: float = default) -> Any:
-        return given, held
-
-    return score
+def test_described__callables__go_by_name_and_a_method_by_what_it_is_bound_to_too() -> None:
+    assert described(half) == f"{__name__}.half" != described(make)
+    assert described(Rate(1).score) == described(Rate(1).score) != described(Rate(0).score)
+    assert described(matthews_corrcoef) == described(make_scorer(matthews_corrcoef)._score_func)
 
 
 @pytest.mark.parametrize(
-    "make_one",
-    [
-        lambda i: Rate(i).score,
-        lambda i: _scorer(default=i),
-        lambda i: _scorer(held=np.array([i])),
-        lambda i: _scorer(held=[{i, "a", "b"}]),
-        lambda i: _scorer(held=_scorer) if i else _scorer(held=make),
-        lambda i: (lambda estimator, X, y: y in (1, 2)) if i else (lambda e, X, y: y in (1, 3)),
-    ],
-    ids=["method", "default", "array", "set", "function", "constant"],
+    "nameless", [lambda e, X, y: 0.5, partial(lambda rate, e, X, y: rate, 0.5)], ids=repr
 )
-def test_described__functions_that_hold_something_else__are_others(make_one: Any) -> None:
-    assert described(make_one(1)) == described(make_one(1)) != described(make_one(0))
+def test_described__a_function_without_a_name__is_refused(nameless: Any) -> None:
+    with pytest.raises(ContinuationError, match="named functions of a module"):
+        described(nameless)
 
 
 def test_warm_start__other_rows_held_out__has_a_checkpoint_of_its_own(
@@ -184,9 +181,7 @@ def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(CheckpointError, match="`checkpoint_dir` must be a folder"):
         make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(*two_class_data)
     with pytest.raises(ValueError, match="checkpoint_dir"):

@@ -13,8 +13,8 @@ from sklearn.base import clone
 from sklearn.preprocessing import LabelEncoder
 
 from skgpt import GPTTextClassifier
-from skgpt.estimators.advice import advice
-from skgpt.estimators.base import BaseGPTText
+from skgpt._base import BaseGPTText
+from skgpt.cost import how_to_shorten
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
 from tests.helpers import TextData, global_random_state_unchanged
 
@@ -283,9 +283,7 @@ def test_fit__bad_input__is_refused_before_training_and_loses_nothing(
     before = clf.predict_proba(two_class_data.X)
     attributes = {k: id(v) for k, v in vars(clf).items() if k.endswith("_")}
     clf.set_params(**options)
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match=message):
         clf.fit(X, y, sample_weight=weight)
     assert {k: id(v) for k, v in vars(clf).items() if k.endswith("_")} == attributes
@@ -313,7 +311,7 @@ def test_fit__interrupted__keeps_the_earlier_fit(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("skgpt.training.optimizer.Optimiser.step", interrupt)
+    monkeypatch.setattr("skgpt.training.optimizer.Optimizer.step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         clf.fit(X, y)
     assert np.array_equal(clf.predict_proba(X), before)
@@ -336,8 +334,8 @@ def test_copy__shallow__shares_the_network_and_serialises_nothing(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    monkeypatch.setattr("skgpt.estimators.pickling.pack", lambda n: pytest.fail("serialised"))
-    assert copy.copy(clf)._network is clf._network
+    monkeypatch.setattr("skgpt._base.pack", lambda n: pytest.fail("serialised"))
+    assert copy.copy(clf)._model is clf._model
 
 
 def test_constructor__parameters__all_have_a_constraint_and_a_description() -> None:
@@ -352,8 +350,8 @@ def test_del__a_fitted_estimator__frees_its_share_at_once(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    modules = [weakref.ref(module) for module in clf._network.modules()]
-    parameters = [weakref.ref(master) for master in clf._network.learnable.values()]
+    modules = [weakref.ref(module) for module in clf._model.network.modules()]
+    parameters = [weakref.ref(master) for master in clf._model.network.learnable.values()]
     del clf
     assert not [ref() for ref in modules + parameters if ref() is not None]
 
@@ -372,7 +370,7 @@ def test_advice__for_a_slow_fit__names_values_that_are_legal_and_smaller(tiny_ll
     shown = []
     for options in ({"trainable_layers": "all"}, {"trainable_layers": 2}, {"trainable_layers": 1}):
         clf = make(tiny_llama, max_length=128, max_epochs=1, **options).fit(["a", "b"], [0, 1])
-        shown.append(advice(clf._network, 128))
+        shown.append(how_to_shorten(clf._model.network, 128))
     assert "trainable_layers=1" in shown[0] and "trainable_layers=1" in shown[1]
     assert "trainable_layers" not in shown[2]
     assert all("max_length=64" in line for line in shown)

@@ -17,7 +17,7 @@ LABELS = ["a", "b"] * 3
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skgpt.fitting._SAID", set())
+    monkeypatch.setattr("skgpt.fitting._WARNED", set())
 
 
 def head(folder: str, **options: Any) -> GPTTextClassifier:
@@ -73,7 +73,7 @@ def test_partial_fit__texts_that_are_cut__are_counted(tiny_llama: str) -> None:
 
 def test_fit__exactly_max_length__is_not_cut(tiny_llama: str) -> None:
     clf = head(tiny_llama)
-    n_special = len(clf.fit(["x", "y"], ["a", "b"])._network.pretrained.tokenizer.prefix_ids)
+    n_special = len(clf.fit(["x", "y"], ["a", "b"])._model.network.pretrained.tokenizer.prefix_ids)
     texts = ["x" * (32 - n_special), "y"]
     assert said(clf.fit, texts, ["a", "b"]) == []
     assert len(said(clf.fit, [texts[0] + "x", "y"], ["a", "b"])) == 1

@@ -133,9 +133,7 @@ def test_scoring__a_scorer_that_fails__is_named_before_training(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     X, y = make_text_data(n_classes=3)
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     clf = make(tiny_llama, early_stopping=True)
     for scoring, reason in [
         ("roc_auc", "multi_class"),
@@ -220,9 +218,7 @@ def test_fit__bad_validation_data__is_refused_before_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     X, y = make_text_data(n_classes=2)
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match=message):
         make(tiny_llama, early_stopping=True).fit(X, y, **options)
 

@@ -124,9 +124,7 @@ def test_scoring__no_number_even_for_right_predictions__is_refused_before_traini
 ) -> None:
     X, y = make_text_data(n_classes=2)
     clf = make(tiny_llama, scoring=lambda *_: float("nan"))
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match="even where all of them are predicted right"):
         clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
 
@@ -152,7 +150,7 @@ def test_scoring__fitted_and_let_go__frees_the_network_at_once(tiny_llama: str) 
         networks = []
         for _ in range(3):
             clf = clone(clf).fit(X, y)
-            networks.append(weakref.ref(clf._network))
+            networks.append(weakref.ref(clf._model.network))
         del clf
         assert [network() for network in networks] == [None] * 3
     finally:

@@ -13,7 +13,7 @@ from skgpt import GPTTextClassifier, LoRA, cache_info
 from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, global_random_state_unchanged
 
@@ -75,15 +75,15 @@ def test_plan__weights_and_steps__are_those_of_the_fit(
 ) -> None:
     steps: list[StepDone] = []
 
-    class Noting(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Noting(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             steps.append(event)
 
     monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])
     clf = make(tiny_llama, **{"max_epochs": 2, "trainable_layers": "all", **WAYS[way]})
     estimate = clf.plan(*three_class_data)
     assert steps == []
-    network = clf.fit(*three_class_data)._network
+    network = clf.fit(*three_class_data)._model.network
     learned = sum(tensor.numel() for tensor in network.learnable.values())
     assert estimate.trainable_weights == learned + network.head.weight.numel()
     assert estimate.frozen_weights == sum(p.numel() for p in network.trunk.parameters()) - learned

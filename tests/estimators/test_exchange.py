@@ -89,7 +89,9 @@ def test_save_pretrained__every_architecture__is_said_alike_or_refused_by_name(
     same(piped(out, clf.classes_.tolist()), expected, 1e-4)
     opened = GPTTextClassifier.from_pretrained(out, precision="fp32")
     same(opened.predict_proba(PROBES), expected)
-    assert len(opened._network.trunk.state_dict()) == len(clf._network.trunk.state_dict())
+    assert len(opened._model.network.trunk.state_dict()) == len(
+        clf._model.network.trunk.state_dict()
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, len(PROBES)])
@@ -130,8 +132,8 @@ def test_save_pretrained__trained_in_bf16__says_what_fp32_says(
     clf.save_pretrained(tmp_path / "out")
     exact = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
     same(piped(tmp_path / "out", clf.classes_.tolist()), exact.predict_proba(PROBES), 1e-4)
-    for name, master in clf._network.learnable.items():
-        learned = exact._network.trunk.get_parameter(name).detach()
+    for name, master in clf._model.network.learnable.items():
+        learned = exact._model.network.trunk.get_parameter(name).detach()
         assert np.array_equal(learned.numpy(), master.numpy())
     half = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="bf16")
     same(half.predict_proba(PROBES), clf.predict_proba(PROBES))
@@ -161,7 +163,7 @@ def test_from_pretrained__what_was_exported__is_fitted_and_goes_on(
     parts = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32", verbose=0)
     parts.partial_fit(X, y)
     assert parts.n_iter_ == 1
-    assert parts._fitted_with["trained_on"]["rows"] == 2 * len(X)
+    assert parts._model.trained_on["rows"] == 2 * len(X)
     opened.save_pretrained(tmp_path / "out")  # over what it stands on
     next_ = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
     same(next_.predict_proba(X), opened.predict_proba(X))
@@ -377,23 +379,23 @@ def test_trained_on__calls_of_partial_fit__add_up_where_classes_join(tiny_llama:
     clf = make(tiny_llama)
     clf.partial_fit(["x", "y", "y"], ["a", "c", "c"], classes=["a", "c"])
     clf.partial_fit(["z", "x"], ["b", "a"], classes=["a", "b", "c"])
-    assert clf._fitted_with["trained_on"] == {"rows": 5, "labels": {"a": 2, "b": 1, "c": 2}}
+    assert clf._model.trained_on == {"rows": 5, "labels": {"a": 2, "b": 1, "c": 2}}
     clf.fit(["x", "y", "z"], [0, 1, 1])
-    assert clf._fitted_with["trained_on"] == {"rows": 3, "labels": {"0": 1, "1": 2}}
+    assert clf._model.trained_on == {"rows": 3, "labels": {"0": 1, "1": 2}}
     clf.fit(["x", "y", "z"], [[0, 1], [1, 1], [0, 0]])
-    assert clf._fitted_with["trained_on"] == {"rows": 3, "labels": {"0": 1, "1": 2}}
+    assert clf._model.trained_on == {"rows": 3, "labels": {"0": 1, "1": 2}}
 
 
 def test_trained_on__a_pickle_that_did_not_count__stays_unknown_and_is_saved(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
     state = fitted(tiny_llama, two_class_data).__getstate__()
-    state["_fitted_with"] = {k: v for k, v in state["_fitted_with"].items() if k != "trained_on"}
+    state["_model"]["trained_on"] = None
     old = GPTTextClassifier.__new__(GPTTextClassifier)
     old.__setstate__(state)
     old.save_pretrained(tmp_path / "out")
     assert "is not known" in (tmp_path / "out" / "README.md").read_text("utf-8")
     old.partial_fit(*two_class_data)
-    assert old._fitted_with["trained_on"] is None
+    assert old._model.trained_on is None
     old.fit(*two_class_data)
-    assert old._fitted_with["trained_on"]["rows"] == len(two_class_data.X)
+    assert old._model.trained_on["rows"] == len(two_class_data.X)

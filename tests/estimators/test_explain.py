@@ -116,7 +116,7 @@ def test_explain__columns_and_template__tokens_lie_in_their_cells(
         assert "".join(rows["token"]) == cell[: rows["end"].max()]
         assert max_length == 24 or rows["end"].max() == len(cell)
     template = parse_template(clf.template, 2, list(X))
-    encoder = clf._network.pretrained.tokenizer
+    encoder = clf._model.network.pretrained.tokenizer
     _, spans = tokenise_with_spans(
         [X["title"].tolist(), X["body"].tolist()], template, encoder, max_length
     )
@@ -125,7 +125,7 @@ def test_explain__columns_and_template__tokens_lie_in_their_cells(
 
 def test_attribute__more_steps__converge_to_the_same_values(tiny_llama: str) -> None:
     clf = fitted(tiny_llama, max_epochs=3)
-    network = clf._network
+    network = clf._model.network
     template = parse_template(None, 1, None)
     tokens, spans = tokenise_with_spans(
         [list(DATA.X[:3])], template, network.pretrained.tokenizer, 64
@@ -147,12 +147,12 @@ def test_explain__weights__get_no_gradient_and_cost_none(tiny_llama: str) -> Non
     for trainable_layers in (0, "all"):
         clf = fitted(tiny_llama, trainable_layers=trainable_layers)
         clf.predict(DATA.X[:3])
-        learning = [p.requires_grad for p in clf._network.parameters()]
+        learning = [p.requires_grad for p in clf._model.network.parameters()]
         with FlopCounterMode(display=False) as counter:
             clf.explain(DATA.X[:3])
         flops.append(counter.get_total_flops())
-        assert [p.requires_grad for p in clf._network.parameters()] == learning
-        assert all(p.grad is None for p in clf._network.parameters())
+        assert [p.requires_grad for p in clf._model.network.parameters()] == learning
+        assert all(p.grad is None for p in clf._model.network.parameters())
     # What is frozen is kept by predict, so the second runs one small forward pass more.
     assert flops[1] == pytest.approx(flops[0], rel=0.1)
 
@@ -184,7 +184,7 @@ def test_explain__baseline__is_the_score_of_as_many_tokens_of_punctuation(
 ) -> None:
     data = make_text_data(n_classes=2)
     clf = fitted(tiny_model(architecture), data)
-    encoder = clf._network.pretrained.tokenizer
+    encoder = clf._model.network.pretrained.tokenizer
     text = "a goal, late"
     n = len(encoder.encode([text])[0])
     in_turn = encoder.neutral_ids()
@@ -193,7 +193,7 @@ def test_explain__baseline__is_the_score_of_as_many_tokens_of_punctuation(
     neutral = [in_turn[k % len(in_turn)] for k in range(first, first + n)]
     ids = np.array([*encoder.prefix_ids, *neutral, *encoder.suffix_ids])
     tokens = Tokens(ids, np.array([0, len(ids)]))
-    scores = raw_scores(clf._network, tokens, token_budget=512, memory_budget=0)
+    scores = raw_scores(clf._model.network, tokens, token_budget=512, memory_budget=0)
     sign = 1 if clf.predict([text])[0] == clf.classes_[0] else -1
     expected = sign * (scores[0, 0] - scores[0, 1])
     assert clf.explain([text])["baseline"].iloc[0] == pytest.approx(expected, abs=1e-4)

@@ -168,9 +168,7 @@ def test_template__a_long_text__keeps_what_stands_behind_it(tiny_llama: str) -> 
 def test_template__that_can_not_be__is_refused_before_training(
     template: Any, message: str, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(ValueError, match=message):
         make(tiny_llama, template=template).fit(two_columns("pandas"), LABELS)
 

@@ -10,18 +10,18 @@ import torch
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import InterruptedFitWarning
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
 CLASSES = ["money", "space", "sport"]
 
 
-class _Interrupt(Monitor):
+class _Interrupt(TrainingCallback):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         if event.step == self.at:
             raise KeyboardInterrupt
 
@@ -91,7 +91,7 @@ def test_partial_fit__ctrl_c__keeps_the_last_step(
     with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
         clf.partial_fit(X, y)
     assert not np.array_equal(clf.predict_proba(X), before)
-    assert clf._moments is not None and clf._moments.step == 8
+    assert clf._model.moments is not None and clf._model.moments.step == 8
 
 
 def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
@@ -109,5 +109,5 @@ def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
         patch.setattr(torch.optim.AdamW, "step", pressed)
         with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
             clf.partial_fit(X, y, classes=["money", "sport"])
-    assert clf._moments is not None and clf._moments.step == 1
+    assert clf._model.moments is not None and clf._model.moments.step == 1
     assert len(np.unique(clf.predict_proba(X))) > 1

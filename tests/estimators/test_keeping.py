@@ -130,10 +130,12 @@ def test_deepcopy__whatever_the_base__shares_it_in_memory(
         raise AssertionError("serialised")
 
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    monkeypatch.setattr("skgpt.estimators.pickling.pack", never)
+    monkeypatch.setattr("skgpt._base.pack", never)
     twin = copy.deepcopy([clf, clf])
     assert twin[0] is twin[1]
-    assert twin[0]._network is not clf._network
-    for name, parameter in clf._network.trunk.named_parameters():
-        other = twin[0]._network.trunk.get_parameter(name)
-        assert (other.data_ptr() == parameter.data_ptr()) == (name not in clf._network.learnable)
+    assert twin[0]._model.network is not clf._model.network
+    for name, parameter in clf._model.network.trunk.named_parameters():
+        other = twin[0]._model.network.trunk.get_parameter(name)
+        assert (other.data_ptr() == parameter.data_ptr()) == (
+            name not in clf._model.network.learnable
+        )

@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV
 
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
-from skgpt.estimators.advice import advice
+from skgpt.cost import how_to_shorten
 from skgpt.exceptions import ModelNotSupportedError
 from tests.estimators.dying import Dies, broken_off, folders_in
 from tests.estimators.test_classifier import make
@@ -82,7 +82,7 @@ def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
 ) -> None:
     options = {"trainable_layers": trainable, "precision": "fp32"}
     clf = windowed(tiny_model(architecture), **options).fit(*late_data)
-    tokenizer = clf._network.pretrained.tokenizer
+    tokenizer = clf._model.network.pretrained.tokenizer
     room = 24 - len(tokenizer.prefix_ids) - len(tokenizer.suffix_ids)
     text = "".join(chr(97 + i % 26) for i in range(3 * room - room // 2 + 1))  # a letter, a token
     starts = [*range(0, len(text) - room, room // 2), len(text) - room]
@@ -112,9 +112,9 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(
 ) -> None:
     X, y = late_data
     clf = make(tiny_llama, max_length=24, max_epochs=2, warm_start=True).fit(X, y)
-    learned = clf._network.head.weight.clone()
+    learned = clf._model.network.head.weight.clone()
     clf.set_params(long_text="windows", head_learning_rate=1e-12, learning_rate=1e-12).fit(X, y)
-    np.testing.assert_allclose(clf._network.head.weight.detach(), learned.detach(), atol=1e-6)
+    np.testing.assert_allclose(clf._model.network.head.weight.detach(), learned.detach(), atol=1e-6)
     read_whole = clf.decision_function(X)
     cut = clf.set_params(long_text="cut").fit(X, y).decision_function(X)
     is_long = np.array([len(text) > 24 for text in X])
@@ -203,21 +203,6 @@ def test_predict__a_parameter_set_after_fit__changes_nothing(
     assert np.array_equal(clf.set_params(long_text="cut").predict_proba(X), before)
 
 
-def test_pickle__of_a_version_without_the_parameter__cuts(
-    tiny_llama: str, late_data: TextData, tmp_path: Path
-) -> None:
-    X, y = late_data
-    clf = make(tiny_llama, max_length=24, pooling="last", max_epochs=1).fit(X, y)
-    state = clf.__getstate__()
-    state["_fitted_with"] = {k: v for k, v in state["_fitted_with"].items() if k != "long_text"}
-    del state["long_text"]
-    old = GPTTextClassifier.__new__(GPTTextClassifier)
-    old.__setstate__(state)
-    assert old.long_text == "cut"
-    assert np.array_equal(old.predict_proba(X), clf.predict_proba(X))
-    old.save_pretrained(tmp_path / "out")
-
-
 def test_save_pretrained__a_model_of_windows__is_refused_by_name(
     tiny_llama: str, late_data: TextData, tmp_path: Path
 ) -> None:
@@ -265,7 +250,7 @@ def test_fit__another_long_text__is_refused(
 def test_advice__windows__cutting_comes_before_shorter_ones(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    network = make(tiny_llama, max_epochs=1).fit(*two_class_data)._network
-    assert "long_text='cut'" in advice(network, 128, "windows")
-    assert "max_length=64" not in advice(network, 128, "windows")
-    assert "max_length=64" in advice(network, 128, "cut")
+    network = make(tiny_llama, max_epochs=1).fit(*two_class_data)._model.network
+    assert "long_text='cut'" in how_to_shorten(network, 128, "windows")
+    assert "max_length=64" not in how_to_shorten(network, 128, "windows")
+    assert "max_length=64" in how_to_shorten(network, 128, "cut")

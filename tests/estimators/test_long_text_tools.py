@@ -96,7 +96,7 @@ def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
     Y = np.array([[label == "sport", "the" in text] for text, label in zip(*data, strict=True)])
     clf = make(tiny_llama, **LONG).fit(data.X, Y.astype(int))
     text = "a late goal won the match on Sunday"  # a character is a token, and there is one more
-    encoder = clf._network.pretrained.tokenizer
+    encoder = clf._model.network.pretrained.tokenizer
     room = LONG["max_length"] - len(encoder.prefix_ids) - len(encoder.suffix_ids)
     starts = window_starts(len(text), room)
     assert len(starts) > 2

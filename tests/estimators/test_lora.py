@@ -242,6 +242,6 @@ def test_random_state__adapters__are_the_same_again(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     one, same = (with_lora(tiny_llama, random_state=3).fit(*two_class_data) for _ in "ab")
-    assert joblib.hash(one.__getstate__()["_network"]) == joblib.hash(
-        same.__getstate__()["_network"]
+    assert joblib.hash(one.__getstate__()["_model"]["network"]) == joblib.hash(
+        same.__getstate__()["_model"]["network"]
     )

@@ -17,7 +17,7 @@ import torch
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.network.features import CachedPrefix, choose_forward
+from skgpt.network.features import CacheLevel, cache_level
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from tests.estimators.test_classifier import make
@@ -80,21 +80,15 @@ def assert_pickles(clf: GPTTextClassifier, X: Any) -> None:
 
 def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
     """Say whether what frozen layers return is kept, not computed in every epoch."""
-    network = clf._network
+    network = clf._model.network
     tokens = tokenise(list(X), network.pretrained.tokenizer, 64)
-    forward = choose_forward(
-        *(network, tokens),
-        token_budget=512,
-        memory_budget=2**30,
-        progress=lambda done, total: None,
-    )
-    return isinstance(forward, CachedPrefix)
+    return cache_level(network, tokens, 2**30) is CacheLevel.HIDDEN
 
 
 def has_class(clf: GPTTextClassifier) -> bool:
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSES
 
-    return type(clf._network.trunk.config) in CLASSES
+    return type(clf._model.network.trunk.config) in CLASSES
 
 
 def exported(folder: str, X: Any, y: Any, where: Path) -> str:

@@ -11,6 +11,7 @@ from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, InvalidTextError
+from skgpt.fitted_model import FittedModel
 from skgpt.testing import tiny_gpt
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData, make_text_data
@@ -66,20 +67,20 @@ def test_partial_fit__new_classes__old_columns_move_and_probabilities_stay_in_pr
     for _ in range(4):
         clf.partial_fit(two.X, two.y, classes=["money", "sport"])
     before = clf.decision_function(two.X)
-    weights = clf._network.head.weight.detach().clone()
-    moments = clf._moments.means["head.weight"].clone()
+    weights = clf._model.network.head.weight.detach().clone()
+    moments = clf._model.moments.means["head.weight"].clone()
     # A row that weighs next to nothing in a batch of its own changes little; look at the head.
     grown = clone(clf)
     grown.__dict__.update(copy.copy(clf).__dict__)
     grown.set_params(head_learning_rate=1e-12, learning_rate=1e-12)
     grown.partial_fit(two.X[:1], two.y[:1], classes=CLASSES)
     assert grown.classes_.tolist() == CLASSES
-    head = grown._network.head.weight.detach().numpy()
+    head = grown._model.network.head.weight.detach().numpy()
     np.testing.assert_allclose(head[[0, 2]], weights.numpy(), atol=1e-6)
     np.testing.assert_allclose(head[1], 0, atol=1e-6)
     scores = grown.decision_function(two.X)
     np.testing.assert_allclose(scores[:, 2] - scores[:, 0], before, atol=1e-2)
-    assert grown._moments.means["head.weight"].shape == (3, moments.shape[1])
+    assert grown._model.moments.means["head.weight"].shape == (3, moments.shape[1])
     # And it learns the new class from there, without forgetting the old ones.
     three = make_text_data(n_classes=3)
     grown = clf
@@ -131,9 +132,7 @@ def test_partial_fit__what_does_not_fit_the_fitted_model__is_refused_and_loses_n
 ) -> None:
     clf = make(tiny_llama).partial_fit(*two_class_data, classes=["money", "sport"])
     before, state = proba(clf, two_class_data), {k: id(v) for k, v in vars(clf).items()}
-    monkeypatch.setattr(
-        "skgpt.estimators.base.fit_network", lambda *a, **k: pytest.fail("training began")
-    )
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     clf.set_params(**options)
     with pytest.raises(ValueError, match=message):
         clf.partial_fit(X, y, classes=classes)
@@ -328,14 +327,14 @@ def test_predict__while_classes_are_added__is_of_one_model_or_the_other(
     X, y = two_class_data
     clf = make(tiny_llama, max_epochs=2).fit(X, y)
     expected = getattr(clf, method)(X)
-    scores = GPTTextClassifier._scores
+    scores = FittedModel.raw_scores
 
-    def handed_over(self: Any, X: Any) -> Any:
-        found = scores(self, X)
+    def handed_over(self: Any, X: Any, verbose: int) -> Any:
+        found = scores(self, X, verbose)
         monkeypatch.undo()  # another thread's call, at the worst of moments
         clf.partial_fit(X, y, classes=["aaa", "money", "sport"])
         return found
 
-    monkeypatch.setattr(GPTTextClassifier, "_scores", handed_over)
+    monkeypatch.setattr(FittedModel, "raw_scores", handed_over)
     assert np.array_equal(getattr(clf, method)(X), expected)
     assert clf.classes_.tolist() == ["aaa", "money", "sport"]

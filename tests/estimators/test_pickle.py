@@ -16,6 +16,7 @@ from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ModelNotFoundError, StateFormatError
+from skgpt.pretrained.default_models import ALIASES
 from skgpt.saving.state import FORMAT
 from skgpt.testing import tiny_gpt
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
@@ -143,9 +144,9 @@ def test_deepcopy__a_fitted_model__is_independent(
     before = clf.predict_proba(X)
     twin = copy.deepcopy(clf)
     assert np.array_equal(twin.predict_proba(X), before)
-    for master in twin._network.learnable.values():
+    for master in twin._model.network.learnable.values():
         master.data.zero_()
-    twin._network.refresh()
+    twin._model.network.refresh()
     assert np.array_equal(clf.predict_proba(X), before)
 
 
@@ -160,16 +161,18 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
 ) -> None:
     X, y = two_class_data
     folder = tiny_gpt(tmp_path / "base")
-    monkeypatch.setitem(__import__("skgpt.pretrained.loading").model.sources.ALIASES, "tiny", None)
+    monkeypatch.setitem(ALIASES, "tiny", None)
     monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", lambda alias: folder)
     clf = make("tiny", max_epochs=1).fit(X, y)
     data = pickle.dumps(clf)
     assert len(data) < len(pickle.dumps(make(folder, max_epochs=1).fit(X, y))) / 2
     again = pickle.loads(data)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    frozen = {n for n, _ in clf._network.trunk.named_parameters()} - set(clf._network.learnable)
+    frozen = {n for n, _ in clf._model.network.trunk.named_parameters()} - set(
+        clf._model.network.learnable
+    )
     for name in frozen:  # two estimators of one base hold its tensors once
-        one, two = (c._network.trunk.get_parameter(name) for c in (clf, again))
+        one, two = (c._model.network.trunk.get_parameter(name) for c in (clf, again))
         assert one.data_ptr() == two.data_ptr()
 
     import skgpt
@@ -186,13 +189,13 @@ def test_pickle__a_base_by_name__holds_only_what_was_learned(
         pickle.loads(data)
 
 
-@pytest.mark.parametrize("other", [1, FORMAT + 1, 999])
+@pytest.mark.parametrize("other", [0, FORMAT + 1, 999])
 def test_pickle__an_earlier_or_later_format__is_refused_by_name(
     other: int, tiny_llama: str, two_class_data: TextData
 ) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     state = clf.__getstate__()
-    state["_network"]["format"] = other
+    state["_model"]["format"] = other
     with pytest.raises(StateFormatError, match=f"Got {other}"):
         GPTTextClassifier.__new__(GPTTextClassifier).__setstate__(state)
 
@@ -203,7 +206,7 @@ def test_pickle__trained_where_there_was_a_gpu__opens_without_one(
     X, y = two_class_data
     clf = make(tiny_llama, max_epochs=1, precision="fp32").fit(X, y)
     state = clf.__getstate__()
-    state["_fitted_with"] = {**state["_fitted_with"], "device": "cuda:7", "precision": "fp32"}
+    state["_model"] |= {"device": "cuda:7", "precision": "fp32"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     opened = GPTTextClassifier.__new__(GPTTextClassifier)
     opened.__setstate__(state)

@@ -102,7 +102,7 @@ def test_html__fitted__runs_nothing_and_shows_no_weights(
         raise AssertionError("nothing heavy is to be evaluated")
 
     monkeypatch.setattr(TextNetwork, "forward", never)
-    monkeypatch.setattr("skgpt.estimators.pickling.pack", never)
+    monkeypatch.setattr("skgpt._base.pack", never)
     shown = clf._repr_html_() + repr(clf)
     dir(clf)
     assert not re.search(r"tensor\(|TextNetwork|Embedding", shown)

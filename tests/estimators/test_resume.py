@@ -12,7 +12,7 @@ import pytest
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import DivergedError
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
 from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
 from tests.estimators.recorders import Recorder
@@ -87,8 +87,8 @@ def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
 def test_sigterm__a_handler_that_returns__leaves_the_fit_going(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminating(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Terminating(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             if event.step in (2, 4):
                 signal.raise_signal(signal.SIGTERM)
 
@@ -115,8 +115,8 @@ def test_sigterm__a_fit_in_a_thread_or_without_a_folder__keeps_its_hands_off(
     before = signal.getsignal(signal.SIGTERM)
     during = []
 
-    class Looking(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Looking(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             during.append(signal.getsignal(signal.SIGTERM))
 
     clf = make(tiny_llama, max_epochs=1, checkpoint_dir=tmp_path if given else None)
@@ -197,8 +197,8 @@ def test_fits__two_of_the_same_at_once__do_not_meet(
     seen: list[list[str]] = []
     barrier = threading.Barrier(2)
 
-    class Meeting(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Meeting(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             barrier.wait(30)
             seen.append(folders_in(tmp_path))
             barrier.wait(30)
@@ -274,8 +274,8 @@ def test_fit__ctrl_c__is_fitted_and_keeps_the_checkpoint(
     dies_at: Any,
     begins_at: list[int],
 ) -> None:
-    class Pressed(Monitor):
-        def step(self, event: StepDone) -> None:
+    class Pressed(TrainingCallback):
+        def on_step(self, event: StepDone) -> None:
             if event.step == 4:
                 raise KeyboardInterrupt
 

@@ -1,10 +1,16 @@
-"""Fitted models that are alive at once share the base, and touch nothing of each other."""
+"""A text's probabilities depend on the text and the model alone.
+
+Neither the texts beside it nor other fits matter: models that are alive at once share the base, and
+touch nothing of each other.
+"""
 
 import gc
+import json
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -17,7 +23,9 @@ import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
-from tests.helpers import TextData, make
+from skgpt.testing import tiny_gpt
+from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
+from tests.helpers import Fitted, TextData, make, make_text_data
 
 FIRST_TIER = [((1, "all"), "bf16"), ((0, 1), "fp32")]
 pairs = pytest.mark.parametrize(
@@ -75,7 +83,7 @@ def assert_base_untouched(folder: str, fitted: list[GPTTextClassifier]) -> None:
     for name, tensor in (*trunk.named_parameters(), *trunk.named_buffers()):
         assert torch.equal(tensor, fresh[name]), name
     for clf in fitted:
-        network: TextNetwork = clf._network
+        network: TextNetwork = clf._model.network
         frozen = [n for n, _ in network.trunk.named_parameters() if n not in network.learnable]
         assert bool(frozen) == (clf.trainable_layers != "all")
         for name in frozen:
@@ -110,6 +118,7 @@ def test_two_models__fitted_and_asked_in_two_threads__are_each_what_they_are_alo
     X, y = two_class_data
     pair = two(tiny_llama, layers, precision=precision)
     expected = alone(pair, lambda clf: clone(clf).fit(X, y).predict_proba(X))
+    threads_before = torch.get_num_threads()
     together = Barrier(2)  # both are to ask for the base, and the states behind it, at once
 
     def fit(clf: GPTTextClassifier) -> list[np.ndarray]:
@@ -122,6 +131,7 @@ def test_two_models__fitted_and_asked_in_two_threads__are_each_what_they_are_alo
             for proba in found:
                 np.testing.assert_array_equal(proba, wanted)
     assert_base_untouched(tiny_llama, pair)
+    assert torch.get_num_threads() == threads_before
 
 
 @pairs
@@ -133,7 +143,7 @@ def test_two_models__one_deleted_and_the_stores_emptied__the_other_predicts_as_b
     (before,) = alone([other], lambda clf: clf.fit(X, y).predict_proba(X))
     one.fit(X, y)
     np.testing.assert_array_equal(other.predict_proba(X), before)
-    trunk = weakref.ref(one._network.trunk)
+    trunk = weakref.ref(one._model.network.trunk)
     del one
     gc.collect()
     assert trunk() is None  # nothing of the other holds it
@@ -145,3 +155,83 @@ def test_two_models__one_deleted_and_the_stores_emptied__the_other_predicts_as_b
     np.testing.assert_array_equal(third.predict_proba(X), before)
     np.testing.assert_array_equal(other.predict_proba(X), before)
     assert_base_untouched(tiny_llama, [other, third])
+
+
+# ---- One model, and texts beside each other
+
+# What neighbours may move a probability by: fp32, and bf16 with its 8 bits of mantissa.
+BOUND = {"fp32": 1e-5, "bf16": 0.02}
+LONG = "a long neighbour " * 40
+
+
+def fitted(folder: str, precision: str, **options: Any) -> GPTTextClassifier:
+    data = make_text_data(n_classes=3)
+    clf = make(folder, precision=precision, trainable_layers="all", **options)
+    return clf.fit(data.X, data.y)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_predict_proba__neighbours_batch_and_position__do_not_matter(
+    architecture: str, precision: str, tiny_model: Callable[[str], str]
+) -> None:
+    clf = fitted(tiny_model(architecture), precision, max_epochs=2)
+    X = list(make_text_data(n_classes=3, n_per_class=6, seed=1).X)
+    together = clf.predict_proba(X)
+    alone = np.concatenate([clf.predict_proba([text]) for text in X])
+    among = clf.predict_proba([LONG, "", *X, LONG, *["x"] * 50])
+    among, equal = among[2:-51], among[-50:]
+    backwards = clf.predict_proba(X[::-1])[::-1]
+    assert np.ptp(equal, axis=0).max() < BOUND[precision]
+    for other in (alone, among, backwards):
+        assert np.abs(other - together).max() < BOUND[precision]
+
+
+@pytest.mark.parametrize("pad", ["none", "eos"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_predict_proba__no_pad_token_or_pad_is_eos__texts_that_end_in_it_are_like_any(
+    pad: str, pooling: str, tmp_path: Path
+) -> None:
+    folder = tiny_gpt(tmp_path / "model")
+    for name in ("config.json", "tokenizer_config.json"):
+        path = Path(folder, name)
+        settings = json.loads(path.read_text("utf-8"))
+        eos = settings.get("eos_token_id" if name == "config.json" else "eos_token")
+        key = "pad_token_id" if name == "config.json" else "pad_token"
+        settings[key] = eos if pad == "eos" else None
+        path.write_text(json.dumps(settings), "utf-8")
+    clf = fitted(folder, "fp32", pooling=pooling, max_epochs=2)
+    eos_text = clf._model.network.pretrained.tokenizer.hf.eos_token
+    assert eos_text
+    texts = ["goal match", f"goal match{eos_text}", eos_text, f"{eos_text} bank profit", ""]
+    together = clf.predict_proba([*texts, LONG])[:-1]
+    alone = np.concatenate([clf.predict_proba([text]) for text in texts])
+    assert np.abs(together - alone).max() < 1e-5
+    assert len(np.unique(together[:4].round(7), axis=0)) == 4  # each text counts as it is
+
+
+def test_predict__four_threads_at_once__are_each_right(
+    fitted_model: Callable[[str], Fitted],
+) -> None:
+    clf = fitted_model("all layers").clf
+    parts = [list(make_text_data(n_classes=3, seed=seed).X) for seed in range(8)]
+    expected = [clf.predict_proba(part) for part in parts]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            for got, want in zip(threads.map(clf.predict_proba, parts), expected, strict=True):
+                assert np.array_equal(got, want)
+
+
+def test_predict__while_the_same_estimator_is_fitted_again__is_one_model_or_the_other(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=2).fit(X, y)
+    old = clf.predict_proba(X)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(clf.set_params(random_state=1, max_epochs=8).fit, X, y)
+        seen = [clf.predict_proba(X) for _ in range(10)]
+        running.result()
+    new = clf.predict_proba(X)
+    assert not np.array_equal(old, new)
+    assert all(np.array_equal(p, old) or np.array_equal(p, new) for p in seen)

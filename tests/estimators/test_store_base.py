@@ -50,9 +50,9 @@ def test_store_base__true__an_alias_is_inside_and_opens_where_it_is_not(
     assert again.model_id_ == "tiny"
     again.set_params(warm_start=True).fit(X, y)
     # It is still that alias, so that the base need not stay inside for ever.
-    by_name = again.set_params(store_base="auto").__getstate__()["_network"]
+    by_name = again.set_params(store_base="auto").__getstate__()["_model"]["network"]
     assert "base" not in by_name
-    assert "base" in again.set_params(store_base=True).__getstate__()["_network"]
+    assert "base" in again.set_params(store_base=True).__getstate__()["_model"]["network"]
 
 
 def test_store_base__false__a_folder_stays_out_and_must_be_there(
@@ -100,9 +100,9 @@ def test_store_base__after_opening__frozen_tensors_are_shared(
 ) -> None:
     data = pickle.dumps(make("tiny", max_epochs=1).fit(*two_class_data))
     one, two = pickle.loads(data), pickle.loads(data)
-    for name, parameter in one._network.trunk.named_parameters():
-        shared = parameter.data_ptr() == two._network.trunk.get_parameter(name).data_ptr()
-        assert shared == (name not in one._network.learnable)
+    for name, parameter in one._model.network.trunk.named_parameters():
+        shared = parameter.data_ptr() == two._model.network.trunk.get_parameter(name).data_ptr()
+        assert shared == (name not in one._model.network.learnable)
 
 
 def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(
@@ -124,8 +124,11 @@ def test_open__a_hub_model_without_downloads__is_not_asked_for(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = make(tiny_llama, max_epochs=1, store_base=False).fit(*two_class_data).__getstate__()
-    state["_network"].pop("sha256")
-    state["_network"]["pretrained"] |= {"model": "some-org/some-model", "downloadable": True}
+    state["_model"]["network"].pop("sha256")
+    state["_model"]["network"]["pretrained"] |= {
+        "model": "some-org/some-model",
+        "downloadable": True,
+    }
     asked: list[bool] = []
 
     def from_pretrained(where: str, **options: Any) -> None:
@@ -141,26 +144,12 @@ def test_open__a_hub_model_without_downloads__is_not_asked_for(
     assert asked == [True, True, False]
 
 
-def test_open__format_2__is_read(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=1).fit(X, y)
-    state = clf.__getstate__()
-    state.pop("store_base")  # which it did not have
-    network = state["_network"]
-    network["format"] = 2
-    del network["sha256"], network["pretrained"]["downloadable"]
-    again = opened(state)
-    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert again.store_base == "auto"
-    assert "base" in again.__getstate__()["_network"]
-
-
 def test_open__a_setting_of_a_later_version__is_refused_by_name(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     state = make(tiny_llama, max_epochs=1).fit(*two_class_data).__getstate__()
-    state["_network"].pop("sha256")
-    state["_network"]["spec"]["mixture"] = 3
+    state["_model"]["network"].pop("sha256")
+    state["_model"]["network"]["spec"]["mixture"] = 3
     with pytest.raises(StateFormatError, match="'mixture'"):
         opened(state)
 
@@ -172,7 +161,7 @@ def test_open__one_bit_flipped__is_refused(
     X, y = two_class_data
     clf = make(tiny_llama).partial_fit(X, y, classes=["money", "sport"])
     state = clf.__getstate__()
-    part = state["_moments" if where == "tensors" else "_network"]
+    part = state["_model"]["moments" if where == "tensors" else "network"]
     if where == "config":
         part[where] = part[where].replace('"hidden_size": ', '"hidden_size":  ')
     elif where == "spec":
@@ -192,11 +181,11 @@ def test_open__weights_of_another_shape__are_refused(
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     shorter = make(tiny_llama, max_epochs=1, n_layers=2, pooling="last").fit(*two_class_data)
     state, other = clf.__getstate__(), shorter.__getstate__()
-    state["_network"][where] = other["_network"][where]
-    state["_network"].pop("sha256")
+    state["_model"]["network"][where] = other["_model"]["network"][where]
+    state["_model"]["network"].pop("sha256")
     with pytest.raises(StateFormatError, match="must hold"):
         opened(state)
-    state["_network"][where] = state["_network"][where][:-5]
+    state["_model"]["network"][where] = state["_model"]["network"][where][:-5]
     with pytest.raises(StateFormatError, match="must be safetensors"):
         opened(state)
 
@@ -205,8 +194,8 @@ def test_open__a_head_of_absurd_size__is_refused_before_it_is_made(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     state = make(tiny_llama, max_epochs=1).fit(*two_class_data).__getstate__()
-    state["_network"].pop("sha256")
-    state["_network"]["spec"]["n_outputs"] = 10**12
+    state["_model"]["network"].pop("sha256")
+    state["_model"]["network"]["spec"]["n_outputs"] = 10**12
     with pytest.raises(StateFormatError, match="head"):
         opened(state)
 
@@ -222,8 +211,7 @@ def test_open__the_device_it_was_fitted_on_is_missing__says_which_it_is_on(
     X, y = two_class_data
     clf = make(tiny_llama, max_epochs=1, precision="fp32", device="cpu").fit(X, y)
     state = clf.__getstate__()
-    state["_fitted_with"] = {**state["_fitted_with"], "device": asked}
-    state["device_"] = "cuda:7"
+    state["_model"] |= {"device": asked, "fitted_on": "cuda:7"}
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("skgpt.device.has_fast_bf16", lambda device: True)
     with caplog.at_level(logging.INFO, logger="skgpt"):

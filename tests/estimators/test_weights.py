@@ -72,7 +72,7 @@ def test_fit__micro_batches__do_not_change_what_weights_mean(
     weight = np.linspace(0, 3, len(X)) ** 4
     clf = make(tiny_llama, class_weight="balanced", **ONE_BATCH)
     whole = clone(clf).fit(X, Y, weight).predict_proba(X)
-    monkeypatch.setattr("skgpt.estimators.base.token_budget", lambda network, learning: 40)
+    monkeypatch.setattr("skgpt.fitted_model.token_budget", lambda network, learning: 40)
     parts = clone(clf).fit(X, Y, weight).predict_proba(X)
     np.testing.assert_allclose(whole, parts, **CLOSE)
 

@@ -248,15 +248,16 @@ def second_class(made: Any) -> tuple[Any, Any]:
     return half.y_test == fitted.classes_[1], fitted.predict_proba(half.X_test)[:, 1]
 
 
-@check("RocCurveDisplay.from_estimator")
+AREAS = {
+    "RocCurveDisplay": ("roc_auc", roc_auc_score),
+    "PrecisionRecallDisplay": ("average_precision", average_precision_score),
+}
+
+
+@check(*(f"{display}.from_estimator" for display in AREAS))
 def the_area_is_that_of_the_probabilities(case: Case) -> None:
-    assert case.made[2].roc_auc == pytest.approx(roc_auc_score(*second_class(case.made)))
-
-
-@check("PrecisionRecallDisplay.from_estimator")
-def the_precision_is_that_of_the_probabilities(case: Case) -> None:
-    by_hand = average_precision_score(*second_class(case.made))
-    assert case.made[2].average_precision == pytest.approx(by_hand)
+    area, metric = AREAS[case.name.partition(".")[0]]
+    assert getattr(case.made[2], area) == pytest.approx(metric(*second_class(case.made)))
 
 
 @check("DetCurveDisplay.from_estimator")
@@ -280,16 +281,16 @@ def the_matrix_is_that_of_the_predictions(case: Case) -> None:
     assert_array_equal(drawn.confusion_matrix, by_hand)
 
 
-@check("RocCurveDisplay.from_cv_results", "PrecisionRecallDisplay.from_cv_results")
+@check(*(f"{display}.from_cv_results" for display in AREAS))
 def each_fold_has_a_curve(case: Case) -> None:
     folds, drawn = case.made
     X, y = tools.two_classes(case.X, case.y)
-    metric, areas = roc_auc_score, getattr(drawn, "roc_auc", None)
-    if areas is None:
-        metric, areas = average_precision_score, drawn.average_precision
-    for area, clf, test in zip(areas, folds["estimator"], folds["indices"]["test"], strict=True):
-        true, positive = y[test] == clf.classes_[1], clf.predict_proba(X[test])[:, 1]
-        assert area == pytest.approx(metric(true, positive))
+    area, metric = AREAS[case.name.partition(".")[0]]
+    by_hand = [
+        metric(y[test] == clf.classes_[1], clf.predict_proba(X[test])[:, 1])
+        for clf, test in zip(folds["estimator"], folds["indices"]["test"], strict=True)
+    ]
+    assert getattr(drawn, area) == pytest.approx(by_hand)
 
 
 @check("LearningCurveDisplay.from_estimator", "ValidationCurveDisplay.from_estimator")

@@ -1,131 +1,488 @@
-"""Frozen layers computed once: the same scores and gradients as running everything."""
+"""Features of texts and windows: whatever is cached, the scores and gradients of every layer."""
 
-from collections.abc import Callable
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
+from torch import Tensor
 
 import skgpt
-from skgpt.data.tokenization import Tokens, tokenise
-from skgpt.network.features import CachedPooled, CachedPrefix, WholeTrunk
-from skgpt.network.features import choose_forward as choose
-from skgpt.network.network import TextNetwork, build_network
+from skgpt.data.template import parse_template
+from skgpt.data.tokenization import TextIds, Tokens, Windows, tokenise, tokenise_windows
+from skgpt.network.features import CacheLevel, DiskCache, TextFeatures, disk_room
+from skgpt.network.layout import Layout
+from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
+from skgpt.testing import tiny_gpt
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
+from skgpt.training.loop import raw_scores
+from tests.estimators.test_classifier import make
+from tests.helpers import TextData, make_text_data
+from tests.network.test_network import build
 
-TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far"]
+TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far", "x"]
+LONG = ["short", "a text of just about three windows", "x", "one that is longer than these" * 4]
+SHORT = ["short", "a few words", "x", "short"]
+WINDOW = 20  # tokens of a text's own
+LEVELS = {"all": CacheLevel.TOKENS, 1: CacheLevel.HIDDEN, 0: CacheLevel.POOLED}
 
 
-def build(folder: str, trainable_layers: int | str, dtype: torch.dtype) -> TextNetwork:
-    network = build_network(
-        load_pretrained(folder),
-        n_layers=None,
-        trainable_layers=trainable_layers,  # type: ignore[arg-type]
-        pooling="mean",
-        n_outputs=3,
-        dtype=dtype,
-        device=torch.device("cpu"),
-    )
+@pytest.fixture(autouse=True)
+def empty_stores() -> Iterator[None]:
+    skgpt.clear_cache()
+    yield
+    skgpt.clear_cache()  # lowered budgets too
+
+
+def network_of(folder: str, trainable: Any = 1, **options: Any) -> TextNetwork:
+    network = build(load_pretrained(folder), trainable_layers=trainable, **options)
     torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
     return network
 
 
-def tokens_of(network: TextNetwork) -> Tokens:
-    return tokenise(TEXTS, network.pretrained.tokenizer, 64)
+def tokens_of(network: TextNetwork, texts: list[str] = TEXTS) -> Tokens:
+    return tokenise(texts, network.pretrained.tokenizer, 64)
 
 
-def forward_of(network: TextNetwork, memory_budget: int = 2**30) -> object:
-    return choose(
-        network,
-        tokens_of(network),
-        token_budget=30,
-        memory_budget=memory_budget,
-        progress=lambda done, total: None,
-    )
+def windows_of(network: TextNetwork, texts: list[str]) -> Windows:
+    tokenizer = network.pretrained.tokenizer
+    max_length = WINDOW + len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
+    return tokenise_windows([texts], parse_template(None, 1, None), tokenizer, max_length)
+
+
+def features_of(network: TextNetwork, tokens: TextIds, **options: Any) -> TextFeatures:
+    return TextFeatures(network, tokens, **{"token_budget": 30, "memory_budget": 2**30, **options})
+
+
+def scores_of(features: TextFeatures, rows: Any) -> Tensor:
+    return features.network.score(features.pooled(np.asarray(rows)))
+
+
+def whole(network: TextNetwork, tokens: Tokens) -> TextFeatures:
+    return features_of(network, tokens, level=CacheLevel.TOKENS)
+
+
+def gradients(network: TextNetwork, scores: Tensor) -> dict[str, Tensor | None]:
+    learned = {**network.learnable, "head": network.head.weight}
+    copies = [network.trunk.get_parameter(n) if n != "head" else p for n, p in learned.items()]
+    grads = torch.autograd.grad(scores.square().sum(), copies, allow_unused=True)
+    return dict(zip(learned, grads, strict=True))
+
+
+def assert_same(network: TextNetwork, found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    wanted = gradients(network, expected)
+    for name, grad in gradients(network, found).items():
+        if wanted[name] is None:  # an encoder's unused pooler has no part in the scores
+            assert grad is None, name
+        else:
+            torch.testing.assert_close(grad, wanted[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
+def hidden_of(network: TextNetwork, texts: list[str], **options: Any) -> list[Tensor]:
+    features = features_of(network, tokens_of(network, texts), **options)
+    assert features.level is CacheLevel.HIDDEN
+    return features._hidden
+
+
+# Cached or not, texts or windows: the same.
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("trainable", "kind"), [(1, CachedPrefix), (0, CachedPooled)])
-def test_forward__frozen_layers__gives_the_scores_and_gradients_of_the_whole(
-    architecture: str, trainable: int, kind: type, tiny_model: Callable[[str], str]
+@pytest.mark.parametrize("trainable", [1, 0])
+def test_features__frozen_layers__give_the_scores_and_gradients_of_the_whole(
+    architecture: str, trainable: int, tiny_model: Callable[[str], str]
 ) -> None:
-    network = build(tiny_model(architecture), trainable, torch.float32)
-    cached = forward_of(network)
-    assert isinstance(cached, kind)
-    whole = WholeTrunk(network, tokens_of(network))
-    learned = [*network.learnable.values(), network.head.weight]
-    rows = np.array([3, 0, 2])
-    results = []
-    for forward in (cached, whole):
-        logits = forward(rows)
-        grads = torch.autograd.grad(logits.square().sum(), learned, allow_unused=True)
-        results.append((logits, grads))
-    (logits, grads), (expected_logits, expected_grads) = results
-    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
-    for name, got, expected in zip(network.learnable, grads, expected_grads, strict=False):
-        if expected is None:  # an encoder's unused pooler has no part in the scores
-            assert got is None, name
-        else:
-            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3, msg=name)
+    network = network_of(tiny_model(architecture), trainable)
+    tokens, rows = tokens_of(network), [3, 0, 2]
+    cached = features_of(network, tokens)
+    assert cached.level is LEVELS[trainable]
+    assert_same(network, scores_of(cached, rows), scores_of(whole(network, tokens), rows))
 
 
-def test_forward__bf16__keeps_the_hidden_states_as_the_trunk_has_them(tiny_llama: str) -> None:
-    cached = forward_of(build(tiny_llama, 1, torch.bfloat16))
-    assert isinstance(cached, CachedPrefix)
-    assert {state.dtype for state in cached.states} == {torch.bfloat16}
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_features__a_text_of_several_windows__has_the_mean_of_their_scores_as_texts(
+    architecture: str, trainable: Any, pooling: str, tiny_model: Callable[[str], str]
+) -> None:
+    folder = tiny_model(architecture)
+    if pooling == "last" and not load_pretrained(folder).capabilities.causal:
+        pytest.skip("an encoder's last token sums up nothing")
+    network = network_of(folder, trainable, pooling=pooling)
+    windows, rows = windows_of(network, LONG), np.array([3, 0, 1])
+    assert windows.counts[0] == 1 and windows.counts[1] == 3 and windows.counts[3] > 5
+    features = features_of(network, windows, token_budget=64)
+    assert features.level is LEVELS[trainable]
+    alone = whole(network, windows.each)
+    expected = torch.stack([scores_of(alone, windows.of(rows[[i]])).mean(0) for i in range(3)])
+    assert_same(network, scores_of(features, rows), expected)
+    with torch.no_grad():  # in parts
+        torch.testing.assert_close(scores_of(features, rows), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "bert"])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features__windows_of_texts_that_fit__are_what_texts_are_to_the_bit(
+    architecture: str, trainable: Any, dtype: torch.dtype, tiny_model: Callable[[str], str]
+) -> None:
+    network = network_of(tiny_model(architecture), trainable, dtype=dtype)
+    windows = windows_of(network, SHORT)
+    cut = tokenise(SHORT, network.pretrained.tokenizer, int(windows.lengths.max()))
+    both = []
+    for tokens in (windows, cut):
+        scores = scores_of(features_of(network, tokens, token_budget=64), [2, 0, 1])
+        both.append([scores, *gradients(network, scores).values()])
+        both[-1].append(torch.from_numpy(raw_scores(network, tokens, 64, 2**30)))
+    for found, expected in zip(*both, strict=True):
+        assert (found is None) == (expected is None)
+        assert found is None or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_raw_scores__a_text_far_longer_than_the_budget__runs_within_it(
+    architecture: str,
+    trainable: Any,
+    tiny_model: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = network_of(tiny_model(architecture), trainable)
+    windows = windows_of(network, ["a chapter " * 300, "and a note"])
+    at_once: list[int] = []
+    layout_of = Layout.of
+
+    def noting(lengths: Any, *args: Any) -> Layout:
+        at_once.append(int(lengths.sum()))
+        return layout_of(lengths, *args)
+
+    monkeypatch.setattr(Layout, "of", noting)
+    found = raw_scores(network, windows, 100, 0)  # no memory to keep anything in
+    assert windows.lengths[0] > 5000
+    assert at_once and max(at_once) <= 100
+    monkeypatch.undo()
+    at_once_scores = raw_scores(network, windows, 1_000_000, 0)
+    np.testing.assert_allclose(found, at_once_scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+def test_raw_scores__a_text_many_times__runs_once_and_is_right(
+    trainable: Any, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(tiny_llama, trainable)
+    alone = np.stack([raw_scores(network, tokens_of(network, [t]), 60, 2**30)[0] for t in TEXTS])
+    seen: list[int] = []
+    score = TextNetwork.score
+
+    def counted(self: TextNetwork, pooled: Tensor) -> Tensor:
+        seen.append(len(pooled))
+        return score(self, pooled)
+
+    monkeypatch.setattr(TextNetwork, "score", counted)
+    many = [*range(5), 3, 0, 3]
+    texts = [TEXTS[i] for i in many]
+    for tokens in (tokens_of(network, texts), windows_of(network, texts)):
+        seen.clear()
+        scores = raw_scores(network, tokens, 60, 2**30)
+        assert sum(seen) == 4
+        assert np.array_equal(scores[5:], scores[[3, 0, 3]])
+    seen.clear()
+    found = raw_scores(network, tokens_of(network, texts), 60, 2**30)
+    np.testing.assert_allclose(found, alone[many], atol=1e-5)
+
+
+# Which level.
 
 
 @pytest.mark.parametrize("trainable", [1, 0])
-def test_forward__states_beyond_the_memory_budget__runs_the_whole_trunk(
+def test_features__states_beyond_the_budgets__run_every_layer(
     trainable: int, tiny_llama: str
 ) -> None:
-    network = build(tiny_llama, trainable, torch.float32)
-    assert isinstance(forward_of(network, memory_budget=10), WholeTrunk)
+    network = network_of(tiny_llama, trainable)
+    features = features_of(network, tokens_of(network), memory_budget=10)
+    assert features.level is CacheLevel.TOKENS
 
 
-def test_forward__nothing_frozen__runs_the_whole_trunk(tiny_llama: str) -> None:
-    assert isinstance(forward_of(build(tiny_llama, "all", torch.float32)), WholeTrunk)
+@pytest.mark.parametrize("error", [None, IndexError, AttributeError, AssertionError, RuntimeError])
+def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
+    error: type[Exception] | None, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(tiny_llama, 1)
+    tokens = tokens_of(network)
+    expected = scores_of(whole(network, tokens), [0, 1])
+    after = TextNetwork.after
+
+    def wrong(self: TextNetwork, *args: Any) -> Tensor:
+        # As an architecture would whose later blocks read more than the hidden states.
+        if error is not None:
+            raise error("not made for this")
+        return after(self, *args) * 1.01
+
+    monkeypatch.setattr(TextNetwork, "after", wrong)
+    features = features_of(network, tokens)
+    assert features.level is CacheLevel.TOKENS
+    torch.testing.assert_close(scores_of(features, [0, 1]), expected)
 
 
-def test_forward__a_trunk_that_cannot_be_cut__runs_whole_and_right(
+# What the cache keeps, and for whom.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_states__from_the_store__are_those_of_each_text_alone(
+    architecture: str, dtype: torch.dtype, tiny_model: Callable[[str], str]
+) -> None:
+    network = build(load_pretrained(tiny_model(architecture)), dtype=dtype)
+    first = hidden_of(network, TEXTS)
+    again = hidden_of(network, TEXTS[::-1])[::-1]
+    assert all(one is two for one, two in zip(first, again, strict=True))
+    skgpt.clear_cache()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for text, state in zip(TEXTS, first, strict=True):
+        (alone,) = hidden_of(network, [text])
+        assert state.dtype == alone.dtype
+        scale = float(alone.float().abs().max())
+        torch.testing.assert_close(state, alone, rtol=0, atol=tolerance * scale)
+
+
+def test_hidden_states__in_bf16__are_as_the_trunk_has_them(tiny_llama: str) -> None:
+    states = hidden_of(network_of(tiny_llama, 1, dtype=torch.bfloat16), TEXTS)
+    assert {state.dtype for state in states} == {torch.bfloat16}
+
+
+def test_hidden_states__some_known_some_new__only_the_new_are_computed_and_told(
+    tiny_llama: str,
+) -> None:
+    network = network_of(tiny_llama, 1)
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+
+    hidden_of(network, TEXTS[:2], progress=progress)
+    assert told[-1] == (n := len(tokens_of(network, TEXTS[:2]).ids), n)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    told.clear()
+    hidden_of(network, TEXTS, progress=progress)
+    assert told[-1][1] == len(tokens_of(network, TEXTS[2:4]).ids)  # the fifth is the third
+    told.clear()
+    hidden_of(network, TEXTS, progress=progress)
+    assert told == []
+
+
+def test_hidden_states__anything_upstream_that_differs__is_another_entry(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    networks = [
+        network_of(tiny_llama, 1),
+        network_of(tiny_llama, 2),
+        network_of(tiny_llama, 1, dtype=torch.bfloat16),
+        network_of(tiny_gpt(tmp_path / "other", seed=1), 1),
+    ]
+    found = [hidden_of(network, TEXTS)[0] for network in networks]
+    for i, one in enumerate(found):
+        for two in found[i + 1 :]:
+            assert not torch.equal(one.float(), two.float())
+    # Deeper or shallower behind the frozen layers makes no difference to them.
+    assert hidden_of(network_of(tiny_llama, 1, n_layers=3), TEXTS)[0] is found[0]
+
+
+def test_pooled_states__by_pooling__do_not_meet(tiny_llama: str) -> None:
+    networks = [network_of(tiny_llama, 0, pooling=pooling) for pooling in ("mean", "last")]
+    pooled = [features_of(n, tokens_of(n)).pooled(np.arange(5)) for n in networks]
+    assert not torch.allclose(*pooled)
+
+
+@pytest.mark.parametrize("trainable", [1, 0])
+def test_features__not_shared__leave_nothing_behind_and_are_the_same(
+    trainable: int, tiny_llama: str
+) -> None:
+    network = network_of(tiny_llama, trainable)
+    tokens = tokens_of(network)
+    features = features_of(network, tokens, shared=False)
+    assert "states on cpu" not in skgpt.cache_info() or states_info()["entries"] == 0
+    size = {1: sum(map(len, set(TEXTS))), 0: 5}[trainable]  # a token per byte
+    assert features.n_cached_bytes == 4 * size * network.head.in_features
+    assert_same(network, scores_of(features, [1, 2]), scores_of(whole(network, tokens), [1, 2]))
+
+
+def states_info() -> Any:
+    return skgpt.cache_info()["states on cpu"]
+
+
+def test_predict__a_network_out_of_a_pickle__leaves_no_states_behind(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, trainable_layers=1, max_epochs=1).fit(X, y)
+    opened = pickle.loads(pickle.dumps(clf))
+    skgpt.clear_cache()
+    np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=1e-2)
+    skgpt.clear_cache()
+    opened.predict_proba(X)
+    assert states_info()["entries"] == 0
+
+
+@pytest.mark.parametrize("trainable", [1, 0])
+def test_fits__of_one_model__share_what_is_frozen(
+    trainable: int, tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, trainable_layers=trainable, max_epochs=2)
+    clone(clf).fit(X, y)
+    misses = states_info()["misses"]
+    second = clone(clf).set_params(learning_rate=1e-3).fit(X[:30], y[:30])
+    second.predict(X)
+    assert states_info()["misses"] == misses
+    skgpt.clear_cache()
+    cold = clone(clf).set_params(learning_rate=1e-3).fit(X[:30], y[:30])
+    np.testing.assert_allclose(cold.predict_proba(X), second.predict_proba(X), atol=1e-2)
+
+
+def test_fits__four_threads_with_one_store__are_each_right(tiny_llama: str) -> None:
+    X, y = make_text_data(3)
+    clf = make(tiny_llama, trainable_layers=1, max_epochs=2, precision="fp32")
+    parts = [np.arange(start, 60, 2 + start % 2) for start in range(8)]
+
+    def fit(rows: np.ndarray) -> np.ndarray:
+        return clone(clf).fit(X[rows], y[rows]).predict_proba(X)
+
+    expected = [fit(rows) for rows in parts]
+    skgpt.clear_cache()
+    with ThreadPoolExecutor(4) as threads:
+        for got, want in zip(threads.map(fit, parts), expected, strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+# On disk, beyond what memory holds.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_disk_cache__tensors_of_several_shapes__come_back_equal(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    tensors = [torch.randn(3, 5).to(dtype), torch.randn(1, 5).to(dtype)[:, ::2], torch.ones(2)]
+    tensors[2] = tensors[2].to(dtype)
+    monkeypatch.setattr("skgpt.network.features._FILE_BYTES", 30)
+    with DiskCache() as disk:
+        for tensor in tensors:
+            disk.add(tensor)
+        mapped = disk.tensors()
+    assert all(torch.equal(a, b) for a, b in zip(tensors, mapped, strict=True))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in mapped}) > 1
+    assert list((tmp_path / "states").iterdir()) == []  # the file has no name any more
+    assert disk_room() > 0
+
+
+def test_disk_room__a_folder_that_can_not_be_asked__has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    assert disk_room() == 0
+
+
+@pytest.mark.parametrize("memory_budget", [0, 3000])
+def test_features__states_beyond_memory__lie_on_disk_and_change_nothing(
+    memory_budget: int, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    monkeypatch.setattr("skgpt.network.features._FILE_BYTES", 5_000)  # several files
+    network = network_of(tiny_llama, 1)
+    tokens, rows = tokens_of(network), [3, 0, 2]
+    expected = scores_of(features_of(network, tokens, shared=False), rows)
+    budgets = {"memory_budget": memory_budget, "disk_budget": 2**30}
+    for _ in range(2):  # computed, and found in the stores
+        features = features_of(network, tokens, **budgets)
+        assert features.level is CacheLevel.HIDDEN
+        assert torch.equal(scores_of(features, rows), expected)
+    info = skgpt.cache_info()
+    assert info["states on cpu"]["bytes"] <= memory_budget
+    assert info["states on cpu"]["entries"] + info["states on disk"]["entries"] == len(set(TEXTS))
+    assert bool(info["states on cpu"]["entries"]) == bool(memory_budget)
+    assert info["states on disk"]["hits"] == info["states on disk"]["entries"]
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_hidden_states__those_in_memory_already__take_up_room_too(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    network = network_of(tiny_llama, 1)
+    known, disk = ["the goal", "a match"], {"disk_budget": 2**30}
+    in_memory = sum(state.nbytes for state in hidden_of(network, known))
+    hidden_of(network, [*known, "the bank"], memory_budget=in_memory, **disk)
+    assert skgpt.cache_info()["states on disk"]["entries"] == 1
+    hidden_of(network, [*known, "a market"], memory_budget=2 * in_memory, **disk)
+    assert skgpt.cache_info()["states on disk"]["entries"] == 1
+
+
+def test_hidden_states__memory_runs_out_while_they_are_copied__the_rest_goes_to_disk(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    copied: list[Tensor] = []
+
+    def copy(state: Tensor) -> Tensor:
+        if len(copied) == 2:
+            raise torch.OutOfMemoryError("full of states")
+        copied.append(state.clone())
+        return copied[-1]
+
+    network = network_of(tiny_llama, 1)
+    expected = hidden_of(network, TEXTS, shared=False)
+    monkeypatch.setattr("skgpt.network.features.clone", copy)
+    found = hidden_of(network, TEXTS)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    info = skgpt.cache_info()
+    assert [info[f"states on {place}"]["entries"] for place in ("cpu", "disk")] == [2, 2]
+
+
+def test_features__a_full_disk__run_all_layers_and_say_so(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(**options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("skgpt.network.features.tempfile.TemporaryFile", full)
+    network = network_of(tiny_llama, 1)
+    with caplog.at_level(logging.WARNING):
+        tokens = tokens_of(network)
+        features = features_of(network, tokens, memory_budget=0, disk_budget=2**30)
+    assert features.level is CacheLevel.TOKENS
+    assert "No space left" in caplog.text
+    assert torch.equal(scores_of(features, [1]), scores_of(whole(network, tokens), [1]))
+
+
+def test_predict__more_texts_than_memory_holds_states_of__writes_nothing(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = build(tiny_llama, 1, torch.float32)
-    expected = WholeTrunk(network, tokens_of(network))(np.array([0, 1]))
-    after = TextNetwork.after
-    # As an architecture would whose later blocks read more than the hidden states.
-    monkeypatch.setattr(TextNetwork, "after", lambda self, h, n: after(self, h, n) * 1.01)
-    skgpt.clear_cache()  # the proof that it can be cut
-    forward = forward_of(network)
-    assert isinstance(forward, WholeTrunk)
-    torch.testing.assert_close(forward(np.array([0, 1])), expected)
-
-
-@pytest.mark.parametrize("error", [IndexError, AttributeError, AssertionError, RuntimeError])
-def test_forward__a_trunk_that_fails_when_it_is_cut__runs_whole(
-    error: type[Exception], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = build(tiny_llama, 1, torch.float32)
-
-    def fail(*args: object) -> None:
-        raise error("not made for this")
-
-    monkeypatch.setattr(TextNetwork, "after", fail)
-    skgpt.clear_cache()
-    assert isinstance(forward_of(network), WholeTrunk)
-
-
-def test_forward__progress__ends_with_every_token(tiny_llama: str) -> None:
-    network = build(tiny_llama, 1, torch.float32)
+    network = network_of(tiny_llama, 1)
     tokens = tokens_of(network)
-    told: list[tuple[int, int]] = []
-    choose(
-        network,
-        tokens,
-        token_budget=30,
-        memory_budget=2**30,
-        progress=lambda done, total: told.append((done, total)),
-    )
-    assert told[-1] == (len(tokens.ids), len(tokens.ids))
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    expected = raw_scores(network, tokens, 60, 2**30)
+    skgpt.clear_cache()
+    monkeypatch.setattr(DiskCache, "add", None)
+    np.testing.assert_allclose(raw_scores(network, tokens, 60, 4000), expected, atol=1e-4)
+    assert states_info()["entries"] == 0
+
+
+def test_states_on_disk__of_another_device__are_others(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+    network = network_of(tiny_llama, 1)
+    for device in ("cpu", "cpu:0"):  # the same place by two names
+        monkeypatch.setattr(network, "device", torch.device(device))
+        hidden_of(network, TEXTS, memory_budget=0, disk_budget=2**30)
+    assert skgpt.cache_info()["states on disk"]["entries"] == 2 * len(set(TEXTS))

@@ -21,7 +21,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.state import pack, unpack
 from skgpt.tensor_files import with_checksum
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
-from skgpt.trunk.layers import copy_around
+from skgpt.trunk.layers import copy_with_tensors
 from tests.helpers import global_random_state_unchanged
 from tests.network.test_network import CPU, TEXTS, build
 from tests.trunk.architectures import KNOWN, write_tiny
@@ -71,7 +71,7 @@ def test_merged__any_architecture__does_alone_what_weights_and_adapters_do(
     done = merged(network.trunk, ALL, base, network.learnable)
     assert done.keys() < base.keys()
     tensors = {**base, **dict(source.trunk.named_buffers()), **done}
-    alone = copy_around(source.trunk, {n: t.detach() for n, t in tensors.items()})
+    alone = copy_with_tensors(source.trunk, {n: t.detach() for n, t in tensors.items()})
     tokens = tokenise(TEXTS, source.tokenizer, 64)
     for row in range(len(TEXTS)):
         ids = torch.from_numpy(tokens.row(row)[None])

@@ -1,7 +1,7 @@
 """Memory that runs out, simulated: less is run at a time, and the result stays."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 import skgpt
 from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
-from skgpt.network.microbatches import Budget, token_budget
+from skgpt.network.microbatches import MicroBatch, MicroBatcher, token_budget
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.optimizer import Optimiser
+from skgpt.training.optimizer import Optimizer
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.network.test_network import build
@@ -88,7 +88,7 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
         clf = make(tiny_llama, trainable_layers="all", precision=precision, max_epochs=3)
         expected = clf.fit(X, y).predict_proba(X)
         calls = 0
-        backward = Optimiser.backward
+        backward = Optimizer.backward
 
         def breaks(self: Any, loss: torch.Tensor, backward: Any = backward) -> None:
             nonlocal calls
@@ -98,7 +98,7 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
                 raise torch.OutOfMemoryError("in the middle of a step")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Optimiser, "backward", breaks)
+            patch.setattr(Optimizer, "backward", breaks)
             with pytest.warns(LowMemoryWarning):
                 clf.fit(X, y)
         atol = 1e-4 if precision == "fp32" else 3e-2
@@ -179,22 +179,32 @@ def test_token_budget__of_one_model__follows_memory_and_what_learns(
     assert budget(whole, 1000, learning=True) == 65_536
 
 
+def done(batches: Iterable[MicroBatch], work: Callable[[np.ndarray], None]) -> list[np.ndarray]:
+    """Do work on micro-batches; return those that counted in the end."""
+    parts: list[np.ndarray] = []
+    for batch in batches:
+        if batch.starts_over:
+            parts.clear()
+        with batch as part:
+            work(part)
+            parts.append(part)
+    return parts
+
+
 def test_budget__parts_and_results__cover_every_row_once(
     tiny_llama: str, recwarn: pytest.WarningsRecorder
 ) -> None:
-    budget = Budget(build(load_pretrained(tiny_llama)), 100)
+    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths = np.arange(3, 20), np.arange(1, 21)
 
-    def work(part: np.ndarray) -> int:
+    def work(part: np.ndarray) -> None:
         if lengths[part].sum() > 40:
             raise torch.OutOfMemoryError
-        return int(part.sum())
 
-    done = list(budget.each(rows, lengths, work))
-    assert sorted(np.concatenate([part for part, _ in done])) == rows.tolist()
-    assert sum(result for _, result in done) == rows.sum()
+    assert sorted(np.concatenate(done(batcher.map(rows, lengths), work))) == rows.tolist()
     assert len(recwarn) == 1  # halved more than once, said once
-    assert sum(budget.all_or_again(rows, lengths, work, lambda: None)) == rows.sum()
+    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
+    assert sorted(np.concatenate(done(batcher.accumulate(rows, lengths), work))) == rows.tolist()
 
 
 def test_threads__in_a_container_of_few_cores__are_as_many_and_come_back(
@@ -257,40 +267,38 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
     "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
 )
 def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_llama: str) -> None:
-    budget = Budget(build(load_pretrained(tiny_llama)), 100)
+    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths, failed = np.arange(4), np.full(4, 10), []
 
-    def work(part: np.ndarray) -> int:
+    def work(part: np.ndarray) -> None:
         if not failed:
             failed.append(part)
             raise RuntimeError(said)
-        return len(part)
 
-    assert sum(n for _, n in budget.each(rows, lengths, work)) == 4
+    assert len(np.concatenate(done(batcher.map(rows, lengths), work))) == 4
 
-    def wrong(part: np.ndarray) -> int:
+    def wrong(part: np.ndarray) -> None:
         raise RuntimeError("shapes don't fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(budget.each(rows, lengths, wrong))
+        done(batcher.map(rows, lengths), wrong)
 
 
 def test_budget__too_much_several_times__is_halved_and_said_once(tiny_llama: str) -> None:
-    budget = Budget(build(load_pretrained(tiny_llama)), 1000)
+    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 1000)
     rows, lengths, tried = np.arange(8), np.full(8, 10), []
 
-    def work(part: np.ndarray) -> int:
+    def work(part: np.ndarray) -> None:
         tried.append(10 * len(part))
         if len(part) > 2:
             raise torch.OutOfMemoryError("more than two texts")
-        return len(part)
 
     with pytest.warns(LowMemoryWarning) as said:
-        assert [n for _, n in budget.each(rows, lengths, work)] == [2, 2, 2, 2]
+        assert [len(part) for part in done(batcher.map(rows, lengths), work)] == [2, 2, 2, 2]
     assert len(said) == 1
     # Once more with what others had kept given up, then half, and half of that.
     assert tried == [80, 80, 40, 20, 20, 20, 20]
-    assert budget.n_tokens == 20
+    assert batcher.n_tokens == 20
 
 
 def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
@@ -298,19 +306,19 @@ def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
 ) -> None:
     import weakref
 
-    from skgpt.network.features import CachedPrefix
+    from skgpt.network.features import TextFeatures
 
     made: list[weakref.ref[Any]] = []
-    begin = CachedPrefix.__init__
+    begin = TextFeatures.__init__
 
-    def noting(self: Any, *args: Any) -> None:
-        begin(self, *args)
+    def noting(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **options)
         made.append(weakref.ref(self))
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("no room for moments")
 
-    monkeypatch.setattr(CachedPrefix, "__init__", noting)
+    monkeypatch.setattr(TextFeatures, "__init__", noting)
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
     with pytest.raises(NoMemoryError) as held:
         make(tiny_llama, trainable_layers=1).fit(*two_class_data)

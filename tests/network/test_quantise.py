@@ -18,7 +18,7 @@ import skgpt
 from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import MissingPackageError
 from skgpt.network import lora as quantise
-from skgpt.network.features import CachedPrefix, WholeTrunk, choose_forward
+from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import token_budget
 from skgpt.pretrained.loading import load_pretrained
@@ -77,20 +77,17 @@ def test_quantised__frozen_layers__return_what_the_whole_trunk_computes(tiny_lla
     network = build(load_pretrained(tiny_llama), lora=SPEC, trainable_layers=1)
     tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     rows = np.arange(len(TEXTS))
+    scores: list[torch.Tensor] = []
     for net in (whole_precision, network):  # the first leaves its states in the store
         nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
-        cached = choose_forward(
-            *(net, tokens),
-            token_budget=64,
-            memory_budget=2**30,
-            progress=lambda done, total: None,
-        )
-        assert isinstance(cached, CachedPrefix)
+        budgets = {"token_budget": 64, "memory_budget": 2**30}
+        cached = TextFeatures(net, tokens, **budgets)
+        assert cached.level is CacheLevel.HIDDEN
+        whole = TextFeatures(net, tokens, level=CacheLevel.TOKENS, **budgets)
         with torch.no_grad():
-            torch.testing.assert_close(
-                cached(rows), WholeTrunk(net, tokens)(rows), rtol=1e-4, atol=1e-4
-            )
-    scores = [WholeTrunk(net, tokens)(rows).detach() for net in (whole_precision, network)]
+            scores.append(net.score(whole.pooled(rows)))
+            found = net.score(cached.pooled(rows))
+        torch.testing.assert_close(found, scores[-1], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(*scores, atol=1e-2)
 
 

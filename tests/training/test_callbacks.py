@@ -6,7 +6,7 @@ import pytest
 
 from skgpt.exceptions import SlowFitWarning
 from skgpt.training.callbacks import SlowFitNotice, StepDone
-from tests.training.test_config import make_plan
+from tests.training.test_config import make_config
 
 
 class Clock:
@@ -20,11 +20,11 @@ class Clock:
 
 
 def run(notice: SlowFitNotice, clock: Clock, n_steps: int, seconds_per_step: float) -> None:
-    plan = make_plan(n_rows=n_steps * 8, batch_size=8, n_epochs=1)
-    notice.start(plan)
+    plan = make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1)
+    notice.on_train_begin(plan)
     for step in range(1, n_steps + 1):
         clock.now += seconds_per_step
-        notice.step(StepDone(step, 1, 100, lambda: 0.5))
+        notice.on_step(StepDone(step, 1, 100, lambda: 0.5))
 
 
 def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice() -> None:
@@ -55,7 +55,7 @@ def test_slow_fit_notice__frozen_layers_alone__are_enough() -> None:
     notice = SlowFitNotice("cut texts shorter", clock)
     clock.now = 30.0
     with pytest.warns(SlowFitWarning, match="at least 50 minutes"):
-        notice.prefix(100, 10_000)
+        notice.on_progress(100, 10_000)
 
 
 def test_slow_fit_notice__frozen_layers_done__estimates_nothing_from_them() -> None:
@@ -64,4 +64,4 @@ def test_slow_fit_notice__frozen_layers_done__estimates_nothing_from_them() -> N
     clock.now = 30.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        notice.prefix(10_000, 10_000)  # done: nothing left to estimate
+        notice.on_progress(10_000, 10_000)  # done: nothing left to estimate

@@ -11,9 +11,9 @@ import torch
 from skgpt.data.splits import Split
 from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
 from skgpt.network.lora import AdapterSpec
-from skgpt.training.callbacks import EpochRecord, Monitor, StepDone
+from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, State, claimed_checkpoint
-from skgpt.training.early_stopping import StoppingRule, Watched
+from skgpt.training.early_stopping import StoppingRule, Validation
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import CODES, TEXTS, run
 from tests.training.test_skips import assert_same, assert_same_moments, looks
@@ -28,28 +28,28 @@ class _Fault(Exception):
     pass
 
 
-class _Dies(Monitor):
+class _Dies(TrainingCallback):
     def __init__(self, at: int) -> None:
         self.at = at
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         if event.step == self.at:
             raise _Fault
 
 
-class _Noting(Monitor):
+class _Noting(TrainingCallback):
     def __init__(self) -> None:
         self.n_steps = -1
         self.steps: list[int] = []
         self.epochs: list[int] = []
 
-    def start(self, plan: Any, n_steps: int = 0, history: Any = ()) -> None:
+    def on_train_begin(self, config: Any, n_steps: int = 0, history: Any = ()) -> None:
         self.n_steps, self.history = n_steps, list(history)
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         self.steps.append(event.step)
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         self.epochs.append(record["epoch"])
         return False
 
@@ -88,7 +88,7 @@ def test_run__broken_off__ends_as_an_unbroken_one(
     )
     skipped = {2, 5, 6, 7}
 
-    def go(done: int, checkpoint: Checkpoint | None = None, *monitors: Monitor) -> Any:
+    def go(done: int, checkpoint: Checkpoint | None = None, *callbacks: TrainingCallback) -> Any:
         return run(
             tiny_llama,
             TEXTS,
@@ -96,12 +96,12 @@ def test_run__broken_off__ends_as_an_unbroken_one(
             dtype=dtype,
             trainable=trainable,
             split=SPLIT,
-            watched=Watched(rule=StoppingRule(9, 0.0)),
+            validation=Validation(rule=StoppingRule(9, 0.0)),
             loss=PoisonedLoss({step - done for step in skipped}),
             batch_size=2,
             token_budget=10_000,
             checkpoint=checkpoint,
-            monitors=monitors,
+            callbacks=callbacks,
             **kind,
         )
 
@@ -139,7 +139,7 @@ def test_run__broken_off__counts_skipped_steps_on(
             CODES,
             checkpoint=Checkpoint(file, {}, 0),
             loss=PoisonedLoss({3, 4, 5}),
-            monitors=(_Dies(6),),
+            callbacks=(_Dies(6),),
             **options,
         )
     with pytest.raises(DivergedError, match="5 steps in a row"):
@@ -229,7 +229,7 @@ def test_claimed_checkpoint__the_second_was_left__is_preferred_to_a_new_one(
 
 def test_claimed_checkpoint__left_half_written__is_cleared_away(tmp_path: Path) -> None:
     file = leave_one(tmp_path)
-    half = file.with_name(f"{file.name}.00000000.tmp")
+    half = file.with_name(f".{file.name}.1-00000000.tmp")
     half.write_bytes(b"half")
     with claimed_checkpoint(tmp_path, {}, 0) as checkpoint:
         assert checkpoint.found is not None

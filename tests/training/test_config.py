@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from skgpt.training.config import TrainingPlan, resolve_epochs
+from skgpt.training.config import TrainingConfig, resolve_epochs
 
 
-def make_plan(**options: Any) -> TrainingPlan:
+def make_config(**options: Any) -> TrainingConfig:
     settings: dict[str, Any] = {
         "n_rows": 100,
         "n_epochs": 4,
@@ -22,12 +22,12 @@ def make_plan(**options: Any) -> TrainingPlan:
         "memory_budget": 2**30,
         "seed": 0,
     }
-    return TrainingPlan(**{**settings, **options})
+    return TrainingConfig(**{**settings, **options})
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_lr_factor__a_falling_schedule__rises_to_one_and_falls_towards_zero(schedule: str) -> None:
-    plan = make_plan(schedule=schedule)
+    plan = make_config(schedule=schedule)
     factors = [plan.lr_factor(step) for step in range(plan.n_steps)]
     top = factors.index(max(factors))
     assert factors[top] == pytest.approx(1.0)
@@ -38,13 +38,13 @@ def test_lr_factor__a_falling_schedule__rises_to_one_and_falls_towards_zero(sche
 
 
 def test_lr_factor__constant_without_warmup__is_one() -> None:
-    plan = make_plan(schedule="constant", warmup_ratio=0.0)
+    plan = make_config(schedule="constant", warmup_ratio=0.0)
     assert {plan.lr_factor(step) for step in range(plan.n_steps)} == {1.0}
 
 
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.5, 1.0])
 def test_lr_factor__any_warmup__stays_within_bounds(warmup_ratio: float) -> None:
-    plan = make_plan(warmup_ratio=warmup_ratio)
+    plan = make_config(warmup_ratio=warmup_ratio)
     assert all(0 < plan.lr_factor(step) <= 1 for step in range(plan.n_steps))
 
 
@@ -58,4 +58,4 @@ def test_resolve_epochs__auto__is_more_on_small_data_and_three_on_large() -> Non
 
 
 def test_n_steps__a_short_last_batch__counts_as_a_step() -> None:
-    assert make_plan(n_rows=9, batch_size=8, n_epochs=3).n_steps == 6
+    assert make_config(n_rows=9, batch_size=8, n_epochs=3).n_steps == 6

@@ -8,8 +8,8 @@ import torch
 
 from skgpt.data.splits import Split
 from skgpt.exceptions import InvalidTextError
-from skgpt.training.callbacks import EpochRecord, Monitor
-from skgpt.training.early_stopping import Best, StoppingRule, Watched
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
+from skgpt.training.early_stopping import EarlyStopping, StoppingRule, Validation
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 from tests.training.test_loop import CODES, TEXTS, run, scores_of, trained
 
@@ -17,10 +17,10 @@ SPLIT = Split(np.arange(0, 8), np.arange(8, 12))
 FLAT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
 
 
-def judged_by(scores: list[float], rule: StoppingRule | None) -> Watched:
+def judged_by(scores: list[float], rule: StoppingRule | None) -> Validation:
     """Give these scores, one per epoch, whatever the network says."""
     coming = iter(scores)
-    return Watched(lambda logits: next(coming), rule)
+    return Validation(lambda logits: next(coming), rule)
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
@@ -71,7 +71,7 @@ def test_judge__what_it_is_given__are_the_raw_scores_of_the_held_out_rows_in_ord
 
     split = Split(np.arange(2, 10), np.array([0, 1, 10, 11]))
     network, result = run(
-        tiny_llama, TEXTS, CODES, split=split, watched=Watched(judge), token_budget=40
+        tiny_llama, TEXTS, CODES, split=split, validation=Validation(judge), token_budget=40
     )
     assert len(seen) == 4
     np.testing.assert_allclose(seen[-1], scores_of(network)[split.held_out], rtol=1e-3, atol=1e-4)
@@ -84,7 +84,13 @@ def test_early_stopping__no_improvement__stops_and_puts_the_best_weights_back(
     rule = StoppingRule(n_iter_no_change=2, tol=1e-4)
     scores = [0.1, 0.5, 0.5, 0.4, 0.9]
     network, result = run(
-        tiny_llama, TEXTS, CODES, split=SPLIT, watched=judged_by(scores, rule), n_epochs=5, **FLAT
+        tiny_llama,
+        TEXTS,
+        CODES,
+        split=SPLIT,
+        validation=judged_by(scores, rule),
+        n_epochs=5,
+        **FLAT,
     )
     assert result.validation_scores == scores[:4]
     assert result.best_iteration == 2
@@ -96,16 +102,16 @@ def test_early_stopping__in_bf16__the_working_copies_follow(tiny_llama: str) -> 
     import torch
 
     options: dict[str, Any] = {"split": SPLIT, "dtype": torch.bfloat16, **FLAT}
-    watched = judged_by([0.9, 0.1, 0.2], StoppingRule(5, 0.0))
-    network, _ = run(tiny_llama, TEXTS, CODES, watched=watched, n_epochs=3, **options)
+    validation = judged_by([0.9, 0.1, 0.2], StoppingRule(5, 0.0))
+    network, _ = run(tiny_llama, TEXTS, CODES, validation=validation, n_epochs=3, **options)
     one, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, **options)
     assert np.array_equal(scores_of(network), scores_of(one))
 
 
 def test_early_stopping__rises_below_tol__are_kept_but_buy_no_time(tiny_llama: str) -> None:
     rule = StoppingRule(n_iter_no_change=2, tol=0.1)
-    watched = judged_by([0.5, 0.55, 0.59, 0.9], rule)
-    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, watched=watched, n_epochs=4)
+    validation = judged_by([0.5, 0.55, 0.59, 0.9], rule)
+    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, validation=validation, n_epochs=4)
     assert len(result.history) == 3
     assert result.best_iteration == 3
 
@@ -113,8 +119,8 @@ def test_early_stopping__rises_below_tol__are_kept_but_buy_no_time(tiny_llama: s
 def test_watching__without_a_rule__stops_nothing_and_keeps_the_last_weights(
     tiny_llama: str,
 ) -> None:
-    watched = judged_by([0.9, 0.1, 0.1, 0.1], None)
-    network, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, watched=watched)
+    validation = judged_by([0.9, 0.1, 0.1, 0.1], None)
+    network, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, validation=validation)
     assert (len(result.history), result.best_iteration) == (4, 1)
     last, _ = run(tiny_llama, TEXTS, CODES, split=SPLIT)
     assert np.array_equal(scores_of(network), scores_of(last))
@@ -123,25 +129,25 @@ def test_watching__without_a_rule__stops_nothing_and_keeps_the_last_weights(
 def test_best__a_score_that_is_no_number__is_an_error(tiny_llama: str) -> None:
     network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1)
     with pytest.raises(InvalidTextError, match="must give a number"):
-        Best(network, None).is_over(float("nan"))
+        EarlyStopping(network, None).update(float("nan"))
 
 
 def test_monitor__that_asks_to_end__ends_the_fit_and_all_are_told(tiny_llama: str) -> None:
-    class Teller(Monitor):
+    class Teller(TrainingCallback):
         def __init__(self, last: int) -> None:
             self.last = last
             self.begun: list[int] = []
             self.ended: list[int] = []
 
-        def epoch_begin(self, epoch: int) -> None:
+        def on_epoch_begin(self, epoch: int) -> None:
             self.begun.append(epoch)
 
-        def epoch(self, record: EpochRecord) -> bool:
+        def on_epoch(self, record: EpochRecord) -> bool:
             self.ended.append(record["epoch"])
             return record["epoch"] == self.last
 
     first, second = Teller(2), Teller(99)
-    network, result = run(tiny_llama, TEXTS, CODES, monitors=(first, second), **FLAT)
+    network, result = run(tiny_llama, TEXTS, CODES, callbacks=(first, second), **FLAT)
     assert first.begun == first.ended == second.begun == second.ended == [1, 2]
     assert len(result.history) == 2
     two, _ = run(tiny_llama, TEXTS, CODES, n_epochs=2, **FLAT)
@@ -177,8 +183,8 @@ def test_early_stopping__scores_that_fall_and_rise_below_the_best__end_the_fit(
     tiny_llama: str,
 ) -> None:
     # Each rise is one over the epoch before, none over the best.
-    watched = judged_by([1.0, 0.5, 0.6, 0.5, 0.6], StoppingRule(n_iter_no_change=2, tol=0.0))
-    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, watched=watched, n_epochs=5)
+    validation = judged_by([1.0, 0.5, 0.6, 0.5, 0.6], StoppingRule(n_iter_no_change=2, tol=0.0))
+    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, validation=validation, n_epochs=5)
     assert len(result.history) == 3
 
 
@@ -188,8 +194,8 @@ def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_on
     import signal
 
     network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1, trainable="all")
-    best = Best(network, StoppingRule(1, 0.0))
-    best.is_over(1.0)
+    best = EarlyStopping(network, StoppingRule(1, 0.0))
+    best.update(1.0)
     wanted = {name: tensor.clone() for name, tensor in network.learnable.items()}
     with torch.no_grad():
         for tensor in network.learnable.values():
@@ -204,5 +210,5 @@ def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_on
 
     best._weights = Pressed(best._weights)
     with pytest.raises(KeyboardInterrupt):
-        best.put_back()
+        best.restore_best()
     assert all(torch.equal(network.learnable[name], wanted[name]) for name in wanted)

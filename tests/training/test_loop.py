@@ -13,14 +13,14 @@ from skgpt.exceptions import DivergedError
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.callbacks import Monitor, StepDone
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint
-from skgpt.training.early_stopping import Watched
-from skgpt.training.loop import FitResult, TrainingRows, fit_network, raw_scores
+from skgpt.training.early_stopping import Validation
+from skgpt.training.loop import FitResult, TrainingRows, raw_scores, train
 from skgpt.training.loss import CrossEntropy, Loss
 from skgpt.training.optimizer import Moments
 from tests.helpers import make_text_data
-from tests.training.test_config import make_plan
+from tests.training.test_config import make_config
 
 DATA = make_text_data(n_classes=3, n_per_class=4)
 TEXTS = list(DATA.X)
@@ -35,9 +35,9 @@ def run(
     *,
     trainable: Any = 1,
     dtype: torch.dtype = torch.float32,
-    monitors: tuple[Monitor, ...] = (),
+    callbacks: tuple[TrainingCallback, ...] = (),
     split: Split | None = None,
-    watched: Watched | None = None,
+    validation: Validation | None = None,
     moments: Moments | None = None,
     start: TextNetwork | None = None,
     loss: Loss | None = None,
@@ -61,7 +61,7 @@ def run(
     if start is not None:
         network.take_over(start)
     split = split or all_rows(len(texts))
-    result = fit_network(
+    result = train(
         network,
         TrainingRows(
             ids_of(texts, network, window),
@@ -70,10 +70,10 @@ def run(
             split,
         ),
         loss=loss or CrossEntropy(),
-        plan=make_plan(n_rows=len(split.train), **options),
-        watched=watched,
+        config=make_config(n_rows=len(split.train), **options),
+        validation=validation,
         moments=moments,
-        monitors=monitors,
+        callbacks=callbacks,
         checkpoint=checkpoint,
     )
     return network, result
@@ -149,18 +149,18 @@ def test_fit_network__weights_times_a_constant__change_nothing(tiny_llama: str) 
 
 
 def test_fit_network__batches_that_weigh_nothing__count_as_steps(tiny_llama: str) -> None:
-    class Counter(Monitor):
+    class Counter(TrainingCallback):
         def __init__(self) -> None:
             self.steps: list[StepDone] = []
 
-        def step(self, event: StepDone) -> None:
+        def on_step(self, event: StepDone) -> None:
             self.steps.append(event)
 
     counter = Counter()
     weight = np.zeros(len(TEXTS))
     weight[0] = 1.0
     network, history = trained(
-        tiny_llama, TEXTS, CODES, weight, batch_size=2, n_epochs=2, monitors=(counter,)
+        tiny_llama, TEXTS, CODES, weight, batch_size=2, n_epochs=2, callbacks=(counter,)
     )
     assert [event.step for event in counter.steps] == list(range(1, 13))
     assert all(np.isfinite(record["loss"]) for record in history)
@@ -180,7 +180,7 @@ def test_fit_network__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> No
     )
     source = load_pretrained(tiny_llama)
     moved = [
-        float((m - source.master(n, network.device)).abs().max())
+        float((m - source.fp32_copy(n, network.device)).abs().max())
         for n, m in network.learnable.items()
         if m.ndim > 1
     ]

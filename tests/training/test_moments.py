@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.training.callbacks import Monitor, StepDone
-from skgpt.training.optimizer import HEAD, Moments, Optimiser
+from skgpt.training.callbacks import StepDone, TrainingCallback
+from skgpt.training.optimizer import HEAD, Moments, Optimizer
 from tests.training.test_loop import CODES, TEXTS, run, scores_of
 
 FLAT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
@@ -67,11 +67,11 @@ def test_grown__a_head_with_more_rows__old_rows_move_and_new_ones_are_zero(
     assert result.moments.means[HEAD].shape[0] == 3
 
 
-class _InterruptAt(Monitor):
+class _InterruptAt(TrainingCallback):
     def __init__(self, step: int) -> None:
         self.at = step
 
-    def step(self, event: StepDone) -> None:
+    def on_step(self, event: StepDone) -> None:
         if event.step == self.at:
             raise KeyboardInterrupt
 
@@ -80,20 +80,20 @@ def test_fit_network__interrupted__is_as_the_last_step_left_it(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two steps an epoch: step 3 is the first of the second epoch.
-    network, result = run(tiny_llama, TEXTS, CODES, monitors=(_InterruptAt(3),), **FLAT)
+    network, result = run(tiny_llama, TEXTS, CODES, callbacks=(_InterruptAt(3),), **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert len(result.history) == 1
     assert result.moments is not None and result.moments.step == 3
     # The same, interrupted in the middle of the fourth step: what it had added up is forgotten.
-    backward, calls = Optimiser.backward, []
+    backward, calls = Optimizer.backward, []
 
-    def interrupted(self: Optimiser, loss: torch.Tensor) -> None:
+    def interrupted(self: Optimizer, loss: torch.Tensor) -> None:
         calls.append(1)
         backward(self, loss)
         if len(calls) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Optimiser, "backward", interrupted)
+    monkeypatch.setattr(Optimizer, "backward", interrupted)
     other, result = run(tiny_llama, TEXTS, CODES, **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert np.array_equal(scores_of(network), scores_of(other))
@@ -106,7 +106,7 @@ def test_fit_network__interrupted_before_the_first_step__raises(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Optimiser, "step", interrupt)
+    monkeypatch.setattr(Optimizer, "step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_llama, TEXTS, CODES)
 

@@ -7,8 +7,8 @@ import torch
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork, TrainableLayers, build_network
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.optimizer import Optimiser
-from tests.training.test_config import make_plan
+from skgpt.training.optimizer import Optimizer
+from tests.training.test_config import make_config
 
 
 def build(folder: str, dtype: torch.dtype, trainable_layers: TrainableLayers = 1) -> TextNetwork:
@@ -32,7 +32,7 @@ def a_loss(network: TextNetwork, first: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_optimiser__a_step__lowers_the_loss(dtype: torch.dtype, tiny_llama: str) -> None:
     network = build(tiny_llama, dtype)
-    optimiser = Optimiser(network, make_plan(warmup_ratio=0.0))
+    optimiser = Optimizer(network, make_config(warmup_ratio=0.0))
     losses = []
     for _ in range(6):
         loss = a_loss(network)
@@ -50,7 +50,7 @@ def test_optimiser__two_halves__add_up_to_the_whole_gradient(
     for parts in (1, 2):
         network = build(tiny_llama, dtype)
         torch.nn.init.ones_(network.head.weight[0].data)
-        optimiser = Optimiser(network, make_plan())
+        optimiser = Optimizer(network, make_config())
         for _ in range(parts):
             optimiser.backward(a_loss(network) / parts)
         grads.append([m.grad for m in network.learnable.values()])
@@ -62,7 +62,7 @@ def test_optimiser__two_halves__add_up_to_the_whole_gradient(
 
 def test_optimiser__fp16_overflow__voids_the_step_and_halves_the_scale(tiny_llama: str) -> None:
     network = build(tiny_llama, torch.float16)
-    optimiser = Optimiser(network, make_plan(warmup_ratio=0.0))
+    optimiser = Optimizer(network, make_config(warmup_ratio=0.0))
     before = {name: m.clone() for name, m in network.learnable.items()}
     scale = optimiser._scale
     optimiser.backward(a_loss(network) * float("inf"))
@@ -77,11 +77,11 @@ def test_optimiser__a_gradient_of_norm_one__is_clipped_to_at_most_the_limit(
     max_norm: float, expected: float, tiny_llama: str
 ) -> None:
     network = build(tiny_llama, torch.float32)
-    optimiser = Optimiser(network, make_plan(max_grad_norm=max_norm, warmup_ratio=0.0))
+    optimiser = Optimizer(network, make_config(max_grad_norm=max_norm, warmup_ratio=0.0))
     optimiser.backward(a_loss(network))
     learned = [*network.learnable.values(), network.head.weight]
     size = float(torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None]))
-    optimiser.forget()
+    optimiser.zero_grad()
     optimiser.backward(a_loss(network) / size)
     norms: list[float] = []
     adam_step = optimiser._adam.step
@@ -98,9 +98,9 @@ def test_optimiser__a_gradient_of_norm_one__is_clipped_to_at_most_the_limit(
 
 def test_optimiser__released__leaves_nothing_that_wants_a_gradient(tiny_llama: str) -> None:
     network = build(tiny_llama, torch.bfloat16)
-    optimiser = Optimiser(network, make_plan())
+    optimiser = Optimizer(network, make_config())
     optimiser.backward(a_loss(network))
-    optimiser.release()
+    optimiser.__exit__()
     tensors = [*network.parameters(), *network.learnable.values()]
     assert not any(t.requires_grad for t in tensors)
     assert all(t.grad is None for t in tensors)
@@ -113,7 +113,7 @@ def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
     for by_rows in (True, False):
         network = build(tiny_llama, torch.bfloat16, "all")
         torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
-        optimiser = Optimiser(network, make_plan(warmup_ratio=0.0))
+        optimiser = Optimizer(network, make_config(warmup_ratio=0.0))
         embeddings = optimiser._embeddings
         assert [embedding.sparse for embedding in embeddings] == [True]
         embeddings[0].sparse = by_rows
@@ -123,14 +123,14 @@ def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
             for part in range(2):  # tokens of their own in each step and part, and common ones
                 optimiser.backward(a_loss(network, first=9 * step + 3 * part))
                 if (step, part) == (1, 1):  # as where memory runs out: begun again
-                    optimiser.forget()
+                    optimiser.zero_grad()
                     for again in range(2):
                         optimiser.backward(a_loss(network, first=9 * step + 3 * again))
             grad = network.learnable[name].grad
             assert grad is not None
             grads.append(grad.clone())
             optimiser.step()
-        optimiser.release()
+        optimiser.__exit__()
         assert not embeddings[0].sparse
         trained.append((grads, network.learnable[name].clone()))
     (rows, learned), (whole, expected) = trained

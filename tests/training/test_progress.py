@@ -23,7 +23,7 @@ from skgpt.training.callbacks import (
 )
 from tests.helpers import make_text_data
 from tests.terminals import Terminal, lines_of
-from tests.training.test_config import make_plan
+from tests.training.test_config import make_config
 
 DATA = make_text_data(n_classes=2, n_per_class=8)
 
@@ -49,22 +49,22 @@ def fit(model: str, verbose: int) -> GPTTextClassifier:
 def test_progress_bar__a_fit__shows_epoch_loss_score_speed_and_time_left() -> None:
     screen = io.StringIO()
     bar = ProgressBar(file=screen, mininterval=0, ncols=100, dynamic_ncols=False)
-    bar.prefix(50, 100)
-    bar.prefix(100, 100)
-    bar.start(make_plan(n_rows=16, batch_size=8, n_epochs=2))
+    bar.on_progress(50, 100)
+    bar.on_progress(100, 100)
+    bar.on_train_begin(make_config(n_rows=16, batch_size=8, n_epochs=2))
     for step in range(1, 5):
         if step % 2:
-            bar.epoch_begin((step + 1) // 2)
-        bar.step(StepDone(step, (step + 1) // 2, 10, lambda: 0.25))
+            bar.on_epoch_begin((step + 1) // 2)
+        bar.on_step(StepDone(step, (step + 1) // 2, 10, lambda: 0.25))
         if step == 2:
-            bar.epoch(record(1, validation_loss=0.3, validation_score=0.875))
+            bar.on_epoch(record(1, validation_loss=0.3, validation_score=0.875))
     shown = screen.getvalue()
     assert "frozen layers" in shown
     assert re.search(
         r"epoch 1/2  50%.* 2/4 \[00:00<00:00, loss 0.250, score 0.875, 20.0 tok/s\]", shown
     )
-    bar.epoch(record(2, validation_loss=0.3, validation_score=0.5))
-    bar.end()
+    bar.on_epoch(record(2, validation_loss=0.3, validation_score=0.5))
+    bar.on_train_end()
     last = screen.getvalue().rstrip().rpartition("\r")[2]
     assert re.search(r"epoch 2/2 100%.* 4/4 \[00:00<00:00, loss 0.250, score 0.500", last)
 
@@ -78,21 +78,21 @@ def test_progress_bar__many_steps__the_loss_is_read_now_and_then() -> None:
         return 0.25
 
     bar = ProgressBar(file=io.StringIO())
-    bar.start(make_plan(n_rows=8000, batch_size=8, n_epochs=1))
-    bar.epoch_begin(1)
+    bar.on_train_begin(make_config(n_rows=8000, batch_size=8, n_epochs=1))
+    bar.on_epoch_begin(1)
     for step in range(1, 1001):
-        bar.step(StepDone(step, 1, 10, mean_loss))
-    bar.end()
+        bar.on_step(StepDone(step, 1, 10, mean_loss))
+    bar.on_train_end()
     assert read < 100  # a wait for the device each time
 
 
 def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left() -> None:
     lines: list[str] = []
     times = iter([10.0, 12.0, 14.0, 16.0])
-    monitor = EpochLines(lines.append, clock=lambda: next(times))
-    monitor.start(make_plan(n_epochs=3))
+    lines = EpochLines(lines.append, clock=lambda: next(times))
+    lines.on_train_begin(make_config(n_epochs=3))
     for epoch in (1, 2, 3):
-        monitor.epoch(record(epoch))
+        lines.on_epoch(record(epoch))
     assert lines == [
         "epoch 1/3: loss 0.2500, 2.0 s, 20 tokens/s, 00:04 left",
         "epoch 2/3: loss 0.2500, 2.0 s, 20 tokens/s, 00:02 left",
@@ -103,10 +103,10 @@ def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left() -> None:
 def test_epoch_lines__the_head_first__its_epochs_say_nothing_of_the_time_left() -> None:
     lines: list[str] = []
     times = iter([0.0, 1.0, 101.0, 201.0])
-    monitor = EpochLines(lines.append, clock=lambda: next(times))
-    monitor.start(replace(make_plan(n_epochs=4), head_first_epochs=1))
+    lines = EpochLines(lines.append, clock=lambda: next(times))
+    lines.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=1))
     for epoch in (1, 2, 3, 4):
-        monitor.epoch(record(epoch))
+        lines.on_epoch(record(epoch))
     left = [line.partition("tokens/s")[2] for line in lines]
     assert left == ["", ", 03:20 left", ", 01:40 left", ""]
 
@@ -226,7 +226,7 @@ def test_shows_bars__no_terminal__never(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", stderr())
     assert not shows_bars()
-    assert [type(monitor) for monitor in fit_progress(1)] == [EpochLines]
+    assert [type(lines) for lines in fit_progress(1)] == [EpochLines]
 
 
 def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
@@ -238,4 +238,4 @@ def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
     monkeypatch.setattr("skgpt.training.callbacks.tqdm", NotebookBar)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert shows_bars()
-    assert [type(monitor) for monitor in fit_progress(2)] == [ProgressBar, EpochLines]
+    assert [type(lines) for lines in fit_progress(2)] == [ProgressBar, EpochLines]

@@ -10,9 +10,9 @@ from skgpt.data.batching import optimiser_batches
 from skgpt.data.splits import Split
 from skgpt.exceptions import DivergedError
 from skgpt.network.network import TextNetwork
-from skgpt.training.early_stopping import StoppingRule, Watched
+from skgpt.training.early_stopping import StoppingRule, Validation
 from skgpt.training.loop import FitResult
-from skgpt.training.optimizer import Looking, RunningLoss, Skips
+from skgpt.training.optimizer import NonFiniteSteps, RunningLoss
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import CODES, TEXTS, run
 
@@ -23,8 +23,8 @@ HELD_OUT = Split(np.arange(10), np.array([10, 11]))
 @pytest.fixture(params=["at once", "later"])
 def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have the host look after each step, or leave it to the device as on CUDA."""
-    how = Looking(at_once=request.param == "at once")
-    monkeypatch.setattr(Looking, "at", lambda device: how)
+    at_once = request.param == "at once"
+    monkeypatch.setattr("skgpt.training.optimizer.host_looks", lambda device: at_once)
     return str(request.param)
 
 
@@ -76,8 +76,8 @@ def test_skipped_steps__whoever_looks__are_the_same(
 ) -> None:
     results = []
     for at_once in (True, False):
-        how = Looking(at_once=at_once)
-        monkeypatch.setattr(Looking, "at", lambda device, how=how: how)
+        looks = "skgpt.training.optimizer.host_looks"
+        monkeypatch.setattr(looks, lambda device, at_once=at_once: at_once)
         loss = PoisonedLoss({2, 3, 11}, {4, 13})
         results.append(
             run(tiny_llama, TEXTS, CODES, loss=loss, dtype=dtype, trainable="all", **SIX_STEPS)
@@ -131,14 +131,14 @@ def test_diverged_run__a_best_epoch_kept__gives_its_weights_back(
     poison: dict[str, Any], looks: str, tiny_llama: str
 ) -> None:
     def to_the_end(n_epochs: int, loss: PoisonedLoss) -> tuple[TextNetwork, FitResult]:
-        watched = Watched(rule=StoppingRule(9, 0.0))
+        validation = Validation(rule=StoppingRule(9, 0.0))
         options = {**SIX_STEPS, "schedule": "constant", "warmup_ratio": 0.0}
         return run(
             tiny_llama,
             TEXTS,
             CODES,
             split=HELD_OUT,
-            watched=watched,
+            validation=validation,
             loss=loss,
             n_epochs=n_epochs,
             **options,
@@ -159,7 +159,7 @@ def test_diverged_run__no_rule_to_keep_weights_by__is_an_error(tiny_llama: str) 
             TEXTS,
             CODES,
             split=HELD_OUT,
-            watched=Watched(),
+            validation=Validation(),
             loss=PoisonedLoss(held_out_at={3}),
             **SIX_STEPS,
         )
@@ -179,7 +179,7 @@ def test_fp16__an_overflow_of_scaled_gradients__is_no_skipped_step(
     assert result.n_skipped == 1
 
 
-class _Counted(Skips):
+class _Counted(NonFiniteSteps):
     """Counts with the numbers of the steps that it was told of."""
 
     def __init__(self) -> None:
@@ -193,7 +193,7 @@ class _Counted(Skips):
 
 def test_running_loss__looking_later__reads_many_steps_at_a_time_and_in_order() -> None:
     skips = _Counted()
-    running = RunningLoss(skips, Looking(at_once=False))
+    running = RunningLoss(skips, at_once=False)
     for step in range(64):
         assert not skips.told
         running.add([torch.tensor(1.0)], 2.0, torch.tensor(float(step % 3 == 0)))
@@ -207,7 +207,7 @@ def test_running_loss__looking_later__reads_many_steps_at_a_time_and_in_order() 
 
 
 def test_skips__five_in_a_row__are_too_many_whatever_comes_later() -> None:
-    skips = Skips()
+    skips = NonFiniteSteps()
     for skipped in (True, True, True, True, False, True, True, True, True):
         skips.note(skipped)
     assert not skips.too_many

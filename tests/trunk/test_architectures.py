@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skgpt.data.tokenization import Tokens, tokenise
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.network.features import CachedPrefix, WholeTrunk, choose_forward
+from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
@@ -149,16 +149,10 @@ def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     if pooling == "last" and not source.capabilities.causal:
         pytest.skip("an encoder's last token sums up nothing; refused")
     network, tokens = network_of(source, pooling=pooling), tokens_of(source)
-    forward = choose_forward(
-        network,
-        tokens,
-        token_budget=100,
-        memory_budget=2**30,
-        progress=lambda done, total: None,
-    )
-    assert isinstance(forward, CachedPrefix if KNOWN[name].cut else WholeTrunk)
+    features = TextFeatures(network, tokens, token_budget=100, memory_budget=2**30)
+    assert features.level is (CacheLevel.HIDDEN if KNOWN[name].cut else CacheLevel.TOKENS)
     learned = {**network.learnable, "head": network.head.weight}
-    logits = forward(ROWS)
+    logits = network.score(features.pooled(ROWS))
     expected_logits, expected = one_by_one(network, tokens)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
     assert_same_gradients(gradients(loss_of(logits, list(ROWS)), learned), expected)

@@ -14,7 +14,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
-from skgpt.trunk.attention import NAME, Boundaries, pack, packed_attention, padded
+from skgpt.trunk.attention import NAME, Boundaries, in_padded_rows, pack, packed_attention
 from skgpt.trunk.capabilities import probe
 from skgpt.trunk.layers import find_blocks
 from skgpt.trunk.llama import _Gate, _RMSNorm, _Rotate, use_fast_blocks
@@ -48,7 +48,7 @@ def in_rows(
     window: int | None,
 ) -> torch.Tensor:
     """Attend as on a GPU in fp32."""
-    return padded(q, k, v, boundaries, scale, causal, window)
+    return in_padded_rows(q, k, v, boundaries, scale, causal, window)
 
 
 def network_of(source: PretrainedModel, dtype: torch.dtype = torch.float32) -> TextNetwork:

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from skgpt import GPTTextClassifier
 from skgpt import device as device_module
-from skgpt.training.callbacks import EpochRecord, Monitor
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import GPTSearchCV, gpu_locks, study
 from skgpt.tuning.study import open_storage
 from tests.estimators.test_classifier import make
@@ -25,14 +25,14 @@ RATES = {"head_learning_rate": [1e-7, 1e-5, 1e-3, 1e-2, 3e-2]}
 _PATIENCE = 120.0
 
 
-class Slow(Monitor):
+class Slow(TrainingCallback):
     """Makes each epoch take so many seconds more, and notes its process and its GPU."""
 
     def __init__(self, seconds: float, log: Path | None = None) -> None:
         self.seconds = seconds
         self.log = log
 
-    def epoch(self, record: EpochRecord) -> bool:
+    def on_epoch(self, record: EpochRecord) -> bool:
         time.sleep(self.seconds)
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as log:

@@ -189,7 +189,7 @@ def test_gpu_lock__inside_a_lock__is_the_same_device(root: Path) -> None:
         with lock_of(root, "GPU-a"), gpu_lock(ANY, 0, at_once) as has_one:
             assert has_one and locked_gpu() == 1
     assert locked_gpu() is None
-    with lock_of(root, "GPU-b"), gpu_lock(ANY, 0, at_once, locked=1) as has_one:  # the caller's
+    with lock_of(root, "GPU-b"), gpu_lock(ANY, 0, at_once, inherited=1) as has_one:  # the caller's
         assert has_one and locked_gpu() == 1
     with gpu_lock(ANY, 0, at_once) as has_one:  # given up before it looked
         assert not has_one and locked_gpu() is None

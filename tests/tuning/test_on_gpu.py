@@ -40,7 +40,7 @@ def test_room_on_cuda__is_short_where_the_others_do_not_fit(
     n_others: int, is_short: bool, tiny_llama: str, two_class_data: TextData
 ) -> None:
     clf = make(tiny_llama, device="cuda", max_epochs=1).fit(*two_class_data)
-    assert Room(n_others).is_short_for(clf._network) is is_short
+    assert Room(n_others).is_short_for(clf._model.network) is is_short
 
 
 def test_gpu_lock__real_devices__are_locked_by_names_of_their_own(

@@ -69,7 +69,7 @@ def test_grid__depths__each_once(tiny_llama: str, two_class_data: TextData) -> N
     grid = {"trainable_layers": [1, 2], "n_layers": [2, 3], "learning_rate": [1e-4, 1e-3]}
     clf = make(tiny_llama, max_epochs=1)
     depths = {n - trained for n in grid["n_layers"] for trained in grid["trainable_layers"]}
-    n_layers = clone(clf).fit(X, y)._network.spec.n_layers
+    n_layers = clone(clf).fit(X, y)._model.network.spec.n_layers
     assert n_layers >= 3
     skgpt.clear_cache()
     GridSearchCV(clf, grid, cv=2, **STRICT).fit(X, y)

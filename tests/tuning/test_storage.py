@@ -16,7 +16,7 @@ from sklearn.exceptions import FitFailedWarning
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, StorageError, TuningError
-from skgpt.training.callbacks import Monitor
+from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning import study as study_module
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import open_storage
@@ -135,8 +135,8 @@ def test_storage__n_jobs__are_processes_on_one_study(
 def test_storage__ctrl_c__the_trial_is_tried_again(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupts(Monitor):
-        def epoch_begin(self, epoch: int) -> None:
+    class Interrupts(TrainingCallback):
+        def on_epoch_begin(self, epoch: int) -> None:
             raise KeyboardInterrupt
 
     storage = tmp_path / "search.db"

@@ -17,7 +17,7 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import StratifiedKFold, cross_validate
 
 from skgpt import GPTTextClassifier, clear_cache
-from skgpt.training.callbacks import Monitor
+from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning.trial import Evaluator, Room, drop_tracebacks
 from tests.estimators.dying import folders_in
 from tests.estimators.test_classifier import make
@@ -79,13 +79,13 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
     seen: list[tuple[int, int]] = []
     running: set[int] = set()
 
-    class Noting(Monitor):
-        def epoch_begin(self, epoch: int) -> None:
+    class Noting(TrainingCallback):
+        def on_epoch_begin(self, epoch: int) -> None:
             assert not running
             running.add(threading.get_ident())
             seen.append((epoch, threading.get_ident()))
 
-        def epoch(self, record: Any) -> bool:
+        def on_epoch(self, record: Any) -> bool:
             running.clear()
             return False
 
@@ -141,8 +141,8 @@ def test_evaluate__a_fold_that_fails__ends_the_trial(
 ) -> None:
     made = iter(range(100))
 
-    class Fails(Monitor):
-        def epoch_begin(self, epoch: int) -> None:
+    class Fails(TrainingCallback):
+        def on_epoch_begin(self, epoch: int) -> None:
             if next(made) == 4:  # the second fold's second epoch
                 raise MemoryError("no room")
 
@@ -155,8 +155,8 @@ def test_evaluate__a_fold_that_fails__ends_the_trial(
 def test_evaluate__times__are_a_folds_own(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Slow(Monitor):
-        def epoch_begin(self, epoch: int) -> None:
+    class Slow(TrainingCallback):
+        def on_epoch_begin(self, epoch: int) -> None:
             time.sleep(0.2)
 
     monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Slow()])
@@ -194,12 +194,12 @@ def test_evaluate__however_it_ends__no_network_stays(
 ) -> None:
     networks: list[weakref.ref[Any]] = []
 
-    class Fails(Monitor):
-        def epoch(self, record: Any) -> bool:
+    class Fails(TrainingCallback):
+        def on_epoch(self, record: Any) -> bool:
             assert len(networks) < 3
             return False
 
-    def noting(self: Any, network: Any) -> list[Monitor]:
+    def noting(self: Any, network: Any) -> list[TrainingCallback]:
         networks.append(weakref.ref(network))
         return [Fails()] if state == "FAIL" else []
 

@@ -11,7 +11,7 @@ import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import StorageError
-from skgpt.training.callbacks import EpochRecord, Monitor
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import workers
 from tests.helpers import TextData
 from tests.tuning.processes import stored, trials_in
@@ -70,8 +70,8 @@ def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
     begun, gone = threading.Event(), threading.Event()
     epochs: list[int] = []
 
-    class Waits(Monitor):
-        def epoch(self, record: EpochRecord) -> bool:
+    class Waits(TrainingCallback):
+        def on_epoch(self, record: EpochRecord) -> bool:
             epochs.append(record["epoch"])
             begun.set()
             assert gone.wait(60)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.cost import Rates, Work
+from skgpt.cost import Prices, Rates, Work
 from skgpt.data.tokenization import lengths_in_windows
-from skgpt.estimators.prices import Prices
-from skgpt.fitting import plan_of_fit
+from skgpt.fitting import make_config
+from skgpt.network.features import CacheLevel
 from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.test_classifier import make
@@ -26,6 +26,8 @@ WORK = Work(
     head_first_epochs=0,
 )
 LENGTHS = np.array([10, 20, 40, 100])
+LEVELS = {"all": CacheLevel.TOKENS, 2: CacheLevel.HIDDEN, 1: CacheLevel.HIDDEN}
+LEVELS |= {0: CacheLevel.POOLED}
 
 
 def prices(folder: str, trainable: Any, rates: Rates, **fields: Any) -> Prices:
@@ -39,9 +41,14 @@ def prices(folder: str, trainable: Any, rates: Rates, **fields: Any) -> Prices:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    plan = plan_of_fit(make(folder), network, 40, 0)
-    kept: Any = None if trainable == "all" else "hidden" if trainable else "pooled"
-    given = {"work": WORK, "kept": kept, "lengths": LENGTHS, "max_length": 40, "plan": plan}
+    plan = make_config(make(folder), network, 40, 0)
+    given = {
+        "work": WORK,
+        "level": LEVELS[trainable],
+        "lengths": LENGTHS,
+        "max_length": 40,
+        "config": plan,
+    }
     return Prices(network, rates=rates, **{**given, **fields})
 
 
@@ -139,8 +146,8 @@ def test_advice__a_long_fit__tells_what_each_change_gains(tiny_llama: str) -> No
 @pytest.mark.parametrize("room", [0, 10**9])
 def test_advice__no_room_for_states__names_no_frozen_layers(room: int, tiny_llama: str) -> None:
     asked = prices(tiny_llama, "all", even(0, 3))
-    plan = replace(asked.plan, memory_budget=room, disk_budget=0)
-    said = prices(tiny_llama, "all", even(0, 3), plan=plan).advice()
+    plan = replace(asked.config, memory_budget=room, disk_budget=0)
+    said = prices(tiny_llama, "all", even(0, 3), config=plan).advice()
     assert any("trainable_layers" in line for line in said) == (room > 0)
 
 

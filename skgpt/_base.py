@@ -1,0 +1,178 @@
+"""BaseGPTText: what all estimators of skgpt share, so it can't live in the file of one of them.
+
+The table of parameter constraints, ``lora__...`` parameters, the fitted record, copies and pickles.
+"""
+
+import copy
+from numbers import Integral, Real
+from os import PathLike
+from typing import Any, Self
+
+from sklearn.base import BaseEstimator, clone
+from sklearn.metrics import get_scorer_names
+
+from skgpt._sklearn import CallbackSupportMixin, Interval, StrOptions
+from skgpt.cost import how_to_shorten
+from skgpt.data.tokenization import LongText
+from skgpt.exceptions import ModelNotSupportedError
+from skgpt.fitted_model import FittedModel
+from skgpt.lora import LoRA
+from skgpt.network.network import TextNetwork
+from skgpt.saving.state import StoreBase, pack, unpack
+from skgpt.training.callbacks import SlowFitNotice, TrainingCallback, fit_progress
+
+# What scikit-learn's callbacks put on an estimator for the length of a fit.
+_DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
+
+SHARED_CONSTRAINTS: dict[str, list[Any]] = {
+    "model": [str],
+    "revision": [str, None],
+    "n_layers": [Interval(Integral, 1, None, closed="left"), None],
+    "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
+    "lora": [LoRA, None],
+    "head_first_epochs": [Interval(Integral, 0, None, closed="left")],
+    "pooling": [StrOptions({"last", "mean", "auto"})],
+    "template": [str, None],
+    "max_length": [Interval(Integral, 2, None, closed="left")],
+    "long_text": [StrOptions({"cut", "windows"})],
+    "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
+    "lr_schedule": [StrOptions({"linear", "cosine", "constant"})],
+    "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
+    "early_stopping": ["boolean"],
+    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+    "tol": [Interval(Real, 0, None, closed="left")],
+    "scoring": [StrOptions(set(get_scorer_names())), callable, None],
+    "warm_start": ["boolean"],
+    "device": [str],
+    "precision": [StrOptions({"auto", "bf16", "fp16", "fp32"})],
+    "store_base": ["boolean", StrOptions({"auto"})],
+    "checkpoint_dir": [str, PathLike, None],
+    "random_state": ["random_state"],
+    "verbose": [Interval(Integral, 0, None, closed="left"), bool],
+}
+
+
+class BaseGPTText(CallbackSupportMixin, BaseEstimator):
+    """An estimator that holds a `FittedModel` as `_model`, once it is fitted.
+
+    A subclass has the constructor and the methods; `skgpt.fitting` asks it for `_encode_target`,
+    `_loss_weights` and `_loss`.
+    """
+
+    _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
+    lora: LoRA | None
+    max_length: int
+    long_text: LongText
+    store_base: StoreBase
+    verbose: int
+    _model: FittedModel
+
+    # Where scikit-learn's HTML representation links to.
+    _doc_link_module = "skgpt"
+    _doc_link_template = (
+        "https://skgpt.readthedocs.io/en/stable/generated/skgpt.{estimator_name}.html"
+    )
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, those of `lora` as ``lora__<name>``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters of this estimator, or of its `lora`.
+
+        Returns
+        -------
+        self : estimator instance
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, or one of `lora` is set while `lora` is None.
+        """
+        nested = [name for name in params if name.startswith("lora__")]
+        if nested:
+            lora = params.get("lora", self.lora)
+            if lora is None:
+                raise ModelNotSupportedError(
+                    f"`{nested[0]}` sets a parameter of `lora`, which is None: pass lora=LoRA() "
+                    "first, or along with it."
+                )
+            if not isinstance(lora, LoRA):
+                raise ModelNotSupportedError(
+                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA() or None. "
+                    f"Got {lora!r}."
+                )
+            # scikit-learn would write into the very object that the caller passed.
+            params["lora"] = clone(lora)
+        super().set_params(**params)
+        return self
+
+    def _monitors(self, network: TextNetwork) -> list[TrainingCallback]:
+        """Return what shows a fit: a word about a very long one, a bar or lines."""
+        text = how_to_shorten(network, self.max_length, self.long_text)
+        return [SlowFitNotice(text), *fit_progress(self.verbose)]
+
+    def _set_fitted(self, model: FittedModel) -> None:
+        """Become fitted; another thread's predict sees the old fit or the new one."""
+        self.__dict__ = {**self._without_fit(), **model.attributes(), "_model": model}
+
+    def _without_fit(self) -> dict[str, Any]:
+        """Return the attributes that no fit has set."""
+        state = self.__dict__.copy()
+        model = state.pop("_model", None)
+        fitted = () if model is None else model.attributes()
+        return {name: value for name, value in state.items() if name not in fitted}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
+
+    def __copy__(self) -> Self:
+        # copy.copy would go through __getstate__ and serialise the weights.
+        shallow = self.__class__.__new__(self.__class__)
+        shallow.__dict__.update(_outside_fit(self.__dict__))
+        return shallow
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Not by way of a pickle, which may hold the base: a copy shares the one in memory.
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        for name, value in _outside_fit(self._without_fit()).items():
+            twin.__dict__[name] = copy.deepcopy(value, memo)
+        if hasattr(self, "_model"):
+            twin._set_fitted(self._model.copy())
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return numbers, text and numpy arrays only: no torch object, no module, no device.
+
+        Callbacks go into a pickle, as in scikit-learn's estimators; a fit under way doesn't.
+        """
+        state = _outside_fit(self._without_fit())
+        if hasattr(self, "_model"):
+            state["_model"] = pack(self._model, self.store_base)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.get("_model")
+        self.__dict__.update({name: v for name, v in state.items() if name != "_model"})
+        if packed is not None:
+            self._set_fitted(unpack(packed, type(self).__name__))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # two_d_array stays true: it is true, and scikit-learn runs hardly a check without it.
+        tags.input_tags.string = True
+        return tags
+
+
+def _outside_fit(state: dict[str, Any]) -> dict[str, Any]:
+    """Drop what scikit-learn puts on an estimator in a fit: a copy made then is in no fit."""
+    return {name: value for name, value in state.items() if name not in _DURING_FIT}

@@ -1,1 +1,0 @@
-"""Where scikit-learn meets the rest."""

@@ -1,0 +1,181 @@
+"""FittedModel: everything that a fit produced, as one frozen record that predictions read once."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from skgpt.calibration import Calibration, link_for
+from skgpt.data.inputs import TextColumns, check_texts
+from skgpt.data.template import Template
+from skgpt.data.tokenization import LongText, TextIds, tokenise_rows
+from skgpt.device import no_more_threads_than_cores, prefix_budget
+from skgpt.exceptions import InvalidTextError
+from skgpt.network.microbatches import token_budget
+from skgpt.network.network import TextNetwork
+from skgpt.training.callbacks import EpochRecord, PredictBar
+from skgpt.training.loop import raw_scores
+from skgpt.training.optimizer import Moments
+
+COLUMN_ATTRIBUTES = ("n_features_in_", "feature_names_in_")
+
+
+class TrainedOn(TypedDict):
+    """How many rows were trained on, in all and of each label, whose name is its text."""
+
+    rows: int
+    labels: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedModel:
+    """What a fit produced, and all that predictions need.
+
+    `device` and `precision` are as the user asked for them; the network says what they came to.
+    `columns` holds `COLUMN_ATTRIBUTES`, as far as the fitted X has them. `moments` are
+    those of `partial_fit`, which goes on with them. `trained_on` is None if nobody counted.
+    """
+
+    network: TextNetwork
+    classes: NDArray[Any]
+    multilabel: bool
+    template: Template
+    max_length: int
+    long_text: LongText
+    device: str
+    precision: str
+    split_seed: int
+    fitted_by: str  # the estimator's class, for messages
+    trained_on: TrainedOn | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    history: list[EpochRecord] = field(default_factory=list)
+    validation_scores: list[float] = field(default_factory=list)
+    best_iteration: int = 0
+    calibration: Calibration | None = None
+    moments: Moments | None = None
+    # Raw scores that are there already, and the X that they belong to: for scorers in a fit.
+    known_scores: tuple[Any, NDArray[np.float32]] | None = None
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the public attributes of a fitted estimator."""
+        held_out = {
+            "validation_scores_": self.validation_scores,
+            "best_iter_": self.best_iteration,
+        }
+        return {
+            **self.columns,
+            "classes_": self.classes,
+            "history_": self.history,
+            "loss_curve_": [record["loss"] for record in self.history],
+            "n_iter_": len(self.history),
+            "pooling_": self.network.spec.pooling,
+            "model_id_": self.network.pretrained.model,
+            "device_": str(self.network.device),
+            **(held_out if self.validation_scores else {}),
+            **({} if self.calibration is None else {"calibration_": dict(self.calibration)}),
+        }
+
+    def check_texts(self, X: Any) -> TextColumns:
+        """Check an X for predictions; its columns must be those of the fit."""
+        texts = check_texts(X, estimator=self.fitted_by)
+        check_columns_match(self.columns, texts, name=self.fitted_by)
+        return texts
+
+    @no_more_threads_than_cores()
+    def raw_scores(self, X: Any, verbose: int = 0) -> NDArray[np.float32]:
+        """Return the raw scores of texts, shape (n, n_outputs)."""
+        if self.known_scores is not None and X is self.known_scores[0]:
+            return self.known_scores[1]
+        network = self.network
+        return raw_scores(
+            network,
+            self.tokenise(self.check_texts(X).cells),
+            token_budget(network, learning=False),
+            prefix_budget(network.device) // 4,  # a part: it may never be asked for again
+            PredictBar(verbose),
+        )
+
+    def tokenise(self, cells: list[list[str]]) -> TextIds:
+        """Turn columns of texts into token ids as the fit did."""
+        encoder = self.network.pretrained.tokenizer
+        return tokenise_rows(cells, self.template, encoder, self.max_length, self.long_text)
+
+    def labels(self, scores_NK: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the label of each row of raw scores; for multilabel an indicator."""
+        if self.multilabel:
+            return (scores_NK > 0).astype(np.int64)
+        return np.asarray(self.classes[scores_NK.argmax(axis=1)])
+
+    def probabilities(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return probabilities of raw scores, calibrated if the model is."""
+        return link_for(self.multilabel).probabilities(self._calibrated(scores_NK))
+
+    def log_probabilities(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the logarithms of the probabilities, finite where those round to zero."""
+        return link_for(self.multilabel).log_probabilities(self._calibrated(scores_NK))
+
+    def decision(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return raw scores as scikit-learn's decision functions do: one column for two classes."""
+        scores = scores_NK.astype(np.float64)  # a calibrator's sums need the digits
+        if scores.shape[1] == 2 and not self.multilabel:
+            return np.asarray(scores[:, 1] - scores[:, 0])
+        return scores
+
+    def _calibrated(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.calibration is None:
+            return scores_NK
+        return scores_NK / np.float32(self.calibration["temperature"])
+
+    @torch.inference_mode(False)  # a copy may be fitted on, whatever the caller is in
+    def copy(self) -> "FittedModel":
+        """Return a copy that shares the pretrained weights and owns what was learned."""
+        network = self.network
+        twin = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
+        twin.take_over(network)
+        owned = {
+            name: copy.deepcopy(value)
+            for name, value in vars(self).items()
+            if name not in ("network", "known_scores")
+        }
+        return replace(self, **owned, network=twin)
+
+
+def column_attributes(texts: TextColumns, name: str) -> dict[str, Any]:
+    """Return what scikit-learn sets for the columns of X: `COLUMN_ATTRIBUTES`, if X has them."""
+    names = texts.names or []
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidTextError(
+            f"The columns of X must have different names. Several are called {twice[0]!r}: rename "
+            "them, or pass X.to_numpy()."
+        )
+    probe = _probe(name)
+    validate_data(probe, texts.X, skip_check_array=True)
+    return {name: value for name, value in vars(probe).items() if name in COLUMN_ATTRIBUTES}
+
+
+def check_columns_match(
+    columns: Mapping[str, Any], texts: TextColumns, *, of: str = "X", name: str
+) -> None:
+    """Check that X has the columns of the fit; one column and a plain list are the same."""
+    expected, found = columns.get("n_features_in_"), texts.n_features
+    if found is not None and expected is not None:
+        probe = _probe(name)
+        vars(probe).update(columns)
+        validate_data(probe, texts.X, reset=False, skip_check_array=True)
+    elif (found or 1) != (expected or 1):
+        raise InvalidTextError(
+            f"{of} must have as many columns as at fit: {expected or 'one text per row'}. Got "
+            f"{found or 'one text per row'}."
+        )
+
+
+def _probe(name: str) -> BaseEstimator:
+    """Return an estimator that scikit-learn may set attributes on; its messages name the class."""
+    probe: BaseEstimator = type(name, (BaseEstimator,), {})()
+    return probe
