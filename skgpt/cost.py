@@ -36,9 +36,10 @@ from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
 from skgpt.training.config import TrainingConfig
 from skgpt.training.early_stopping import Validation
-from skgpt.training.loop import TrainingRows, TrainingRun, train_step
+from skgpt.training.loop import train_step
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Optimizer, training_bytes
+from skgpt.training.run import TrainingRows, TrainingRun
 from skgpt.trunk.layers import find_blocks
 
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}

@@ -56,7 +56,8 @@ from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallbac
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.config import TrainingConfig, resolve_epochs
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
-from skgpt.training.loop import FitResult, TrainingRows, train
+from skgpt.training.loop import train
+from skgpt.training.run import FitResult, TrainingRows
 
 _ASSUMED_CLASSES = 2  # of a plan without labels
 

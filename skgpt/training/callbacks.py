@@ -152,11 +152,6 @@ def shows_bars(file: TextIO | None = None) -> bool:
     """Say whether a bar can be drawn: in a terminal, or in a notebook that has widgets.
 
     Elsewhere, as in a log file, each step of a bar would be one more piece of text.
-
-    Parameters
-    ----------
-    file : file, default=None
-        Where to; None for stderr.
     """
     if file is None and any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
         return True
@@ -170,13 +165,9 @@ def shows_bars(file: TextIO | None = None) -> bool:
 
 
 def fit_progress(verbose: int) -> list[TrainingCallback]:
-    """Return what shows a fit.
+    """Return what shows a fit: nothing for 0.
 
-    Parameters
-    ----------
-    verbose : int
-        0 shows nothing. Where a bar can be drawn, 1 shows one and 2 a line per epoch as well;
-        elsewhere both show the lines.
+    Where a bar can be drawn, 1 shows one and 2 a line per epoch as well; elsewhere both show lines.
     """
     if not verbose:
         return []
@@ -186,13 +177,7 @@ def fit_progress(verbose: int) -> list[TrainingCallback]:
 
 
 class ProgressBar(TrainingCallback):
-    """A tqdm bar with epoch, loss, validation score, tokens per second and the time left.
-
-    Parameters
-    ----------
-    **options
-        Passed on to tqdm, for tests.
-    """
+    """A tqdm bar with epoch, loss, validation score, tokens per second and the time left."""
 
     def __init__(self, **options: Any) -> None:
         self.options = {"dynamic_ncols": True, **options}
@@ -252,15 +237,7 @@ class ProgressBar(TrainingCallback):
 
 
 class EpochLines(TrainingCallback):
-    """A line per epoch; beside a bar it stands above it.
-
-    Parameters
-    ----------
-    write : callable, default=None
-        Takes a line; None writes it to stderr.
-    clock : callable, default=time.perf_counter
-        Seconds; tests pass their own.
-    """
+    """A line per epoch; beside a bar it stands above it. Tests pass their own clock."""
 
     def __init__(
         self,
@@ -276,7 +253,7 @@ class EpochLines(TrainingCallback):
     def on_train_begin(
         self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
     ) -> None:
-        """Note the config."""
+        """Note how many epochs there will be."""
         self._n_epochs, self._n_of_head = config.n_epochs, config.head_first_epochs
         self._done, self._began = 0, self._clock()
 
@@ -305,15 +282,7 @@ class EpochLines(TrainingCallback):
 
 
 class PredictBar:
-    """A bar of a prediction that takes more than a second; at its end it is gone.
-
-    Parameters
-    ----------
-    verbose : int
-        0 shows nothing.
-    **options
-        Passed on to tqdm, for tests.
-    """
+    """A bar of a prediction that takes more than a second; at its end it is gone."""
 
     def __init__(self, verbose: int, **options: Any) -> None:
         self._wanted = bool(verbose) and shows_bars(options.get("file"))

@@ -1,6 +1,4 @@
-"""What a training run is at a step: tensors and plain values, those of its parts together.
-
-Checkpoints: the state of a fit on disk, so that the same call goes on after its process died.
+"""Checkpoints: the state of a fit on disk, so that the same call goes on after its process died.
 
 Each fit has a subfolder of its own, named after all that its result depends on, and locked by the
 system as long as its process lives.
@@ -26,19 +24,21 @@ from skgpt.exceptions import ContinuationError, DivergedError, StateFormatError,
 from skgpt.tensor_files import read_tensors, write_tensors
 from skgpt.training.callbacks import FitStopped
 
+_LOG = logging.getLogger("skgpt")
+_EVERY_SECONDS = 300.0
+_FORMAT = 1
+_FILE = "checkpoint.safetensors"
+_LOCK = "lock"
+_ROOT_LOCK = ".lock"
+_LOCK_SECONDS = 60.0  # claims and removals take an instant
 _OF = "/"
 
 
 @dataclass(frozen=True)
 class State:
-    """Tensors and plain values, by name.
+    """Tensors and plain values (of `skgpt._files.to_plain`) of a part of a run, by name.
 
-    Parameters
-    ----------
-    tensors : dict of str to Tensor
-        Those in use, not copies: write them before the next step.
-    values : dict of str to object
-        What `skgpt._files.to_plain` takes.
+    The tensors are those in use, not copies: write them before the next step.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -59,31 +59,11 @@ class State:
         return State(tensors, self.values[name])
 
 
-_LOG = logging.getLogger("skgpt")
-_EVERY_SECONDS = 300.0
-_FORMAT = 1
-_FILE = "checkpoint.safetensors"
-_LOCK = "lock"
-_ROOT_LOCK = ".lock"
-_LOCK_SECONDS = 60.0  # claims and removals take an instant
-
-
 class Checkpoint:
-    """Where a fit writes its state, and the state that was there when it began.
+    """Where a fit writes its state, and the state `found` there when it began.
 
-    Parameters
-    ----------
-    file : Path
-        In a folder that nobody else writes to.
-    belongs_to : mapping of str to object
-        All that the result depends on, by the names that a user knows it by.
-    seed : int
-        Of the fit; a checkpoint that is there brings its own.
-
-    Attributes
-    ----------
-    found : State or None
-    seed : int
+    `belongs_to` is all that the result depends on, by the names that a user knows it by. A
+    checkpoint that is found brings its own seed.
     """
 
     def __init__(self, file: Path, belongs_to: Mapping[str, Any], seed: int) -> None:
@@ -124,13 +104,7 @@ class Checkpoint:
         return time.monotonic() - self._written >= _EVERY_SECONDS
 
     def write(self, state: State) -> None:
-        """Write a state; the one before stays until this one is there whole.
-
-        Raises
-        ------
-        StorageError
-            If it can't be written.
-        """
+        """Write a state; the one before stays until this one is there whole."""
         values = {"belongs_to": self.belongs_to, "seed": self.seed, "state": state.values}
         with _storage_errors(self.file):
             write_tensors(self.file, state.tensors, values)
@@ -141,30 +115,12 @@ class Checkpoint:
 def claimed_checkpoint(
     root: Path, belongs_to: Mapping[str, Any], seed: int
 ) -> Iterator[Checkpoint]:
-    """Have a checkpoint for the length of a fit.
+    """Have a checkpoint in `root`, which is made if needed, for the length of a fit.
 
     It is removed where the body ends well, where training diverged, as it would again, and where
     the fit was stopped for good. Otherwise it stays for the next fit of the kind, if anything was
-    written.
-
-    Parameters
-    ----------
-    root : Path
-        The folder of all checkpoints; made where it isn't there.
-    belongs_to : mapping of str to object
-        All that the result depends on, but for the `seed` where that is drawn anew in every call.
-    seed : int
-
-    Yields
-    ------
-    checkpoint : Checkpoint
-
-    Raises
-    ------
-    StorageError
-        If the folder can't be written to, or what is there is damaged.
-    ContinuationError
-        If what is there belongs to another fit.
+    written. Raises StorageError if the folder can't be written to or what is there is damaged,
+    ContinuationError if what is there belongs to another fit.
     """
     belongs_to = {**belongs_to, "the format of checkpoints": _FORMAT}
     claim = ExitStack()

@@ -1,4 +1,4 @@
-"""Loss and inverse link as one value: what is trained and what is promised belong together.
+"""Loss and inverse link as one value: what is trained and what the scores mean belong together.
 
 Raw scores come in fp32; probabilities are fp64, as those of scikit-learn's own classifiers. What
 averages or compares them takes them to add up to one to more digits than fp32 has.
@@ -33,28 +33,13 @@ class Loss(Protocol):
 class CrossEntropy:
     """Softmax cross-entropy over class codes.
 
-    Parameters
-    ----------
-    label_smoothing : float, default=0.0
-        Share of the target that is spread evenly over all classes, in [0, 1], as in torch.
+    `label_smoothing` is the share of the target that is spread evenly over all classes.
     """
 
     label_smoothing: float = 0.0
 
     def total(self, logits_BK: Tensor, target_B: Tensor, weight_B: Tensor) -> Tensor:
-        """Return the weighted sum of the rows' cross-entropies.
-
-        Parameters
-        ----------
-        logits_BK : Tensor of shape (B, K)
-        target_B : Tensor of shape (B,), int64
-            Class codes.
-        weight_B : Tensor of shape (B,)
-
-        Returns
-        -------
-        total : Tensor, scalar
-        """
+        """Return the weighted sum of the rows' cross-entropies; the target is class codes."""
         losses_B = F.cross_entropy(
             logits_BK, target_B, reduction="none", label_smoothing=self.label_smoothing
         )
@@ -73,28 +58,13 @@ class CrossEntropy:
 class BinaryCrossEntropy:
     """Sigmoid cross-entropy over the labels of a multilabel target, each by itself.
 
-    Parameters
-    ----------
-    label_smoothing : float, default=0.0
-        Share of each label's target that is spread evenly over its two values, in [0, 1].
+    `label_smoothing` is the share of a label's target that is spread evenly over its two values.
     """
 
     label_smoothing: float = 0.0
 
     def total(self, logits_BK: Tensor, target_BK: Tensor, weight_BK: Tensor) -> Tensor:
-        """Return the weighted sum of the elements' cross-entropies.
-
-        Parameters
-        ----------
-        logits_BK : Tensor of shape (B, K)
-        target_BK : Tensor of shape (B, K)
-            Zeros and ones.
-        weight_BK : Tensor of shape (B, K)
-
-        Returns
-        -------
-        total : Tensor, scalar
-        """
+        """Return the weighted sum of the elements' cross-entropies; the target is 0 or 1."""
         smooth_BK = target_BK * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses_BK = F.binary_cross_entropy_with_logits(logits_BK, smooth_BK, reduction="none")
         return (losses_BK * weight_BK).sum()

@@ -16,8 +16,8 @@ from skgpt.fitting import make_config
 from skgpt.network.features import CacheLevel, cache_level
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.loop import TrainingRows
 from skgpt.training.loss import CrossEntropy
+from skgpt.training.run import TrainingRows
 from tests.estimators.test_classifier import make
 from tests.helpers import make_text_data
 

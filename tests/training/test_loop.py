@@ -16,9 +16,10 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.callbacks import StepDone, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.early_stopping import Validation
-from skgpt.training.loop import FitResult, TrainingRows, raw_scores, train
+from skgpt.training.loop import raw_scores, train
 from skgpt.training.loss import CrossEntropy, Loss
 from skgpt.training.optimizer import Moments
+from skgpt.training.run import FitResult, TrainingRows
 from tests.helpers import make_text_data
 from tests.training.test_config import make_config
 

@@ -11,8 +11,8 @@ from skgpt.data.splits import Split
 from skgpt.exceptions import DivergedError
 from skgpt.network.network import TextNetwork
 from skgpt.training.early_stopping import StoppingRule, Validation
-from skgpt.training.loop import FitResult
 from skgpt.training.optimizer import NonFiniteSteps, RunningLoss
+from skgpt.training.run import FitResult
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import CODES, TEXTS, run
 

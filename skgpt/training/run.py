@@ -1,0 +1,294 @@
+"""What a training run is at any step: its parts, how far it is, and what an interrupt leaves."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skgpt.data.batching import Rows, optimiser_batches
+from skgpt.data.splits import Split
+from skgpt.data.tokenization import TextIds
+from skgpt.device import to_device
+from skgpt.exceptions import DivergedError
+from skgpt.network.features import TextFeatures
+from skgpt.network.microbatches import MicroBatcher
+from skgpt.training.callbacks import EpochRecord, StepDone
+from skgpt.training.checkpoint import Checkpoint, State
+from skgpt.training.config import TrainingConfig
+from skgpt.training.early_stopping import EarlyStopping, Validation
+from skgpt.training.loss import Loss
+from skgpt.training.optimizer import Moments, NonFiniteSteps, Optimizer, RunningLoss
+from skgpt.training.signals import DeferredSigterm
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows ready to train on: tokens, targets, weights in the loss, and which are held out.
+
+    Held-out rows are among them, so that frozen layers run over all rows once. Targets and weights
+    have shape (N,) or (N, K).
+    """
+
+    tokens: TextIds
+    target: NDArray[np.int64] | NDArray[np.float32]
+    weight: NDArray[np.float64]
+    split: Split
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a training run, beside the network.
+
+    `moments` are None before the first update. `interrupt` is what ended the run early, to be
+    raised once the estimator is fitted: after Ctrl-C the network is as the last step left it,
+    where training diverged as the best epoch.
+    """
+
+    history: list[EpochRecord]
+    validation_scores: list[float]
+    best_iteration: int  # the epoch of the highest of them, from 1; 0 where there is none
+    moments: Moments | None
+    interrupt: KeyboardInterrupt | DivergedError | None = None
+    n_skipped: int = 0  # steps whose loss or gradient was not finite
+
+
+@dataclass
+class _EpochProgress:
+    """How far a run is: whole epochs, and what there is of the next one so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    n_tokens: int = 0
+    seconds: float = 0.0
+    learning_rate: float = 0.0
+
+
+class TrainingRun:
+    """The state of one training run; a context manager that decides what an interrupt leaves."""
+
+    def __init__(
+        self,
+        features: TextFeatures,
+        rows: TrainingRows,
+        loss: Loss,
+        config: TrainingConfig,
+        validation: Validation,
+        moments: Moments | None = None,
+    ) -> None:
+        self.network = features.network
+        self.features = features
+        self.rows = rows
+        self.lengths = features.lengths
+        self.row_weight = rows.weight if rows.weight.ndim == 1 else rows.weight.sum(axis=1)
+        target = torch.from_numpy(np.ascontiguousarray(rows.target))
+        self.target_N = target.to(self.network.device)
+        self.loss = loss
+        self.config = config
+        self.validation = validation
+        self.batcher = MicroBatcher(self.network, config.token_budget, learning=True)
+        self.optimizer = Optimizer(self.network, config, moments)
+        self.early_stopping = EarlyStopping(self.network, validation.rule)
+        self.history: list[EpochRecord] = []
+        self.n_steps = 0
+        self.non_finite = NonFiniteSteps()
+        self.interrupt: KeyboardInterrupt | DivergedError | None = None
+        self._begin_epoch(0)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self.progress = _EpochProgress(epoch)
+        self.is_over = epoch >= self.config.n_epochs
+        at_once = self.optimizer.looks_at_once
+        self.running_loss = RunningLoss(self.non_finite, at_once=at_once)
+
+    @property
+    def epoch(self) -> int:
+        """Whole epochs so far."""
+        return self.progress.epoch
+
+    @property
+    def step_of_all_passes(self) -> int:
+        """The step among those of all passes, so that partial_fit draws dropout as fit does."""
+        return self.config.first_epoch * self.config.steps_per_epoch + self.n_steps
+
+    def batches(self) -> Iterator[Rows]:
+        """Yield the batches that the epoch has left, each row of the training rows in one."""
+        config, progress = self.config, self.progress
+        head_alone = self._choose_layers()
+        self._began = time.perf_counter() - progress.seconds
+        if progress.batch == 0:
+            rate = 0.0 if head_alone else config.learning_rate * self.optimizer.lr_factor
+            progress.learning_rate = rate
+        epoch = config.first_epoch + progress.epoch
+        order = optimiser_batches(config.n_rows, config.batch_size, config.seed, epoch)
+        for places in islice(order, progress.batch, None):
+            yield self.rows.split.train[places]
+
+    def _choose_layers(self) -> bool:
+        """Say whether the head alone learns in this epoch: nothing else gets a gradient then."""
+        head_alone = self.epoch < self.config.head_first_epochs
+        if head_alone:
+            self.features.freeze_trunk()
+        else:
+            self.features.unfreeze_trunk()
+        return head_alone
+
+    def share_of_loss(self, logits_BK: Tensor, part: Rows, weight: float) -> Tensor:
+        """Return what some rows add to a mean over rows of this weight in all."""
+        device = self.network.device
+        # Divided in fp64: weights may be so small or so large that fp32 has no word for them.
+        share = to_device((self.rows.weight[part] / weight).astype(np.float32), device)
+        return self.loss.total(logits_BK, self.target_N[to_device(part, device)], share)
+
+    def end_step(self, rows: Rows) -> StepDone:
+        """Count a step over these rows; return what callbacks are told of it."""
+        self.n_steps += 1
+        self._check_steps()
+        n_tokens = int(self.lengths[rows].sum())
+        self.progress.batch += 1
+        self.progress.n_tokens += n_tokens
+        self.progress.seconds = time.perf_counter() - self._began
+        return StepDone(self.n_steps, self.epoch + 1, n_tokens, self.running_loss.mean)
+
+    def epoch_record(self) -> EpochRecord:
+        """Return the record of the epoch whose steps are done."""
+        loss = self.running_loss.mean()
+        self._check_steps()
+        self.optimizer.check_scale()
+        seconds = time.perf_counter() - self._began
+        return {
+            "epoch": self.epoch + 1,
+            "loss": loss,
+            "learning_rate": self.progress.learning_rate,
+            "seconds": seconds,
+            "tokens_per_second": self.progress.n_tokens / seconds,
+            "skipped_steps": self.running_loss.n_skipped,
+        }
+
+    def end_epoch(self, *, stop: bool) -> None:
+        """Go on to the next epoch, unless this was the last or something wants to stop."""
+        stop = stop or self.is_over
+        if not stop:
+            self._begin_epoch(self.epoch + 1)
+        self.is_over = stop or self.is_over
+
+    def _check_steps(self) -> None:
+        if self.non_finite.too_many:
+            in_a_row = self.non_finite.in_a_row
+            raise self._diverged_steps(f"They didn't in {in_a_row} steps in a row")
+
+    def check_learned(self) -> None:
+        """Raise if no step was any good, or if what was learned ran off to infinity."""
+        if self.non_finite.n_steps and not self.optimizer.n_updates:
+            raise self._diverged_steps("They did in no step")
+        if not self.optimizer.is_finite():  # the last step's harm shows in no loss any more
+            what = "What was learned must stay finite. It didn't in the last steps"
+            raise diverged(self.config, what)
+
+    def _diverged_steps(self, which: str) -> DivergedError:
+        what = "The training loss and its gradient must stay finite"
+        return diverged(self.config, f"{what}. {which}, up to step {self.n_steps}")
+
+    def __enter__(self) -> "TrainingRun":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Keep what Ctrl-C or a divergence leaves, if it is any good; end the optimizer's run."""
+        with self.optimizer:
+            if isinstance(error, KeyboardInterrupt) and self._is_any_good():
+                self.interrupt = error
+            elif isinstance(error, DivergedError):
+                self.interrupt = self._restored(error)
+            return self.interrupt is not None
+
+    def _is_any_good(self) -> bool:
+        return self.optimizer.n_updates > 0 and self.optimizer.is_finite()
+
+    def _restored(self, error: DivergedError) -> DivergedError:
+        """Restore the best weights if there are any; return the error with what is left."""
+        if self.early_stopping.has_weights:
+            self.early_stopping.restore_best()
+            if self._is_any_good():
+                return DivergedError(
+                    f"{error} The estimator is fitted with the weights of epoch "
+                    f"{self.early_stopping.best_epoch}, the best so far."
+                )
+        raise DivergedError(f"{error} The estimator is as it was before this fit.") from error
+
+    def result(self) -> FitResult:
+        """Return what came of the run."""
+        self.running_loss.read()
+        return FitResult(
+            self.history,
+            self.early_stopping.scores,
+            self.early_stopping.best_epoch,
+            self.optimizer.moments(),
+            self.interrupt,
+            self.non_finite.total,
+        )
+
+    # Checkpoints: everything that a run is, by the names of its parts.
+
+    def state(self) -> State:
+        """Return what to go on from."""
+        self.running_loss.read()
+        values = {
+            "n_steps": self.n_steps,
+            "history": self.history,
+            "progress": vars(self.progress),
+            "tokens_at_once": self.batcher.n_tokens,
+        }
+        return State.of(
+            run=State(values=values),
+            running_loss=self.running_loss.state(),
+            non_finite=self.non_finite.state(),
+            early_stopping=self.early_stopping.state(),
+            optimizer=self.optimizer.state(),
+        )
+
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Get ready for the first step, or for the next after the state that a checkpoint found."""
+        if checkpoint is not None and checkpoint.found is not None:
+            self._load(checkpoint.found)
+        self._choose_layers()
+
+    def _load(self, state: State) -> None:
+        values = state.part("run").values
+        self._begin_epoch(values["progress"]["epoch"])
+        self.n_steps, self.history = values["n_steps"], values["history"]
+        self.progress = _EpochProgress(**values["progress"])
+        # Micro-batches as before, where memory had run out: sums are rounded as they are cut.
+        self.batcher.n_tokens = min(self.batcher.n_tokens, values["tokens_at_once"])
+        for name in ("running_loss", "non_finite", "early_stopping", "optimizer"):
+            getattr(self, name).load_state(state.part(name))
+
+    def save(self, checkpoint: Checkpoint | None) -> None:
+        """Write the state."""
+        if checkpoint is not None:
+            checkpoint.write(self.state())
+
+    def save_if_due(self, checkpoint: Checkpoint | None, sigterm: DeferredSigterm | None) -> None:
+        """Write the state if the last is old, or if SIGTERM waits for it, which then goes on."""
+        if sigterm is not None and sigterm.received:
+            self.save(checkpoint)
+            sigterm.deliver()
+        elif checkpoint is not None and checkpoint.is_due():
+            self.save(checkpoint)
+
+
+def diverged(config: TrainingConfig, what: str) -> DivergedError:
+    """Return the error for training that ran off to infinity, with what to do about it."""
+    return DivergedError(
+        f"{what}: lower `learning_rate` ({config.learning_rate}) or `head_learning_rate` "
+        f"({config.head_learning_rate}), set `max_grad_norm=1.0`, or use precision='fp32'."
+    )
