@@ -61,14 +61,9 @@ def same(a: Any, b: Any, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(a, b, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "n_layers"),
-    [
-        *((architecture, None) for architecture in TINY),
-        *(pytest.param(a, 2, marks=pytest.mark.thorough) for a in TINY),
-        *(pytest.param(a, n, marks=pytest.mark.thorough) for a in KNOWN for n in (None, 2)),
-    ],
-)
+@pytest.mark.first_tier(n_layers=[2], architecture=[*TINY])
+@pytest.mark.parametrize("n_layers", [None, 2])
+@pytest.mark.parametrize("architecture", [*TINY, *KNOWN])
 def test_save_pretrained__every_architecture__is_said_alike_or_refused_by_name(
     architecture: str,
     n_layers: int | None,

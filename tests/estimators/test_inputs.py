@@ -56,17 +56,13 @@ Y: dict[str, Any] = {
 }
 
 
-def first_tier(kinds: dict[str, Any], first: set[str]) -> list[Any]:
-    """Return the kinds; tests/data checks them all, so the rest of them are thorough here."""
-    return [k if k in first else pytest.param(k, marks=pytest.mark.thorough) for k in kinds]
-
-
 @pytest.fixture(scope="module")
 def expected(tiny_model: Any) -> np.ndarray:
     return make(tiny_model("llama"), max_epochs=2).fit(TEXTS, LABELS).predict_proba(TEXTS)
 
 
-@pytest.mark.parametrize("name", first_tier(COLUMNS, {"U", "Series", "polars Series", "DataFrame"}))
+@pytest.mark.first_tier(name=["U", "Series", "polars Series", "DataFrame"])
+@pytest.mark.parametrize("name", COLUMNS)
 def test_fit_and_predict__any_column_of_texts__is_the_same(
     name: str, tiny_llama: str, expected: np.ndarray
 ) -> None:
@@ -76,7 +72,8 @@ def test_fit_and_predict__any_column_of_texts__is_the_same(
     assert clf.score(COLUMNS[name], LABELS) == clf.score(TEXTS, LABELS)
 
 
-@pytest.mark.parametrize("name", first_tier(Y, {"StringDType", "category", "polars Series"}))
+@pytest.mark.first_tier(name=["StringDType", "category", "polars Series"])
+@pytest.mark.parametrize("name", Y)
 @pytest.mark.filterwarnings("ignore:A column-vector y:sklearn.exceptions.DataConversionWarning")
 def test_fit__any_column_of_labels__is_the_same(
     name: str, tiny_llama: str, expected: np.ndarray

@@ -69,6 +69,7 @@ def attributes(clf: GPTTextClassifier) -> dict[str, Any]:
     return {**fitted, "classes_": clf.classes_.tolist()}
 
 
+@pytest.mark.first_tier(keep=[by_pickle, by_folder])
 @pytest.mark.parametrize("kind", FittedModels.KINDS)
 @pytest.mark.parametrize("keep", WAYS)
 def test_keep__every_kind_of_model__is_the_same(
@@ -121,6 +122,7 @@ def test_keep__columns_labels_and_scores__come_back(
     assert again.class_weight == clf.class_weight
 
 
+@pytest.mark.thorough
 def test_loky__a_fitted_model__comes_back_from_another_process(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
@@ -138,13 +140,8 @@ def test_loky__a_fitted_model__comes_back_from_another_process(
         other.fit(X, y).partial_fit(X, y)
 
 
-ALL = [
-    a if a in ("llama", "gpt2", "bert") else pytest.param(a, marks=pytest.mark.thorough)
-    for a in ARCHITECTURES
-]
-
-
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_pickle__every_architecture_cut_short_in_bf16__predicts_identically(
     architecture: str, tiny_model: Callable[[str], str], two_class_data: TextData
 ) -> None:

@@ -128,7 +128,8 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(
     ],
     ids=["all", "head first", "adapters"],
 )
-@pytest.mark.parametrize("step", [3, pytest.param(8, marks=pytest.mark.thorough)])
+@pytest.mark.first_tier(step=[8])
+@pytest.mark.parametrize("step", [3, 8])
 def test_fit__broken_off_and_called_again__ends_as_an_unbroken_one(
     step: int,
     options: dict[str, Any],

@@ -119,9 +119,8 @@ def test_routing__sample_weight__reaches_fit_and_score_through_every_meta_estima
         assert "test_score" in plain
 
 
-@pytest.mark.parametrize(
-    "class_weight", [None, pytest.param("balanced", marks=pytest.mark.thorough)]
-)
+@pytest.mark.first_tier(class_weight=[None])
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
 @pytest.mark.parametrize("scale", [2.0**1020, 2.0**-900])
 def test_fit__huge_or_tiny_weights__are_what_their_ratios_say(
     scale: float, class_weight: Any, tiny_llama: str
