@@ -190,7 +190,13 @@ def test_network__bf16__is_close_to_fp32(source: PretrainedModel) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["modernbert", "llama4", "openai-gpt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modernbert",
+        *(pytest.param(n, marks=pytest.mark.thorough) for n in ("llama4", "openai-gpt")),
+    ],
+)
 def test_fit__an_architecture_never_seen__learns(
     name: str, folder_of: Callable[[str], str], two_class_data: TextData
 ) -> None:
