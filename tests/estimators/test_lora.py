@@ -31,15 +31,10 @@ def with_lora(folder: str, **options: Any) -> GPTTextClassifier:
     return make(folder, **{**FAST, **options})
 
 
-@pytest.mark.parametrize(
-    ("trainable", "pooling", "precision"),
-    [
-        ("all", "mean", "fp32"),
-        (1, "last", "bf16"),
-        pytest.param("all", "last", "bf16", marks=pytest.mark.thorough),
-        pytest.param(1, "mean", "fp32", marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.first_tier(precision=["bf16"], pooling=["mean"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("trainable", ["all", 1])
 def test_fit__adapters__learn_and_pickle_to_what_they_are(
     trainable: Any, pooling: str, precision: str, tiny_llama: str, three_class_data: TextData
 ) -> None:

@@ -18,7 +18,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, merged, targets_of
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.saving.state import pack, unpack
+from skgpt.saving.state import _pack_network, _unpack_network
 from skgpt.tensor_files import with_checksum
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.trunk.layers import copy_with_tensors
@@ -186,16 +186,8 @@ def test_adapters__where_peft_refuses__say_so_by_name(tmp_path: Path) -> None:
     build(source, lora=replace(ALL, target_modules=("in_proj",)), trainable_layers="all")
 
 
-_FEW = ("gpt_oss", "modernbert")  # the others in the second tier
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        n if n in _FEW else pytest.param(n, marks=pytest.mark.thorough)
-        for n in sorted(set(KNOWN) - {"mamba"})
-    ],
-)
+@pytest.mark.first_tier(name=["gpt_oss", "modernbert"])
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - {"mamba"}))
 def test_base_name__of_every_parameter__is_one_of_the_base(name: str, tmp_path: Path) -> None:
     folder = write_tiny(str(tmp_path / "model"), name)
     network = build(load_pretrained(folder), lora=ALL, trainable_layers="all")
@@ -210,7 +202,7 @@ def test_unpack__a_pattern__is_not_matched_again(
     network = adapted(tiny_llama, replace(ALL, target_modules=".*[qv]_proj"))
     # A stranger's may take for ever.
     monkeypatch.setattr(adapters, "_compiled", lambda pattern: pytest.fail("was compiled"))
-    again = unpack(pack(network), dtype=torch.float32, device=CPU)
+    again = _unpack_network(_pack_network(network, "auto"), torch.float32, CPU)
     assert again.spec == network.spec
     assert list(again.learnable) == list(network.learnable)
 
@@ -225,10 +217,10 @@ def _change(state: dict[str, Any], **settings: Any) -> dict[str, Any]:
 def test_unpack__a_rank_that_is_not_that_of_the_adapters__is_refused_before_any_is_made(
     rank: Any, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = _change(pack(adapted(tiny_llama)), rank=rank)
+    state = _change(_pack_network(adapted(tiny_llama), "auto"), rank=rank)
     monkeypatch.setattr(TextNetwork, "__init__", lambda *_: pytest.fail("was made"))
     with pytest.raises(StateFormatError, match="of rank"):
-        unpack(state, dtype=torch.float32, device=CPU)
+        _unpack_network(state, torch.float32, CPU)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

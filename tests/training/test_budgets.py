@@ -118,6 +118,8 @@ def scores_of(network: TextNetwork, rows: Rows, budget: int) -> np.ndarray:
     )
 
 
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all", 0])
+@pytest.mark.first_tier(architecture=["bloom"], trainable=[1])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
 @settings(

@@ -58,6 +58,7 @@ def without_times(history: list[EpochRecord]) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if "second" not in k} for record in history]
 
 
+@pytest.mark.first_tier(die_at=[5])
 @pytest.mark.parametrize("die_at", [2, 5, 6, 9, 20])
 @pytest.mark.parametrize("every_step", [True, False])
 @pytest.mark.parametrize(
