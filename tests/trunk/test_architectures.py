@@ -39,8 +39,6 @@ ROWS = np.arange(len(TEXTS))
 CODES = torch.tensor([0, 1, 2, 1, 0])
 # These two multiply weights with, or add to what they give, a buffer that they keep.
 CAST_BUFFERS = ("openai-gpt", "xglm")
-# One of each kind: fast, packed, an encoder, side by side, cast buffers, neither cut nor packed.
-KINDS = ("llama", "gpt2", "modernbert", "bloom", "xglm", "openai-gpt")
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 1.0, 0.25])
 
 
@@ -172,10 +170,9 @@ def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     assert_same_gradients(gradients(loss_of(logits, list(ROWS)), learned), expected)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in KINDS else pytest.param(n, marks=pytest.mark.thorough) for n in ALL],
-)
+# One of each kind: fast, packed, an encoder, side by side, cast buffers, neither split nor packed.
+@pytest.mark.first_tier(name=["llama", "gpt2", "modernbert", "bloom", "xglm", "openai-gpt"])
+@pytest.mark.parametrize("name", ALL)
 def test_network__bf16__is_close_to_fp32(source: PretrainedModel) -> None:
     tokens = tokens_of(source)
     layout = Layout.of(tokens.lengths, source, CPU)
@@ -190,13 +187,8 @@ def test_network__bf16__is_close_to_fp32(source: PretrainedModel) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "modernbert",
-        *(pytest.param(n, marks=pytest.mark.thorough) for n in ("llama4", "openai-gpt")),
-    ],
-)
+@pytest.mark.first_tier(name=["modernbert"])
+@pytest.mark.parametrize("name", ["modernbert", "llama4", "openai-gpt"])
 def test_fit__an_architecture_never_seen__learns(
     name: str, folder_of: Callable[[str], str], two_class_data: TextData
 ) -> None:
