@@ -75,6 +75,7 @@ def test_search__three_processes_and_two_devices__one_at_a_time_on_each(
         assert len(trained) == len(set(trained))  # nobody between two epochs of another
 
 
+@pytest.mark.thorough
 def test_search__a_holder_is_killed__who_waits_takes_over(tiny_llama: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"devices": ["a"], "n_trials": 6, "refit": False}
     storage = tmp_path / "search.db"
