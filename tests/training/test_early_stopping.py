@@ -24,7 +24,7 @@ def judged_by(scores: list[float], rule: StoppingRule | None) -> Validation:
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_fit_network__held_out_rows__are_never_trained_on(trainable: Any, tiny_llama: str) -> None:
+def test_train__held_out_rows__are_never_trained_on(trainable: Any, tiny_llama: str) -> None:
     # Rows that are held out might as well have other labels, or any weight at all.
     plain, history = run(tiny_llama, TEXTS, CODES, trainable=trainable, split=SPLIT)
     codes, weight = CODES.copy(), np.ones(len(TEXTS))
@@ -36,7 +36,7 @@ def test_fit_network__held_out_rows__are_never_trained_on(trainable: Any, tiny_l
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_fit_network__held_out_rows__leave_the_fit_on_the_others_as_it_is(
+def test_train__held_out_rows__leave_the_fit_on_the_others_as_it_is(
     trainable: Any, tiny_llama: str
 ) -> None:
     with_them, _ = run(tiny_llama, TEXTS, CODES, trainable=trainable, split=SPLIT)
