@@ -135,7 +135,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(architecture, trainable, marks=marks)
 
 
-@pytest.mark.parametrize(("architecture", "trainable"), cases())
+@pytest.mark.parametrize(("architecture", "trainable"), [*cases()])
 @settings(
     max_examples=12,
     deadline=None,
@@ -157,7 +157,7 @@ def test_step__any_token_budget__has_the_loss_gradients_weights_and_predictions_
     assert_budget_does_not_show(tiny_model(architecture), some_rows(lengths), budget, trainable)
 
 
-@pytest.mark.parametrize(("architecture", "trainable"), cases())
+@pytest.mark.parametrize(("architecture", "trainable"), [*cases()])
 @pytest.mark.parametrize("budget", [1, 40, 100])
 def test_step__in_windows_any_token_budget__is_the_step_of_one_micro_batch(
     budget: int, architecture: str, trainable: Any, tiny_model: Callable[[str], str]
@@ -188,7 +188,7 @@ def test_step__weights_for_each_label__any_token_budget_is_the_same(
     assert_same_step(*steps)
 
 
-@pytest.mark.parametrize(("architecture", "trainable"), cases())
+@pytest.mark.parametrize(("architecture", "trainable"), [*cases()])
 def test_held_out_rows__any_token_budget__have_the_same_loss(
     trainable: Any, architecture: str, tiny_model: Callable[[str], str]
 ) -> None:

@@ -79,7 +79,7 @@ def breaks() -> Iterator[Any]:
             yield pytest.param(kind, *step, marks=marks)
 
 
-@pytest.mark.parametrize(("kind", "die_at", "every_step"), breaks())
+@pytest.mark.parametrize(("kind", "die_at", "every_step"), [*breaks()])
 def test_run__broken_off__ends_as_an_unbroken_one(
     kind: tuple[torch.dtype, Any, dict[str, Any]],
     die_at: int,
