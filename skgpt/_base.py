@@ -17,7 +17,7 @@ from skgpt.data.tokenization import LongText
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
-from skgpt.network.network import TextNetwork
+from skgpt.network.network import POOLINGS, TextNetwork
 from skgpt.saving.state import StoreBase, pack, unpack
 from skgpt.training.callbacks import SlowFitNotice, TrainingCallback, fit_progress
 
@@ -31,7 +31,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"all"})],
     "lora": [LoRA, None],
     "head_first_epochs": [Interval(Integral, 0, None, closed="left")],
-    "pooling": [StrOptions({"last", "mean", "auto"})],
+    "pooling": [StrOptions({"auto", *POOLINGS})],
     "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],
     "long_text": [StrOptions({"cut", "windows"})],

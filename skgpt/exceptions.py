@@ -16,7 +16,7 @@ class InvalidTextError(SkgptError, ValueError):
 
 
 class InvalidArgumentError(SkgptError, TypeError, ValueError):
-    """What was to be saved, or the name of a folder, is not of a kind that can be."""
+    """An argument is of the wrong kind: it names no folder, or it can't be saved."""
 
 
 class ModelNotFoundError(SkgptError, OSError):
@@ -44,7 +44,7 @@ class StorageError(SkgptError, OSError):
 
 
 class FolderTakenError(StorageError, FileExistsError):
-    """There is something else where a folder was to be written; it was left alone."""
+    """The folder to write to holds something else, which was left alone."""
 
 
 class DivergedError(SkgptError, ArithmeticError):

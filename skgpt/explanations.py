@@ -123,7 +123,7 @@ class _Path:
         self.n_steps = n_steps
         neutral = np.array(network.pretrained.tokenizer.neutral_ids())
         with torch.no_grad():
-            self.neutral_PE = network.embedded(to_device(neutral, network.device)).float()
+            self.neutral_PE = network.embed(to_device(neutral, network.device)).float()
 
     def check(self) -> None:
         """Check that embeddings put in are as good as the ids that they come from."""
@@ -135,7 +135,7 @@ class _Path:
         with torch.no_grad():
             expected_BH = network.pooled(ids_T, layout)
             try:
-                got_BH = network.pooled_from(network.embedded(ids_T), layout)
+                got_BH = network.pooled_from_embeddings(network.embed(ids_T), layout)
                 holds = bool((got_BH - expected_BH).norm() <= tolerance * expected_BH.norm())
             except PROBE_ERRORS as error:
                 raise ModelNotSupportedError(self._refusal(f"it raises {error!r}")) from error
@@ -182,7 +182,7 @@ class _Path:
         network, device = self.network, self.network.device
         layout = Layout.of(self.tokens.lengths[texts], network.pretrained, device)
         with torch.no_grad():
-            embedded_TE = network.embedded(ids_of(self.tokens, texts, device)).float()
+            embedded_TE = network.embed(ids_of(self.tokens, texts, device)).float()
             in_turn = [np.arange(n) % len(self.neutral_PE) for n in self.tokens.lengths[texts]]
             baseline_TE = self.neutral_PE[to_device(np.concatenate(in_turn), device)]
             offsets = self.tokens.offsets
@@ -195,7 +195,7 @@ class _Path:
         directions_BDK = to_device(self.directions_NDK[texts], device)
         with torch.enable_grad():
             on_path_TE.requires_grad_()
-            logits_BK = network.score(network.pooled_from(on_path_TE, layout))
+            logits_BK = network.score(network.pooled_from_embeddings(on_path_TE, layout))
             scores_BD = (logits_BK[:, None] * directions_BDK).sum(-1)
             totals = scores_BD.sum(0).unbind()
         slopes = []

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from skgpt.__main__ import main
-from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, converted_folder
+from skgpt.pretrained.default_models import ALIASES, converted_folder
 from tests.pretrained.fake_weights import ALIAS as FAKE
-from tests.pretrained.fake_weights import install, make_llama, start_child, wheel_of, write_gguf
+from tests.pretrained.fake_weights import install, make_llama, wheel_of, write_gguf
 from tests.pretrained.test_cache_folder import ALIAS, plant
 
 ROOT = Path(__file__).parent.parent
@@ -101,28 +101,12 @@ def test_cache_clear__no_stdin_at_all__removes_nothing(cache: Path) -> None:
     assert folder.exists()
 
 
-def test_cache__what_others_left_there__is_not_skgpts(cache: Path) -> None:
-    plant(cache / f".{ALIAS}-0123456789ab-v2.backup.tmp")
-    note = plant(cache / "other-0123456789ab-v1") / SOURCE_FILE
-    note.write_text("[" * 60_000, "utf-8")
-    assert run("cache").stdout == f"{cache} has no models\n"
-
-
 def test_cache_clear__a_name_and_yes__only_that_without_asking(cache: Path) -> None:
     first = plant(converted_folder(ALIAS))
     second = plant(cache / "retired-0123456789ab-v1", alias="retired")
     done = run("cache", "--clear", "retired", "--yes")
     assert (done.returncode, "[y/N]" in done.stdout) == (0, False)
     assert (first.exists(), second.exists()) == (True, False)
-
-
-def test_cache_clear__a_path_out_of_the_folder__refused(cache: Path) -> None:
-    plant(converted_folder(ALIAS))
-    outside = plant(cache.parent / "outside")
-    done = run("cache", "--clear", "../outside", "--yes")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "A model to remove must be in" in done.stderr
-    assert outside.exists()
 
 
 def test_cache__loads_neither_torch_nor_transformers(cache: Path) -> None:
@@ -137,23 +121,13 @@ def test_fetch__an_installed_package__converted_once_and_then_found(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_gguf(tmp_path / "tiny.gguf", make_llama())
-    wheel = wheel_of(tmp_path / "tiny.gguf")
     install(tmp_path / "tiny.gguf", tmp_path / "site")
-    code = f"""
-    import sys
-    from skgpt.__main__ import main
-    sys.exit(main(["fetch", "{FAKE}"]))
-    """
-    monkeypatch.setitem(ALIASES, FAKE, wheel)
-    folder = converted_folder(FAKE)
-    said = []
-    for _ in range(2):
-        child = start_child(code, tmp_path / "site", wheel)
-        said.append(child.communicate(timeout=300))
-        assert child.returncode == 0, said
-    assert said[0][0].startswith(f"{FAKE} is here now: {folder} (0.")
-    assert "converting" in said[0][1]
-    assert said[1] == (said[0][0].replace("is here now", "was here already"), "")
+    monkeypatch.setitem(ALIASES, FAKE, wheel_of(tmp_path / "tiny.gguf"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    first, second = run("fetch", FAKE), run("fetch", FAKE)
+    assert first.stdout.startswith(f"{FAKE} is here now: {converted_folder(FAKE)} (0.")
+    assert "converting" in first.stderr
+    assert second == (0, first.stdout.replace("is here now", "was here already"), "")
 
 
 def test_fetch__no_such_alias__names_those_there_are(cache: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +72,30 @@ def test_troubleshooting__the_builtin_of_each_class__is_named(name: str) -> None
     builtins = {parent.__name__ for parent in kind.__bases__ if not issubclass(parent, ours)}
     (text,) = re.findall(rf"^### {name}\n\n(.*)$", PAGE, flags=re.MULTILINE)
     assert builtins == set(re.findall(r"`(\w+Error)`", text))
+
+
+def test_aliases__of_error_classes__are_public_names_of_a_class_with_the_same_builtin() -> None:
+    for name, builtin in {
+        "SearchSpaceError": ValueError,
+        "SearchFailedError": ValueError,
+        "SearchStorageError": OSError,
+        "CacheError": OSError,
+        "CheckpointError": OSError,
+        "SaveError": OSError,
+        "DownloadError": OSError,
+        "NotSavableError": TypeError,
+        "FolderNameError": (TypeError, ValueError),
+    }.items():
+        kind = getattr(skgpt.exceptions, name)
+        assert issubclass(kind, builtin) and kind.__name__ in sections(PAGE)
+
+
+def test_warn_user__called_through_other_packages__points_at_the_users_line() -> None:
+    theirs: dict[str, Any] = {"__name__": "sklearn.pipeline"}
+    exec("def fit(step, *args): step(*args)", theirs)
+    with pytest.warns(UserWarning, match="slow") as caught:
+        theirs["fit"](theirs["fit"], skgpt.exceptions.warn_user, "slow", UserWarning)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_is_said__parts_in_another_order_or_of_two_texts__is_not() -> None:

@@ -6,7 +6,7 @@ from _arms import Clock, Setting
 from numpy.typing import NDArray
 
 from skgpt import GPTTextClassifier
-from skgpt.network import features as prefix
+from skgpt.network import features
 from skgpt.network.layout import Layout
 from skgpt.training.callbacks import StepDone, TrainingCallback
 
@@ -55,5 +55,5 @@ def _count_computed() -> list[int]:
             )
             return layout
 
-    setattr(prefix, "Layout", Counting)  # noqa: B010
+    setattr(features, "Layout", Counting)  # noqa: B010
     return computed

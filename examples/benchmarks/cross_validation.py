@@ -48,14 +48,14 @@ def run_skgpt(news: News, setting: Setting, watch: Stopwatch) -> list[float]:
     import transformers  # noqa: F401  # as in the other arms, before the clock starts
 
     from skgpt import GPTTextClassifier, fitted_model, fitting
-    from skgpt.network import features as prefix
+    from skgpt.network import features
 
     for owner, name, part in (
         (fitting, "load_pretrained", "load"),
         (fitting, "build_network", "load"),
         (fitting, "tokenise_rows", "tokenise"),
-        (prefix, "_can_be_cut", "frozen layers"),
-        (prefix, "hidden_states", "frozen layers"),
+        (features, "cache_level", "frozen layers"),
+        (features._StateCache, "states", "frozen layers"),
         (fitting, "train", "train"),
         (fitted_model, "raw_scores", "predict"),
     ):

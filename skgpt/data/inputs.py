@@ -41,11 +41,6 @@ class TextColumns:
     def __len__(self) -> int:
         return len(self.cells[0])
 
-    def take(self, rows: NDArray[np.int64]) -> "TextColumns":
-        """Return some rows, of `X` too."""
-        cells = [[column[row] for row in rows] for column in self.cells]
-        return TextColumns(cells, rows_of(self.X, rows), self.n_features, self.names)
-
 
 def check_texts(X: Any, *, estimator: Any = None) -> TextColumns:
     """Check X; an InvalidTextError names the row and column of what is no text.

@@ -140,7 +140,7 @@ class TextFeatures:
             return network.pooled(ids_of(self._texts, texts, network.device), layout)
         # Those on disk come to the device only now.
         states = [self._hidden[text].to(network.device) for text in texts]
-        return network.after(torch.cat(states), layout)
+        return network.pooled_from_hidden(torch.cat(states), layout)
 
     def _run_windows(self, windows: Rows) -> Tensor:
         """Run windows; without gradients within the token budget, however long a text is."""
@@ -204,7 +204,7 @@ def _probe_split(network: TextNetwork, tokens: Tokens) -> bool:
     whole = network.pool(network.hidden(ids_T, layout), layout)
     try:
         lower = run_frozen_layers(network, ids_T, layout)
-        split = network.after(lower, layout)
+        split = network.pooled_from_hidden(lower, layout)
     except PROBE_ERRORS as error:  # an architecture that can't be entered in the middle
         _LOG.info("%s can't be split: %r", type(network.trunk).__name__, error)
         return False

@@ -25,18 +25,10 @@ _STEP = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """The texts of a micro-batch.
+    """The texts of a micro-batch: `packed` end to end, or side by side, with a mask if `masked`.
 
-    Parameters
-    ----------
-    boundaries : Boundaries
-        Packed on a CPU, with a filler behind the texts, as one more of them.
-    lengths_B : Tensor of shape (B,), int64
-        Tokens of each text, on the device.
-    packed : bool
-        Whether the trunk takes them end to end.
-    masked : bool
-        Whether padding has to be masked.
+    Packed on a CPU, `boundaries` has some filler behind the texts, as one more of them;
+    `lengths_B`, the tokens of each text on the device, has not.
     """
 
     boundaries: Boundaries
@@ -46,27 +38,26 @@ class Layout:
 
     @classmethod
     def of(cls, lengths: Rows, pretrained: PretrainedModel, device: torch.device) -> "Layout":
-        """Make the layout of texts of these lengths for a model.
-
-        Parameters
-        ----------
-        lengths : ndarray of shape (B,), int64
-        pretrained : PretrainedModel
-        device : torch.device
-        """
-        own = lengths.tolist()
-        filler = (
-            _filler(sum(own))
-            if pretrained.capabilities.supports_packing and device.type == "cpu"
-            else 0
-        )
-        boundaries = Boundaries.of([*own, filler] if filler else own, device)
+        """Make the layout of texts of these lengths for a model."""
+        can = pretrained.capabilities
+        texts = lengths.tolist()
+        filler = _filler(sum(texts)) if can.supports_packing and device.type == "cpu" else 0
         return cls(
-            boundaries,
-            to_device(lengths, device),
-            pretrained.capabilities.supports_packing,
-            pretrained.capabilities.needs_mask,
+            boundaries=Boundaries.of([*texts, filler] if filler else texts, device),
+            lengths_B=to_device(lengths, device),
+            packed=can.supports_packing,
+            masked=can.needs_mask,
         )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each text."""
+        return self.boundaries.lengths[: len(self.lengths_B)]
+
+    @property
+    def ends_B(self) -> Tensor:
+        """The position of each text's last token among all T."""
+        return self.boundaries.ends_B[: len(self.lengths_B)]
 
     @property
     def within_BT(self) -> Tensor:
@@ -74,45 +65,21 @@ class Layout:
         at = torch.arange(self.boundaries.longest, device=self.lengths_B.device)
         return at[None, :] < self.lengths_B[:, None]
 
-    @property
-    def ends_B(self) -> Tensor:
-        """The place of each text's last token among all T."""
-        return self.boundaries.ends_B[: len(self.lengths_B)]
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of each text."""
-        return self.boundaries.lengths[: len(self.lengths_B)]
-
     def inputs(self, *, ends_only: bool = False) -> dict[str, Any]:
         """Return what the trunk needs beside tokens; `ends_only` is for packed ones alone."""
         if self.packed:
-            total = sum(self.boundaries.lengths)
-            ends = self.boundaries.cumulative_B1.long()
-            at = torch.arange(total, device=ends.device)
-            positions = at - torch.repeat_interleave(ends[:-1], ends.diff(), output_size=total)
+            _, positions_T = self.boundaries.text_and_position_2T
             boundaries = replace(self.boundaries, ends_only=ends_only)
-            return {"position_ids": positions[None], "boundaries": boundaries}
+            return {"position_ids": positions_T[None], "boundaries": boundaries}
         return {"attention_mask": self.within_BT.long()} if self.masked else {}
 
     def lay(self, values_T: Tensor, fill: int = 0) -> Tensor:
-        """Lay out one value (or vector) per token for the trunk, padding filled.
-
-        Parameters
-        ----------
-        values_T : Tensor of shape (T,) or (T, H)
-        fill : int, default=0
-
-        Returns
-        -------
-        laid_out : Tensor of shape (1, T) or (B, longest), or with H behind
-        """
+        """Lay out a value (or vector) per token for the trunk: (1, T) or (B, longest), H behind."""
         if self.packed:
             n_filler = sum(self.boundaries.lengths) - len(values_T)
             if n_filler:
-                values_T = torch.cat(
-                    [values_T, values_T.new_full((n_filler, *values_T.shape[1:]), fill)]
-                )
+                filler = values_T.new_full((n_filler, *values_T.shape[1:]), fill)
+                values_T = torch.cat([values_T, filler])
             return values_T[None]
         shape = (len(self.lengths_B), self.boundaries.longest, *values_T.shape[1:])
         laid_out = values_T.new_full(shape, fill)

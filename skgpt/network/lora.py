@@ -1,10 +1,7 @@
-"""Low-rank adapters in a trunk: where they go, what they start from, what merging them gives.
+"""Low-rank adapters in a trunk: where they go, how they start, dropout, merging; a base in 4 bits.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), in peft's layers.
-
-The base's matrices in 4 bits, under adapters that stay whole: QLoRA.
-
-Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023), with bitsandbytes' NF4.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021), in peft's layers; Dettmers
+et al., "QLoRA: Efficient Finetuning of Quantized LLMs" (2023), with bitsandbytes' NF4.
 """
 
 import math
@@ -12,14 +9,29 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from skgpt.exceptions import ModelNotSupportedError, missing_package
+from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.layers import find_blocks
+
+_ADAPTER = "default"  # peft's name for the only one
+_ALL = "all-linear"
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What the adapters of a network are, as in `skgpt.LoRA`; it goes into a pickle as it is."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    target_modules: str | tuple[str, ...]
+    quantize_base: int | None = None
 
 
 class SeededDropout(nn.Module):
@@ -52,34 +64,6 @@ class SeededDropout(nn.Module):
         return x * kept.div_(1 - self.p)
 
 
-_ADAPTER = "default"  # peft's name for the only one
-_ALL = "all-linear"
-
-
-@dataclass(frozen=True)
-class AdapterSpec:
-    """What the adapters of a network are; it goes into a pickle as it is.
-
-    Parameters
-    ----------
-    rank : int
-    alpha : float
-        What an adapter adds is scaled by ``alpha / rank``.
-    dropout : float
-        Share of an adapter's inputs that is dropped in training.
-    target_modules : str or tuple of str
-        "all-linear", a regular expression for whole module names, or ends of module names.
-    quantize_base : {4, None}
-        Bits of the weights that adapters are beside.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: str | tuple[str, ...]
-    quantize_base: int | None = None
-
-
 def is_linear(module: nn.Module) -> bool:
     """Say whether a module is a matrix and a bias; GPT-2's are of transformers' own class."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
@@ -88,10 +72,7 @@ def is_linear(module: nn.Module) -> bool:
 def targets_of(trunk: Any, spec: AdapterSpec, n_frozen: int) -> list[str]:
     """Return the names of the modules that get an adapter, all in the blocks that learn.
 
-    Raises
-    ------
-    ModelNotSupportedError
-        If there are none, or one of several names is none of theirs.
+    An error if there are none, or if one of several names matches nothing.
     """
     learning = list(find_blocks(trunk))[n_frozen:]
     inside = {id(module) for block in learning for module in block.modules()}
@@ -134,29 +115,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, dropout: SeededDropout) -> list[str]:
-    """Put adapters beside the linear layers of the blocks that learn.
+    """Put adapters beside the linear layers of the blocks behind the frozen ones.
 
-    Parameters
-    ----------
-    trunk : transformers.PreTrainedModel
-        The caller's own.
-    spec : AdapterSpec
-    n_frozen : int
-        Blocks, from the first on, that get none.
-    dropout : SeededDropout
-        Of what goes into every adapter.
-
-    Returns
-    -------
-    names : list of str
-        Of the adapters' parameters, which are on the meta device until the caller sets them.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If there is nothing to put one beside, or peft refuses to.
-    MissingPackageError
-        If peft can't be imported.
+    The trunk must be the caller's own. Returns the names of the adapters' parameters, which are on
+    the meta device until the caller sets them.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -194,13 +156,6 @@ def first_values(trunk: Any, names: list[str], seed: int) -> dict[str, Tensor]:
 
     So they add nothing at first. A is drawn as torch draws a linear layer, from a generator of
     its own.
-
-    Parameters
-    ----------
-    trunk : transformers.PreTrainedModel
-    names : list of str
-        From `add_adapters`.
-    seed : int
     """
     generator = torch.Generator().manual_seed(seed % 2**63)
     values = {}
@@ -227,22 +182,10 @@ def base_name(name: str) -> str:
 def merged(
     trunk: Any, spec: AdapterSpec, weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the weights that do alone what they and their adapters do, in fp32.
+    """Return the adapted weights with their adapters added, in fp32.
 
-    Parameters
-    ----------
-    trunk : transformers.PreTrainedModel
-        With adapters, for its shape.
-    spec : AdapterSpec
-    weights : mapping of str to Tensor
-        Of the trunk without adapters, by its own names.
-    adapters : mapping of str to Tensor
-        fp32, by `add_adapters`' names.
-
-    Returns
-    -------
-    merged : dict of str to Tensor
-        Those weights that have an adapter.
+    `weights` are those of the trunk without adapters, by its own names; `adapters` are fp32, by
+    `add_adapters`' names.
     """
     done = {}
     for module, down in by_module(adapters).items():
@@ -254,35 +197,12 @@ def merged(
     return done
 
 
-if TYPE_CHECKING:
-    from skgpt.pretrained.loading import PretrainedModel
-
-
 def quantise(
-    pretrained: "PretrainedModel", n_layers: int, dtype: torch.dtype, device: torch.device
+    pretrained: PretrainedModel, n_layers: int, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """Return a trunk whose blocks hold their linear layers in 4 bits.
+    """Return a trunk of the caller's own whose blocks hold their linear layers in 4 bits.
 
-    Parameters
-    ----------
-    pretrained : PretrainedModel
-    n_layers : int
-        Blocks to keep.
-    dtype : torch.dtype
-        Of the arithmetic; embeddings, norms and biases are kept in it.
-    device : torch.device
-
-    Returns
-    -------
-    trunk : transformers.PreTrainedModel
-        The caller's own; its weights are not shared.
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If the device isn't CUDA.
-    MissingPackageError
-        If bitsandbytes can't be imported.
+    Arithmetic, embeddings, norms and biases are in `dtype`. Needs CUDA and bitsandbytes.
     """
     _check_device(device)
     bnb = _bitsandbytes()

@@ -24,7 +24,7 @@ from skgpt.exceptions import (
 )
 from skgpt.fitted_model import FittedModel
 from skgpt.network.lora import AdapterSpec, base_name, by_module, is_linear
-from skgpt.network.network import NetworkSpec, TextNetwork
+from skgpt.network.network import POOLINGS, NetworkSpec, TextNetwork
 from skgpt.pretrained.default_models import ALIASES, cache_folder, no_downloads, quiet_transformers
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained, make_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
@@ -193,7 +193,7 @@ def _check_outputs(
             f"The head of a saved model must have the shape {expected}. Got {found}: the file is "
             "damaged. Take another copy of it."
         )
-    if spec.pooling not in ("mean", "last") or not 1 <= spec.n_layers <= pretrained.full_depth:
+    if spec.pooling not in POOLINGS or not 1 <= spec.n_layers <= pretrained.full_depth:
         raise StateFormatError(
             f"A saved model must be of a shape that {pretrained.model!r} can have. Got {spec}."
         )

@@ -1,13 +1,8 @@
-"""What a model's own masks let a token see, held against what packed attention lets it see.
+"""What a trunk can do, found out by running its first blocks on two short texts.
 
-Two short texts can't tell: a window of a thousand tokens, or attention within chunks, shows in long
-texts alone. transformers describes a mask by a function of two places in the text, so that function
-is asked about places that are far apart, and nothing long has to be run.
-
-What a trunk does, found out by running its first blocks on two short texts.
-
-Nothing here knows an architecture: what holds on two texts is relied on, what doesn't is done the
-slower way that holds for all.
+Nothing here knows an architecture: what holds on two texts is relied on; what doesn't is done in
+the slower way that holds for all. Two short texts can't show windows or chunks of a thousand
+tokens, so the trunk's masks are compared as functions of two positions, which may be far apart.
 """
 
 import logging
@@ -23,75 +18,13 @@ from skgpt.trunk.attention import Boundaries, is_causal_in, pack, sees
 from skgpt.trunk.layers import PROBE_ERRORS, agree, copy_with_tensors, find_blocks, truncate
 from skgpt.trunk.llama import use_fast_blocks
 
-_NAME = "skgpt_checked"
-_PLACE = 1 << 16  # windows and chunks that are longer show in no text
-
-
-class _Mask(Tensor):
-    """A mask that is asked, not read."""
-
-    asked: Callable[..., Tensor]
-
-
-def check_masks(trunk: Any, ids: list[int]) -> None:
-    """Run a trunk and compare each of its masks with what packed attention does in its place.
-
-    Parameters
-    ----------
-    trunk : transformers.PreTrainedModel
-        The caller's own; its configuration is changed.
-    ids : list of int
-        A text.
-
-    Raises
-    ------
-    NotImplementedError
-        If a mask is not the one of packed attention.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(_NAME, _checked)
-    AttentionMaskInterface.register(_NAME, _described)
-    trunk.config._attn_implementation = _NAME
-    trunk(input_ids=torch.tensor([ids]), use_cache=False)
-
-
-def _described(
-    *, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], **kwargs: Any
-) -> Tensor:
-    mask = torch.zeros(1, 1, q_length, kv_length).as_subclass(_Mask)
-    mask.asked = mask_function
-    return mask
-
-
-def _checked(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,  # a _Mask, unless the model made something else of it
-    *,
-    is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    if attention_mask is not None:
-        zero, place = torch.tensor(0), torch.tensor(_PLACE)
-        others = torch.arange(2 * _PLACE)
-        asked = attention_mask.asked(zero, zero, place, others)
-        ours = sees(place, others, is_causal_in(module, is_causal), sliding_window)
-        if not torch.equal(asked.expand_as(ours), ours):
-            raise NotImplementedError("its masks are not those of packed attention")
-    # What comes out is of no interest, only its shape.
-    shared = query.shape[1] // value.shape[1]
-    return value.repeat_interleave(shared, dim=1).transpose(1, 2), None
-
-
 # Blocks repeat, with a period of six at most in the families there are, so the first few tell;
 # running all of them would read every weight from disk before a fit needs it.
-_BLOCKS = 6
-_IDS = ([5, 7, 11, 13], [2, 3, 5, 7, 11, 13, 17])
+_N_BLOCKS = 6
+_SHORT, _LONG = [5, 7, 11, 13], [2, 3, 5, 7, 11, 13, 17]
 _TOLERANCE = 1e-4
+_FAR = 1 << 16  # longer windows and chunks show in no text
+_MASKS = "skgpt_mask_check"  # in transformers' registry
 _LOG = logging.getLogger("skgpt")
 
 
@@ -99,21 +32,13 @@ _LOG = logging.getLogger("skgpt")
 class Capabilities:
     """What was found out about a trunk.
 
-    Parameters
-    ----------
-    causal : bool
-        Whether a token sees only what stands before it.
-    needs_mask : bool
-        Whether right padding changes the result unless it is masked.
-    supports_packing : bool
-        Whether texts that lie end to end in one row are as good as alone.
-    supports_fast_blocks : bool
-        Whether its blocks may be swapped for those of `skgpt.trunk.llama`.
-    casts_buffers : bool
-        Whether buffers have to be of the weights' dtype in half precision. Rotary frequencies
-        lose too much by it, so they are not where it can be helped.
-    hidden_size : int
-        Of the last hidden states.
+    - `causal`: a token sees only what stands before it.
+    - `needs_mask`: right padding changes the result unless it is masked.
+    - `supports_packing`: texts that lie end to end in one row are as good as alone.
+    - `supports_fast_blocks`: its blocks may be swapped for those of `skgpt.trunk.llama`.
+    - `casts_buffers`: in half precision, buffers have to be in the weights' dtype. Rotary
+      frequencies lose too much by it, so they are not where it can be helped.
+    - `hidden_size`: the width of the last hidden states.
     """
 
     causal: bool
@@ -126,105 +51,60 @@ class Capabilities:
 
 @torch.no_grad()
 def probe(trunk: Any) -> Capabilities:
-    """Find out what holds for a trunk.
+    """Find out what a trunk can do; it is left as it is.
 
-    Parameters
-    ----------
-    trunk : transformers.PreTrainedModel
-        Left as it is.
-
-    Returns
-    -------
-    capabilities : Capabilities
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If its hidden states depend on the padding behind a text, masked or not.
+    Raises ModelNotSupportedError if hidden states depend on the padding behind a text, masked or
+    not.
     """
-    few = _few_blocks(trunk)
-    short, long = _IDS
-    pad = 1 if trunk.config.pad_token_id != 1 else 0
-    batch = torch.tensor([short + [pad] * (len(long) - len(short)), long])
-    mask = torch.tensor([[i < len(short) for i in range(len(long))], [True] * len(long)])
+    first_blocks = _first_blocks(trunk)
 
     def run(ids: Tensor, **extra: Any) -> Tensor:
-        hidden: Tensor = few(input_ids=ids, use_cache=False, **extra).last_hidden_state
+        hidden: Tensor = first_blocks(input_ids=ids, use_cache=False, **extra).last_hidden_state
         return hidden.float()
 
-    alone, changed = run(torch.tensor([short, [*short[:-1], short[-1] + 1]]))
-    causal = agree(changed[:-1], alone[:-1], _TOLERANCE)
-    other = run(torch.tensor([long]))[0]
-    together = torch.cat([alone, other])
-    packs = _holds("laid end to end", trunk, lambda: _checked_proof(_few_blocks(trunk)), together)
-    ends = torch.tensor([len(short) - 1, len(together) - 1])
+    # Causality: does the last token change what stands before it?
+    short, changed = run(torch.tensor([_SHORT, [*_SHORT[:-1], _SHORT[-1] + 1]]))
+    causal = agree(changed[:-1], short[:-1], _TOLERANCE)
+
+    # Packing: are two texts end to end as good as each alone?
+    alone = torch.cat([short, run(torch.tensor([_LONG]))[0]])
+    ends = torch.tensor([len(_SHORT) - 1, len(alone) - 1])
+    packs = _holds("packed", trunk, lambda: _packed_checked(trunk), alone)
     fast = (
         packs
-        and _holds("sped up", trunk, lambda: _packed(_fast(_few_blocks(trunk))), together)
-        and _holds("pooled early", trunk, lambda: _ends(_fast(_few_blocks(trunk))), together[ends])
+        and _holds("run in fast blocks", trunk, lambda: _packed_fast(trunk), alone)
+        and _holds("pooled early", trunk, lambda: _packed_fast(trunk, ends_only=True), alone[ends])
     )
-    found = {
-        "supports_packing": packs,
-        "supports_fast_blocks": fast,
-        "casts_buffers": not _mixes(_few_blocks(trunk)),
-    }
-    width = alone.shape[-1]
-    if causal and agree(run(batch)[0, : len(short)], alone, _TOLERANCE):
-        return Capabilities(causal=True, needs_mask=False, hidden_size=width, **found)
-    if agree(run(batch, attention_mask=mask.long())[0, : len(short)], alone, _TOLERANCE):
-        return Capabilities(causal=causal, needs_mask=True, hidden_size=width, **found)
-    raise ModelNotSupportedError(
-        f"A text's hidden states must not depend on the padding behind it. Those of "
-        f"{type(trunk).__name__} do, masked or not: use another model."
+
+    # Padding: is a text beside a longer one as good as alone, without a mask or with one?
+    pad = 1 if trunk.config.pad_token_id != 1 else 0
+    n_pads = len(_LONG) - len(_SHORT)
+    batch = torch.tensor([_SHORT + [pad] * n_pads, _LONG])
+    mask = torch.tensor([[1] * len(_SHORT) + [0] * n_pads, [1] * len(_LONG)])
+    needs_mask = not (causal and agree(run(batch)[0, : len(_SHORT)], short, _TOLERANCE))
+    if needs_mask:
+        masked = run(batch, attention_mask=mask)[0, : len(_SHORT)]
+        if not agree(masked, short, _TOLERANCE):
+            raise ModelNotSupportedError(
+                f"A text's hidden states must not depend on the padding behind it. Those of "
+                f"{type(trunk).__name__} do, masked or not: use another model."
+            )
+    return Capabilities(
+        causal=causal,
+        needs_mask=needs_mask,
+        supports_packing=packs,
+        supports_fast_blocks=fast,
+        casts_buffers=not _runs_with_fp32_buffers(trunk),
+        hidden_size=short.shape[-1],
     )
 
 
-def _few_blocks(trunk: Any) -> Any:
-    own = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
-    few = copy_with_tensors(trunk, {name: tensor.detach() for name, tensor in own.items()})
-    truncate(few, min(len(find_blocks(few)), _BLOCKS))
+def _first_blocks(trunk: Any) -> Any:
+    """Return a copy of a trunk with a few of its blocks, in fp32."""
+    tensors = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
+    few = copy_with_tensors(trunk, {name: tensor.detach() for name, tensor in tensors.items()})
+    truncate(few, min(len(find_blocks(few)), _N_BLOCKS))
     return few.float()  # so that a checkpoint's rounding can't pass for agreement
-
-
-def _fast(few: Any) -> Any:
-    if not use_fast_blocks(find_blocks(few)):
-        raise NotImplementedError("its blocks are of another kind")
-    return few
-
-
-def _checked_proof(few: Any) -> Tensor:
-    check_masks(few, _IDS[0])
-    return _packed(few)
-
-
-def _ends(few: Any) -> Tensor:
-    return _packed(few, ends_only=True)
-
-
-def _packed(few: Any, *, ends_only: bool = False) -> Tensor:
-    pack(few)
-    lengths = [len(ids) for ids in _IDS]
-    boundaries = replace(Boundaries.of(lengths, torch.device("cpu")), ends_only=ends_only)
-    hidden: Tensor = few(
-        input_ids=torch.tensor([[i for ids in _IDS for i in ids]]),
-        position_ids=torch.tensor([[i for n in lengths for i in range(n)]]),
-        boundaries=boundaries,
-        use_cache=False,
-    ).last_hidden_state
-    return hidden[0].float()
-
-
-def _mixes(few: Any) -> bool:
-    """Say whether a trunk runs with weights in half precision and buffers in full."""
-    for parameter in few.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.bfloat16()
-    try:
-        few(input_ids=torch.tensor(_IDS[:1]), use_cache=False)
-    except PROBE_ERRORS as error:
-        _LOG.info("%s needs buffers of its weights' dtype: %r", type(few).__name__, error)
-        return False
-    return True
 
 
 def _holds(what: str, trunk: Any, run: Callable[[], Tensor], expected: Tensor) -> bool:
@@ -233,3 +113,100 @@ def _holds(what: str, trunk: Any, run: Callable[[], Tensor], expected: Tensor) -
     except PROBE_ERRORS as error:
         _LOG.info("%s can't be %s: %r", type(trunk).__name__, what, error)
         return False
+
+
+def _runs_with_fp32_buffers(trunk: Any) -> bool:
+    """Say whether a trunk runs with weights in half precision and buffers in full."""
+    few = _first_blocks(trunk)
+    for parameter in few.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.bfloat16()
+    try:
+        few(input_ids=torch.tensor([_SHORT]), use_cache=False)
+    except PROBE_ERRORS as error:
+        _LOG.info("%s needs buffers of its weights' dtype: %r", type(few).__name__, error)
+        return False
+    return True
+
+
+# --- Packed runs ------------------------------------------------------------------------------
+
+
+def _packed_checked(trunk: Any) -> Tensor:
+    few = _first_blocks(trunk)
+    check_masks(few, _SHORT)
+    return _packed(few)
+
+
+def _packed_fast(trunk: Any, *, ends_only: bool = False) -> Tensor:
+    few = _first_blocks(trunk)
+    if not use_fast_blocks(find_blocks(few)):
+        raise NotImplementedError("its blocks are of another kind")
+    return _packed(few, ends_only=ends_only)
+
+
+def _packed(few: Any, *, ends_only: bool = False) -> Tensor:
+    """Return the hidden states of both texts, end to end in one row."""
+    pack(few)
+    lengths = [len(_SHORT), len(_LONG)]
+    boundaries = replace(Boundaries.of(lengths, torch.device("cpu")), ends_only=ends_only)
+    hidden: Tensor = few(
+        input_ids=torch.tensor([[*_SHORT, *_LONG]]),
+        position_ids=torch.tensor([[*range(len(_SHORT)), *range(len(_LONG))]]),
+        boundaries=boundaries,
+        use_cache=False,
+    ).last_hidden_state
+    return hidden[0].float()
+
+
+# --- Masks ------------------------------------------------------------------------------------
+
+
+class _Mask(Tensor):
+    """A mask that carries transformers' function of two positions."""
+
+    function: Callable[..., Tensor]
+
+
+def check_masks(trunk: Any, ids: list[int]) -> None:
+    """Run a trunk and compare each of its masks with what packed attention does in its place.
+
+    The trunk must be the caller's own. Raises NotImplementedError if a mask is another.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_MASKS, _compare_mask)
+    AttentionMaskInterface.register(_MASKS, _make_mask)
+    trunk.config._attn_implementation = _MASKS
+    trunk(input_ids=torch.tensor([ids]), use_cache=False)
+
+
+def _make_mask(
+    *, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], **kwargs: Any
+) -> Tensor:
+    mask = torch.zeros(1, 1, q_length, kv_length).as_subclass(_Mask)
+    mask.function = mask_function
+    return mask
+
+
+def _compare_mask(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,  # a _Mask, unless the model made something else of it
+    *,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Compare a mask in the place of attention; what is returned only has the right shape."""
+    if attention_mask is not None:
+        zero, query_at = torch.tensor(0), torch.tensor(_FAR)
+        key_at = torch.arange(2 * _FAR)
+        theirs = attention_mask.function(zero, zero, query_at, key_at)
+        ours = sees(query_at, key_at, is_causal_in(module, is_causal), sliding_window)
+        if not torch.equal(theirs.expand_as(ours), ours):
+            raise NotImplementedError("its masks are not those of packed attention")
+    n_grouped = query.shape[1] // value.shape[1]
+    return value.repeat_interleave(n_grouped, dim=1).transpose(1, 2), None

@@ -16,7 +16,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from skgpt.data.inputs import check_texts, check_weight
+from skgpt.data.inputs import check_texts, check_weight, rows_of
 from skgpt.exceptions import InvalidTextError
 
 TEXTS = ["one", "", "dr\u00e4i \U0001f600"]
@@ -164,12 +164,12 @@ def test_check_texts__names_that_are_not_all_str__are_none(X: object) -> None:
         lambda values: pl.DataFrame({"a": values}),
     ],
 )
-def test_take__some_rows__are_of_the_same_container(make: Callable[..., Any]) -> None:
+def test_rows_of__some_rows__are_in_the_same_container(make: Callable[..., Any]) -> None:
     X = make(TEXTS)
-    texts = check_texts(X).take(np.array([2, 0]))
-    assert texts.cells == check_texts(texts.X).cells == [[TEXTS[2], TEXTS[0]]]
-    assert type(texts.X) is type(X)
-    assert texts.names == check_texts(X).names
+    taken = rows_of(X, np.array([2, 0]))
+    assert type(taken) is type(X)
+    assert cells_of(taken) == [[TEXTS[2], TEXTS[0]]]
+    assert check_texts(taken).names == check_texts(X).names
 
 
 @pytest.mark.parametrize(

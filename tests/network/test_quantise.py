@@ -96,7 +96,7 @@ def test_quantised__a_base_inside_a_pickle__is_whole_and_rounded_again(tiny_llam
     again = unpack(pack(network), dtype=torch.float32, device=CPU)
     assert torch.equal(hidden_of(again, [0, 1, 2]), hidden_of(network, [0, 1, 2]))
     whole = dict(network.pretrained.trunk.named_parameters())
-    for name, parameter in again.source.trunk.named_parameters():
+    for name, parameter in again.pretrained.trunk.named_parameters():
         assert torch.equal(parameter, whole[name]), name
 
 

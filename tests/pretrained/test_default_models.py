@@ -9,16 +9,19 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import pytest
 import torch
+import tqdm.auto
 from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, LlamaModel
+from transformers import AutoModel, AutoTokenizer, LlamaModel, modeling_gguf_pytorch_utils
+from transformers.utils import logging as transformers_logging
 
-from skgpt.exceptions import ModelNotFoundError, StorageError
+from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, StorageError
 from skgpt.pretrained import default_models as conversion
 from skgpt.pretrained.default_models import (
     ALIASES,
@@ -26,6 +29,7 @@ from skgpt.pretrained.default_models import (
     alias_folder,
     cache_folder,
     cache_lock,
+    read_gguf,
 )
 from tests.pretrained.fake_weights import (
     ALIAS,
@@ -107,11 +111,6 @@ def test_cache_folder__no_variable__the_users_own(monkeypatch: pytest.MonkeyPatc
     assert cache_folder() == platformdirs.user_cache_path("skgpt")
 
 
-def test_alias_folder__unknown_alias__lists_the_known(cache: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"one of smollm2-135m\. Got 'smollm2'"):
-        alias_folder("smollm2")
-
-
 def test_alias_folder__package_installed__folder_holds_the_same_model_and_no_path(
     installed: str, cache: Path, tmp_path: Path
 ) -> None:
@@ -171,15 +170,6 @@ def test_alias_folder__not_installed_and_pip_fails__nothing_is_left(
     assert _names(cache) == []
 
 
-def test_alias_folder__installed_file_is_another__refused(
-    installed: str, tmp_path: Path, cache: Path
-) -> None:
-    (tmp_path / "site" / MEMBER).write_bytes(b"another")
-    with pytest.raises(ModelNotFoundError, match="must have sha256"):
-        alias_folder(installed)
-    assert _names(cache) == []
-
-
 def test_alias_folder__second_call__nothing_but_a_look(
     installed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,12 +184,6 @@ def test_alias_folder__second_call__nothing_but_a_look(
         (folder / name).unlink()
     assert alias_folder(installed) == folder
     _read_folder(folder)
-
-
-def test_alias_folder__stale_lock_file__no_obstacle(installed: str, cache: Path) -> None:
-    cache.mkdir()
-    (cache / f"{_final(cache).name}.lock").write_text("99999999 some-host")
-    assert alias_folder(installed, timeout=0) == _final(cache)
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
@@ -250,14 +234,24 @@ def test_alias_folder__killed_while_converting__next_one_starts_clean(
     _read_folder(final)
 
 
+def test_alias_folder__two_threads_at_once__one_converts_for_both(
+    installed: str, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        folders = list(threads.map(alias_folder, [installed] * 2))
+    assert folders == [_final(cache)] * 2
+    assert capfd.readouterr().err.count("skgpt: converting") == 1
+    assert _names(cache) == [_final(cache).name]
+
+
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_alias_folder__two_processes_at_once__one_converts_for_both(
     installed: str, cache: Path, tmp_path: Path, child: Callable[[str], subprocess.Popen[str]]
 ) -> None:
-    go = tmp_path / "go"
     code = f"""
         print("up", flush=True)
-        while not os.path.exists({str(go)!r}):
+        while not os.path.exists({str(tmp_path / "go")!r}):
             time.sleep(0.01)
         print(conversion.alias_folder("{ALIAS}"))
     """
@@ -265,11 +259,10 @@ def test_alias_folder__two_processes_at_once__one_converts_for_both(
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-    go.touch()
+    (tmp_path / "go").touch()
     outputs = [process.communicate() for process in processes]
     assert [out.strip() for out, _ in outputs] == [str(_final(cache))] * 2, outputs
     assert sum(err.count("skgpt: converting") for _, err in outputs) == 1
-    assert _names(cache) == [_final(cache).name]
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
@@ -341,6 +334,60 @@ def test_alias_folder__transformers_can_not_read_it__says_that_the_file_is_right
     with pytest.raises(ModelNotFoundError, match=r"though the file's sha256 is right.*upgrade"):
         alias_folder(installed)
     assert _names(cache) == []
+
+
+def test_read_gguf__quantised_file__plain_model_near_the_original(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "q.gguf", make_llama(), quantised=True)
+    model, tokenizer = read_gguf(tmp_path / "q.gguf")
+    assert not hasattr(model.config, "quantization_config")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    for name, theirs in make_llama().state_dict().items():
+        ours = model.state_dict()[name]
+        assert (ours - theirs).abs().max() <= 0.08 * theirs.abs().max()
+    assert str(tmp_path) not in repr((model.config, tokenizer, tokenizer.init_kwargs))
+    model.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("bars", [False, True])
+def test_read_gguf__global_state__left_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    bars: bool,
+) -> None:
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", bars)
+    write_gguf(tmp_path / "t.gguf", make_llama())
+    before = torch.get_rng_state()
+    verbosity = transformers_logging.get_verbosity()
+    read_gguf(tmp_path / "t.gguf")
+    assert transformers_logging.is_progress_bar_enabled() == bars
+    assert transformers_logging.get_verbosity() == verbosity
+    assert modeling_gguf_pytorch_utils.tqdm is tqdm.auto.tqdm
+    assert torch.equal(torch.get_rng_state(), before)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("rule", "pieces"), [("smollm", ["ĊĊ", "1", "2"]), ("gpt-2", ["Ċ", "Ċ", "1", "2"])]
+)
+def test_read_gguf__splitting_rule_of_the_file__is_kept(
+    tmp_path: Path, rule: str, pieces: list[str]
+) -> None:
+    write_gguf(tmp_path / "t.gguf", make_llama(), rule=rule)
+    _, tokenizer = read_gguf(tmp_path / "t.gguf")
+    assert tokenizer.tokenize("\n\n12") == pieces
+
+
+def test_read_gguf__no_such_file__says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="must be an existing file"):
+        read_gguf(tmp_path / "none.gguf")
+
+
+def test_read_gguf__weights_missing__names_one(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "t.gguf", make_llama(), skip="blk.1.ffn_up.weight")
+    named = r"1 are missing, '(model\.)?layers\.1\.mlp\.up_proj"
+    with pytest.raises(ModelNotSupportedError, match=named):
+        read_gguf(tmp_path / "t.gguf")
 
 
 @pytest.mark.network

@@ -44,7 +44,7 @@ def pooled_both_ways(
     if cut:
         with torch.no_grad():
             states = run_frozen_layers(network, ids_T, layout)
-        ends = network.after(states, layout)
+        ends = network.pooled_from_hidden(states, layout)
     else:
         ends = network.pooled(ids_T, layout)
     return ends, network.pool(network.hidden(ids_T, layout), layout)
