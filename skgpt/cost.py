@@ -616,17 +616,14 @@ _SHORT = 64  # tokens that a text should have room for
 
 @dataclass(frozen=True)
 class Prices:
-    """A measured fit, and what others would cost beside it.
-
-    `lengths` are the tokens of the whole texts, before any cut.
-    """
+    """A measured fit, and what others would cost beside it."""
 
     network: TextNetwork
     work: Work
     rates: Rates
     config: TrainingConfig
     level: CacheLevel
-    lengths: NDArray[np.int64]
+    lengths: NDArray[np.int64]  # tokens of the whole texts, before any cut
     max_length: int
     long_text: LongText = "cut"
 
@@ -764,10 +761,7 @@ def _total(work: Work, rates: Rates) -> float:
 
 
 def fewer_layers(spec: NetworkSpec) -> dict[str, int]:
-    """Return which fewer layers to try: `trainable_layers` and `n_layers`, where there are any.
-
-    They are legal one by one, and smaller than the present ones.
-    """
+    """Return smaller, legal values to try, one by one, of `trainable_layers` and `n_layers`."""
     learning = spec.n_layers - spec.n_frozen
     values = {}
     if spec.n_frozen == 0 and spec.n_layers > 1:
@@ -785,10 +779,7 @@ def shorter_texts(max_length: int) -> int | None:
 
 
 def how_to_shorten(network: TextNetwork, max_length: int, long_text: LongText = "cut") -> str:
-    """Say what would make a fit of this network shorter, the most effective first.
-
-    It names parameters with values that are legal and smaller than the present ones.
-    """
+    """Say which smaller parameters would make a fit shorter, the most effective first."""
     fewer, steps = fewer_layers(network.spec), []
     if n := fewer.get("trainable_layers"):
         steps.append(
