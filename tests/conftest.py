@@ -17,6 +17,7 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import joblib
 import pytest
@@ -25,8 +26,13 @@ from skgpt.testing import tiny_gpt
 from tests.helpers import Fitted, FittedModels, TextData, make_text_data
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out thorough tests, give sockets to network tests, skip gpu tests without a GPU."""
+    for item in items:
+        chosen = [mark.kwargs for mark in item.iter_markers("first_tier")]
+        if chosen and not any(_has_parameters(item, each) for each in chosen):
+            item.add_marker(pytest.mark.thorough)
     if not _selects(config):
         left_out = {item for item in items if item.get_closest_marker("thorough")}
         config.hook.pytest_deselected(items=[*left_out])
@@ -41,6 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not torch.cuda.is_available():
             for item in on_gpu:
                 item.add_marker(pytest.mark.skip(reason="needs CUDA"))
+
+
+def _has_parameters(item: pytest.Item, values: dict[str, list[Any]]) -> bool:
+    """Say whether a parametrized test has one of the values of each parameter."""
+    params = item.callspec.params  # type: ignore[attr-defined]
+    return all(params[name] in allowed for name, allowed in values.items())
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -80,7 +92,8 @@ def _no_process_is_left() -> Iterator[None]:
     """End what tests that failed have left: Python waits for its child processes when it exits."""
     yield
     for process in multiprocessing.active_children():
-        process.kill()
+        if not process.name.startswith("Loky"):  # joblib ends its own
+            process.kill()
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ def with_lora(folder: str, **options: Any) -> GPTTextClassifier:
     return make(folder, **{**FAST, **options})
 
 
+@pytest.mark.first_tier(precision=["bf16"], pooling=["mean"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("trainable", ["all", 1])

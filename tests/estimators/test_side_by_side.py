@@ -170,6 +170,7 @@ def fitted(folder: str, precision: str, **options: Any) -> GPTTextClassifier:
     return clf.fit(data.X, data.y)
 
 
+@pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_predict_proba__neighbours_batch_and_position__do_not_matter(

@@ -31,11 +31,6 @@ TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four
 LONG = ["short", "a text of just about three windows", "x", "one that is longer than these" * 4]
 SHORT = ["short", "a few words", "x", "short"]
 WINDOW = 20  # tokens of a text's own
-FIRST = ("llama", "gemma3", "bloom", "bert")  # fast block, packed, padded, an encoder
-EVERY = [
-    pytest.param(name, marks=[] if name in FIRST else [pytest.mark.thorough])
-    for name in ARCHITECTURES
-]
 LEVELS = {"all": CacheLevel.TOKENS, 1: CacheLevel.HIDDEN, 0: CacheLevel.POOLED}
 
 
@@ -100,7 +95,7 @@ def hidden_of(network: TextNetwork, texts: list[str], **options: Any) -> list[Te
 # Cached or not, texts or windows: the same.
 
 
-@pytest.mark.parametrize("architecture", EVERY)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("trainable", [1, 0])
 def test_features__frozen_layers__give_the_scores_and_gradients_of_the_whole(
     architecture: str, trainable: int, tiny_model: Callable[[str], str]
@@ -112,7 +107,9 @@ def test_features__frozen_layers__give_the_scores_and_gradients_of_the_whole(
     assert_same(network, scores_of(cached, rows), scores_of(whole(network, tokens), rows))
 
 
-@pytest.mark.parametrize("architecture", EVERY)
+@pytest.mark.first_tier(pooling=["mean"], trainable=["all", 1])
+@pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_features__a_text_of_several_windows__has_the_mean_of_their_scores_as_texts(
@@ -133,6 +130,7 @@ def test_features__a_text_of_several_windows__has_the_mean_of_their_scores_as_te
         torch.testing.assert_close(scores_of(features, rows), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.first_tier(architecture=["llama", "bloom"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "bert"])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -240,8 +238,9 @@ def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
 # What the cache keeps, and for whom.
 
 
+@pytest.mark.first_tier(dtype=[torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", EVERY)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_hidden_states__from_the_store__are_those_of_each_text_alone(
     architecture: str, dtype: torch.dtype, tiny_model: Callable[[str], str]
 ) -> None:

@@ -52,6 +52,8 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     return limit_to
 
 
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all"])
+@pytest.mark.first_tier(architecture=[PADDED], trainable=[1])
 @pytest.mark.parametrize("architecture", ["llama", PADDED])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 def test_fit__memory_runs_out__the_result_is_the_same(

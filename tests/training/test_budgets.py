@@ -1,6 +1,6 @@
 """How a batch is cut into micro-batches shows in nothing: loss, gradients, weights, predictions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -127,15 +127,10 @@ def assert_budget_does_not_show(
     np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
 
 
-def cases() -> Iterator[Any]:
-    """Yield each architecture with what may learn; the first tier has one of each."""
-    for i, architecture in enumerate(["llama", "gemma3", "bloom"]):  # the last one is padded
-        for k, trainable in enumerate(["all", 1, 0]):
-            marks = [] if i == k else [pytest.mark.thorough]
-            yield pytest.param(architecture, trainable, marks=marks)
-
-
-@pytest.mark.parametrize(("architecture", "trainable"), [*cases()])
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all", 0])
+@pytest.mark.first_tier(architecture=["bloom"], trainable=[1])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
 @settings(
     max_examples=12,
     deadline=None,
@@ -157,7 +152,10 @@ def test_step__any_token_budget__has_the_loss_gradients_weights_and_predictions_
     assert_budget_does_not_show(tiny_model(architecture), some_rows(lengths), budget, trainable)
 
 
-@pytest.mark.parametrize(("architecture", "trainable"), [*cases()])
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all", 0], budget=[40])
+@pytest.mark.first_tier(architecture=["bloom"], trainable=[1], budget=[40])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
 @pytest.mark.parametrize("budget", [1, 40, 100])
 def test_step__in_windows_any_token_budget__is_the_step_of_one_micro_batch(
     budget: int, architecture: str, trainable: Any, tiny_model: Callable[[str], str]
@@ -188,7 +186,10 @@ def test_step__weights_for_each_label__any_token_budget_is_the_same(
     assert_same_step(*steps)
 
 
-@pytest.mark.parametrize(("architecture", "trainable"), [*cases()])
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all", 0])
+@pytest.mark.first_tier(architecture=["bloom"], trainable=[1])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
 def test_held_out_rows__any_token_budget__have_the_same_loss(
     trainable: Any, architecture: str, tiny_model: Callable[[str], str]
 ) -> None:

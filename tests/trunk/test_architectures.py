@@ -124,6 +124,7 @@ def test_prove__an_architecture_never_seen__is_found_out(
     assert capabilities.hidden_size == 32
 
 
+@pytest.mark.first_tier(pooling=["mean"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_each_alone(
     pooling: str, source: PretrainedModel
@@ -142,6 +143,7 @@ def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_eac
     assert_same_gradients(got, expected)
 
 
+@pytest.mark.first_tier(pooling=["mean"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     pooling: str, name: str, source: PretrainedModel
