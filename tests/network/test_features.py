@@ -229,7 +229,7 @@ def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
             raise error("not made for this")
         return after(self, *args) * 1.01
 
-    monkeypatch.setattr(TextNetwork, "after", wrong)
+    monkeypatch.setattr(TextNetwork, "pooled_from_hidden", wrong)
     features = features_of(network, tokens)
     assert features.level is CacheLevel.TOKENS
     torch.testing.assert_close(scores_of(features, [0, 1]), expected)
