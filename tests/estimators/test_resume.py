@@ -374,7 +374,9 @@ def test_described__callables__go_by_name_and_a_method_by_what_it_is_bound_to_to
 
 
 @pytest.mark.parametrize(
-    "nameless", [lambda e, X, y: 0.5, partial(lambda rate, e, X, y: rate, 0.5)], ids=repr
+    "nameless",
+    [lambda e, X, y: 0.5, partial(lambda rate, e, X, y: rate, 0.5)],
+    ids=["lambda", "partial"],
 )
 def test_described__a_function_without_a_name__is_refused(nameless: Any) -> None:
     with pytest.raises(ContinuationError, match="named functions of a module"):
