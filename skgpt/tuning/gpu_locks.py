@@ -1,7 +1,7 @@
-"""Which GPU a worker of a search trains on: one worker at a time on each, whoever started it.
+"""GPU locks: one worker of a search at a time trains on each GPU, whoever started it.
 
-A lease is a file of the cache folder that the system keeps locked, named after the device itself.
-However its process ends, the system gives the lock back.
+A lock is a file in the cache folder, named after the device itself. The system frees it however its
+process ends.
 """
 
 import logging
@@ -20,91 +20,52 @@ from skgpt.device import cuda_devices, on_cuda_device
 from skgpt.pretrained.default_models import cache_folder
 
 _LOG = logging.getLogger("skgpt")
-_FOLDER = "leases"
+_FOLDER = "gpu_locks"
 _POLL_SECONDS = 0.5
 
-# The number of the device that this thread, or who called it, has a lease of.
-_HELD: ContextVar[int | None] = ContextVar("skgpt_lease", default=None)
+# The number of the GPU that this thread, or its caller, has locked.
+_LOCKED: ContextVar[int | None] = ContextVar("skgpt_locked_gpu", default=None)
 
 
-def held_lease() -> int | None:
-    """Return the number of the device that the caller trains on under a lease; None without."""
-    return _HELD.get()
+def locked_gpu() -> int | None:
+    """Return the number of the GPU that the caller has locked; None without."""
+    return _LOCKED.get()
 
 
 @contextmanager
-def leased(
-    wanted: frozenset[str], turn: int, is_over: Callable[[], bool], held: int | None = None
+def gpu_lock(
+    wanted: frozenset[str], turn: int, is_over: Callable[[], bool], inherited: int | None = None
 ) -> Iterator[bool]:
-    """Have a GPU to oneself for the length of the body; wait until one is free.
+    """Lock a GPU for the length of the body, or wait for one until `is_over`; yield whether it has.
 
-    Those estimators whose `device` names no GPU in particular train on it in the body, and their
-    parameters stay as they are. Where no GPU is wanted or none is there, nothing is waited for;
-    where the cache folder takes no locks, neither, and a warning is logged.
+    Estimators whose `device` names no number train on it in the body, and their parameters stay as
+    they are. Where no GPU is wanted or present, nothing is locked; where the cache folder takes no
+    locks, neither, and a warning is logged.
 
-    Parameters
-    ----------
-    wanted : frozenset of str
-        From `devices_of`.
-    turn : int
-        Where to begin looking, so that workers that start together try others first.
-    is_over : callable
-        Says whether to give up waiting.
-    held : int, default=None
-        The device that whoever started this worker has a lease of, and waits with it. It is used
-        as it is, or they would wait for each other.
-
-    Yields
-    ------
-    has_one : bool
-        False if it was given up; then the body had better do nothing.
-
+    Workers that start together try the GPUs from another `turn` on. `inherited` is one that the
+    caller of this worker has locked and waits with: the worker uses it, or both would wait.
     """
-    held = _HELD.get() if held is None else held
+    gpu = _LOCKED.get() if inherited is None else inherited
     with ExitStack() as stack:
-        if held is not None:
-            _train_on(held, stack)
-            yield True
-            return
-        devices = cuda_devices() if wanted else []
-        choices = _choices(wanted, len(devices))
-        if not choices:
-            yield True
-            return
-        chosen = _wait_for_one(choices, devices, turn, is_over, stack)
-        if chosen is not None:
-            _train_on(chosen, stack)
-        yield chosen is not None
+        if gpu is None:
+            devices = cuda_devices() if wanted else []
+            choices = _choices(wanted, len(devices))
+            if not choices:
+                yield True
+                return
+            gpu = _wait_for_one(choices, devices, turn, is_over, stack)
+            if gpu is None:
+                yield False
+                return
+        stack.callback(_LOCKED.reset, _LOCKED.set(gpu))
+        stack.enter_context(on_cuda_device(gpu))
+        yield True
 
 
-@contextmanager
-def _set_held(index: int) -> Iterator[None]:
-    token = _HELD.set(index)
-    try:
-        yield
-    finally:
-        _HELD.reset(token)
+def wanted_gpus(estimator: Any, space: Mapping[str, Any]) -> frozenset[str]:
+    """Return the GPUs that the fits of a search may want: "cuda" for any, "cuda:1" for that one.
 
-
-def _train_on(index: int, stack: ExitStack) -> None:
-    stack.enter_context(_set_held(index))
-    stack.enter_context(on_cuda_device(index))
-
-
-def devices_of(estimator: Any, space: Mapping[str, Any]) -> frozenset[str]:
-    """Return which GPUs the fits of a search may want.
-
-    Parameters
-    ----------
-    estimator : estimator
-        Ours may lie however deep in it.
-    space : mapping of str to object
-        What its parameters may be.
-
-    Returns
-    -------
-    wanted : frozenset of str
-        "cuda" for any of them, "cuda:1" and the like for one that is named.
+    Estimators of ours count wherever they are nested, and so do the choices of the space.
     """
     named: list[str] = []
     found = [estimator]
@@ -134,9 +95,12 @@ def _ours_in(thing: Any) -> Iterator[BaseGPTText]:
 
 
 def _choices(wanted: Iterable[str], n_devices: int) -> list[list[int]]:
-    """Return which devices would do: the first of each is where those train that name none."""
+    """Return the sets of GPUs of which one must be locked whole.
+
+    The first of each set is the one for estimators that name no number.
+    """
     named = sorted(int(i) for _, _, i in (w.partition(":") for w in wanted) if i.isdecimal())
-    named = [index for index in named if index < n_devices]  # of others, the fit will say so
+    named = [index for index in named if index < n_devices]  # the fit complains about others
     if "cuda" not in wanted:
         return [named] if named else []
     return [[index, *(n for n in named if n != index)] for index in range(n_devices)]
@@ -149,14 +113,14 @@ def _wait_for_one(
     is_over: Callable[[], bool],
     stack: ExitStack,
 ) -> int | None:
-    """Lock the devices of a choice; return the first of them, or None if that was given up."""
+    """Lock the devices of a choice; return the first of them, or None once it is over."""
     first = turn % len(choices)
     choices = [*choices[first:], *choices[:first]]
     has_said = False
     while not is_over():
         for choice in choices:
             try:
-                stack.enter_context(_locked([devices[index] for index in choice]))
+                stack.enter_context(_lock_all([devices[index] for index in choice]))
             except LockedError:
                 continue
             except OSError as error:  # a disk that knows no locks
@@ -170,8 +134,8 @@ def _wait_for_one(
 
 
 @contextmanager
-def _locked(devices: list[str]) -> Iterator[None]:
-    """Lock all of them or none: who held one while waiting for another could wait for ever."""
+def _lock_all(devices: list[str]) -> Iterator[None]:
+    """Lock all of them or none: a worker that waits for one while it holds another may deadlock."""
     folder = cache_folder() / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:

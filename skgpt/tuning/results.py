@@ -1,4 +1,4 @@
-"""What came of a search's trials: whether it is enough, and as scikit-learn's ``cv_results_``."""
+"""The trials of a search as scikit-learn's ``cv_results_``; errors and warnings about them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,17 +19,7 @@ Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[s
 
 
 def check_trials(trials: Sequence[FrozenTrial]) -> None:
-    """Raise if no trial came to its end.
-
-    Parameters
-    ----------
-    trials : sequence of optuna.trial.FrozenTrial
-        Finished ones.
-
-    Raises
-    ------
-    TuningError
-    """
+    """Raise TuningError if none of these finished trials is complete."""
     states = Counter(trial.state.name for trial in trials)
     if not states["COMPLETE"]:
         errors = _errors_of(trials)
@@ -43,17 +33,7 @@ def check_trials(trials: Sequence[FrozenTrial]) -> None:
 
 
 def warn_of_failed(trials: Sequence[FrozenTrial]) -> None:
-    """Warn of trials that failed.
-
-    Parameters
-    ----------
-    trials : sequence of optuna.trial.FrozenTrial
-        Finished ones.
-
-    Warns
-    -----
-    FitFailedWarning
-    """
+    """Warn if some of these finished trials failed."""
     errors = _errors_of(trials)
     if errors:
         (common, n), *_ = Counter(errors).most_common()
@@ -81,45 +61,36 @@ def cv_results_of(
     error_score: float,
     format_results: Format,
 ) -> dict[str, Any]:
-    """Lay trials out as ``cv_results_``.
+    """Lay finished trials out as ``cv_results_``; at least one of them is complete.
 
     Trials that were pruned or failed have no score: theirs are nan, or `error_score` for those
-    that failed, and they come after all others, whatever that is.
-
-    Parameters
-    ----------
-    trials : sequence of optuna.trial.FrozenTrial
-        Finished ones, at least one of them complete.
-    space : Space
-    n_splits : int
-    error_score : float
-    format_results : callable
-        ``BaseSearchCV._format_results`` of the search.
-
-    Returns
-    -------
-    results : dict of str to array
+    that failed, and they rank behind all others, whatever that is. `format_results` is
+    ``BaseSearchCV._format_results`` of the search.
     """
     results = [result_of(trial) for trial in trials]
     complete = np.array([trial.state.name == "COMPLETE" for trial in trials])
+    failed = np.array([trial.state.name == "FAIL" for trial in trials])
+
+    # One row per trial and fold; those without scores hold a place, to be filled in below.
     some = results[int(complete.argmax())]
-    out: list[dict[str, Any]] = []
-    for result, whole in zip(results, complete, strict=True):
-        shown = result if whole else some  # for what has none, a place to be filled in below
+    rows: list[dict[str, Any]] = []
+    for result, is_complete in zip(results, complete, strict=True):
+        scores = result if is_complete else some
         for i in range(n_splits):
             times = ("fit_time", "score_time")  # none of a trial whose worker died
             row: dict[str, Any] = {t: result[t][i] if result[t] else np.nan for t in times}
-            row["test_scores"] = shown["test_scores"][i]
+            row["test_scores"] = scores["test_scores"][i]
             if some["train_scores"]:
-                row["train_scores"] = shown["train_scores"][i]
-            out.append(row)
+                row["train_scores"] = scores["train_scores"][i]
+            rows.append(row)
     more = {
         "trial_state": [trial.state.name for trial in trials],
         "n_epochs": [result["n_epochs"] for result in results],
         "error": [result["error"] for result in results],
     }
-    table = format_results([space.params(trial.params) for trial in trials], n_splits, out, more)
-    failed = np.array([trial.state.name == "FAIL" for trial in trials])
+    table = format_results([space.params(trial.params) for trial in trials], n_splits, rows, more)
+
+    # Scores and ranks of the trials that have none.
     for name, column in table.items():
         if name.startswith("rank_test_"):
             table[name] = _rank(table[f"mean_{name.removeprefix('rank_')}"], complete)

@@ -22,15 +22,14 @@ from skgpt._sklearn import (
     fit_context,
     have_it_raise,
 )
-from skgpt.exceptions import TuningError
+from skgpt.exceptions import ContinuationError, TuningError
 from skgpt.fitting import draw_seed
-from skgpt.tuning.baseline_check import judge_baseline, meet_baseline, warn_unless_better
+from skgpt.tuning.baseline import compare_trial, score_baseline, warn_unless_better
 from skgpt.tuning.folds import check_rows
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
 from skgpt.tuning.space import Space, check_names, default_space
-from skgpt.tuning.study import PRUNERS, Storage, kept_in_memory
-from skgpt.tuning.study_key import identity_of, name_of
-from skgpt.tuning.trial import Evaluation
+from skgpt.tuning.study import PRUNERS, Storage, copied_to_memory, name_of, study_key
+from skgpt.tuning.trial import Evaluator
 from skgpt.tuning.trial_store import result_of
 from skgpt.tuning.workers import Job, run
 
@@ -42,11 +41,11 @@ _SHARED = {
 
 
 class GPTSearchCV(BaseSearchCV):
-    """Search over the parameters of a text estimator, ending early what does not look promising.
+    """Search over the parameters of a text estimator, and prune the trials that look hopeless.
 
     The folds of a trial advance together, epoch by epoch. After each, the mean of their scores is
-    reported to an Optuna study, whose pruner may give the trial up. A search that is kept in
-    `storage` goes on after its process was killed, and several processes may work on it.
+    reported to an Optuna study, whose pruner may end the trial. With `storage`, a search goes on
+    after its process was killed, and several processes may work on it.
 
     Parameters
     ----------
@@ -71,7 +70,7 @@ class GPTSearchCV(BaseSearchCV):
         Whether to fit the best parameters on everything at the end; of several metrics, the name
         of the one that counts. With a callable or False the first one guides the search.
     pruner : {"median", "percentile", "halving", "hyperband"}, pruner or None, default="median"
-        What gives trials up. By name, with settings that fit a few epochs: "median" and
+        What ends trials early. By name, with settings that fit a few epochs: "median" and
         "percentile" (the best quarter stays) begin with the fourth trial and the second epoch;
         "halving" and "hyperband" keep half at each rung. Or any Optuna pruner; None prunes
         nothing.
@@ -79,11 +78,13 @@ class GPTSearchCV(BaseSearchCV):
         What draws the parameters. None is TPE, seeded by `random_state` and the trial's number.
         A copy is used.
     storage : str, path-like, optuna.storages.BaseStorage or None, default=None
-        Where the study is kept: a path becomes a journal file, ``sqlite:///...`` and the like are
-        databases' URLs. None keeps it in memory.
+        Where the study is stored: a path becomes an SQLite file, whatever its ending;
+        ``postgresql://...`` and the like are databases' URLs. None keeps it in memory. Workers
+        that die are noticed in a file or database that is named so; in an Optuna storage that you
+        pass, if it has heartbeats.
     study_name : str or None, default=None
-        None makes a name of a fingerprint of data, folds, space and parameters, so that searches
-        that differ share a storage and don't meet.
+        None makes a name of a hash of data, folds, space and parameters, so that searches that
+        differ share a storage and don't meet.
     n_jobs : int or None, default=None
         Processes that work on trials, through joblib. None is one, this one, unless in a
         `joblib.parallel_config` context.
@@ -93,10 +94,10 @@ class GPTSearchCV(BaseSearchCV):
     return_train_score : bool, default=False
         Whether to score the training rows as well.
     baseline : bool, default=False
-        Whether to judge TF-IDF with a linear model on the same folds, before the trials, and to
+        Whether to score TF-IDF with a linear model on the same folds, before the trials, and to
         warn if the best of them does no better; see `compare_with_baseline`. It has the template,
-        class weights and steps of `estimator`, as they are there, and weights of rows if they are
-        passed; what else is passed for its last step alone is not for it.
+        class weights and steps of `estimator`, as they are there, and the row weights that are
+        passed, but nothing else that is passed for the last step alone.
     random_state : int, RandomState instance or None, default=None
         Seeds the sampler, if that is None. Pass an int for the same trials in each call; the
         estimator has a `random_state` of its own.
@@ -123,8 +124,9 @@ class GPTSearchCV(BaseSearchCV):
         Seconds.
     multimetric_ : bool
     study_ : optuna.study.Study
-        For Optuna's plots and importances. A trial whose worker died is there as failed, and is
-        not in `cv_results_`. A pickle has a copy in memory.
+        For Optuna's plots and importances. A trial whose worker died is there as failed; unless
+        the third worker died of its parameters, it is not in `cv_results_`. A pickle has a copy
+        in memory.
     baseline_ : BaselineReport or None
         Only with `baseline`: the scores of `best_index_` on each fold beside the baseline's. Of
         several metrics it is the one that `refit` names; with a callable or False, the first one,
@@ -147,7 +149,7 @@ class GPTSearchCV(BaseSearchCV):
     ...     GPTTextClassifier(trainable_layers=2),
     ...     {"learning_rate": FloatDistribution(1e-5, 1e-3, log=True), "n_layers": [8, 16]},
     ...     n_trials=20,
-    ...     storage="search.journal",
+    ...     storage="search.db",
     ... )
     >>> search.fit(X, y).best_params_  # doctest: +SKIP
     """
@@ -213,7 +215,7 @@ class GPTSearchCV(BaseSearchCV):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         if "study_" in state:  # or what was fitted could be opened only where its storage is
-            state["study_"] = kept_in_memory(state["study_"])
+            state["study_"] = copied_to_memory(state["study_"])
         return state
 
     @fit_context(prefer_skip_nested_validation=False)
@@ -238,7 +240,7 @@ class GPTSearchCV(BaseSearchCV):
         ------
         ValueError
             If a parameter is not as described here, if `study_name` names the study of other data
-            or settings, if the baseline can't be judged (which comes first), or if no trial came to
+            or settings, if the baseline can't be scored (which comes first), or if no trial came to
             its end; the search is then as it was before.
         OSError
             If `storage` can't be opened.
@@ -257,19 +259,23 @@ class GPTSearchCV(BaseSearchCV):
                 "GPTSearchCV calls no callbacks of its own: set them on its estimator."
             )
         deadline = np.inf if self.timeout is None else time.time() + self.timeout
-        work, passed_on, refit_metric = self._evaluation(X, y, params)
-        n_splits = len(work.splits)
+        evaluator, fit_params, refit_metric = self._evaluator(X, y, params)
         given = self.param_distributions
         given = default_space(self.estimator) if given is None else dict(given)
-        job = self._job(work, given, deadline)
-        check_names(given, work.estimator)
-        # Before the trials: what is wrong with it must not lose them.
-        theirs = judge_baseline(work) if self.baseline else None
+        space = Space(given)
+        job = self._job(evaluator, space, deadline)
+        check_names(given, evaluator.estimator)
+
+        # The baseline comes before the trials, so that an error in it loses none.
+        theirs = score_baseline(evaluator) if self.baseline else None
         study = run(job, self.n_jobs)
-        trials = job.ledger(study).finished()
+        trials = job.trial_store(study).finished()
         check_trials(trials)
+
+        # Results, the best of them and its comparison with the baseline.
+        n_splits = len(evaluator.splits)
         error_score = np.nan if self.error_score == "raise" else self.error_score
-        results = cv_results_of(trials, Space(given), n_splits, error_score, self._format_results)
+        results = cv_results_of(trials, space, n_splits, error_score, self._format_results)
         complete = next(trial for trial in trials if trial.state.name == "COMPLETE")
         first = result_of(complete)["test_scores"][0]
         multimetric = isinstance(first, Mapping)
@@ -279,29 +285,35 @@ class GPTSearchCV(BaseSearchCV):
         attributes = {
             "n_splits_": n_splits,
             "multimetric_": multimetric,
-            "scorer_": getattr(work.scorer, "_scorers", work.scorer),
+            "scorer_": getattr(evaluator.scorer, "_scorers", evaluator.scorer),
             "cv_results_": results,
             "study_": study,
             **self._best(results, refit_metric, multimetric=multimetric),
         }
         if theirs is not None:
             # Without a best trial, the best one by the metric that guided the search.
-            index = attributes.get("best_index_", best_trial(trials))
-            attributes["baseline_"] = meet_baseline(work, trials[index], theirs, self.scoring)
+            chosen = trials[attributes.get("best_index_", best_trial(trials))]
+            attributes["baseline_"] = None
+            if chosen.state.name == "COMPLETE":
+                attributes["baseline_"] = compare_trial(
+                    evaluator, result_of(chosen), theirs, self.scoring
+                )
         if self.refit:
-            attributes |= self._refitted(attributes["best_params_"], X, y, passed_on)
-        self._keep(attributes)
-        try:  # last, as a warning may be an error
+            attributes |= self._refitted(attributes["best_params_"], X, y, fit_params)
+        self._set_fitted(attributes)
+
+        # Warnings come last, since they may be errors.
+        try:
             warn_of_failed(trials)
         finally:
             if theirs is not None:
                 warn_unless_better(attributes["baseline_"])
         return self
 
-    def _evaluation(
+    def _evaluator(
         self, X: Any, y: Any, params: dict[str, Any]
-    ) -> tuple[Evaluation, dict[str, Any], Any]:
-        """Return what trials are judged by, what is passed on to `fit`, and the refit metric."""
+    ) -> tuple[Evaluator, dict[str, Any], Any]:
+        """Return what evaluates trials, the parameters of `fit`, and the metric for the refit."""
         scorer, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
         check_rows(self.estimator, X, y)
@@ -312,7 +324,7 @@ class GPTSearchCV(BaseSearchCV):
         splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
         if not splits:
             raise TuningError(f"`cv` must make at least one fold. Got {self.cv!r}.")
-        work = Evaluation(
+        evaluator = Evaluator(
             estimator=clone(self.estimator),
             X=X,
             y=y,
@@ -324,16 +336,22 @@ class GPTSearchCV(BaseSearchCV):
             return_train_score=self.return_train_score,
             needs_metric=self.refit is True,
         )
-        return work, dict(routed.estimator.fit), refit_metric
+        return evaluator, dict(routed.estimator.fit), refit_metric
 
-    def _job(self, work: Evaluation, given: dict[str, Any], deadline: float) -> Job:
-        belongs_to = identity_of(work, self.scoring, Space(given))
+    def _job(self, evaluator: Evaluator, space: Space, deadline: float) -> Job:
+        key: dict[str, Any] | None = None
+        try:
+            key = study_key(evaluator, self.scoring, space)
+        except ContinuationError:  # a lambda, say, which no other process could tell from another
+            if self.storage is not None:
+                raise
+        name = self.study_name or ("skgpt" if key is None else name_of(key))
         return Job(
-            work=work,
-            param_distributions=given,
+            evaluator=evaluator,
+            param_distributions=space.given,
             storage=self.storage,
-            study_name=self.study_name or name_of(belongs_to),
-            belongs_to=belongs_to,
+            study_name=name,
+            key=key,
             sampler=self.sampler,
             pruner=self.pruner,
             seed=draw_seed(self.random_state),
@@ -355,14 +373,14 @@ class GPTSearchCV(BaseSearchCV):
         return best
 
     def _refitted(
-        self, params: dict[str, Any], X: Any, y: Any, passed_on: dict[str, Any]
+        self, params: dict[str, Any], X: Any, y: Any, fit_params: dict[str, Any]
     ) -> dict[str, Any]:
         best = clone(self.estimator).set_params(**clone(params, safe=False))
         began = time.time()
         labels = () if y is None else (y,)
         try:
-            best.fit(X, *labels, **passed_on)
-        except BaseException as error:  # what was searched for must not be lost with it
+            best.fit(X, *labels, **fit_params)
+        except BaseException as error:  # the search's result must not be lost with the fit
             error.add_note(f"The trials had ended; the best parameters are {params!r}.")
             raise
         attributes = {"best_estimator_": best, "refit_time_": time.time() - began}
@@ -370,8 +388,8 @@ class GPTSearchCV(BaseSearchCV):
             attributes["feature_names_in_"] = best.feature_names_in_
         return attributes
 
-    def _keep(self, attributes: dict[str, Any]) -> None:
-        """Become fitted, all at once; nothing of an earlier fit stays behind."""
+    def _set_fitted(self, attributes: dict[str, Any]) -> None:
+        """Set all fitted attributes at once; those of an earlier fit go."""
         parameters = self.get_params(deep=False)
-        kept = {k: v for k, v in vars(self).items() if k in parameters or not k.endswith("_")}
-        self.__dict__ = {**kept, **attributes}
+        others = {k: v for k, v in vars(self).items() if k in parameters or not k.endswith("_")}
+        self.__dict__ = {**others, **attributes}

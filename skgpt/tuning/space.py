@@ -1,4 +1,4 @@
-"""What a search may choose from: as Optuna's distributions, and what their values stand for."""
+"""Search spaces: Optuna's distributions, the parameters that their values stand for, defaults."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial, Trial
 from scipy.stats import rv_discrete
 from sklearn.base import clone
-from sklearn.pipeline import Pipeline
 
 from skgpt._base import BaseGPTText
 from skgpt.device import resolve_device
 from skgpt.exceptions import TuningError
 from skgpt.pretrained.loading import load_pretrained
+from skgpt.tuning.folds import last_step, path_to_last_step
 
 _SEEDS = 2**31 - 1
 _EDGE = 1e-9  # of quantiles: at 0 and 1 some are infinite
@@ -32,26 +32,10 @@ _WAY_OUT = (
 
 
 class Space:
-    """A search space: distributions that Optuna draws from, and what is drawn as parameters.
+    """A search space: what `GPTSearchCV` was `given`, and the `distributions` for Optuna.
 
     Optuna stores numbers, texts and None. Other values of a list go by their place in it, and of
     scipy's distributions, but for plain ranges, the quantile is drawn.
-
-    Parameters
-    ----------
-    param_distributions : mapping of str to object
-        As `GPTSearchCV` takes it.
-
-    Attributes
-    ----------
-    distributions : dict of str to optuna.distributions.BaseDistribution
-    given : dict of str to object
-        What they were made of.
-
-    Raises
-    ------
-    TuningError
-        If a value is none of these; the message names it.
     """
 
     def __init__(self, param_distributions: Mapping[str, Any]) -> None:
@@ -69,17 +53,7 @@ class Space:
                 self._meaning[name] = meaning
 
     def params(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what was drawn as an estimator's parameters, in the order of the space.
-
-        Parameters
-        ----------
-        drawn : mapping of str to object
-            A trial's ``params``.
-
-        Returns
-        -------
-        params : dict of str to object
-        """
+        """Return what a trial drew as an estimator's parameters, in the order of the space."""
         return {
             name: self._meaning[name](drawn[name]) if name in self._meaning else drawn[name]
             for name in self.distributions
@@ -130,17 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """Have a trial suggest a value from each distribution.
-
-    Parameters
-    ----------
-    trial : optuna.trial.Trial
-    distributions : mapping of str to optuna.distributions.BaseDistribution
-
-    Returns
-    -------
-    drawn : dict of str to object
-    """
+    """Have a trial suggest a value from each distribution."""
     drawn: dict[str, Any] = {}
     for name, among in distributions.items():
         if isinstance(among, FloatDistribution):
@@ -164,20 +128,10 @@ def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dic
 def check_names(
     space: Mapping[str, Any], estimator: Any, parameter: str = "param_distributions"
 ) -> None:
-    """Raise if a space names what an estimator has not: every trial would fail of it.
+    """Raise TuningError if a space names a parameter that the estimator lacks.
 
-    Parameters
-    ----------
-    space : mapping of str to object
-        By names of parameters. What depends on another of them is left to the trials: whether
-        there is a ``lora__rank`` where `lora` may be None, say.
-    estimator : estimator
-    parameter : str, default="param_distributions"
-        What the message calls the space.
-
-    Raises
-    ------
-    TuningError
+    What depends on another choice is left to the trials: ``lora__rank`` where `lora` may be None,
+    say. `parameter` is what the message calls the space.
     """
     known = estimator.get_params()
     for name in space:
@@ -194,27 +148,6 @@ def check_names(
                 f"of this {type(estimator).__name__}: {hint} Those of `lora` are there once it is "
                 "a LoRA(), those of a Pipeline's step as <step>__<name>."
             ) from error
-
-
-def final_of(estimator: Any) -> tuple[str, Any]:
-    """Return the last step of a Pipeline, and what names of its parameters begin with.
-
-    Parameters
-    ----------
-    estimator : estimator
-        What is no Pipeline is its own last step.
-
-    Returns
-    -------
-    prefix : str
-        "" or, for one Pipeline, the step's name with two underscores.
-    final : estimator
-    """
-    prefix = ""
-    while isinstance(estimator, Pipeline):
-        name, estimator = estimator.steps[-1]
-        prefix += f"{name}__"
-    return prefix, estimator
 
 
 def default_space(estimator: Any) -> dict[str, BaseDistribution]:
@@ -254,7 +187,7 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
     >>> space["lora__rank"].choices
     (4, 8, 16, 32)
     """
-    prefix, final = final_of(estimator)
+    prefix, final = path_to_last_step(estimator), last_step(estimator)
     if not isinstance(final, BaseGPTText):
         raise TuningError(
             "A default space is known for skgpt's estimators and for Pipelines whose last step is "

@@ -1,11 +1,13 @@
-"""The Optuna study that a search is: where it is kept, what draws for it, what cuts it short."""
+"""The Optuna study of a search: its storage, sampler and pruner, and the key that names it."""
 
 import copy
+import json
+import logging
 import os
 import random
 import re
-import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -14,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -24,26 +28,42 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
 )
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import (
-    JournalFileBackend,
-    JournalFileOpenLock,
-    JournalFileSymlinkLock,
-)
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from scipy import sparse
 from sqlalchemy.exc import DBAPIError
 
 from skgpt.exceptions import ContinuationError, StorageError
-from skgpt.tuning.study_key import check_belongs
+from skgpt.pretrained.loading import hash_model_files
+from skgpt.run_key import described, digest
+from skgpt.tuning.folds import Split
+from skgpt.tuning.space import Space
+from skgpt.tuning.trial import Evaluator
+
+try:
+    from optuna.storages import RetryHeartbeatStaleTrialCallback as RetryCallback
+
+    _ON_STALE_TRIAL = "heartbeat_stale_trial_callback"
+except ImportError:  # Optuna before 4.9
+    from optuna.storages import RetryFailedTrialCallback as RetryCallback
+
+    _ON_STALE_TRIAL = "failed_trial_callback"
+
+_LOG = logging.getLogger("skgpt")
 
 Storage = str | PathLike[str] | BaseStorage | None
+
+MAX_RETRIES = 2  # of a trial whose worker died: the parameters may be what it died of
+# A worker is taken for dead when it has not said for so long that it is alive.
+HEARTBEAT_SECONDS = 15
+GRACE_SECONDS = 60
+_LOCK_SECONDS = 60.0  # how long SQLite waits for another process that is writing
+_WAITS = (0.2, 0.5, 1.0)  # seconds between tries to open a database
 
 # Optuna's own defaults are for hundreds of trials of hundreds of epochs. A first epoch says
 # little, as the learning rates are still rising in it.
 _STARTUP = {"n_startup_trials": 3, "n_warmup_steps": 2}
-_JOURNAL_BEGINS = b'{"op_code":'
-_WAITS = (0.2, 0.5, 1.0)  # seconds between tries to open a database
 
 PRUNERS = {
     "median": lambda: MedianPruner(**_STARTUP),
@@ -51,6 +71,10 @@ PRUNERS = {
     "halving": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
     "hyperband": lambda: HyperbandPruner(min_resource=1, reduction_factor=2),
 }
+
+_KEY = "skgpt:belongs_to"
+# Parameters that no score depends on, whatever step they are of.
+_NOT_IN_KEY = frozenset({"verbose", "checkpoint_dir", "store_base", "memory", "n_jobs"})
 
 
 def make_pruner(pruner: str | BasePruner | None) -> BasePruner:
@@ -70,12 +94,8 @@ def make_sampler(sampler: BaseSampler | None, seed: int) -> BaseSampler:
 class SeededByTrial(BaseSampler):
     """TPE that draws from the seed and the number of the trial.
 
-    So a search that was killed goes on with what it would have drawn next, and not with its first
-    points once more; and no two workers draw the same.
-
-    Parameters
-    ----------
-    seed : int
+    A search that was killed goes on with what it would have drawn next, not with its first points
+    once more; and no two workers draw the same.
     """
 
     def __init__(self, seed: int) -> None:
@@ -118,26 +138,31 @@ class SeededByTrial(BaseSampler):
         self._of(trial).after_trial(study, trial, state, values)
 
 
-def open_storage(storage: Storage) -> BaseStorage:
-    """Return Optuna's storage: in memory for None, a journal in a file for a path, or a URL's.
+# --- Storage
 
-    Raises
-    ------
-    StorageError
-        If the file can't be written to, or the storage not opened.
+
+def open_storage(storage: Storage) -> BaseStorage:
+    """Return Optuna's storage: memory for None, an SQLite file for a path, a database for an URL.
+
+    A storage that is opened here has heartbeats, by which others notice that a worker died.
     """
     if storage is None:
         return InMemoryStorage()
     if isinstance(storage, BaseStorage):
         return storage
-    where = located(os.fspath(storage))
     try:
-        return _database(where) if "://" in where else _journal(Path(where))
+        return _open_database(absolute(storage))
     except Exception as error:  # each database's driver has errors of its own
         raise StorageError(
             "`storage` must be a file that can be written to, in a folder that is there, an URL "
             f"of a database, or an Optuna storage. {shown(storage)} can't be opened: {error}"
         ) from error
+
+
+def absolute(storage: str | PathLike[str]) -> str:
+    """Return a path as one that is the same from every folder, and an URL as it is."""
+    where = os.fspath(storage)
+    return where if "://" in where else str(Path(where).expanduser().absolute())
 
 
 def shown(storage: Storage) -> str:
@@ -147,126 +172,68 @@ def shown(storage: Storage) -> str:
     return repr(re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", os.fspath(storage)))
 
 
-def located(where: str) -> str:
-    """Return a path as one that is the same from every folder, and an URL as it is."""
-    return where if "://" in where else str(Path(where).expanduser().absolute())
-
-
 def storage_with(storage: Storage, name: str) -> BaseStorage | None:
-    """Open a storage if there is a study of that name in it; no file is made to find out."""
+    """Open a storage if there is a study of that name in it; never make a file to find out."""
     if isinstance(storage, str | PathLike):
-        where = located(os.fspath(storage))
+        where = absolute(storage)
         if "://" not in where and not Path(where).exists():
             return None
     opened = open_storage(storage)
     return opened if name in optuna.get_all_study_names(opened) else None
 
 
-def _database(url: str) -> BaseStorage:
+def _open_database(where: str) -> BaseStorage:
+    options: dict[str, Any] = {
+        "heartbeat_interval": HEARTBEAT_SECONDS,
+        "grace_period": GRACE_SECONDS,
+        _ON_STALE_TRIAL: _retry,
+    }
+    url = where if "://" in where else f"sqlite:///{where}"
+    if url.startswith("sqlite"):
+        options["engine_kwargs"] = {"connect_args": {"timeout": _LOCK_SECONDS}}
+
+    def connect() -> RDBStorage:
+        with ignore_heartbeat_warnings():
+            return RDBStorage(url, **options)
+
     # Of those that find a database empty at the same time, one makes the tables; the others fail.
     for seconds in _WAITS:
         try:
-            return optuna.storages.get_storage(url)
+            return connect()
         except DBAPIError:
             time.sleep(seconds * random.uniform(0.5, 1.0))
-    return optuna.storages.get_storage(url)
+    return connect()
 
 
-def _journal(file: Path) -> JournalStorage:
-    lock = _Lock(file)
-    if file.exists():
-        _check_is_journal(file)  # or what a user has in it would be cut
-        lock.acquire()
-        lock.release()
-    return JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+def _retry(study: Study, trial: FrozenTrial) -> None:
+    """Queue the parameters of a trial whose worker died, unless they have been retried enough."""
+    _LOG.warning("trial %d: its worker died", trial.number)
+    with ignore_heartbeat_warnings():
+        RetryCallback(max_retry=MAX_RETRIES)(study, trial)
 
 
-class _MendingLock:
-    """The lock of a journal, which finds it whole: what is appended must begin a line.
-
-    Another may have been killed in the middle of a line, or the disk was full there, while this
-    worker lives and goes on writing.
-
-    Parameters
-    ----------
-    file : Path
-        The journal.
-    """
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(str(file))  # type: ignore[call-arg]
-        self._file = file
-
-    def acquire(self) -> bool:
-        """Wait for the lock, then cut off a last line that was not written whole."""
-        acquired: bool = super().acquire()  # type: ignore[misc]
-        try:
-            _cut_torn_line(self._file)
-        except BaseException:
-            self.release()  # type: ignore[attr-defined]
-            raise
-        return acquired
+@contextmanager
+def ignore_heartbeat_warnings() -> Iterator[None]:
+    """Ignore that Optuna calls heartbeats experimental, and expects `Study.optimize` with them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+        yield
 
 
-class _LinkLock(_MendingLock, JournalFileSymlinkLock):
-    """By a symbolic link, which only one can make, on any shared disk that knows them."""
-
-
-class _FileLock(_MendingLock, JournalFileOpenLock):
-    """By a file, which only one can make: most users of Windows may make no symbolic links."""
-
-
-_Lock = _FileLock if sys.platform == "win32" else _LinkLock
-
-
-def _check_is_journal(file: Path) -> None:
-    with open(file, "rb") as opened:
-        begins = opened.read(len(_JOURNAL_BEGINS))
-    if not _JOURNAL_BEGINS.startswith(begins):  # the first line may be torn as well
-        raise ValueError(
-            "it is a file of another kind than Optuna's journals; it was left as it is. For an "
-            "SQLite database pass 'sqlite:///' and its path."
-        )
-
-
-def _cut_torn_line(file: Path) -> None:
-    """Cut off a last line that was not written whole: whatever follows it could not be read."""
-    with open(file, "r+b") as journal:
-        if journal.seek(0, os.SEEK_END) == 0:
-            return
-        journal.seek(-1, os.SEEK_END)
-        if journal.read() != b"\n":
-            journal.seek(0)
-            journal.truncate(journal.read().rfind(b"\n") + 1)
+# --- Study
 
 
 def open_study(
     storage: BaseStorage,
     name: str,
-    belongs_to: Mapping[str, Any],
+    key: Mapping[str, Any] | None,
     sampler: BaseSampler,
     pruner: BasePruner,
 ) -> Study:
     """Open the study of that name, or make it.
 
-    Parameters
-    ----------
-    storage : optuna.storages.BaseStorage
-    name : str
-    belongs_to : mapping of str to object
-        All that its trials' results depend on, by names that a user knows.
-    sampler : optuna.samplers.BaseSampler
-    pruner : optuna.pruners.BasePruner
-
-    Returns
-    -------
-    study : optuna.study.Study
-
-    Raises
-    ------
-    ContinuationError
-        If there is one that belongs to something else, or that doesn't maximise one score; the
-        message names what differs.
+    Raises ContinuationError if there is one with another key, or that doesn't maximise one score.
     """
     with quiet():
         study = optuna.create_study(
@@ -283,7 +250,8 @@ def open_study(
             "A search needs a study that maximises one score. "
             f"{name!r} has been created with {found!r}: set another `study_name`."
         )
-    check_belongs(study, belongs_to)
+    if key is not None:
+        check_key(study, key)
     return study
 
 
@@ -298,7 +266,7 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def kept_in_memory(study: Study) -> Study:
+def copied_to_memory(study: Study) -> Study:
     """Return a copy of a study that needs its storage no more; itself if it is in memory."""
     storage = study._storage
     if isinstance(storage, InMemoryStorage):
@@ -309,3 +277,126 @@ def kept_in_memory(study: Study) -> Study:
         return optuna.load_study(
             study_name=study.study_name, storage=memory, sampler=study.sampler, pruner=study.pruner
         )
+
+
+# --- Key
+
+
+def study_key(evaluator: Evaluator, scoring: Any, space: Space) -> dict[str, Any]:
+    """Return all that a trial's results depend on, as JSON values by names that a user knows.
+
+    `scoring` is as the search was given it. Raises ContinuationError if another process could not
+    tell whether something is the same there, as with a lambda.
+    """
+    passed = {"what is passed to `fit`": described(dict(evaluator.fit_params))}
+    if evaluator.score_params:
+        passed["what is passed to the scorers"] = described(dict(evaluator.score_params))
+    return {
+        **_key_of_parameters(evaluator.estimator),
+        **_key_of_files(evaluator.estimator, space),
+        "X": digest(_bytes_of_rows(evaluator.X)),
+        "y": digest(_bytes_of_rows(evaluator.y)),
+        "`cv`": digest(_bytes_of_splits(evaluator.splits)),
+        "`param_distributions`": {
+            name: _key_of_distribution(distribution, space.given[name])
+            for name, distribution in space.distributions.items()
+        },
+        "`scoring`": described(scoring),
+        "`refit`": evaluator.main_metric,
+        "`return_train_score`": bool(evaluator.return_train_score),
+        **passed,
+    }
+
+
+def name_of(key: Mapping[str, Any]) -> str:
+    """Return the study's name where none was given."""
+    return "skgpt-" + digest([_text(key).encode()])[:24]
+
+
+def check_key(study: Study, key: Mapping[str, Any]) -> None:
+    """Note the key on a new study; raise ContinuationError if a study has another one."""
+    theirs = study.user_attrs.get(_KEY)
+    if theirs is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr(_KEY, json.loads(_text(key)))
+        return
+    theirs = theirs or {}
+    names = sorted({*theirs, *key})
+    different = [name for name in names if _text(theirs.get(name)) != _text(key.get(name))]
+    if different:
+        raise ContinuationError(
+            "To go on with a study, a search must be given what it was begun with. "
+            f"{study.study_name!r} belongs to a search of which this differs: "
+            f"{', '.join(different)}. Set another `study_name`, or None for one of its own."
+        )
+
+
+def _key_of_parameters(estimator: Any) -> dict[str, Any]:
+    deep = estimator.get_params(deep=True)
+    of_results = {n: v for n, v in deep.items() if n.split("__")[-1] not in _NOT_IN_KEY}
+    return {
+        "the estimator": _kind(estimator),
+        **{f"`{name}`": _shallow(value) for name, value in of_results.items()},
+    }
+
+
+def _key_of_files(estimator: Any, space: Space) -> dict[str, Any]:
+    """Hash the models in local folders: somebody may write another one under the same name."""
+    named = list(estimator.get_params(deep=True).items())
+    for name, given in space.given.items():
+        choices = getattr(given, "choices", given)
+        if isinstance(choices, list | tuple | np.ndarray):
+            named += [(name, choice) for choice in choices]
+    models = {v for n, v in named if n.split("__")[-1] == "model" and isinstance(v, str)}
+    digests = {model: hash_model_files(model) for model in sorted(models)}
+    return {f"the files of {model!r}": found for model, found in digests.items() if found}
+
+
+def _shallow(value: Any) -> Any:
+    """Describe a parameter; get_params names the parameters of an estimator beside it."""
+    if hasattr(value, "get_params") and not isinstance(value, type):
+        return _kind(value)
+    if isinstance(value, list | tuple):
+        return [_shallow(item) for item in value]
+    return described(value)
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _key_of_distribution(distribution: BaseDistribution, given: Any) -> Any:
+    if isinstance(given, BaseDistribution):
+        return distribution_to_json(distribution)
+    if hasattr(given, "dist"):  # scipy's: what it was frozen with
+        return [given.dist.name, described(list(given.args)), described(dict(given.kwds))]
+    return described(list(given) if isinstance(given, list | tuple | np.ndarray) else given)
+
+
+def _bytes_of_rows(values: Any) -> Iterator[bytes]:
+    """Yield the bytes of a table or column of whatever container; equal values give equal bytes."""
+    if sparse.issparse(values):
+        yield _text(described(values.tocsr().toarray())).encode()
+        return
+    table = np.asarray(values, dtype=object)
+    columns = [str(name) for name in getattr(values, "columns", ())]
+    yield f"{table.shape}{columns};".encode()
+    for value in table.reshape(-1):
+        text = value if isinstance(value, str) else f"{type(value).__name__} {value!r}"
+        data = text.encode("utf-8", "surrogatepass")
+        yield f"{len(data)};".encode()
+        yield data
+
+
+def _bytes_of_splits(splits: Sequence[Split]) -> Iterator[bytes]:
+    for split in splits:
+        for rows in split:
+            yield f"{len(rows)};".encode()
+            yield _as_int64(rows).tobytes()
+
+
+def _as_int64(rows: Any) -> NDArray[np.int64]:
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,7 +1,7 @@
-"""What a worker of a search does: take a trial, evaluate it, write down what came of it, and again.
+"""The workers of a search: each takes a trial, evaluates it, writes down its result, and repeats.
 
-A search has one worker in its own process, or several in processes of their own, which know of
-each other through the study alone.
+A search has one worker in its own process, or several in processes of their own, which know of each
+other through the study alone.
 """
 
 import platform
@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from tqdm.auto import tqdm
 from skgpt.device import trim_malloc
 from skgpt.exceptions import StorageError, TuningError
 from skgpt.training.callbacks import shows_bars, write_line
-from skgpt.tuning.gpu_locks import devices_of, held_lease, leased
+from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu, wanted_gpus
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import (
     Storage,
-    kept_in_memory,
-    located,
+    absolute,
+    copied_to_memory,
     make_pruner,
     make_sampler,
     open_storage,
@@ -39,7 +39,7 @@ from skgpt.tuning.study import (
     shown,
     storage_with,
 )
-from skgpt.tuning.trial import Evaluation, Outcome, evaluate, forget_frames
+from skgpt.tuning.trial import Evaluator, Outcome, drop_tracebacks
 from skgpt.tuning.trial_store import TrialStore
 
 _POLL_SECONDS = 0.5
@@ -49,34 +49,16 @@ _POLL_SECONDS = 0.5
 class Job:
     """All that the workers of a search are given.
 
-    Parameters
-    ----------
-    work : Evaluation
-    param_distributions : dict
-        What `Space` is made of.
-    storage : str, path-like, optuna.storages.BaseStorage or None
-    study_name : str
-    belongs_to : dict
-    sampler : optuna.samplers.BaseSampler or None
-    pruner : str, optuna.pruners.BasePruner or None
-    seed : int
-        Of the sampler.
-    n_trials : int
-        Of all workers together.
-    deadline : float
-        In `time.time`, after which no trial is begun.
-    raises : bool
-        Whether an error in a trial ends the search.
-    verbose : int
-    call : str
-        Under which the caller's word to its workers is kept in the study; empty without any.
+    `seed` is the sampler's, `n_trials` counts those of all workers together, no trial begins after
+    `deadline` (in `time.time`), and `raises` has an error in a trial end the search. `call` names
+    the study's attribute that is true while the caller waits for its workers; empty without any.
     """
 
-    work: Evaluation
+    evaluator: Evaluator
     param_distributions: dict[str, Any]
     storage: Storage
     study_name: str
-    belongs_to: dict[str, Any]
+    key: dict[str, Any] | None
     sampler: BaseSampler | None
     pruner: str | BasePruner | None
     seed: int
@@ -91,7 +73,7 @@ class Job:
         study = open_study(
             open_storage(self.storage),
             self.study_name,
-            self.belongs_to,
+            self.key,
             make_sampler(self.sampler, self.seed),
             make_pruner(self.pruner),
         )
@@ -100,29 +82,13 @@ class Job:
             study.sampler.reseed_rng()
         return study
 
-    def ledger(self, study: Study) -> TrialStore:
+    def trial_store(self, study: Study) -> TrialStore:
         """Return the study's trials, as one of its workers sees them."""
         return TrialStore(study, Space(self.param_distributions).distributions, self.n_trials)
 
 
 def run(job: Job, n_jobs: int | None) -> Study:
-    """Run a search to its end, here or in processes of their own.
-
-    Parameters
-    ----------
-    job : Job
-    n_jobs : int or None
-        As joblib takes it.
-
-    Returns
-    -------
-    study : optuna.study.Study
-
-    Raises
-    ------
-    TuningError
-        If several processes are to share a storage in memory.
-    """
+    """Run a search to its end, here or in processes of their own; `n_jobs` as in joblib."""
     n_workers = min(effective_n_jobs(n_jobs), job.n_trials)
     if n_jobs is not None and n_jobs > 0:
         n_workers = min(n_workers, n_jobs)  # a cluster's backend counts all that it has
@@ -137,64 +103,53 @@ def run(job: Job, n_jobs: int | None) -> Study:
         )
     if job.storage is not None:
         return _run_in_processes(job, n_workers)
-    # Windows removes no file that a worker is still writing to.
+    # Windows removes no file that a worker still has open.
     with tempfile.TemporaryDirectory(prefix="skgpt-search-", ignore_cleanup_errors=True) as folder:
-        shared = replace(job, storage=str(Path(folder) / "study.journal"))
-        return kept_in_memory(_run_in_processes(shared, n_workers))
+        shared = replace(job, storage=str(Path(folder) / "study.db"))
+        return copied_to_memory(_run_in_processes(shared, n_workers))
 
 
 def _run_in_processes(job: Job, n_workers: int) -> Study:
     if isinstance(job.storage, str | PathLike):  # workers may be in another folder
-        job = replace(job, storage=located(fspath(job.storage)))
+        job = replace(job, storage=absolute(job.storage))
     job = replace(job, call=f"skgpt:call {uuid.uuid4().hex}")
     study = job.open()  # so that an error in it is raised here, and once
     study.set_user_attr(job.call, True)
     try:
-        held = held_lease()
+        locked = locked_gpu()
         Parallel(n_jobs=n_workers)(
-            delayed(run_called)(job, index, held) for index in range(n_workers)
+            delayed(run_called)(job, index, locked) for index in range(n_workers)
         )
-    finally:  # a cluster's workers go on with what they are at, whatever became of the caller
+    finally:  # a cluster's workers go on with their trials, whatever became of the caller
         study.set_user_attr(job.call, False)
     return study
 
 
 class _CalledOff(BaseException):
-    """The caller waits no longer; not an error of the trial that it ends."""
+    """Raised in a worker whose caller waits no longer; not an error of its trial."""
 
 
-def run_called(job: Job, index: int, held: int | None = None) -> None:
-    """Work on a search in another process than its caller, while that one waits.
+def run_called(job: Job, index: int, locked: int | None = None) -> None:
+    """Work on a search in another process than its caller, which waits and may have locked a GPU.
 
-    Parameters
-    ----------
-    job : Job
-    index : int
-        Of the worker.
-    held : int, default=None
-        The GPU that whoever waits for this worker has a lease of.
-
-    Raises
-    ------
-    StorageError
-        If this process doesn't see the study that the caller has opened.
+    Raises StorageError if this process doesn't find the caller's study.
     """
     opened = storage_with(job.storage, job.study_name)
     study = None if opened is None else replace(job, storage=opened).open(index)
     if study is None or job.call not in study.user_attrs:
         raise StorageError(
             "With workers on other machines, `storage` must be one that all of them see: a "
-            "database, Optuna's gRPC proxy, or a file on a disk that they share; None is a "
-            f"temporary file of the caller's. The worker on {platform.node()!r} doesn't find the "
-            f"caller's study in {shown(job.storage)}."
+            "database, or Optuna's gRPC proxy; None is a temporary file of the caller's. The "
+            f"worker on {platform.node()!r} doesn't find the caller's study in "
+            f"{shown(job.storage)}."
         )
 
-    def heed() -> None:
+    def check_called() -> None:
         if not study.user_attrs[job.call]:
             raise _CalledOff
 
     try:
-        run_worker(job, study, index, heed, held)
+        run_worker(job, study, index, check_called, locked)
     except _CalledOff:
         return
 
@@ -203,113 +158,84 @@ def run_worker(
     job: Job,
     study: Study,
     index: int = 0,
-    heed: Callable[[], None] = lambda: None,
-    held: int | None = None,
+    check_called: Callable[[], None] = lambda: None,
+    locked: int | None = None,
 ) -> None:
-    """Work on a search until there is nothing left to do, here or for others.
+    """Work on a search until nothing is left to do, here or for others.
 
-    On a GPU it waits until it has one to itself, which it keeps until it is done: so of more
-    workers than devices some never take any of a device's memory.
-
-    Parameters
-    ----------
-    job : Job
-    study : optuna.study.Study
-    index : int, default=0
-        Of the worker; the first one shows how far all of them are.
-    heed : callable, default does nothing
-        Called before each trial, after each epoch and while it waits for a GPU; what it raises
-        ends the work.
-    held : int, default=None
-        The GPU that whoever waits for this worker has a lease of.
-
-    Raises
-    ------
-    Exception
-        What a trial raised, if `job.raises`.
+    On GPUs, a worker waits until it has one to itself and keeps that until it is done: of more
+    workers than GPUs some never take any GPU memory. The first worker shows how far all of them
+    are. `check_called` is called before each trial, after each epoch and while waiting for a GPU;
+    what it raises ends the work.
     """
     space = Space(job.param_distributions)
-    ledger = job.ledger(study)
-    bar = TrialsBar(ledger, job.verbose if index == 0 else 0)
+    store = job.trial_store(study)
+    bar = TrialsBar(store, job.verbose if index == 0 else 0)
 
     def is_over() -> bool:
-        heed()
+        check_called()
         bar.show()
-        return time.time() >= job.deadline or ledger.is_over()
+        return time.time() >= job.deadline or store.is_over()
 
-    wanted = devices_of(job.work.estimator, job.param_distributions)
+    wanted = wanted_gpus(job.evaluator.estimator, job.param_distributions)
     try:
-        with leased(wanted, index, is_over, held) as has_a_device:
-            if has_a_device:
-                _work_through(job, space, ledger, bar, heed)
+        with gpu_lock(wanted, index, is_over, locked) as may_train:
+            while may_train and time.time() < job.deadline:
+                check_called()
+                trial = store.take()
+                bar.show()
+                if trial is not None:
+                    _work_on(trial, job, space, store, bar, check_called)
+                elif store.is_anybody_working():  # if they die, their trial is tried again
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    break
     finally:
         bar.close()
-
-
-def _work_through(
-    job: Job, space: Space, ledger: TrialStore, bar: "TrialsBar", heed: Callable[[], None]
-) -> None:
-    while time.time() < job.deadline:
-        heed()
-        trial = ledger.take()
-        bar.show()
-        if trial is not None:
-            _work_on(trial, job, space, ledger, bar, heed)
-        elif ledger.is_anybody_working():  # whose trial is tried again if they die
-            time.sleep(_POLL_SECONDS)
-        else:
-            break
 
 
 def _work_on(
     trial: Trial,
     job: Job,
     space: Space,
-    ledger: TrialStore,
+    store: TrialStore,
     bar: "TrialsBar",
-    heed: Callable[[], None],
+    check_called: Callable[[], None],
 ) -> None:
     def report(epoch: int, score: float) -> bool:
-        heed()
+        check_called()
         trial.report(score, epoch)
         return trial.should_prune()
 
-    with ledger.working_on(trial):
-        outcome = evaluate(job.work, space.params(trial.params), report)
-        ledger.finish(trial, outcome)
+    with store.working_on(trial):
+        outcome = job.evaluator.evaluate(space.params(trial.params), report)
+        counts = store.finish(trial, outcome)
     bar.show(outcome)
     if outcome.error is not None:
-        if job.raises:
+        if job.raises and counts:
             raise outcome.error
-        forget_frames(outcome.error)
+        drop_tracebacks(outcome.error)
     trim_malloc()
 
 
 class TrialsBar:
-    """A tqdm bar of the trials of all workers, with the best score and what became of the others.
+    """A tqdm bar of the trials of all workers: the best score, how many were pruned or failed.
 
-    Parameters
-    ----------
-    ledger : TrialStore
-    verbose : int
-        0 shows nothing; from 2 on there is a line per trial of this worker. Where no bar can be
-        drawn, as in a log file, there are the lines alone from 1 on.
-    **options
-        Passed on to tqdm, for tests.
+    `verbose` 0 shows nothing; from 2 on there is a line per trial of this worker as well. Where no
+    bar can be drawn, as in a log file, there are the lines alone from 1 on.
     """
 
-    def __init__(self, ledger: TrialStore, verbose: int, **options: Any) -> None:
-        self._ledger = ledger
+    def __init__(self, store: TrialStore, verbose: int) -> None:
+        self._store = store
         self._bar: Any = None
-        draws = bool(verbose) and shows_bars(options.get("file"))
+        draws = bool(verbose) and shows_bars()
         self._writes = verbose > 1 or (bool(verbose) and not draws)
         if draws:
-            done = len(ledger.finished())
-            limits = {"total": ledger.n_trials, "initial": done}
-            self._bar = tqdm(**limits, desc="search", unit="trial", **options)
+            limits = {"total": store.n_trials, "initial": len(store.finished())}
+            self._bar = tqdm(**limits, desc="search", unit="trial")
 
     def show(self, outcome: Outcome | None = None) -> None:
-        """Show how far the search is, and what came of a trial if one has just ended."""
+        """Show how far the search is, and the outcome of a trial that has just ended."""
         if self._bar is not None:
             self._move()
         if outcome is not None and self._writes:
@@ -321,7 +247,7 @@ class TrialsBar:
             )
 
     def _move(self) -> None:
-        trials = self._ledger.finished()
+        trials = self._store.finished()
         states = [trial.state.name for trial in trials]
         values = [float(t.values[0]) for t in trials if t.state.name == "COMPLETE"]
         shown = {"best": f"{max(values):.4f}" if values else "none"}

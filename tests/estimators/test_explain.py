@@ -17,8 +17,7 @@ from skgpt.data.tokenization import Tokens, clean, tokenise_with_spans
 from skgpt.explanations import _TEXTS_AT_ONCE, attribute
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from skgpt.training.loop import raw_scores
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 DATA = make_text_data(n_classes=3)
 
@@ -46,6 +45,7 @@ def assert_adds_up(clf: GPTTextClassifier, X: Any, tolerance: float = 1e-4) -> p
     return table
 
 
+@pytest.mark.first_tier(architecture=["llama", "bert", "bloom"])
 @pytest.mark.parametrize("architecture", sorted(TINY))
 def test_explain__each_architecture__values_add_up_to_the_change_of_the_score(
     tiny_model: Callable[[str], str], architecture: str

@@ -14,10 +14,8 @@ from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV
 
 import skgpt
-from skgpt import GPTTextClassifier
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
-from tests.tuning.process import Slow, stored, trials_in, wait_until
+from tests.helpers import TextData, make
+from tests.tuning.processes import epochs_in, slow_down, stored, trials_in, wait_until
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
@@ -83,7 +81,7 @@ def test_dask__the_guides_snippet__runs(tiny_llama: str, two_class_data: TextDat
     assert len(names["search"].cv_results_["params"]) == 2
 
 
-@pytest.mark.parametrize("in_file", [False, pytest.param(True, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("in_file", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
     client: Any,
     tiny_llama: str,
@@ -94,47 +92,37 @@ def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
 ) -> None:
     alone = stored(tiny_llama, None, refit=False).fit(*two_class_data).cv_results_
     monkeypatch.chdir(tmp_path)  # where the cluster's processes are not
+    client.run(slow_down, 0.1, tmp_path / "log")
     before = kept("states on cpu")
     with parallel_config(backend="dask"):
-        storage = "search.journal" if in_file else None
+        storage = "search.db" if in_file else None
         search = stored(tiny_llama, storage, refit=False, n_jobs=-1 if in_file else None)
         together = search.fit(*two_class_data).cv_results_
     assert together["params"] == alone["params"]
     assert together["trial_state"].tolist() == ["COMPLETE"] * 4
     np.testing.assert_allclose(together["mean_test_score"], alone["mean_test_score"], rtol=1e-4)
-    workers = {trial.user_attrs["skgpt:worker"]["pid"] for trial in search.study_.trials}
-    assert workers == set(client.run(os.getpid).values())
+    assert {pid for pid, _ in epochs_in(tmp_path)} == set(client.run(os.getpid).values())
     assert kept("states on cpu") == before  # nothing was fitted in this process
-
-
-def _slow_down(seconds: float) -> None:
-    GPTTextClassifier._monitors = lambda *_: [Slow(seconds)]  # type: ignore[method-assign]
 
 
 @pytest.mark.thorough
 def test_dask__a_worker_is_lost__its_trial_is_tried_again(
     client: Any, tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
-    journal = tmp_path / "search.journal"
-    client.run(_slow_down, 0.5)
-    killed: list[int] = []
+    storage = tmp_path / "search.db"
+    client.run(slow_down, 0.5, tmp_path / "log")
 
     def kill_one() -> None:
-        def is_in_the_middle() -> bool:
-            return any(trial.intermediate_values for trial in trials_in(journal))
-
-        wait_until(is_in_the_middle)
-        victim = next(trial for trial in trials_in(journal) if trial.intermediate_values)
-        psutil.Process(victim.user_attrs["skgpt:worker"]["pid"]).kill()
-        killed.append(victim.number)
+        wait_until(lambda: len(epochs_in(tmp_path)) > 1)
+        psutil.Process(epochs_in(tmp_path)[-1][0]).kill()
 
     killer = threading.Thread(target=kill_one)
     killer.start()
     with parallel_config(backend="dask"):
-        search = stored(tiny_llama, journal, refit=False).fit(*two_class_data)
+        search = stored(tiny_llama, storage, refit=False).fit(*two_class_data)
     killer.join()
     assert search.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
-    (lost,) = [t for t in search.study_.trials if "skgpt:lost" in t.user_attrs]
-    assert [lost.number] == killed and lost.state.name == "FAIL"
-    (again,) = [t for t in search.study_.trials if t.user_attrs.get("skgpt:again") == lost.number]
+    trials = trials_in(storage)
+    (lost,) = [trial for trial in trials if trial.state.name == "FAIL"]
+    (again,) = [t for t in trials if t.system_attrs.get("failed_trial") == lost.number]
     assert again.state.name == "COMPLETE" and again.params == lost.params

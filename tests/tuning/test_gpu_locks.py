@@ -20,14 +20,12 @@ from sklearn.pipeline import make_pipeline
 from skgpt import GPTTextClassifier
 from skgpt.device import on_cuda_device, resolve_device
 from skgpt.exceptions import SearchFailedError
-from skgpt.tuning import gpu_locks, workers
-from skgpt.tuning.gpu_locks import devices_of, held_lease, leased
-from skgpt.tuning.trial import Outcome
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
-from tests.tuning.gpu_locking import epochs_in, holders, searching
+from skgpt.tuning import gpu_locks
+from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu, wanted_gpus
+from skgpt.tuning.trial import Evaluator, Outcome
+from tests.helpers import TextData, make
+from tests.tuning.processes import begun, epochs_in, trained_on, trials_in, wait_until
 from tests.tuning.searching import RATES, piped, search
-from tests.tuning.test_storage import trials_in, wait_until
 
 _PATIENCE = 300.0  # of processes on a busy machine
 ANY = frozenset({"cuda"})
@@ -43,8 +41,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lock_of(root: Path, device: str) -> FileLock:
-    (root / "leases").mkdir(exist_ok=True)
-    return FileLock(root / "leases" / f"{device}.lock")
+    (root / "gpu_locks").mkdir(exist_ok=True)
+    return FileLock(root / "gpu_locks" / f"{device}.lock")
 
 
 def at_once() -> bool:
@@ -63,30 +61,35 @@ def first_look() -> Any:
 def test_search__three_processes_and_two_devices__one_at_a_time_on_each(
     tiny_llama: str, tmp_path: Path
 ) -> None:
-    processes = [searching(tiny_llama, tmp_path, ["a", "b"], n_trials=8) for _ in range(3)]
+    options: dict[str, Any] = {"devices": ["a", "b"], "n_trials": 8, "refit": False}
+    storage = tmp_path / "search.db"
+    processes = [begun(tiny_llama, storage, tmp_path, **options) for _ in range(3)]
     for process in processes:
         process.join(_PATIENCE)
         assert process.exitcode == 0
     epochs = epochs_in(tmp_path)
-    assert len(epochs) == 8 * 2 * 3 and {device for device, _ in epochs} == {0, 1}
-    for device in (0, 1):
-        trained = holders(epochs, device)
+    assert len(epochs) == 8 * 2 * 3 and {gpu for _, gpu in epochs} == {0, 1}
+    for gpu in (0, 1):
+        trained = trained_on(tmp_path, gpu)
         assert len(trained) == len(set(trained))  # nobody between two epochs of another
 
 
+@pytest.mark.thorough
 def test_search__a_holder_is_killed__who_waits_takes_over(tiny_llama: str, tmp_path: Path) -> None:
-    first = searching(tiny_llama, tmp_path, ["a"], n_trials=6)
+    options: dict[str, Any] = {"devices": ["a"], "n_trials": 6, "refit": False}
+    storage = tmp_path / "search.db"
+    first = begun(tiny_llama, storage, tmp_path, **options)
     wait_until(lambda: bool(epochs_in(tmp_path)))
-    second = searching(tiny_llama, tmp_path, ["a"], n_trials=6)
+    second = begun(tiny_llama, storage, tmp_path, **options)
     wait_until(lambda: len(epochs_in(tmp_path)) > 6)
-    assert holders(epochs_in(tmp_path), 0) == [first.pid]
+    assert trained_on(tmp_path, 0) == [first.pid]
     first.kill()
     first.join()
     second.join(_PATIENCE)
     assert second.exitcode == 0
-    assert holders(epochs_in(tmp_path), 0) == [first.pid, second.pid]
-    states = [trial.state for trial in trials_in(tmp_path / "journal")]
-    assert states.count(TrialState.COMPLETE) == 6 and states.count(TrialState.FAIL) == 1
+    assert trained_on(tmp_path, 0) == [first.pid, second.pid]
+    states = [trial.state for trial in trials_in(storage)]
+    assert states.count(TrialState.COMPLETE) == 6 and states.count(TrialState.FAIL) <= 1
 
 
 @pytest.mark.parametrize("n_jobs", [2, 3])
@@ -101,9 +104,9 @@ def test_search__n_jobs__spread_over_the_devices_and_queue(
     running: dict[int | None, int] = {}
     most = 0
 
-    def noting(work: Any, params: Any, report: Any) -> Outcome:
+    def noting(self: Any, params: Any, report: Any) -> Outcome:
         nonlocal most
-        device = held_lease()
+        device = locked_gpu()
         assert device not in running, "two on one device"
         running[device] = threading.get_ident()
         most = max(most, len(running))
@@ -111,10 +114,10 @@ def test_search__n_jobs__spread_over_the_devices_and_queue(
         del running[device]
         return Outcome("COMPLETE", 0.5, 1, [0.0] * 2, [0.0] * 2, [0.5] * 2)
 
-    monkeypatch.setattr(workers, "evaluate", noting)
-    journal = root / "journal"
+    monkeypatch.setattr(Evaluator, "evaluate", noting)
+    file = root / "search.db"
     with parallel_config(backend="threading"):
-        options: dict[str, Any] = {"n_trials": 4, "storage": journal, "refit": False}
+        options: dict[str, Any] = {"n_trials": 4, "storage": file, "refit": False}
         found = search(tiny_llama, n_jobs=n_jobs, **options).fit(*two_class_data)
     assert most == 2 and len(found.cv_results_["params"]) == 4
 
@@ -135,7 +138,7 @@ def test_search__timeout_while_all_devices_are_taken__begins_no_trial(
 def test_search__nothing_left_to_do__waits_for_no_device(
     tiny_llama: str, two_class_data: TextData, root: Path
 ) -> None:
-    options: dict[str, Any] = {"storage": root / "journal", "refit": False}
+    options: dict[str, Any] = {"storage": root / "search.db", "refit": False}
     whole = search(tiny_llama, **options).fit(*two_class_data)
     with lock_of(root, "GPU-a"), lock_of(root, "GPU-b"):
         again = search(tiny_llama, **options).fit(*two_class_data)
@@ -180,16 +183,16 @@ def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
     )
 
 
-def test_leased__inside_a_lease__is_the_same_device(root: Path) -> None:
-    with leased(ANY, 1, never) as has_one:
-        assert has_one and held_lease() == 1
-        with lock_of(root, "GPU-a"), leased(ANY, 0, at_once) as has_one:
-            assert has_one and held_lease() == 1
-    assert held_lease() is None
-    with lock_of(root, "GPU-b"), leased(ANY, 0, at_once, held=1) as has_one:  # the caller's
-        assert has_one and held_lease() == 1
-    with leased(ANY, 0, at_once) as has_one:  # given up before it looked
-        assert not has_one and held_lease() is None
+def test_gpu_lock__inside_a_lock__is_the_same_device(root: Path) -> None:
+    with gpu_lock(ANY, 1, never) as has_one:
+        assert has_one and locked_gpu() == 1
+        with lock_of(root, "GPU-a"), gpu_lock(ANY, 0, at_once) as has_one:
+            assert has_one and locked_gpu() == 1
+    assert locked_gpu() is None
+    with lock_of(root, "GPU-b"), gpu_lock(ANY, 0, at_once, inherited=1) as has_one:  # the caller's
+        assert has_one and locked_gpu() == 1
+    with gpu_lock(ANY, 0, at_once) as has_one:  # given up before it looked
+        assert not has_one and locked_gpu() is None
 
 
 @pytest.mark.parametrize(
@@ -203,11 +206,11 @@ def test_leased__inside_a_lease__is_the_same_device(root: Path) -> None:
         ({"cuda:0", "cuda:1"}, "GPU-b", None),
     ],
 )
-def test_leased__some_device_is_taken__waits_if_it_is_a_wanted_one(
+def test_gpu_lock__some_device_is_taken__waits_if_it_is_a_wanted_one(
     wanted: set[str], taken: str, device: int | None, root: Path
 ) -> None:
-    with lock_of(root, taken), leased(frozenset(wanted), 0, first_look()) as has_one:
-        assert has_one is (device is not None) and held_lease() == device
+    with lock_of(root, taken), gpu_lock(frozenset(wanted), 0, first_look()) as has_one:
+        assert has_one is (device is not None) and locked_gpu() == device
         if device is None:  # and then it holds nothing that others could have
             other = {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}[taken]
             with lock_of(root, other).acquire(timeout=0):
@@ -215,46 +218,48 @@ def test_leased__some_device_is_taken__waits_if_it_is_a_wanted_one(
 
 
 @pytest.mark.parametrize("wanted", [frozenset(), frozenset({"cuda:7"})])
-def test_leased__no_device_that_is_there__locks_nothing(wanted: frozenset[str], root: Path) -> None:
-    with leased(wanted, 0, at_once) as has_one:  # of cuda:7, the fit will say what is wrong
-        assert has_one and held_lease() is None
-    assert not (root / "leases").exists()
+def test_gpu_lock__no_device_that_is_there__locks_nothing(
+    wanted: frozenset[str], root: Path
+) -> None:
+    with gpu_lock(wanted, 0, at_once) as has_one:  # of cuda:7, the fit will say what is wrong
+        assert has_one and locked_gpu() is None
+    assert not (root / "gpu_locks").exists()
 
 
-def test_leased__no_cuda__locks_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_lock__no_cuda__locks_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("SKGPT_CACHE", str(root))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with leased(ANY, 0, at_once) as has_one:
-        assert has_one and held_lease() is None
+    with gpu_lock(ANY, 0, at_once) as has_one:
+        assert has_one and locked_gpu() is None
     assert list(root.iterdir()) == []
 
 
-def test_leased__a_folder_that_takes_no_locks__goes_on_and_says_so(
+def test_gpu_lock__a_folder_that_takes_no_locks__goes_on_and_says_so(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (root / "leases").write_text("in the way")
-    with caplog.at_level(logging.WARNING, "skgpt"), leased(ANY, 3, never) as has_one:
-        assert has_one and held_lease() == 1
+    (root / "gpu_locks").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "skgpt"), gpu_lock(ANY, 3, never) as has_one:
+        assert has_one and locked_gpu() == 1
     assert "GPU 1 may be shared" in caplog.text
 
 
-def test_devices_of__estimators_wherever_they_lie__are_all_found() -> None:
+def test_wanted_gpus__estimators_wherever_they_lie__are_all_found() -> None:
     def of(device: str) -> GPTTextClassifier:
         return GPTTextClassifier(device=device)
 
     voting = VotingClassifier([("a", of("auto")), ("b", make_pipeline(of("cuda:3")))])
-    assert devices_of(of("auto"), {}) == devices_of(of("cuda"), {}) == {"cuda"}
-    assert devices_of(make_pipeline(make_pipeline(of("cuda:1"))), {}) == {"cuda:1"}
-    assert devices_of(voting, {}) == {"cuda", "cuda:3"}
-    assert devices_of(of("cpu"), {}) == devices_of(of("mps"), {}) == frozenset()
-    assert devices_of(DummyClassifier(), {"strategy": ["prior"]}) == frozenset()
-    assert devices_of(DummyClassifier(), {"clf": [DummyClassifier(), of("cuda:2")]}) == {"cuda:2"}
+    assert wanted_gpus(of("auto"), {}) == wanted_gpus(of("cuda"), {}) == {"cuda"}
+    assert wanted_gpus(make_pipeline(make_pipeline(of("cuda:1"))), {}) == {"cuda:1"}
+    assert wanted_gpus(voting, {}) == {"cuda", "cuda:3"}
+    assert wanted_gpus(of("cpu"), {}) == wanted_gpus(of("mps"), {}) == frozenset()
+    assert wanted_gpus(DummyClassifier(), {"strategy": ["prior"]}) == frozenset()
+    assert wanted_gpus(DummyClassifier(), {"clf": [DummyClassifier(), of("cuda:2")]}) == {"cuda:2"}
     space = {"clf__device": CategoricalDistribution(["cpu", "cuda:1"]), "clf__model": ["cuda"]}
-    assert devices_of(of("cpu"), space) == {"cuda:1"}
+    assert wanted_gpus(of("cpu"), space) == {"cuda:1"}
 
 
-def test_resolve_device__under_a_lease__moves_those_that_name_no_number(
+def test_resolve_device__under_a_lock__moves_those_that_name_no_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -9,10 +9,9 @@ from filelock import FileLock, Timeout
 from skgpt import clear_cache
 from skgpt.device import cuda_devices
 from skgpt.pretrained.default_models import cache_folder
-from skgpt.tuning.gpu_locks import held_lease, leased
-from skgpt.tuning.trial import Room, evaluate
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu
+from skgpt.tuning.trial import Room
+from tests.helpers import TextData, make
 from tests.tuning.test_trial import evaluation, never
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +28,7 @@ def test_evaluate_on_cuda__a_device_without_room__holds_one_fold_at_a_time(
         clear_cache()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        scores[is_short] = evaluate(work, {}, never).test_scores
+        scores[is_short] = work.evaluate({}, never).test_scores
         peaks[is_short] = torch.cuda.max_memory_allocated()
     assert peaks[True] < peaks[False]
     assert scores[True] == pytest.approx(scores[False], rel=1e-3)
@@ -43,19 +42,19 @@ def test_room_on_cuda__is_short_where_the_others_do_not_fit(
     assert Room(n_others).is_short_for(clf._model.network) is is_short
 
 
-def test_leased__real_devices__are_locked_by_names_of_their_own(
+def test_gpu_lock__real_devices__are_locked_by_names_of_their_own(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     devices = cuda_devices()
     assert len(set(devices)) == len(devices) == torch.cuda.device_count()
     last = len(devices) - 1
-    with leased(frozenset({"cuda"}), last, lambda: False) as has_one:
-        assert has_one and held_lease() == last
-        lock = FileLock(cache_folder() / "leases" / f"{devices[last]}.lock")
+    with gpu_lock(frozenset({"cuda"}), last, lambda: False) as has_one:
+        assert has_one and locked_gpu() == last
+        lock = FileLock(cache_folder() / "gpu_locks" / f"{devices[last]}.lock")
         with pytest.raises(Timeout):
             lock.acquire(timeout=0)
         clf = make(tiny_llama, device="auto").fit(*two_class_data)
         assert clf.device_ == f"cuda:{last}" and clf.device == "auto"
-        outcome = evaluate(evaluation(clf, two_class_data), {}, never)
+        outcome = evaluation(clf, two_class_data).evaluate({}, never)
         assert outcome.state == "COMPLETE"

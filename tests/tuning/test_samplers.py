@@ -1,7 +1,6 @@
 """Samplers of the user's: each point of a grid once, and no draw repeated when a search goes on."""
 
 import importlib.util
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from sklearn.pipeline import make_pipeline
 
 from skgpt import GPTTextClassifier
 from skgpt.tuning.space import Space
-from skgpt.tuning.study import PRUNERS
+from skgpt.tuning.study import PRUNERS, open_storage
 from skgpt.tuning.trial import Outcome
 from skgpt.tuning.trial_store import TrialStore
 from tests.helpers import TextData
+from tests.tuning.processes import let_die
 from tests.tuning.searching import search
 
 GRID: dict[str, list[Any]] = {"a": [1, 2, 3], "b": ["x", "y"]}
@@ -43,33 +43,28 @@ def open_study(
     )
 
 
-def ledger(study: Study, n_trials: int = 100) -> TrialStore:
+def store_of(study: Study, n_trials: int = 100) -> TrialStore:
     return TrialStore(study, Space(GRID).distributions, n_trials)
 
 
-def finish(book: TrialStore, trial: Trial) -> None:
+def finish(store: TrialStore, trial: Trial) -> None:
     """End a trial of up to four epochs as a search would."""
     value = float(trial.params["a"])
     for epoch in range(1, 4):
         trial.report(value, epoch)
         if trial.should_prune():
-            return book.finish(trial, Outcome("PRUNED"))
-    return book.finish(trial, Outcome("COMPLETE", value))
+            store.finish(trial, Outcome("PRUNED"))
+            return
+    store.finish(trial, Outcome("COMPLETE", value))
 
 
-def play(book: TrialStore) -> None:
-    while trial := book.take():
-        finish(book, trial)
+def play(store: TrialStore) -> None:
+    while trial := store.take():
+        finish(store, trial)
 
 
-def points(book: TrialStore) -> list[tuple[Any, Any]]:
-    return sorted((t.params["a"], t.params["b"]) for t in book.finished())
-
-
-def kill(trial: Trial) -> None:
-    """Have a trial's worker be one on another machine whose lease is over."""
-    gone = {"machine": "another", "pid": 1, "began": 0.0, "until": time.time() - 1}
-    trial.set_user_attr("skgpt:worker", gone)
+def points(store: TrialStore) -> list[tuple[Any, Any]]:
+    return sorted((t.params["a"], t.params["b"]) for t in store.finished())
 
 
 def of_all_points(name: str) -> BaseSampler:
@@ -80,94 +75,106 @@ def of_all_points(name: str) -> BaseSampler:
         return BruteForceSampler(seed=0)
 
 
-@pytest.mark.parametrize("pruner", [NopPruner, PRUNERS["hyperband"]])
-@pytest.mark.parametrize("sampler", ["grid", "brute force"])
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        ("grid", PRUNERS["hyperband"]),
+        ("brute force", NopPruner),
+        pytest.param("grid", NopPruner, marks=pytest.mark.thorough),
+        pytest.param("brute force", PRUNERS["hyperband"], marks=pytest.mark.thorough),
+    ],
+)
 def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
     sampler: str, pruner: Any
 ) -> None:
     storage = optuna.storages.InMemoryStorage()
 
-    def book(n_trials: int) -> TrialStore:
-        return ledger(open_study(storage, of_all_points(sampler), pruner()), n_trials)
+    def store(n_trials: int) -> TrialStore:
+        return store_of(open_study(storage, of_all_points(sampler), pruner()), n_trials)
 
-    first = book(4)
+    first = store(4)
     play(first)
     assert len(first.finished()) == 4 == len(set(points(first)))
     for _ in range(2):
-        again = book(100)
+        again = store(100)
         play(again)
         assert points(again) == POINTS
-        assert len(again.counted()) == N_POINTS and not again.is_anybody_working()
+        assert len(again.counted()) == N_POINTS and again.is_over()
 
 
-def test_grid__all_points_begun__others_wait_for_those_whose_worker_dies() -> None:
-    study = open_study()
-    book, other = ledger(study), ledger(study)
-    trials = [trial for _ in range(N_POINTS) if (trial := book.take())]
-    assert book.take() is None and other.take() is None and len(study.trials) == N_POINTS
-    kill(trials[2])
+def test_grid__all_points_begun__others_wait_for_those_whose_worker_dies(tmp_path: Path) -> None:
+    study = open_study(open_storage(tmp_path / "search.db"))
+    store, other = store_of(study), store_of(study)
+    trials = [trial for _ in range(N_POINTS) if (trial := store.take())]
+    assert store.take() is None and other.take() is None and len(study.trials) == N_POINTS
+    let_die(study, trials[2])
     *done, last = trials[:2] + trials[3:]
     for trial in done:
-        finish(book, trial)
+        finish(store, trial)
     again = other.take()
     assert again is not None and again.params == trials[2].params
     finish(other, again)  # with one left, Optuna asks which point this one was
-    finish(book, last)
-    assert points(book) == POINTS and book.take() is None and other.take() is None
+    finish(store, last)
+    assert points(store) == POINTS and store.take() is None and other.take() is None
     assert [t.state for t in study.trials].count(TrialState.FAIL) == 1
 
 
-def test_grid__killed_before_it_was_drawn_whole__the_point_is_not_lost() -> None:
-    study = open_study()
-    book = ledger(study)
-    trial = study.ask()  # it has a place in the grid, and no values yet
-    kill(trial)
-    play(book)
-    assert points(book) == POINTS
+def test_grid__killed_before_it_was_drawn_whole__the_point_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(open_storage(tmp_path / "search.db"))
+    store = store_of(study)
+    with monkeypatch.context() as patched:
+        patched.setattr("skgpt.tuning.trial_store.draw", lambda trial, among: None)
+        trial = store.take()  # it has a place in the grid, and no values yet
+    assert trial is not None
+    let_die(study, trial)
+    play(store)
+    assert points(store) == POINTS
 
 
 def test_grid__two_that_draw_the_same_point__one_gives_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = open_study()
-    book, other = ledger(study), ledger(study)
-    first = book.take()
+    store, other = store_of(study), store_of(study)
+    first = store.take()
     assert first is not None
     marks = study.trials[0].system_attrs
     ask = study.ask
 
-    def as_well(among: Any) -> Trial:
+    def as_well() -> Trial:
         monkeypatch.setattr(study, "ask", ask)
         study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, system_attrs=marks))
-        return ask(among)
+        return ask()
 
     monkeypatch.setattr(study, "ask", as_well)
     second = other.take()
     assert second is not None and second.params != first.params
-    assert [t.number for t in book.counted()] == [first.number, second.number]
-    finish(book, first)
+    assert [t.number for t in store.counted()] == [first.number, second.number]
+    finish(store, first)
     finish(other, second)
     play(other)
-    assert points(book) == POINTS
+    assert points(store) == POINTS
 
 
 def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = open_study()
-    book, other = ledger(study, n_trials=1), ledger(study, n_trials=1)
+    store, other = store_of(study, n_trials=1), store_of(study, n_trials=1)
     ask = study.ask
 
-    def late(among: Any) -> Trial:
+    def late() -> Trial:
         monkeypatch.setattr(study, "ask", ask)
         earlier = other.take()
         assert earlier is not None
         finish(other, earlier)
-        return ask(among)
+        return ask()
 
     monkeypatch.setattr(study, "ask", late)
-    assert book.take() is None and len(book.finished()) == 1
-    more = ledger(study)
+    assert store.take() is None and len(store.finished()) == 1
+    more = store_of(study)
     play(more)
     assert points(more) == POINTS
 
@@ -177,7 +184,7 @@ def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
 ) -> None:
     grid = {"head_learning_rate": [1e-7, 1e-3, 3e-2], "pooling": ["mean", "last"]}
     options: dict[str, Any] = {"sampler": GridSampler(grid), "pruner": "hyperband", "refit": False}
-    options |= {"storage": tmp_path / "search.journal", "scoring": "neg_log_loss"}
+    options |= {"storage": tmp_path / "search.db", "scoring": "neg_log_loss"}
     search(tiny_llama, grid, n_trials=3, **options).fit(*two_class_data)
     whole = search(tiny_llama, grid, n_trials=20, **options).fit(*two_class_data)
     found = whole.cv_results_["params"]
@@ -203,14 +210,13 @@ needs_cmaes = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("pruner", [None, "hyperband"])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "pruner"),
     [
-        "RandomSampler",
-        "TPESampler",
-        "QMCSampler",
-        pytest.param("CmaEsSampler", marks=needs_cmaes),
+        ("TPESampler", "hyperband"),
+        ("RandomSampler", None),
+        pytest.param("QMCSampler", None, marks=pytest.mark.thorough),
+        pytest.param("CmaEsSampler", "hyperband", marks=[needs_cmaes, pytest.mark.thorough]),
     ],
 )
 def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
@@ -222,7 +228,7 @@ def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
         "logisticregression__tol": FloatDistribution(1e-5, 1e-3),
     }
     options: dict[str, Any] = {"estimator": quick, "sampler": seeded(name), "pruner": pruner}
-    options |= {"storage": tmp_path / "search.journal", "refit": False}
+    options |= {"storage": tmp_path / "search.db", "refit": False}
     for n_trials in (4, 12):
         found = search("", space, n_trials=n_trials, **options).fit(*two_class_data)
         drawn = {tuple(params.values()) for params in found.cv_results_["params"]}

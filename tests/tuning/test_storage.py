@@ -1,30 +1,40 @@
-"""Searches that are kept: they go on, share a study, and notice who died."""
+"""Searches that are stored: they go on, share a study, and notice who died."""
 
-import errno
 import pickle
 import shutil
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from optuna.storages import InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sklearn.exceptions import FitFailedWarning
 
 from skgpt import GPTTextClassifier
-from skgpt.exceptions import ContinuationError, SearchSpaceError, SearchStorageError
+from skgpt.exceptions import ContinuationError, StorageError, TuningError
 from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning import study as study_module
-from skgpt.tuning import trial_store as trial_store_module
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import open_storage
-from skgpt.tuning.trial import Outcome
-from skgpt.tuning.trial_store import TrialStore, result_of
+from skgpt.tuning.trial_store import TrialStore
 from tests.helpers import TextData
-from tests.tuning.process import RATES, begun, stored, trials_in, wait_until
+from tests.tuning.processes import (
+    RATES,
+    begun,
+    epochs_in,
+    let_die,
+    stored,
+    trials_in,
+    wait_until,
+)
 from tests.tuning.searching import rows_of
+from tests.tuning.servers import grpc_proxy, postgresql
+
+_SECONDS = 180.0
 
 
 @pytest.fixture
@@ -41,46 +51,51 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+@pytest.mark.parametrize("name", ["search.journal", "search.db", "search"])
 def test_storage__the_same_call_again__goes_on_without_repeating(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int]
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int], name: str
 ) -> None:
-    journal = tmp_path / "search.journal"
-    whole = stored(tiny_llama, None).fit(*two_class_data)
+    whole = stored(tiny_llama, None, refit=False).fit(*two_class_data)
     fits.clear()
-    stored(tiny_llama, journal, n_trials=2, refit=False).fit(*two_class_data)
+    stored(tiny_llama, tmp_path / name, n_trials=2, refit=False).fit(*two_class_data)
     assert len(fits) == 4
-    again = stored(tiny_llama, str(journal), refit=False).fit(*two_class_data)
+    again = stored(tiny_llama, str(tmp_path / name), refit=False).fit(*two_class_data)
     assert len(fits) == 8
-    for name, column in whole.cv_results_.items():
-        if "time" not in name:
-            np.testing.assert_array_equal(again.cv_results_[name], column, name)
-    url = f"sqlite:///{tmp_path}/search.db"
-    assert stored(tiny_llama, url).fit(*two_class_data).best_params_ == whole.best_params_
-    fits.clear()
-    stored(tiny_llama, url, refit=False).fit(*two_class_data)
-    assert fits == []
+    for column, values in whole.cv_results_.items():
+        if "time" not in column:
+            np.testing.assert_array_equal(again.cv_results_[column], values, column)
+    by_url = stored(tiny_llama, f"sqlite:///{tmp_path}/{name}", refit=False).fit(*two_class_data)
+    assert len(fits) == 8 and by_url.best_params_ == whole.best_params_
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.fixture
+def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have storages that this process opens notice soon that a worker died."""
+    monkeypatch.setattr(study_module, "GRACE_SECONDS", 2)
 
 
 def test_storage__killed_in_the_middle__goes_on(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int]
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int], soon_dead: None
 ) -> None:
-    whole = stored(tiny_llama, None).fit(*two_class_data)
-    journal = tmp_path / "search.journal"
-    process = begun(tiny_llama, journal, seconds=0.1)
+    whole = stored(tiny_llama, None, refit=False).fit(*two_class_data)
+    storage = tmp_path / "search.db"
+    process = begun(tiny_llama, storage, tmp_path)
 
     def is_in_its_second_trial() -> bool:
-        trials = trials_in(journal)
+        trials = trials_in(storage)
         return len(trials) == 2 and bool(trials[1].intermediate_values)
 
     wait_until(is_in_its_second_trial)
     process.kill()
     process.join()
     fits.clear()
-    again = stored(tiny_llama, journal, refit=False).fit(*two_class_data)
+    again = stored(tiny_llama, storage, refit=False).fit(*two_class_data)
     assert len(fits) == 6  # the first trial was whole, and two folds for each of the others
     states = [trial.state for trial in again.study_.trials]
-    assert states == [TrialState.COMPLETE, TrialState.FAIL, *[TrialState.COMPLETE] * 3]
-    assert again.study_.trials[1].params == again.study_.trials[2].params
+    assert sorted(states) == [*[TrialState.COMPLETE] * 4, TrialState.FAIL]
+    assert states[1] == TrialState.FAIL
+    assert again.study_.trials[1].params in [trial.params for trial in again.study_.trials[2:]]
     assert again.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
     found, expected = rows_of(again.cv_results_), rows_of(whole.cv_results_)
     for params in found.keys() & expected.keys():
@@ -92,9 +107,9 @@ def test_storage__a_pickle__needs_none(
 ) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
-    fitted = stored(tiny_llama, f"sqlite:///{folder}/search.db", n_trials=2).fit(*two_class_data)
+    fitted = stored(tiny_llama, folder / "search.db", n_trials=2).fit(*two_class_data)
     data = pickle.dumps(fitted)
-    assert not isinstance(fitted.study_._storage, optuna.storages.InMemoryStorage)
+    assert not isinstance(fitted.study_._storage, InMemoryStorage)
     shutil.rmtree(folder)
     opened = pickle.loads(data)
     assert (opened.predict(two_class_data.X) == fitted.predict(two_class_data.X)).all()
@@ -103,16 +118,16 @@ def test_storage__a_pickle__needs_none(
     )
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("is_kept", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_storage__n_jobs__are_processes_on_one_study(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, kept: bool
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, is_kept: bool
 ) -> None:
-    storage = tmp_path / "search.journal" if kept else None
+    storage = tmp_path / "search.db" if is_kept else None
     found = stored(tiny_llama, storage, n_jobs=2).fit(*two_class_data)
     assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
     counted = [t for t in found.study_.trials if t.state == TrialState.COMPLETE]
     assert len(counted) == 4 and found.study_.best_value == found.best_score_
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["search.journal"] * kept
+    assert [path.name for path in tmp_path.iterdir()] == ["search.db"] * is_kept
 
 
 def test_storage__ctrl_c__the_trial_is_tried_again(
@@ -122,246 +137,203 @@ def test_storage__ctrl_c__the_trial_is_tried_again(
         def on_epoch_begin(self, epoch: int) -> None:
             raise KeyboardInterrupt
 
-    journal = tmp_path / "search.journal"
+    storage = tmp_path / "search.db"
     with monkeypatch.context() as patched:
         patched.setattr(GPTTextClassifier, "_monitors", lambda *_: [Interrupts()])
         with pytest.raises(KeyboardInterrupt):
-            stored(tiny_llama, journal).fit(*two_class_data)
-    (lost, waiting) = trials_in(journal)
+            stored(tiny_llama, storage).fit(*two_class_data)
+    (lost, waiting) = trials_in(storage)
     assert (lost.state, waiting.state) == (TrialState.FAIL, TrialState.WAITING)
-    found = stored(tiny_llama, journal).fit(*two_class_data)
+    found = stored(tiny_llama, storage).fit(*two_class_data)
     assert len(found.cv_results_["params"]) == 4
     assert found.cv_results_["params"][0] == lost.params
+
+
+def test_storage__workers_died_of_a_trial__it_is_in_the_results(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = tmp_path / "search.db"
+    monkeypatch.setattr(study_module, "MAX_RETRIES", 0)
+    monkeypatch.setattr("skgpt.tuning.trial_store.MAX_RETRIES", 0)
+    first = stored(tiny_llama, storage, n_trials=1, refit=False).fit(*two_class_data)
+    trial = TrialStore(first.study_, Space(RATES).distributions, 2).take()
+    assert trial is not None
+    let_die(first.study_, trial)
+    with pytest.warns(FitFailedWarning, match="1 of 3 trials failed; 1 .* the worker died"):
+        found = stored(tiny_llama, storage, n_trials=3, refit=False).fit(*two_class_data)
+    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
+
+
+def test_storage__without_heartbeats__nobody_waits_for_a_trial_that_may_be_dead(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    search = stored(tiny_llama, journal, n_trials=1, refit=False).fit(*two_class_data)
+    running = search.study_.ask()
+    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*two_class_data)
+    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 2
+    search.study_.tell(running, state=TrialState.FAIL)  # its user knows that it is dead
+    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*two_class_data)
+    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 3
 
 
 def test_storage__other_data_or_settings__another_study_or_refused(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
     X, y = two_class_data
-    journal = tmp_path / "search.journal"
+    storage = tmp_path / "search.db"
     options: dict[str, Any] = {"n_trials": 1, "refit": False}
-    first = stored(tiny_llama, journal, **options).fit(X, y)
-    same = stored(tiny_llama, journal, **options).fit(list(X), y.tolist())
-    other = stored(tiny_llama, journal, **options).fit(X[::-1], y)
+    first = stored(tiny_llama, storage, **options).fit(X, y)
+    same = stored(tiny_llama, storage, **options).fit(list(X), y.tolist())
+    other = stored(tiny_llama, storage, **options).fit(X[::-1], y)
     assert first.study_.study_name == same.study_.study_name != other.study_.study_name
     named = {**options, "study_name": "mine"}
-    stored(tiny_llama, journal, **named).fit(X, y)
-    quieter = stored(tiny_llama, journal, **named)
+    stored(tiny_llama, storage, **named).fit(X, y)
+    quieter = stored(tiny_llama, storage, **named)
     quieter.estimator.set_params(store_base=False)
     quieter.fit(X, y)
     with pytest.raises(ContinuationError, match=r"'mine' belongs .* this differs: X, `cv`, y\."):
-        stored(tiny_llama, journal, **named).fit(X[:-4], y[:-4])
-    changed = stored(tiny_llama, journal, **named)
+        stored(tiny_llama, storage, **named).fit(X[:-4], y[:-4])
+    changed = stored(tiny_llama, storage, **named)
     changed.estimator.set_params(max_epochs=4)
     with pytest.raises(ContinuationError, match=r"this differs: `max_epochs`\. Set another"):
         changed.fit(X, y)
     theirs = {"study_name": "theirs", "direction": "maximize"}
-    optuna.create_study(storage=first.study_._storage, **theirs).ask()
+    study = optuna.create_study(storage=first.study_._storage, **theirs)
+    study.add_trial(optuna.trial.create_trial(value=1.0))
     with pytest.raises(ContinuationError, match="'theirs' belongs"):
-        stored(tiny_llama, journal, **{**named, "study_name": "theirs"}).fit(X, y)
+        stored(tiny_llama, storage, **{**named, "study_name": "theirs"}).fit(X, y)
+
+
+def test_storage__a_lambda__is_refused_only_where_the_search_must_go_on(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"n_trials": 1, "refit": False}
+    options["scoring"] = lambda estimator, X, y: estimator.score(X, y)
+    assert stored(tiny_llama, None, **options).fit(*two_class_data).best_score_ >= 0
+    with pytest.raises(ContinuationError, match="lambda"):
+        stored(tiny_llama, tmp_path / "search.db", **options).fit(*two_class_data)
 
 
 @pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
 def test_storage__an_empty_study_of_another_direction__is_refused(
     tiny_llama: str, two_class_data: TextData, directions: list[str]
 ) -> None:
-    memory = optuna.storages.InMemoryStorage()
+    memory = InMemoryStorage()
     study = optuna.create_study(storage=memory, study_name="mine", directions=directions)
     with pytest.raises(ContinuationError, match=f"created with '{', '.join(directions)}'"):
         stored(tiny_llama, memory, study_name="mine").fit(*two_class_data)
     assert study.trials == [] and study.user_attrs == {}
 
 
-def test_journal__where_nobody_may_make_links__has_a_file_for_its_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*args: Any) -> None:
-        raise OSError(errno.EPERM, "A required privilege is not held by the client")
-
-    monkeypatch.setattr("os.symlink", refused)
-    with pytest.raises(OSError, match="privilege"):
-        optuna.create_study(storage=open_storage(tmp_path / "search.journal"))
-    monkeypatch.setattr(study_module, "_Lock", study_module._FileLock)
-    opened = open_storage(tmp_path / "search.journal")
-    optuna.create_study(storage=opened, study_name="mine")
-    assert optuna.get_all_study_names(opened) == ["mine"]
-    assert [path.name for path in tmp_path.iterdir()] == ["search.journal"]
-
-
-def test_storage__a_last_line_written_by_half__is_cut_off(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
-) -> None:
-    journal = tmp_path / "search.journal"
-    stored(tiny_llama, journal, n_trials=1).fit(*two_class_data)
-    with open(journal, "ab") as file:
-        file.write(b'{"op_code": 4, "wor')
-    found = stored(tiny_llama, journal, n_trials=2).fit(*two_class_data)
-    assert len(found.cv_results_["params"]) == 2 == len(trials_in(journal))
-
-
-@pytest.mark.parametrize("lock", [study_module._LinkLock, study_module._FileLock])
-def test_open_storage__a_line_torn_while_another_lives__does_not_spoil_what_follows(
-    lock: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(study_module, "_Lock", lock)
-    journal = tmp_path / "search.journal"
-    study = optuna.create_study(storage=open_storage(journal), study_name="mine")
-    for _ in range(2):
-        with open(journal, "ab") as file:
-            file.write(b'{"op_code":4,"wor')
-        study.tell(study.ask(), 1.0)
-    assert [trial.value for trial in study.trials] == [1.0, 1.0]
-    assert [trial.value for trial in trials_in(journal)] == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("content", [b"text,label\nhello,sport", b"SQLite format 3\0\n\0", b"{}"])
+@pytest.mark.parametrize("content", [b"text,label\nhello,sport", b"SQLite format 3\0\n\0"])
 def test_open_storage__a_file_of_another_kind__is_refused_and_left_as_it_is(
-    tmp_path: Path, content: bytes
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(study_module, "_WAITS", ())
     file = tmp_path / "theirs"
     file.write_bytes(content)
-    with pytest.raises(SearchStorageError, match="another kind than Optuna's journals"):
+    with pytest.raises(StorageError, match="file is not a database"):
         open_storage(file)
     assert file.read_bytes() == content
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"op', b'{"op_code":0,"wor'])
-def test_open_storage__a_first_line_written_by_half__is_a_journal(
-    tmp_path: Path, torn: bytes
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("no/such/folder/search.db", "`storage` must be"),
+        ("nosuchdb://me:se:cret@host/db", r"'nosuchdb://me:\*\*\*@host/db' can't"),
+    ],
+)
+def test_open_storage__that_can_not_be_opened__is_an_error_without_its_password(
+    tmp_path: Path, where: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "search.journal"
-    file.write_bytes(torn)
-    assert open_storage(file).get_all_studies() == []
-
-
-@pytest.mark.parametrize("where", ["no/such/folder/search.journal", "nosuchdb://a/b"])
-def test_storage__that_can_not_be_opened__is_an_error(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, where: str
-) -> None:
-    storage = where if "://" in where else tmp_path / where
-    with pytest.raises(SearchStorageError, match="`storage` must be"):
-        stored(tiny_llama, storage).fit(*two_class_data)
+    monkeypatch.setattr(study_module, "_WAITS", ())
+    with pytest.raises(StorageError, match=message) as caught:
+        open_storage(where if "://" in where else tmp_path / where)
+    assert "cret" not in str(caught.value)
 
 
 def test_storage__in_memory_with_processes__is_refused(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    memory = optuna.storages.InMemoryStorage()
-    with pytest.raises(SearchSpaceError, match="one in memory: pass"):
-        stored(tiny_llama, memory, n_jobs=2).fit(*two_class_data)
+    with pytest.raises(TuningError, match="one in memory: pass"):
+        stored(tiny_llama, InMemoryStorage(), n_jobs=2).fit(*two_class_data)
 
 
-def ledger(n_trials: int = 3) -> TrialStore:
-    among = {"a": optuna.distributions.FloatDistribution(0, 1)}
-    return TrialStore(optuna.create_study(direction="maximize"), among, n_trials)
+# --- Processes that share one study, in each kind of storage that several can share
 
 
-def elsewhere(until: float) -> dict[str, Any]:
-    return {"machine": "another", "pid": 1, "began": 0.0, "until": until}
+@pytest.fixture
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Return a storage without a study in it, and without tables."""
+    if request.param == "sqlite":
+        yield tmp_path / "search.db"
+    elif request.param == "journal":
+        yield JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    elif request.param == "postgresql":
+        with postgresql() as url:
+            yield url
+    else:
+        with grpc_proxy(tmp_path) as client:
+            yield client
 
 
-def test_ledger__a_worker_elsewhere__is_dead_when_its_lease_is_over() -> None:
-    book = ledger()
-    alive, dead = book.take(), book.take()
-    assert alive is not None and dead is not None
-    alive.set_user_attr("skgpt:worker", elsewhere(time.time() + 60))
-    dead.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
-    again = book.take()
-    assert again is not None and again.params == dead.params
-    assert [t.number for t in book.counted()] == [alive.number, again.number]
-    assert book.is_anybody_working()
-    other = book.take()
-    assert other is not None and other.params not in (dead.params, alive.params)
-    assert book.take() is None
+def in_storages(*names: str) -> Any:
+    """Run a test in each of these storages, in SQLite in the first tier."""
+    marks: dict[str, Any] = {
+        "sqlite": [],
+        "postgresql": pytest.mark.thorough,
+        "journal": pytest.mark.thorough,
+        "grpc": [pytest.mark.thorough, pytest.mark.network],  # over localhost
+    }
+    params = [pytest.param(name, marks=marks[name]) for name in names]
+    return pytest.mark.parametrize("shared", params, indirect=True)
 
 
-def test_ledger__a_trial_that_a_living_process_has_left__is_tried_again() -> None:
-    book = ledger()
-    left = book.take()
-    assert left is not None
-    owner = left.user_attrs["skgpt:worker"]
-    assert not book._is_dead(book.study.trials[0])
-    left.set_user_attr("skgpt:worker", {**owner, "until": time.time() - 1})
-    again = TrialStore(book.study, book.distributions, book.n_trials).take()
-    assert again is not None and again.params == left.params
+def check_whole(tiny_llama: str, data: TextData, storage: Any, n_trials: int) -> None:
+    """Check that what was written down is what one process would have come to."""
+    found = stored(tiny_llama, storage, n_trials=n_trials, refit=False).fit(*data)
+    alone = stored(tiny_llama, None, n_trials=n_trials, refit=False).fit(*data)
+    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * n_trials
+    rows, expected = rows_of(found.cv_results_), rows_of(alone.cv_results_)
+    common = rows.keys() & expected.keys()
+    assert common and all(rows[params] == expected[params] for params in common)
 
 
-def test_ledger__workers_that_die_of_a_trial__it_has_failed_after_the_third() -> None:
-    book = ledger(n_trials=1)
-    params = []
-    for _ in range(3):
-        trial = book.take()
-        assert trial is not None
-        params.append(trial.params)
-        book.try_again(trial._trial_id)  # a Ctrl-C is no death
-        trial = book.take()
-        assert trial is not None and book.finished() == []
-        trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
-    assert book.take() is None and book.is_over()
-    (failed,) = book.finished()
-    assert failed.state == TrialState.FAIL and params == [failed.params] * 3
-    assert "the worker died, 3 times" in result_of(failed)["error"]
-    book.finish(trial, Outcome("COMPLETE", 1.0))  # it lived after all
-    assert [t.state for t in book.finished()] == [TrialState.FAIL]
-
-
-def test_storage__workers_died_of_a_trial__it_is_in_the_results(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # the proxy
+@in_storages("sqlite", "postgresql", "journal", "grpc")
+def test_shared__two_processes_at_once__share_the_trials(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, shared: Any
 ) -> None:
-    memory = optuna.storages.InMemoryStorage()
-    monkeypatch.setattr(trial_store_module, "_MOST_DEATHS", 1)
-    first = stored(tiny_llama, memory, n_trials=1, refit=False).fit(*two_class_data)
-    trial = first.study_.ask(Space(RATES).distributions)
-    trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
-    with pytest.warns(FitFailedWarning, match="1 of 3 trials failed; 1 .* the worker died"):
-        found = stored(tiny_llama, memory, n_trials=3, refit=False).fit(*two_class_data)
-    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
+    workers = [begun(tiny_llama, shared, tmp_path, n_trials=6, refit=False) for _ in range(2)]
+    for worker in workers:
+        worker.join(_SECONDS)
+        assert worker.exitcode == 0
+    epochs = [pid for pid, _ in epochs_in(tmp_path)]
+    assert len(epochs) == 6 * 2 * 3 and set(epochs) == {worker.pid for worker in workers}
+    check_whole(tiny_llama, two_class_data, shared, 6)
 
 
-def test_ledger__taken_for_dead__what_comes_of_it_is_not_kept() -> None:
-    book = ledger()
-    trial = book.take()
-    assert trial is not None
-    trial.set_user_attr("skgpt:worker", elsewhere(time.time() - 1))
-    again = book.take()
-    book.finish(trial, Outcome("COMPLETE", 1.0))
-    book.try_again(trial._trial_id)
-    assert again is not None and [t.number for t in book.counted()] == [again.number]
-    assert len(book.study.trials) == 2
-
-
-def test_ledger__a_lease__is_renewed_while_work_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial_store_module, "_BEAT_SECONDS", 0.01)
-    book = ledger()
-    trial = book.take()
-    assert trial is not None
-    first = trial.user_attrs["skgpt:worker"]["until"]
-
-    def until() -> float:
-        return float(book.study.trials[0].user_attrs["skgpt:worker"]["until"])
-
-    with book.working_on(trial):
-        wait_until(lambda: until() > first)
-    last = until()
-    time.sleep(0.05)
-    assert until() == last
-
-
-def test_ledger__two_that_begin_the_last_trial__one_gives_way(
-    monkeypatch: pytest.MonkeyPatch,
+@in_storages("sqlite", "postgresql")
+def test_shared__one_of_two_is_killed__the_other_tries_its_trial_again(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path, shared: Any
 ) -> None:
-    book = ledger(n_trials=1)
-    other = TrialStore(book.study, book.distributions, 1)
-    ask = book.study.ask
+    workers = [begun(tiny_llama, shared, tmp_path, seconds=0.3) for _ in range(2)]
+    victim = workers[0]
 
-    def late(*given: Any) -> Any:
-        monkeypatch.setattr(book.study, "ask", ask)
-        assert other.take() is not None
-        return ask(*given)
+    def both_train() -> bool:
+        return {pid for pid, _ in epochs_in(tmp_path)} == {worker.pid for worker in workers}
 
-    monkeypatch.setattr(book.study, "ask", late)
-    assert book.take() is None
-    assert [trial.number for trial in book.counted()] == [0]
-    assert book.study.trials[1].state == TrialState.FAIL
+    wait_until(both_train)
+    victim.kill()
+    for worker in workers:
+        worker.join(_SECONDS)
+    assert workers[1].exitcode == 0
+    trials = trials_in(shared)
+    (lost,) = [trial for trial in trials if trial.state == TrialState.FAIL]
+    (again,) = [t for t in trials if t.system_attrs.get("failed_trial") == lost.number]
+    assert again.state == TrialState.COMPLETE and again.params == lost.params
+    check_whole(tiny_llama, two_class_data, shared, 4)

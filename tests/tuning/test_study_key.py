@@ -14,56 +14,62 @@ from skgpt.pretrained import loading as contents
 from skgpt.pretrained.loading import hash_model_files
 from skgpt.testing import tiny_gpt
 from skgpt.tuning.space import Space
-from skgpt.tuning.study import make_pruner, make_sampler, open_storage, open_study
-from skgpt.tuning.study_key import check_belongs, identity_of, name_of
-from skgpt.tuning.trial import Evaluation
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from skgpt.tuning.study import (
+    check_key,
+    make_pruner,
+    make_sampler,
+    name_of,
+    open_storage,
+    open_study,
+    study_key,
+)
+from skgpt.tuning.trial import Evaluator
+from tests.helpers import TextData, make
 from tests.tuning.searching import RATES, piped
 
 
-def identity(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]:
+def key_of(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]:
     rows = np.arange(len(data.X))
-    work = Evaluation(estimator, data.X, data.y, [(rows[:20], rows[20:])], None, {}, {})
-    return identity_of(work, None, Space(space))
+    work = Evaluator(estimator, data.X, data.y, [(rows[:20], rows[20:])], None, {}, {})
+    return study_key(work, None, Space(space))
 
 
 @pytest.mark.parametrize("build", [make, piped])
-def test_identity__another_model_in_the_same_folder__is_another_search(
+def test_study_key__another_model_in_the_same_folder__is_another_search(
     tmp_path: Path, two_class_data: TextData, build: Any
 ) -> None:
     folder = tiny_gpt(str(tmp_path / "model"))
-    first = identity(build(folder), two_class_data)
+    first = key_of(build(folder), two_class_data)
     shutil.copytree(folder, tmp_path / "kept")
-    (tmp_path / "model" / "search.journal").write_text("not the model's")
+    (tmp_path / "model" / "search.db").write_text("not the model's")
     os.utime(tmp_path / "model" / "config.json")
-    assert identity(build(folder), two_class_data) == first
+    assert key_of(build(folder), two_class_data) == first
     shutil.rmtree(folder)
     tiny_gpt(folder, seed=1)
-    other = identity(build(folder), two_class_data)
+    other = key_of(build(folder), two_class_data)
     assert name_of(other) != name_of(first)
     assert {n for n in first if first[n] != other[n]} == {f"the files of {folder!r}"}
     study = open_study(open_storage(None), "mine", first, make_sampler(None, 0), make_pruner(None))
     with pytest.raises(ContinuationError, match=r"differs: the files of '.*model'\. Set"):
-        check_belongs(study, other)
+        check_key(study, other)
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "kept", folder)
-    assert name_of(identity(build(folder), two_class_data)) == name_of(first)
+    assert name_of(key_of(build(folder), two_class_data)) == name_of(first)
 
 
-def test_identity__models_to_choose_from__their_files_count(
+def test_study_key__models_to_choose_from__their_files_count(
     tmp_path: Path, two_class_data: TextData
 ) -> None:
     folders = [tiny_gpt(str(tmp_path / name), seed=i) for i, name in enumerate("ab")]
     for among in (folders, CategoricalDistribution(folders)):
-        found = identity(make("smollm2-135m"), two_class_data, {"model": among})
+        found = key_of(make("smollm2-135m"), two_class_data, {"model": among})
         assert [n for n in found if n.startswith("the files")] == [
             f"the files of {folder!r}" for folder in folders
         ]
         assert len({found[f"the files of {folder!r}"] for folder in folders}) == 2
 
 
-def test_identity__other_weights_for_the_scorer_alone__is_another_search(
+def test_study_key__other_weights_for_the_scorer_alone__is_another_search(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     rows = np.arange(len(two_class_data.X))
@@ -71,8 +77,8 @@ def test_identity__other_weights_for_the_scorer_alone__is_another_search(
     names = []
     for last in (1.0, 1.0, 2.0):
         passed = {"sample_weight": np.r_[np.ones(len(rows) - 1), last]}
-        work = Evaluation(estimator, *two_class_data[:2], splits, None, {}, passed)
-        names.append(name_of(identity_of(work, None, Space(RATES))))
+        work = Evaluator(estimator, *two_class_data[:2], splits, None, {}, passed)
+        names.append(name_of(study_key(work, None, Space(RATES))))
     assert names[0] == names[1] != names[2]
 
 

@@ -1,4 +1,4 @@
-"""Folds that advance together, and trials that are given up on the way."""
+"""Folds that advance together, and trials that are pruned on the way."""
 
 import gc
 import signal
@@ -18,17 +18,16 @@ from sklearn.model_selection import StratifiedKFold, cross_validate
 
 from skgpt import GPTTextClassifier, clear_cache
 from skgpt.training.callbacks import TrainingCallback
-from skgpt.tuning.trial import Evaluation, Room, evaluate, forget_frames
+from skgpt.tuning.trial import Evaluator, Room, drop_tracebacks
 from tests.estimators.dying import folders_in
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.searching import piped, search
 
 
-def evaluation(estimator: Any, data: TextData, scoring: str = "neg_log_loss") -> Evaluation:
+def evaluation(estimator: Any, data: TextData, scoring: str = "neg_log_loss") -> Evaluator:
     X, y = data
     splits = list(StratifiedKFold(3).split(X, y))
-    return Evaluation(estimator, X, y, splits, get_scorer(scoring), {}, {})
+    return Evaluator(estimator, X, y, splits, get_scorer(scoring), {}, {})
 
 
 def never(epoch: int, score: float) -> bool:
@@ -52,7 +51,7 @@ def test_evaluate__folds_together__are_those_one_after_the_other_bit_for_bit(
     clear_cache()
     expected = cross_validate(estimator, X, y, cv=work.splits, scoring="neg_log_loss")
     clear_cache()
-    outcome = evaluate(work, {}, never)
+    outcome = work.evaluate({}, never)
     assert outcome.test_scores == expected["test_score"].tolist()
     assert outcome.state == "COMPLETE" and outcome.value == np.mean(outcome.test_scores)
 
@@ -65,7 +64,7 @@ def test_evaluate__each_epoch__reports_what_a_shorter_fit_would_score(
     told: list[tuple[int, float]] = []
     options = {"lr_schedule": "constant", "warmup_ratio": 0.0}
     work = evaluation(make_it(tiny_llama, max_epochs=3, **options), two_class_data)
-    evaluate(work, {}, lambda epoch, score: bool(told.append((epoch, score))))
+    work.evaluate({}, lambda epoch, score: bool(told.append((epoch, score))))
     assert [epoch for epoch, _ in told] == [1, 2]
     for epoch, score in told:
         short = make_it(tiny_llama, max_epochs=epoch, **options)
@@ -90,7 +89,7 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
             return False
 
     monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])
-    evaluate(evaluation(make(tiny_llama, max_epochs=3), two_class_data), {}, never)
+    evaluation(make(tiny_llama, max_epochs=3), two_class_data).evaluate({}, never)
     assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     threads = [thread for _, thread in seen]
     assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
@@ -101,20 +100,20 @@ def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(
 ) -> None:
     work = evaluation(make(tiny_llama, max_epochs=3), two_class_data)
     clear_cache()
-    expected = evaluate(work, {}, never)
+    expected = work.evaluate({}, never)
     monkeypatch.setattr(Room, "is_short_for", lambda self, network: self.n_others == 2)
     clear_cache()
     told: list[int] = []
-    outcome = evaluate(work, {}, lambda epoch, score: bool(told.append(epoch)))
+    outcome = work.evaluate({}, lambda epoch, score: bool(told.append(epoch)))
     assert outcome.test_scores == expected.test_scores
     assert outcome.n_epochs == 3 and told == []
 
 
-def test_evaluate__given_up__stops_every_fold_and_leaves_no_checkpoint(
+def test_evaluate__pruned__stops_every_fold_and_leaves_no_checkpoint(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
     clf = make(tiny_llama, max_epochs=50, checkpoint_dir=tmp_path)
-    outcome = evaluate(evaluation(clf, two_class_data), {}, lambda epoch, score: epoch == 2)
+    outcome = evaluation(clf, two_class_data).evaluate({}, lambda epoch, score: epoch == 2)
     assert outcome.state == "PRUNED" and outcome.n_epochs == 2 and np.isnan(outcome.value)
     assert folders_in(tmp_path) == []
 
@@ -131,7 +130,7 @@ def test_evaluate__ctrl_c__stops_every_fold_and_keeps_their_checkpoints(
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        evaluate(evaluation(clf, two_class_data), {}, interrupt)
+        evaluation(clf, two_class_data).evaluate({}, interrupt)
     assert time.monotonic() - began < 20
     assert len(folders_in(tmp_path)) == 3
 
@@ -147,7 +146,7 @@ def test_evaluate__a_fold_that_fails__ends_the_trial(
                 raise MemoryError("no room")
 
     monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Fails()])
-    outcome = evaluate(evaluation(make(tiny_llama), two_class_data), {}, never)
+    outcome = evaluation(make(tiny_llama), two_class_data).evaluate({}, never)
     assert outcome.state == "FAIL" and isinstance(outcome.error, MemoryError)
     assert outcome.n_epochs == 2 and next(made) == 5
 
@@ -161,7 +160,7 @@ def test_evaluate__times__are_a_folds_own(
 
     monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Slow()])
     began = time.perf_counter()
-    outcome = evaluate(evaluation(make(tiny_llama, max_epochs=2), two_class_data), {}, never)
+    outcome = evaluation(make(tiny_llama, max_epochs=2), two_class_data).evaluate({}, never)
     whole = time.perf_counter() - began
     assert all(seconds >= 0.4 for seconds in outcome.fit_time)
     assert sum(outcome.fit_time) + sum(outcome.score_time) <= whole
@@ -183,7 +182,7 @@ def test_evaluate__no_fold__sees_the_rows_of_its_test(
     clf = make(tiny_llama, max_epochs=2, class_weight="balanced", early_stopping=True)
     unique = np.array([f"{text} {i}" for i, text in enumerate(X)], dtype=object)
     work = evaluation(clf, TextData(unique, y))
-    assert evaluate(work, {}, never).state == "COMPLETE"
+    assert work.evaluate({}, never).state == "COMPLETE"
     for seen, (_, test) in zip(given, work.splits, strict=True):
         assert seen.isdisjoint(unique[test])
 
@@ -207,9 +206,9 @@ def test_evaluate__however_it_ends__no_network_stays(
     work = evaluation(make(tiny_llama, max_epochs=2), two_class_data)
     gc.disable()
     try:
-        outcome = evaluate(work, {}, lambda epoch, score: state == "PRUNED")
+        outcome = work.evaluate({}, lambda epoch, score: state == "PRUNED")
         if outcome.error is not None:
-            forget_frames(outcome.error)
+            drop_tracebacks(outcome.error)
         assert outcome.state == state and len(networks) == 3
         assert [network() for network in networks] == [None] * 3
     finally:
@@ -221,7 +220,7 @@ class _BelowChance(BasePruner):
         return trial.number % 2 == 1
 
 
-def test_search__trials_that_are_given_up__are_pruned_not_failed(
+def test_search__trials_that_are_pruned__are_pruned_not_failed(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     found = search(tiny_llama, pruner=_BelowChance(), n_trials=4).fit(*two_class_data)

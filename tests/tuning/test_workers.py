@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Any
 import pytest
 
 from skgpt import GPTTextClassifier
-from skgpt.exceptions import SearchStorageError
+from skgpt.exceptions import StorageError
 from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import workers
-from skgpt.tuning.study import open_storage
-from skgpt.tuning.trial_store import TrialStore
 from tests.helpers import TextData
-from tests.tuning.process import stored, trials_in
-from tests.tuning.test_storage import ledger
+from tests.tuning.processes import stored, trials_in
 
 Call = tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]
 
@@ -47,18 +43,18 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[Call]],
 def test_workers__on_another_disk__are_refused(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, backend: Any, kept: bool
 ) -> None:
-    journal, copy = tmp_path / "search.journal", tmp_path / "copy.journal"
+    file, copy = tmp_path / "search.db", tmp_path / "copy.db"
     if kept:  # a copy of the study as it was before is on that disk
-        stored(tiny_llama, journal, n_trials=1, refit=False).fit(*two_class_data)
-        shutil.copy(journal, copy)
+        stored(tiny_llama, file, n_trials=1, refit=False).fit(*two_class_data)
+        shutil.copy(file, copy)
 
     def make_elsewhere(calls: list[Call]) -> None:
         for run, (job, *rest), _ in calls:
             run(replace(job, storage=str(copy)), *rest)
 
     backend(make_elsewhere)
-    search = stored(tiny_llama, journal if kept else None, n_jobs=2)
-    with pytest.raises(SearchStorageError, match="must be one that all of them see: a database"):
+    search = stored(tiny_llama, file if kept else None, n_jobs=2)
+    with pytest.raises(StorageError, match="must be one that all of them see: a database"):
         search.fit(*two_class_data)
     assert copy.exists() == kept
     assert len(trials_in(copy)) == kept  # nothing was tried there
@@ -92,14 +88,14 @@ def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
         raise KeyboardInterrupt
 
     backend(make_one_and_leave)
-    journal = tmp_path / "search.journal"
+    file = tmp_path / "search.db"
     with pytest.raises(KeyboardInterrupt):
-        stored(tiny_llama, journal, n_jobs=2).fit(*two_class_data)
+        stored(tiny_llama, file, n_jobs=2).fit(*two_class_data)
     gone.set()
     threads[0].join(60)
     assert not threads[0].is_alive()
     assert epochs == [1, 1]  # of both folds; there would be three
-    assert [trial.state.name for trial in trials_in(journal)] == ["FAIL", "WAITING"]
+    assert [trial.state.name for trial in trials_in(file)] == ["FAIL", "WAITING"]
 
 
 def test_workers__more_of_them_than_asked_for__as_many_as_asked_for_work(
@@ -118,35 +114,3 @@ def test_workers__more_of_them_than_asked_for__as_many_as_asked_for_work(
         found = stored(tiny_llama, None, n_jobs=n_jobs, refit=False).fit(*two_class_data)
         assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
     assert seen == [2, 4]  # and no more than there are trials
-
-
-def test_open_storage__that_can_not_be_opened__its_password_is_not_shown() -> None:
-    with pytest.raises(SearchStorageError, match=r"'nosuchdb://me:\*\*\*@host/db' can't") as caught:
-        open_storage("nosuchdb://me:se:cret@host/db")
-    assert "cret" not in str(caught.value)
-
-
-def test_ledger__of_no_known_worker__is_dead_after_a_lease_by_our_own_clock(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    book = ledger()
-    lost = book.study.ask(book.distributions)  # killed before it said whose it is
-    taken = book.take()
-    assert taken is not None and taken.params != lost.params
-    now = time.monotonic()
-    monkeypatch.setattr("skgpt.tuning.trial_store.time.monotonic", lambda: now + 3600)
-    again = book.take()
-    assert again is not None and again.params == lost.params
-
-
-def test_ledger__two_put_the_same_trial_in_the_queue__it_is_tried_once() -> None:
-    book = ledger()
-    other = TrialStore(book.study, book.distributions, book.n_trials)
-    lost = book.take()
-    assert lost is not None
-    book.try_again(lost._trial_id)
-    # Where a database doesn't lock what it reads, another comes to the same at the same time.
-    book.study.enqueue_trial(lost.params, user_attrs={"skgpt:again": lost.number})
-    taken = [other.take() for _ in range(4)]
-    params = [trial.params for trial in taken if trial is not None]
-    assert len(params) == 3 and params.count(lost.params) == 1

@@ -20,10 +20,9 @@ from skgpt import GPTTextClassifier
 from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import compare_with_baseline
-from skgpt.tuning.linear import LinearTextClassifier
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
-from tests.tuning.process import stored
+from skgpt.tuning.baseline import LinearTextClassifier
+from tests.helpers import TextData, make
+from tests.tuning.processes import stored
 from tests.tuning.searching import RATES, piped, search, upper
 
 RATE = {"head_learning_rate": [1e-7]}  # nothing is learned, so the baseline wins
@@ -66,7 +65,7 @@ def is_gpt(estimator: Any, X: Any, y: Any) -> float:
 
 @loses
 @pytest.mark.parametrize("in_pipeline", [False, True])
-def test_guard__best_and_baseline__scores_are_those_of_the_comparison(
+def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparison(
     tiny_llama: str, two_class_data: TextData, in_pipeline: bool
 ) -> None:
     X, y = two_class_data
@@ -91,7 +90,7 @@ def test_guard__best_and_baseline__scores_are_those_of_the_comparison(
     assert (report.seconds > 0).all() and (report.baseline_seconds > 0).all()
 
 
-def test_guard__the_gpt_loses__warns_and_without_it_says_nothing(
+def test_baseline_of_search__the_gpt_loses__warns_and_without_it_says_nothing(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
@@ -102,7 +101,9 @@ def test_guard__the_gpt_loses__warns_and_without_it_says_nothing(
     assert not hasattr(ours, "baseline_")
 
 
-def test_guard__the_gpt_wins__says_nothing(tiny_llama: str, two_class_data: TextData) -> None:
+def test_baseline_of_search__the_gpt_wins__says_nothing(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
     found = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring=is_gpt)
     found.fit(*two_class_data)
     assert found.baseline_.scores.tolist() == [1, 1]
@@ -110,7 +111,7 @@ def test_guard__the_gpt_wins__says_nothing(tiny_llama: str, two_class_data: Text
     assert found.baseline_.verdict.startswith("GPTTextClassifier wins by 1.0000 (is_gpt)")
 
 
-def test_guard__warnings_are_errors__the_search_is_fitted_all_the_same(
+def test_baseline_of_search__warnings_are_errors__the_search_is_fitted_all_the_same(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
@@ -121,7 +122,7 @@ def test_guard__warnings_are_errors__the_search_is_fitted_all_the_same(
 
 @loses
 @pytest.mark.parametrize("nested", [0, 1, 2])
-def test_guard__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
+def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
     tiny_llama: str, two_class_data: TextData, seen: dict[str, Seen], nested: int
 ) -> None:
     X, y = two_class_data
@@ -142,7 +143,7 @@ def test_guard__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_sam
 @loses
 @pytest.mark.parametrize("in_pipeline", [False, True])
 @pytest.mark.parametrize("request_", [True, False, "importance"])
-def test_guard__metadata_routing__the_baseline_wants_what_the_estimator_wants(
+def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estimator_wants(
     tiny_llama: str,
     two_class_data: TextData,
     seen: dict[str, Seen],
@@ -197,7 +198,7 @@ def worst(results: Any) -> int:
         ({"a": "accuracy", "b": "neg_log_loss"}, "a", "a"),
     ],
 )
-def test_guard__several_metrics__the_one_that_counts_is_compared(
+def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
     tiny_llama: str, two_class_data: TextData, scoring: Any, refit: Any, metric: str
 ) -> None:
     X, y = two_class_data
@@ -214,7 +215,7 @@ def test_guard__several_metrics__the_one_that_counts_is_compared(
     np.testing.assert_array_equal(ours.baseline_.baseline_scores, theirs)
 
 
-def test_guard__a_callable_that_chooses_a_pruned_trial__warns_that_it_has_no_scores(
+def test_baseline_of_search__a_callable_that_chooses_a_pruned_trial__warns_that_it_has_no_scores(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
     grid = {"head_learning_rate": [3e-2, 1e-7, 1e-6, 1e-5]}
@@ -232,7 +233,9 @@ def test_guard__a_callable_that_chooses_a_pruned_trial__warns_that_it_has_no_sco
 
 
 @loses
-def test_guard__label_sets__are_compared(tiny_llama: str, two_class_data: TextData) -> None:
+def test_baseline_of_search__label_sets__are_compared(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
     X, y = two_class_data
     tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring="f1_micro").fit(X, tags)
@@ -246,16 +249,16 @@ def no_baseline(estimator: Any, X: Any, y: Any) -> float:
     return accuracy_score(y, estimator.predict(X))
 
 
-def test_guard__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
+def test_baseline_of_search__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, seen: dict[str, Seen]
 ) -> None:
-    journal = tmp_path / "search.journal"
-    ours = stored(tiny_llama, journal, scoring=no_baseline).fit(*two_class_data)
+    storage = tmp_path / "search.db"
+    ours = stored(tiny_llama, storage, scoring=no_baseline).fit(*two_class_data)
     results, n_fits = ours.cv_results_, len(seen["gpt"])
     with pytest.raises(TuningError, match=r"RuntimeError: no such thing Mend that, or pass bas"):
         ours.set_params(baseline=True).fit(*two_class_data)
     assert ours.cv_results_ is results and len(ours.predict(two_class_data.X)) == 40
-    again = stored(tiny_llama, journal, scoring=no_baseline, refit=False).fit(*two_class_data)
+    again = stored(tiny_llama, storage, scoring=no_baseline, refit=False).fit(*two_class_data)
     assert len(seen["gpt"]) == n_fits  # the trials are there
     np.testing.assert_array_equal(again.cv_results_["mean_test_score"], results["mean_test_score"])
 
@@ -268,7 +271,7 @@ def test_guard__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
         (None, {"baseline": "yes"}, "baseline"),
     ],
 )
-def test_guard__what_it_can_not_do__is_said_before_any_training(
+def test_baseline_of_search__what_it_can_not_do__is_said_before_any_training(
     tiny_llama: str,
     two_class_data: TextData,
     seen: dict[str, Seen],
@@ -284,15 +287,15 @@ def test_guard__what_it_can_not_do__is_said_before_any_training(
 
 
 @loses
-def test_guard__resumed_and_with_workers__is_what_it_is_in_one_go(
+def test_baseline_of_search__resumed_and_with_workers__is_what_it_is_in_one_go(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, seen: dict[str, Seen]
 ) -> None:
     whole = stored(tiny_llama, None, baseline=True).fit(*two_class_data)
-    journal = tmp_path / "search.journal"
-    stored(tiny_llama, journal, n_trials=2).fit(*two_class_data)  # asked for on the way
-    again = stored(tiny_llama, journal, baseline=True).fit(*two_class_data)
+    storage = tmp_path / "search.db"
+    stored(tiny_llama, storage, n_trials=2).fit(*two_class_data)  # asked for on the way
+    again = stored(tiny_llama, storage, baseline=True).fit(*two_class_data)
     n_fits = len(seen["gpt"])
-    shared = stored(tiny_llama, journal, baseline=True, n_jobs=2, refit=False)
+    shared = stored(tiny_llama, storage, baseline=True, n_jobs=2, refit=False)
     shared.fit(*two_class_data)
     assert len(seen["gpt"]) == n_fits
     for found in (again, shared):
