@@ -29,7 +29,6 @@ from skgpt.data.tokenization import (
     Windows,
     lengths_in_windows,
     run_by_trunk,
-    tokenise_columns,
     tokenise_rows,
 )
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
@@ -271,7 +270,7 @@ def estimate_fit(
     """
     of_text = (cells, template, network.pretrained.tokenizer)
     tokens = tokenise_rows(*of_text, max_length, long_text)
-    whole_lengths = tokenise_columns(*of_text, sys.maxsize).lengths
+    whole_lengths = tokenise_rows(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, target, weight, split)
     texts = run_by_trunk(tokens)
     level = cache_level(network, texts, config.memory_budget, config.disk_budget)
