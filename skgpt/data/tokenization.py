@@ -80,6 +80,10 @@ class Tokens:
         """Return the ids of text i."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
+    def take(self, rows: NDArray[np.int64]) -> "Tokens":
+        """Return the tokens of some texts."""
+        return Tokens.of([self.row(int(i)) for i in rows])
+
     def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
         """Return the ids of every text as a key, and the first row of each distinct key."""
         keys = [self.row(i).tobytes() for i in range(len(self))]
@@ -113,6 +117,11 @@ class Windows:
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers of the windows of some texts, text after text."""
         return np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in rows])
+
+    def take(self, rows: NDArray[np.int64]) -> "Windows":
+        """Return the windows of some texts."""
+        first = np.cumsum([0, *self.counts[rows]], dtype=np.int64)
+        return Windows(self.each.take(self.of(rows)), first)
 
     def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
         """Return the ids of every text as a key, and the first row of each distinct key."""

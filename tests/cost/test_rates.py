@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from skgpt.caching import cache_info, clear_cache
-from skgpt.cost import Rates, _HeldTensors, _take, count_memory, count_work, measure
+from skgpt.cost import Rates, _HeldTensors, count_memory, count_work, measure
 from skgpt.data.splits import all_rows
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import tokenise, tokenise_rows
@@ -70,7 +70,7 @@ def test_take__rows_of_texts_and_of_windows__are_those_rows(tiny_llama: str) -> 
     windows = tokenise_rows([TEXTS], parse_template(None, 1, None), tokenizer, 16, "windows")
     rows = np.array([5, 0, 5])
     for tokens in (tokenise(TEXTS, tokenizer, 64), windows):
-        some = _take(tokens, rows)
+        some = tokens.take(rows)
         assert some.lengths.tolist() == tokens.lengths[rows].tolist()
         keys, every = some.distinct()[0], tokens.distinct()[0]
         assert keys == [every[row] for row in rows]
