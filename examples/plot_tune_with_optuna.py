@@ -142,9 +142,7 @@ file = Path(folder.name) / "search.db"
 
 
 def search_for(n_trials: int) -> GPTSearchCV:
-    search = GPTSearchCV(
-        pipeline, space, n_trials=n_trials, cv=folds, storage=file, random_state=0
-    )
+    search = GPTSearchCV(pipeline, space, n_trials=n_trials, cv=folds, storage=file, random_state=0)
     return search.fit(train.texts, train.topics)
 
 

@@ -29,7 +29,7 @@ GRID = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
 METRICS = ["accuracy", "neg_log_loss"]
 
 
-@pytest.mark.parametrize("in_pipeline", [False, True])
+@pytest.mark.parametrize("in_pipeline", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_search__a_grid_without_pruning__is_grid_search(
     tiny_llama: str, two_class_data: TextData, in_pipeline: bool
 ) -> None:
@@ -82,8 +82,9 @@ def test_search__a_row_that_is_no_text__has_its_own_number_and_no_trial_begins(
 def test_search__the_same_seed__the_same_trials(tiny_llama: str, two_class_data: TextData) -> None:
     X, y = two_class_data
     space = {"head_learning_rate": [1e-5, 1e-4, 1e-3, 1e-2, 3e-2]}
-    one, two = (search(tiny_llama, space, pruner=None).fit(X, y) for _ in range(2))
-    other = search(tiny_llama, space, pruner=None, random_state=1).fit(X, y)
+    options: dict[str, Any] = {"pruner": None, "refit": False}
+    one, two = (search(tiny_llama, space, **options).fit(X, y) for _ in range(2))
+    other = search(tiny_llama, space, random_state=1, **options).fit(X, y)
     assert one.cv_results_["params"] == two.cv_results_["params"]
     assert one.cv_results_["params"] != other.cv_results_["params"]
     assert (one.cv_results_["mean_test_score"] == two.cv_results_["mean_test_score"]).all()

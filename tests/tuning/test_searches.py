@@ -107,25 +107,25 @@ def test_grid__its_scores__are_those_without_any_store(
         assert found == pytest.approx(np.mean(scores), rel=1e-4)
 
 
-def test_grid__a_planted_rate_that_learns_nothing__loses_in_a_pipeline(
-    tiny_llama: str, two_class_data: TextData
+@pytest.mark.parametrize("kind", ["pipeline", "randomized", "nested"])
+def test_search__of_every_kind__computes_the_frozen_layers_once(
+    tiny_llama: str, two_class_data: TextData, kind: str
 ) -> None:
     X, y = two_class_data
-    pipeline = Pipeline([("same", FunctionTransformer()), ("gpt", make(tiny_llama))])
-    grid = {"gpt__head_learning_rate": [1e-12, 1e-1], "gpt__learning_rate": [1e-12]}
-    search = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss", **STRICT).fit(X, y)
-    assert search.best_params_["gpt__head_learning_rate"] == 1e-1
-    assert_computed_once(X, n_depths=1)
-
-
-def test_randomized__distributions__computed_once(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    space = {"learning_rate": loguniform(1e-5, 1e-2), "pooling": ["mean", "last"]}
     clf = make(tiny_llama, max_epochs=1)
-    search = RandomizedSearchCV(clf, space, n_iter=4, cv=2, random_state=0, **STRICT).fit(X, y)
-    assert len(search.cv_results_["params"]) == 4
+    rates = {"head_learning_rate": [1e-12, 1e-1]}
+    if kind == "pipeline":
+        pipeline = Pipeline([("same", FunctionTransformer()), ("gpt", clf)])
+        grid = {f"gpt__{name}": values for name, values in rates.items()}
+        search = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss", **STRICT).fit(X, y)
+        assert search.best_params_ == {"gpt__head_learning_rate": 1e-1}
+    elif kind == "randomized":
+        space = {"learning_rate": loguniform(1e-5, 1e-2), "pooling": ["mean", "last"]}
+        search = RandomizedSearchCV(clf, space, n_iter=3, cv=2, random_state=0, **STRICT).fit(X, y)
+        assert len(search.cv_results_["params"]) == 3
+    else:
+        scores = cross_val_score(GridSearchCV(clf, rates, cv=2, **STRICT), X, y, cv=3, **STRICT)
+        assert scores.shape == (3,)
     assert_computed_once(X, n_depths=1)
 
 
@@ -157,18 +157,6 @@ def test_halving__epochs_as_the_resource__fewer_candidates_train_longer_and_star
     assert search.n_candidates_ == [4, 2, 1] and search.n_resources_ == [1, 2, 4]
     assert epochs == [1] * 8 + [2] * 4 + [4] * 2 + [4]  # two folds each, and the refit
     assert search.best_estimator_.n_iter_ == 4
-    assert_computed_once(X, n_depths=1)
-
-
-def test_nested__an_outer_cross_validation__computed_once(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    inner = GridSearchCV(
-        make(tiny_llama, max_epochs=2), {"head_learning_rate": [1e-3, 1e-1]}, cv=2, **STRICT
-    )
-    scores = cross_val_score(inner, X, y, cv=3, **STRICT)
-    assert scores.shape == (3,)
     assert_computed_once(X, n_depths=1)
 
 
