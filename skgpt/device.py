@@ -1,9 +1,4 @@
-"""Where and how to compute: device, arithmetic, and how much memory there is.
-
-What an estimator has to work with here: versions, device, threads, memory, optional packages.
-
-Memory that the C library keeps for itself after it was freed.
-"""
+"""Where and how to compute: device, precision, memory, threads, and what is installed for it."""
 
 import ctypes
 import platform
@@ -26,11 +21,11 @@ from skgpt.exceptions import ModelNotSupportedError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
-# The number of the CUDA device that those mean who name none.
+# The CUDA device that "auto" and "cuda" mean.
 _CUDA_INDEX: ContextVar[int] = ContextVar("skgpt_cuda_index", default=0)
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-# cuBLAS's workspace, pinned memory, Apple's GPUs, the CPU's allocator.
-_NO_MEMORY = (
+# In the errors of cuBLAS's workspace, pinned memory, Apple's GPUs and the CPU's allocator.
+_OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
     "MPS backend out of memory",
@@ -39,22 +34,10 @@ _NO_MEMORY = (
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn the `device` parameter into a torch device that exists.
+    """Turn the `device` parameter into a torch device that is there, or raise.
 
-    Parameters
-    ----------
-    device : str
-        "auto" (a CUDA device, else the CPU), or any torch device name. CUDA without a number is
-        the first device, or the one of `on_cuda_device`.
-
-    Returns
-    -------
-    device : torch.device
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If the device is not there.
+    "auto" is a CUDA device, else the CPU. CUDA without a number is the first device, or the one of
+    `on_cuda_device`.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,7 +69,7 @@ def resolve_device(device: str) -> torch.device:
 def on_cuda_device(index: int) -> Iterator[None]:
     """Have "auto" and "cuda" mean the CUDA device of this number in the body.
 
-    Nobody's parameters are changed for it, however deep in others an estimator lies.
+    So a search can place estimators, even nested ones, without changing their parameters.
     """
     token = _CUDA_INDEX.set(index)
     try:
@@ -96,7 +79,7 @@ def on_cuda_device(index: int) -> Iterator[None]:
 
 
 def cuda_devices() -> list[str]:
-    """Return what tells each visible CUDA device from all others, in order of their numbers."""
+    """Return the unique id of each visible CUDA device, in order of their numbers."""
     if not torch.cuda.is_available():
         return []
     n_devices = torch.cuda.device_count()
@@ -108,7 +91,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        # No public question to ask: both are what torch itself asks before using the kernels.
+        # There is no public function: torch itself asks these before it uses the kernels.
         if torch.cpu._is_amx_tile_supported():
             return True
         return bool(torch.cpu._is_avx512_bf16_supported()) and not _has_slow_avx512_bf16()
@@ -118,32 +101,18 @@ def has_fast_bf16(device: torch.device) -> bool:
 def _has_slow_avx512_bf16() -> bool:
     """Say whether bf16 without matrix units is slower than fp32 on this CPU.
 
-    So it is on Intel's cores since Sapphire Rapids where a virtual machine hides AMX: half the
-    rate of fp32. On AMD's cores it is two to three times that rate. AVX-512 FP16 tells the
-    former from Intel's older cores, which are fast too.
+    It runs at half the rate of fp32 on Intel's cores since Sapphire Rapids where a virtual machine
+    hides AMX. AVX-512 FP16 tells those from Intel's older cores, which are fast, as AMD's are.
     """
-    ask = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 may not have it
-    known: Mapping[str, object] = {} if ask is None else ask()
-    return bool(known.get("avx512_fp16")) and "AMD" not in str(known.get("cpu_name"))
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch 2.11 may not have it
+    cpu: Mapping[str, object] = {} if get_capabilities is None else get_capabilities()
+    return bool(cpu.get("avx512_fp16")) and "AMD" not in str(cpu.get("cpu_name"))
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """Turn the `precision` parameter into the dtype that the trunk computes in.
 
-    Parameters
-    ----------
-    precision : {"auto", "bf16", "fp16", "fp32"}
-        "auto": bf16 where the hardware is fast at it, else fp32.
-    device : torch.device
-
-    Returns
-    -------
-    dtype : torch.dtype
-
-    Raises
-    ------
-    ModelNotSupportedError
-        For fp16 on anything but CUDA.
+    "auto" is bf16 where the hardware is fast at it, else fp32; fp16 needs CUDA.
     """
     if precision == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
@@ -169,10 +138,10 @@ def free_memory(device: torch.device) -> int:
     """Return how many bytes this process could take of the device's memory just now."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds for tensors to come is as good as free.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free) + held
-    # psutil knows of no container's limit.
+        # Memory that torch's allocator has reserved and not used is as good as free.
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + reserved
+    # psutil doesn't know a container's limit.
     taken = int(psutil.Process().memory_info().rss)
     return max(0, min(int(psutil.virtual_memory().available), total_memory(device) - taken))
 
@@ -182,19 +151,22 @@ def prefix_budget(device: torch.device) -> int:
     return total_memory(device) // 4
 
 
-def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """Copy an array to a device; to a GPU without waiting until it is there.
+def trim_malloc() -> bool:
+    """Have glibc give freed memory back to the system; False where the C library is another.
 
-    Parameters
-    ----------
-    array : ndarray
-    device : torch.device
-
-    Returns
-    -------
-    tensor : Tensor
-        On a CPU it shares the array's memory.
+    Each thread that allocates has a heap of its own, which keeps what is freed: after the folds of
+    a few trials a search would hold half as much again as it uses.
     """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    trim(0)
+    return True
+
+
+def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    """Copy an array to a GPU, without waiting for it; on a CPU, share its memory."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -203,11 +175,11 @@ def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
 
 @contextmanager
 def no_more_threads_than_cores() -> Iterator[None]:
-    """Have torch use no more threads than this process has cores, as long as the body runs.
+    """Have torch use no more threads than this process has cores while the body runs.
 
-    torch counts the machine's cores. A container that is allowed two of 64 would run 64 threads
-    that wait for each other; loky, joblib's own, knows such limits. In joblib's worker processes
-    torch has its share of the cores already.
+    torch counts the machine's cores: in a container with two of 64 it would run 64 threads that
+    wait for each other. loky, joblib's backend, knows such limits. In joblib's workers torch has
+    its share of the cores already.
     """
     before = torch.get_num_threads()
     cores = loky.cpu_count()  # joblib.cpu_count() is 1 where multiprocessing is switched off
@@ -222,13 +194,17 @@ def no_more_threads_than_cores() -> Iterator[None]:
 
 
 def ran_out(error: Exception) -> bool:
-    """Say whether an error means that memory ran out; not all that do are of torch's own class."""
+    """Say whether an error means that memory ran out: not all of them are OutOfMemoryError."""
     said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in said for words in _OUT_OF_MEMORY
+    )
 
+
+# --- What is installed, for `python -m skgpt info` --------------------------------------------
 
 _REQUIRED = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy")
-# What is asked for where something is used: the package, and what it is for.
+# Imported only where they are used: the package, and what it is for.
 _OPTIONAL = {
     "peft": "lora=LoRA()",
     "bitsandbytes": "LoRA(quantize_base=4)",
@@ -240,7 +216,7 @@ _OPTIONAL = {
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of skgpt, Python and what both stand on."""
+    """Return the versions of skgpt, Python and the required packages."""
     found = {
         "skgpt": __version__,
         "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -279,22 +255,3 @@ def _version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def trim_malloc() -> bool:
-    """Have the C library give freed memory back to the system; say whether it knows how to.
-
-    Each thread that allocates has a heap of its own, and what is freed in it stays there: after
-    the folds of a few trials a search would hold half as much again as it uses.
-
-    Returns
-    -------
-    known : bool
-        Whether this is glibc, which can be asked for it.
-    """
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
-        return False
-    trim(0)
-    return True

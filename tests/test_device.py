@@ -1,9 +1,13 @@
-"""What "auto" comes to on CPUs of several kinds."""
+"""What "auto" comes to on CPUs of several kinds, and freed memory that goes back to the system."""
+
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from skgpt.device import has_fast_bf16, resolve_precision
+from skgpt.device import has_fast_bf16, resolve_precision, trim_malloc
 
 CPU = torch.device("cpu")
 
@@ -46,3 +50,33 @@ def test_resolve_precision__auto_on_a_cpu__bf16_where_its_products_are_faster(
     assert has_fast_bf16(CPU) == (dtype is torch.bfloat16)
     assert resolve_precision("auto", CPU) is dtype
     assert resolve_precision("bf16", CPU) is torch.bfloat16  # who asks for it gets it
+
+
+SCRIPT = """
+import psutil
+from skgpt.device import trim_malloc
+
+def held():
+    return psutil.Process().memory_info().rss / 2**20
+
+before = held()
+pieces = [bytes([i % 256]) * 100_000 for i in range(3000)]
+last = pieces[-1]  # at the end of the heap, which can't shrink for it
+del pieces
+kept = held() - before
+trim_malloc()
+print(kept, held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_trim_malloc__freed_in_the_middle_of_the_heap__is_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=True)
+
+    kept, left = map(float, done.stdout.split())
+    assert kept > 200  # MiB; or the test would show nothing
+    assert left < 100
+
+
+def test_trim_malloc__anywhere__says_whether_it_could() -> None:
+    assert trim_malloc() == (platform.libc_ver()[0] == "glibc")

@@ -1,17 +1,27 @@
 """The same promises on CUDA: `pytest -m gpu`."""
 
 import copy
+import gc
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import skgpt
-from skgpt import LoRA
+from skgpt import GPTTextClassifier, LoRA
+from skgpt.data.tokenization import tokenise
+from skgpt.exceptions import LowMemoryWarning, SkippedStepsWarning
+from skgpt.network.layout import Layout, ids_of
+from skgpt.pretrained.loading import load_pretrained
+from skgpt.trunk.attention import Boundaries, packed_attention
+from tests.estimators.dying import Dies, broken_off, folders_in
 from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from tests.helpers import TextData, global_random_state_unchanged, make_text_data
+from tests.network.test_network import TEXTS, build
+from tests.training.poison import PoisonedLoss
 
 pytestmark = pytest.mark.gpu
 
@@ -126,10 +136,6 @@ def test_predict_on_cuda__neighbours__do_not_matter(
 def test_memory__after_many_fits__is_what_it_was_after_two(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    import gc
-
-    import torch
-
     held = []
     for _ in range(20):
         make(tiny_llama, device="cuda", max_epochs=1).fit(*two_class_data)
@@ -138,30 +144,33 @@ def test_memory__after_many_fits__is_what_it_was_after_two(
     assert held[-1] == held[1]
 
 
+def attended(
+    device: str, heads: tuple[int, int], width: int, ends_only: bool, **options: Any
+) -> list[torch.Tensor]:
+    """Return the value and the gradients of packed attention in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(86, n, width) for n in (heads[0], heads[1], heads[1])]
+    drawn = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    q, k, v = (x.to(device).requires_grad_() for x in drawn)
+    boundaries = Boundaries.of([3, 1, 70, 12], torch.device(device))
+    queries = q[boundaries.ends_B] if ends_only else q
+    out = packed_attention(queries, k, v, boundaries, scale=0.25, ends_only=ends_only, **options)
+    grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+    return [t.float().cpu() for t in (out, *grads)]
+
+
+@pytest.mark.parametrize("width", [16, 20])  # the kernel wants eights
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("causal", [True, False])
-def test_packed_attention_on_cuda__in_one_kernel__agrees_with_a_text_at_a_time(
-    heads: tuple[int, int], window: int | None, causal: bool
+@pytest.mark.parametrize(("causal", "ends_only"), [(True, False), (False, False), (True, True)])
+def test_packed_attention_on_cuda__value_and_gradients__agree_with_the_cpu(
+    causal: bool, ends_only: bool, window: int | None, heads: tuple[int, int], width: int
 ) -> None:
-    import torch
-
-    from skgpt.trunk.attention import Boundaries, packed_attention
-
-    lengths = [3, 1, 70, 12]
-    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
-    generator = torch.Generator().manual_seed(0)
-    inputs = [
-        torch.randn(86, n, 16, generator=generator).bfloat16() for n in (heads[0], *heads[1:] * 2)
-    ]
-    results = []
-    for device in (cpu, gpu):
-        own = [x.to(device).requires_grad_() for x in inputs]
-        boundaries = Boundaries.of(lengths, device)
-        out = packed_attention(*own, boundaries, scale=0.25, causal=causal, window=window)
-        grads = torch.autograd.grad(out.float().square().sum(), own)
-        results.append([t.float().cpu() for t in (out, *grads)])
-    for one, two in zip(*results, strict=True):
+    options: dict[str, Any] = {"causal": causal, "window": window}
+    cpu, cuda = (
+        attended(device, heads, width, ends_only, **options) for device in ("cpu", "cuda:0")
+    )
+    for one, two in zip(cpu, cuda, strict=True):
         torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
 
 
@@ -169,8 +178,6 @@ def test_packed_attention_on_cuda__in_one_kernel__agrees_with_a_text_at_a_time(
 def test_fits_on_cuda__share_states__and_let_them_go(
     precision: str, tiny_llama: str, two_class_data: TextData
 ) -> None:
-    import skgpt
-
     X, y = two_class_data
     options = {"device": "cuda", "precision": precision, "trainable_layers": 1}
     skgpt.clear_cache()
@@ -186,14 +193,6 @@ def test_fits_on_cuda__share_states__and_let_them_go(
 def test_fit_on_cuda__memory_runs_out__goes_on_in_smaller_parts(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gc
-
-    import torch
-
-    import skgpt
-    from skgpt.exceptions import LowMemoryWarning
-    from tests.helpers import make_text_data
-
     X, y = make_text_data(2, n_per_class=2000)
     options = {"device": "cuda", "precision": "fp32", "trainable_layers": "all"}
     clf = make(tiny_llama, batch_size=4000, max_epochs=2, **options)
@@ -226,8 +225,6 @@ def test_fit_on_cuda__states_on_disk__change_nothing(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    import skgpt
-
     X, y = two_class_data
     clf = make(tiny_llama, device="cuda", trainable_layers=1, precision="fp32")
     expected = clf.fit(X, y).predict_proba(X)
@@ -238,46 +235,11 @@ def test_fit_on_cuda__states_on_disk__change_nothing(
     assert skgpt.cache_info()["states on disk"]["entries"] > 0
 
 
-@pytest.mark.parametrize("width", [16, 20])  # the kernel wants eights
-@pytest.mark.parametrize("window", [None, 5])
-def test_attention_of_ends_on_cuda__value_and_gradients__agree_with_the_cpu(
-    window: int | None, width: int
-) -> None:
-    import torch
-
-    from skgpt.trunk.attention import Boundaries, packed_attention
-
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(86, n, width, generator=generator).bfloat16() for n in (4, 2, 2)]
-    results = []
-    for device in (torch.device("cpu"), torch.device("cuda", 0)):
-        boundaries = Boundaries.of([3, 1, 70, 12], device)
-        q, k, v = (x.to(device).requires_grad_() for x in inputs)
-        ends = boundaries.ends_B
-        options = {"scale": 0.25, "window": window}
-        for out in (
-            packed_attention(q[ends], k, v, boundaries, ends_only=True, **options),
-            packed_attention(q, k, v, boundaries, **options)[ends],
-        ):
-            grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
-            results.append([t.float().cpu() for t in (out, *grads)])
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_network_on_cuda__scores_and_gradients__agree_with_the_cpu(
     pooling: str, precision: str, tiny_llama: str
 ) -> None:
-    import torch
-
-    from skgpt.data.tokenization import tokenise
-    from skgpt.network.layout import Layout, ids_of
-    from skgpt.pretrained.loading import load_pretrained
-    from tests.network.test_network import TEXTS, build
-
     source = load_pretrained(tiny_llama)
     tokens = tokenise(TEXTS, source.tokenizer, 64)
     results = []
@@ -331,10 +293,6 @@ def test_fit__adapters__are_those_of_a_cpu_fit(
 def test_fit_on_cuda__steps_that_are_not_finite__are_skipped_as_on_the_cpu(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from skgpt import GPTTextClassifier
-    from skgpt.exceptions import SkippedStepsWarning
-    from tests.training.poison import PoisonedLoss
-
     X, y = two_class_data
     fitted = []
     for device in ("cpu", "cuda"):
@@ -354,9 +312,6 @@ def test_fit_on_cuda__broken_off__goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from skgpt import GPTTextClassifier
-    from tests.estimators.dying import Dies, broken_off, folders_in
-
     X, y = two_class_data
     monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 0.0)
     options: dict[str, Any] = {"device": "cuda", "precision": "bf16", "trainable_layers": "all"}

@@ -1,9 +1,9 @@
 """The block of the Llama family, computed packed and with fewer passes over memory.
 
-The same arithmetic as transformers' block on the same modules and parameters. Element-wise work is
-what a small model spends a third of its time on, so norms, rotations and gates have backward passes
-of their own that read and write each tensor once. A block is swapped in by its class, so names,
-parameters and hooks stay; that it computes the same is proved when the model is loaded.
+The same arithmetic as transformers' block on the same modules and parameters. A small model spends
+a third of its time on element-wise work, so norms, rotations and gates have backward passes of
+their own that read and write each tensor once. A block is swapped by its class, so names,
+parameters and hooks stay. That it computes the same is probed when the model is loaded.
 """
 
 from functools import cache
@@ -24,7 +24,7 @@ _BLOCKS = (
 
 
 def use_fast_blocks(blocks: nn.ModuleList) -> bool:
-    """Give blocks of the Llama family the forward pass of this module; say whether they are."""
+    """Give blocks the forward pass of this module; False if they are not of the Llama family."""
     if not all(type(block).__name__ in _BLOCKS and _is_plain(block) for block in blocks):
         return False
     own: Any = blocks
@@ -45,7 +45,7 @@ def _fast(kind: Any) -> type:
 
 
 class _FastBlock(nn.Module):
-    """The forward pass of a block; everything else is the class's that it is mixed into."""
+    """The forward pass of a block; it is mixed into the block's own class."""
 
     _is_final: bool
 
@@ -65,7 +65,7 @@ class _FastBlock(nn.Module):
         x_TH = hidden_states[0]
         ends = boundaries.ends_B if boundaries.ends_only and self._is_final else None
         attended = _attend(block, x_TH, position_embeddings, boundaries, ends)
-        # What follows the attention is for each token by itself: here for those that are pooled.
+        # The rest of a block treats each token alone: with `ends`, only the pooled ones.
         x_TH = (x_TH if ends is None else x_TH[ends]) + attended
         mlp, norm = block.mlp, block.post_attention_layernorm
         normed_TH = _rms_norm(x_TH, norm)
@@ -83,18 +83,18 @@ def _attend(
     """Return what attention adds to every token, or to those at `ends` alone."""
     attention = block.self_attn
     normed_TH = _rms_norm(x_TH, block.input_layernorm)
-    asking_TH = normed_TH if ends is None else normed_TH[ends]
+    queries_TH = normed_TH if ends is None else normed_TH[ends]
     q_THD, k_THD, v_THD = (
         project(x).view(len(x), -1, attention.head_dim)
         for project, x in (
-            (attention.q_proj, asking_TH),
+            (attention.q_proj, queries_TH),
             (attention.k_proj, normed_TH),
             (attention.v_proj, normed_TH),
         )
     )
     if hasattr(attention, "q_norm"):
         q_THD, k_THD = _rms_norm(q_THD, attention.q_norm), _rms_norm(k_THD, attention.k_norm)
-    # Both halves of the cosines and sines are the same.
+    # Both halves of the cosines and sines are equal, so one is enough.
     half = attention.head_dim // 2
     cos_T1D, sin_T1D = (t[0, :, None, :half].float() for t in position_embeddings)
     k_THD = _Rotate.apply(k_THD, cos_T1D, sin_T1D)
@@ -114,7 +114,7 @@ def _attend(
 
 
 def _window_of(attention: Any) -> int | None:
-    # Mistral's is for all layers; a Llama is silent about the one that its configuration may have.
+    # Mistral's holds for all layers; a Llama ignores the one that its configuration may have.
     holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
     window: int | None = getattr(holder, "sliding_window", None)
     return window
@@ -158,7 +158,7 @@ class _RMSNorm(Function):
 class _Rotate(Function):
     """Rotary positions, Su et al., "RoFormer" (2021), with halves paired as in Llama.
 
-    On a CPU what comes out is fp32, which is what attention is computed in there.
+    On a CPU the result is fp32, as attention is computed in fp32 there.
     """
 
     @staticmethod

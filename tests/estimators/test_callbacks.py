@@ -326,7 +326,7 @@ def test_progress_bar__however_the_fit_ends__counts_epochs_and_finishes(
     assert f"epoch {clf.n_iter_}/5" in shown.err  # verbose=1 has a bar of its own
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_callbacks__in_a_search_over_processes__report_every_epoch_of_every_fit(
     tiny_llama: str, two_class_data: TextData, callback: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

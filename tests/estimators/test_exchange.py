@@ -53,6 +53,7 @@ def same(a: Any, b: Any, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(a, b, atol=atol, rtol=0)
 
 
+@pytest.mark.first_tier(n_layers=[2])
 @pytest.mark.parametrize("n_layers", [None, 2])
 @pytest.mark.parametrize("architecture", [*TINY, *KNOWN])
 def test_save_pretrained__every_architecture__is_said_alike_or_refused_by_name(

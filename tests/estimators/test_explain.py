@@ -46,6 +46,7 @@ def assert_adds_up(clf: GPTTextClassifier, X: Any, tolerance: float = 1e-4) -> p
     return table
 
 
+@pytest.mark.first_tier(architecture=["llama", "bert", "bloom"])
 @pytest.mark.parametrize("architecture", sorted(TINY))
 def test_explain__each_architecture__values_add_up_to_the_change_of_the_score(
     tiny_model: Callable[[str], str], architecture: str

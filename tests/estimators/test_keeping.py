@@ -106,6 +106,7 @@ def test_keep__columns_labels_and_scores__come_back(
     assert again.class_weight == clf.class_weight
 
 
+@pytest.mark.thorough
 def test_loky__a_fitted_model__comes_back_from_another_process(
     tiny_llama: str, two_class_data: TextData
 ) -> None:

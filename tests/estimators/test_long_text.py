@@ -72,6 +72,7 @@ def test_fit__what_tells_the_classes_stands_at_the_end__is_read(
     assert windows.score(late, y) > 0.9
 
 
+@pytest.mark.first_tier(architecture=["llama"])
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
@@ -93,6 +94,7 @@ def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
     )
 
 
+@pytest.mark.first_tier(precision=["fp32"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 def test_partial_fit__three_calls_on_long_texts__equal_one_fit_of_three_epochs(
@@ -121,6 +123,7 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(
     assert np.abs(read_whole - cut)[is_long].max() > 1e-3
 
 
+@pytest.mark.first_tier(step=[8])
 @pytest.mark.parametrize(
     "options",
     [

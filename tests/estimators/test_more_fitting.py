@@ -24,6 +24,8 @@ def proba(clf: GPTTextClassifier, data: TextData) -> np.ndarray:
     return clf.predict_proba(data.X)
 
 
+@pytest.mark.first_tier(precision=["fp32"], how=[None])
+@pytest.mark.first_tier(precision=["bf16"], trainable=["all"], how=[pickle.dumps])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("how", [None, pickle.dumps, copy.deepcopy])

@@ -62,6 +62,7 @@ def test_pickle__round_trip__predicts_identically(
     assert np.array_equal(twice.predict_proba(X), clf.predict_proba(X))
 
 
+@pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_pickle__every_architecture_cut_short__predicts_identically(
     architecture: str, tiny_model: Callable[[str], str], two_class_data: TextData

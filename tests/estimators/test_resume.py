@@ -154,6 +154,8 @@ def test_partial_fit__with_a_folder__writes_nothing(
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.first_tier(early_stopping=[True])
+@pytest.mark.first_tier(random_state=[0])
 @pytest.mark.parametrize("random_state", [0, None, "instance"])
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_fit__after_a_fault__goes_on_with_the_same_rows_in_the_same_order(

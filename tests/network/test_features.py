@@ -107,6 +107,8 @@ def test_features__frozen_layers__give_the_scores_and_gradients_of_the_whole(
     assert_same(network, scores_of(cached, rows), scores_of(whole(network, tokens), rows))
 
 
+@pytest.mark.first_tier(pooling=["mean"], trainable=["all", 1])
+@pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -128,6 +130,7 @@ def test_features__a_text_of_several_windows__has_the_mean_of_their_scores_as_te
         torch.testing.assert_close(scores_of(features, rows), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.first_tier(architecture=["llama", "bloom"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "bert"])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -226,7 +229,7 @@ def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
             raise error("not made for this")
         return after(self, *args) * 1.01
 
-    monkeypatch.setattr(TextNetwork, "after", wrong)
+    monkeypatch.setattr(TextNetwork, "pooled_from_hidden", wrong)
     features = features_of(network, tokens)
     assert features.level is CacheLevel.TOKENS
     torch.testing.assert_close(scores_of(features, [0, 1]), expected)
@@ -235,6 +238,7 @@ def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
 # What the cache keeps, and for whom.
 
 
+@pytest.mark.first_tier(dtype=[torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_hidden_states__from_the_store__are_those_of_each_text_alone(

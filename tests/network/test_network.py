@@ -1,4 +1,4 @@
-"""Networks: what they share, what they own, and that padding is never seen."""
+"""Networks: what they share, and what they own."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.network.layout import Layout, ids_of
+from skgpt.network.layout import Layout
 from skgpt.network.network import (
     TextNetwork,
     _means_one_by_one,
@@ -24,7 +23,7 @@ CPU = torch.device("cpu")
 TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far"]
 
 
-def build(source: PretrainedModel, **options: object) -> TextNetwork:
+def build(pretrained: PretrainedModel, **options: object) -> TextNetwork:
     settings: dict[str, object] = {
         "n_layers": None,
         "trainable_layers": 1,
@@ -33,28 +32,7 @@ def build(source: PretrainedModel, **options: object) -> TextNetwork:
         "dtype": torch.float32,
         "device": CPU,
     }
-    return build_network(source, **{**settings, **options})  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_pooled__a_batch__equals_one_by_one(
-    architecture: str, pooling: str, tiny_model: Callable[[str], str]
-) -> None:
-    source = load_pretrained(tiny_model(architecture))
-    if pooling == "last" and not source.capabilities.causal:
-        pytest.skip("an encoder's last token sums up nothing; refused, see below")
-    network = build(source, pooling=pooling)
-    tokens = tokenise(TEXTS, source.tokenizer, 64)
-
-    def pooled(rows: list[int]) -> torch.Tensor:
-        layout = Layout.of(tokens.lengths[rows], source, CPU)
-        return network.pool(network.hidden(ids_of(tokens, np.array(rows), CPU), layout), layout)
-
-    together = pooled([0, 1, 2, 3])
-    alone = torch.cat([pooled([i]) for i in range(4)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    return build_network(pretrained, **{**settings, **options})  # type: ignore[arg-type]
 
 
 def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradient(
@@ -74,8 +52,8 @@ def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradi
 def test_trainable_names__the_last_layer__has_its_block_and_the_final_norm(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_pretrained(tiny_model(architecture))
-    names = trainable_names(source.copy_trunk(3, torch.float32, CPU), 1)
+    pretrained = load_pretrained(tiny_model(architecture))
+    names = trainable_names(pretrained.copy_trunk(3, torch.float32, CPU), 1)
     in_blocks = [n for n in names if ".2." in n or n.startswith("2.")]
     others = set(names) - set(in_blocks)
     assert in_blocks
@@ -92,11 +70,11 @@ def test_trainable_names__all_and_zero__are_everything_and_nothing(tiny_llama: s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_networks__of_one_source__share_frozen_tensors_and_no_module(
+def test_networks__of_one_pretrained_model__share_frozen_tensors_and_no_module(
     dtype: torch.dtype, tiny_llama: str
 ) -> None:
-    source = load_pretrained(tiny_llama)
-    one, two = build(source, dtype=dtype), build(source, dtype=dtype)
+    pretrained = load_pretrained(tiny_llama)
+    one, two = build(pretrained, dtype=dtype), build(pretrained, dtype=dtype)
     assert not {id(m) for m in one.modules()} & {id(m) for m in two.modules()}
     assert one.learnable.keys() == two.learnable.keys()
     learned = set(one.learnable)

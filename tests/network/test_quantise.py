@@ -22,7 +22,7 @@ from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import token_budget
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.saving.state import pack, unpack
+from skgpt.saving.state import _pack_network, _unpack_network
 from skgpt.trunk.layers import find_blocks
 from tests.network.test_lora import adapted, hidden_of
 from tests.network.test_network import CPU, TEXTS, build
@@ -93,7 +93,7 @@ def test_quantised__frozen_layers__return_what_the_whole_trunk_computes(tiny_lla
 
 def test_quantised__a_base_inside_a_pickle__is_whole_and_rounded_again(tiny_llama: str) -> None:
     network = adapted(tiny_llama, SPEC, trainable_layers=1)
-    again = unpack(pack(network), dtype=torch.float32, device=CPU)
+    again = _unpack_network(_pack_network(network, "auto"), torch.float32, CPU)
     assert torch.equal(hidden_of(again, [0, 1, 2]), hidden_of(network, [0, 1, 2]))
     whole = dict(network.pretrained.trunk.named_parameters())
     for name, parameter in again.pretrained.trunk.named_parameters():

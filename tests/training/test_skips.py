@@ -48,6 +48,7 @@ def assert_same_moments(one: FitResult, two: FitResult) -> None:
         assert all(torch.equal(mine[name], others[name]) for name in mine)
 
 
+@pytest.mark.first_tier(step=[3])
 @pytest.mark.parametrize("what", ["loss_at", "gradient_at"])
 @pytest.mark.parametrize("step", [1, 3, 6])
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ def scores_of(network: TextNetwork, rows: Rows = ROWS, budget: int = 512) -> np.
     return raw_scores(network, ids_of(rows.texts, network, WINDOW), budget, 2**30)
 
 
+@pytest.mark.first_tier(budget=[40])
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("budget", [1, 40, 100])

@@ -160,6 +160,16 @@ KNOWN: dict[str, Known] = {
 }
 
 
+# The same of the architectures that `skgpt.testing` does have.
+_FAST = {"llama", "mistral", "qwen3"}
+_PACKED = _FAST | {"bert", "gemma3", "gpt2", "gpt_neox", "opt"}
+ALL = {
+    name: Known(made, packs=name in _PACKED, fast=name in _FAST, causal=name != "bert")
+    for name, made in tiny._ARCHITECTURES.items()
+} | KNOWN
+FAST = sorted(_FAST)
+
+
 def write_tiny(folder: str, name: str) -> str:
     """Write a tiny model of this table, with the weights and the tokenizer of `tiny_gpt`."""
     known = patch.dict(tiny._ARCHITECTURES, {name: KNOWN[name].made})

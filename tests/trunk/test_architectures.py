@@ -20,13 +20,12 @@ from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
-from skgpt.testing.tiny import _ARCHITECTURES as OTHERS
 from skgpt.training.loss import CrossEntropy
 from skgpt.trunk.capabilities import probe
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 from tests.network.test_network import build
-from tests.trunk.architectures import KNOWN, WINDOW, write_tiny
+from tests.trunk.architectures import ALL, KNOWN, WINDOW, write_tiny
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -38,22 +37,28 @@ TEXTS = [
 ]
 ROWS = np.arange(len(TEXTS))
 CODES = torch.tensor([0, 1, 2, 1, 0])
+# These two multiply weights with, or add to what they give, a buffer that they keep.
+CAST_BUFFERS = ("openai-gpt", "xglm")
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 1.0, 0.25])
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+def folder_of(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], str]
+) -> Callable[[str], str]:
     """Return a function from a name in the table to the folder of its tiny model."""
     root = tmp_path_factory.mktemp("more_tiny_models")
 
     def folder(name: str) -> str:
+        if name not in KNOWN:
+            return tiny_model(name)
         path = root / name.replace(" ", "_")
         return str(path) if path.exists() else write_tiny(str(path), name)
 
     return folder
 
 
-@pytest.fixture(params=KNOWN)
+@pytest.fixture(params=ALL)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -114,22 +119,31 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -
 def test_prove__an_architecture_never_seen__is_found_out(
     name: str, source: PretrainedModel
 ) -> None:
-    known, capabilities = KNOWN[name], source.capabilities
-    assert name not in OTHERS
+    known, capabilities = ALL[name], source.capabilities
     assert (capabilities.supports_packing, capabilities.supports_fast_blocks) == (
         known.packs,
         known.fast,
     )
     assert (capabilities.causal, capabilities.needs_mask) == (known.causal, not known.causal)
-    assert capabilities.hidden_size == 32
+    assert capabilities.casts_buffers == (name in CAST_BUFFERS)
+    assert capabilities.hidden_size == source.trunk.config.hidden_size
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+# Pooling the last token takes another way through fast blocks; elsewhere one way pools both.
+POOLINGS = [
+    *((name, "mean") for name in ALL),
+    *(
+        pytest.param(name, "last", marks=() if known.fast else pytest.mark.thorough)
+        for name, known in ALL.items()
+        if known.causal
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "pooling"), POOLINGS)
 def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_each_alone(
     pooling: str, source: PretrainedModel
 ) -> None:
-    if pooling == "last" and not source.capabilities.causal:
-        pytest.skip("an encoder's last token sums up nothing; refused")
     network = network_of(source, trainable_layers="all", pooling=pooling)
     tokens = tokens_of(source)
     learned = {**network.learnable, "head": network.head.weight}
@@ -142,15 +156,13 @@ def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_eac
     assert_same_gradients(got, expected)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize(("name", "pooling"), POOLINGS)
 def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     pooling: str, name: str, source: PretrainedModel
 ) -> None:
-    if pooling == "last" and not source.capabilities.causal:
-        pytest.skip("an encoder's last token sums up nothing; refused")
     network, tokens = network_of(source, pooling=pooling), tokens_of(source)
     features = TextFeatures(network, tokens, token_budget=100, memory_budget=2**30)
-    assert features.level is (CacheLevel.HIDDEN if KNOWN[name].cut else CacheLevel.TOKENS)
+    assert features.level is (CacheLevel.HIDDEN if ALL[name].cut else CacheLevel.TOKENS)
     learned = {**network.learnable, "head": network.head.weight}
     logits = network.score(features.pooled(ROWS))
     expected_logits, expected = one_by_one(network, tokens)
@@ -158,11 +170,12 @@ def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     assert_same_gradients(gradients(loss_of(logits, list(ROWS)), learned), expected)
 
 
-def test_network__bf16__is_close_to_fp32(name: str, source: PretrainedModel) -> None:
+# One of each kind: fast, packed, an encoder, side by side, cast buffers, neither split nor packed.
+@pytest.mark.first_tier(name=["llama", "gpt2", "modernbert", "bloom", "xglm", "openai-gpt"])
+@pytest.mark.parametrize("name", ALL)
+def test_network__bf16__is_close_to_fp32(source: PretrainedModel) -> None:
     tokens = tokens_of(source)
     layout = Layout.of(tokens.lengths, source, CPU)
-    # These two multiply weights with, or add to what they give, a buffer that they keep.
-    assert source.capabilities.casts_buffers == (name in ("openai-gpt", "xglm"))
     scores = []
     for dtype in (torch.float32, torch.bfloat16):
         network = network_of(source, dtype=dtype)
@@ -174,6 +187,7 @@ def test_network__bf16__is_close_to_fp32(name: str, source: PretrainedModel) -> 
     )
 
 
+@pytest.mark.first_tier(name=["modernbert"])
 @pytest.mark.parametrize("name", ["modernbert", "llama4", "openai-gpt"])
 def test_fit__an_architecture_never_seen__learns(
     name: str, folder_of: Callable[[str], str], two_class_data: TextData

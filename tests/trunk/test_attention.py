@@ -1,167 +1,89 @@
-"""Packed attention and the Llama block: texts end to end are as good as each alone."""
+"""Packed attention: texts end to end are as good as each alone, on every way that there is."""
 
+import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
-from skgpt.data.tokenization import tokenise
-from skgpt.network.layout import Layout, ids_of
-from skgpt.network.network import TextNetwork, build_network
-from skgpt.pretrained.loading import PretrainedModel, load_pretrained
-from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
-from skgpt.trunk.attention import NAME, Boundaries, in_padded_rows, pack, packed_attention
+from skgpt.network.layout import Layout
+from skgpt.pretrained.loading import load_pretrained
+from skgpt.trunk import attention
+from skgpt.trunk.attention import (
+    NAME,
+    Boundaries,
+    in_padded_rows,
+    in_varlen_kernel,
+    pack,
+    packed_attention,
+    padding_is_cheap,
+    text_by_text,
+    varlen_kernel_is_right,
+)
 from skgpt.trunk.capabilities import probe
 from skgpt.trunk.layers import find_blocks
-from skgpt.trunk.llama import _Gate, _RMSNorm, _Rotate, use_fast_blocks
 
 CPU = torch.device("cpu")
 GENERATOR = torch.Generator().manual_seed(0)
-LENGTHS = [3, 1, 70, 12]  # one is longer than the window of the tiny Gemma
-TEXTS = [
-    "short",
-    "",
-    "a text that is longer than any window of a tiny model, by a word or two",
-    "x",
-]
-
-PACKED = {"bert", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen3"}
-FAST = {"llama", "mistral", "qwen3"}
+LENGTHS = [3, 1, 70, 12]
 
 
-def random(*shape: int) -> torch.Tensor:
+def random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=GENERATOR)
 
 
-def in_rows(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    boundaries: Boundaries,
-    *,
-    scale: float,
-    causal: bool,
-    window: int | None,
-) -> torch.Tensor:
-    """Attend as on a GPU in fp32."""
-    return in_padded_rows(q, k, v, boundaries, scale, causal, window)
+def drawn(heads: tuple[int, int]) -> list[Tensor]:
+    return [random(sum(LENGTHS), n, 8).requires_grad_() for n in (heads[0], heads[1], heads[1])]
 
 
-def network_of(source: PretrainedModel, dtype: torch.dtype = torch.float32) -> TextNetwork:
-    network = build_network(
-        source,
-        n_layers=None,
-        trainable_layers="all",
-        pooling="mean",
-        n_outputs=2,
-        dtype=dtype,
-        device=CPU,
-    )
-    torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
-    return network
+def by_the_formula(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int | None
+) -> Tensor:
+    text = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+    back = np.arange(len(text))[:, None] - np.arange(len(text))[None, :]
+    seen = (text[:, None] == text[None, :]) & (np.abs(back) < (window or len(text)))
+    if causal:
+        seen &= back >= 0
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(0, 1) for x in (k, v))
+    scores = q.transpose(0, 1) @ k.transpose(1, 2) * scale
+    weights = scores.masked_fill(~torch.from_numpy(seen), -torch.inf).softmax(-1)
+    return (weights @ v).transpose(0, 1)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_prove__each_architecture__is_known_to_pack_or_not(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    capabilities = load_pretrained(tiny_model(architecture)).capabilities
-    assert capabilities.supports_packing == (architecture in PACKED)
-    assert capabilities.supports_fast_blocks == (architecture in FAST)
-
-
-def test_prove__a_trunk__is_left_as_it_is(tiny_llama: str) -> None:
-    trunk = load_pretrained(tiny_llama).trunk
-    before = (trunk.config._attn_implementation, [type(block) for block in find_blocks(trunk)])
-    probe(trunk)
-    assert before == (trunk.config._attn_implementation, [type(b) for b in find_blocks(trunk)])
-    assert before[0] != NAME
-
-
-@pytest.mark.parametrize("architecture", sorted(PACKED))
-def test_network__texts_end_to_end__have_the_scores_and_gradients_of_the_models_own_code(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    source = load_pretrained(tiny_model(architecture))
-    network = network_of(source)
-    tokens = tokenise(TEXTS, source.tokenizer, 80)
-    layout = Layout.of(tokens.lengths, source, CPU)
-    learned = [*network.learnable.values(), network.head.weight]
-    packed = network(ids_of(tokens, np.arange(4), CPU), layout)
-    grads = torch.autograd.grad(packed.square().sum(), learned, allow_unused=True)
-
-    # transformers' own forward pass, a text at a time, on the same parameters
-    network.trunk.config._attn_implementation = "eager"
-    for block in find_blocks(network.trunk):
-        block.__class__ = {f"Fast{k.__name__}": k for k in type(block).__mro__}.get(
-            type(block).__name__, type(block)
-        )
-    own = [
-        network.trunk(input_ids=torch.from_numpy(tokens.row(i))[None]).last_hidden_state[0]
-        for i in range(4)
-    ]
-    expected = network.score(torch.stack([hidden.mean(0) for hidden in own]))
-    expected_grads = torch.autograd.grad(expected.square().sum(), learned, allow_unused=True)
-    torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-5)
-    for name, got, want in zip(network.learnable, grads, expected_grads, strict=False):
-        if want is None:
-            assert got is None, name
-        else:
-            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4, msg=name)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_network__padded_where_it_could_be_packed__has_the_same_scores(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    # An encoder that doesn't pack needs the mask; no tiny model is one by itself.
-    source = load_pretrained(tiny_model(architecture))
-    padded = replace(
-        source,
-        capabilities=replace(
-            source.capabilities, supports_packing=False, supports_fast_blocks=False
-        ),
-    )
-    tokens = tokenise(TEXTS, source.tokenizer, 80)
-    logits = [
-        network_of(one)(ids_of(tokens, np.arange(4), CPU), Layout.of(tokens.lengths, one, CPU))
-        for one in (source, padded)
-    ]
-    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("attend", [packed_attention, in_rows])
+@pytest.mark.parametrize("attend", [text_by_text, in_padded_rows])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize(
     ("causal", "window"),
     [(True, None), (False, None), *((c, w) for c in (True, False) for w in (5, 1, 70))],
 )
 def test_packed_attention__each_text__attends_to_itself_alone(
-    heads: tuple[int, int], causal: bool, window: int | None, attend: Callable[..., torch.Tensor]
+    heads: tuple[int, int], causal: bool, window: int | None, attend: Callable[..., Tensor]
 ) -> None:
-    n, n_kv = heads
-    total = sum(LENGTHS)
-    q, k, v = random(total, n, 8), random(total, n_kv, 8), random(total, n_kv, 8)
-    boundaries = Boundaries.of(LENGTHS, CPU)
-    got = attend(q, k, v, boundaries, scale=0.3, causal=causal, window=window)
-    text = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
-    at = np.arange(total)
-    seen = text[:, None] == text[None, :]
-    back = at[:, None] - at[None, :]
-    seen &= np.abs(back) < (window or total)
-    if causal:
-        seen &= back >= 0
-    k, v = (x.repeat_interleave(n // n_kv, dim=1).transpose(0, 1) for x in (k, v))
-    weights = (q.transpose(0, 1) @ k.transpose(1, 2) * 0.3).masked_fill(
-        ~torch.from_numpy(seen), -torch.inf
-    )
-    expected = (weights.softmax(-1) @ v).transpose(0, 1)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    inputs, boundaries = drawn(heads), Boundaries.of(LENGTHS, CPU)
+    got = attend(*inputs, boundaries, 0.3, causal, window)
+    expected = by_the_formula(*inputs, 0.3, causal, window)
+    grads = [torch.autograd.grad(out.square().sum(), inputs) for out in (got, expected)]
+    for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attend", [text_by_text, in_padded_rows])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("window", [None, 1, 5, 70])
+def test_packed_attention__ends_only__is_what_the_last_tokens_get_from_the_whole(
+    window: int | None, heads: tuple[int, int], attend: Callable[..., Tensor]
+) -> None:
+    (q, k, v), boundaries = drawn(heads), Boundaries.of(LENGTHS, CPU)
+    ends = boundaries.ends_B
+    assert ends.tolist() == [2, 3, 73, 85]
+    got = attend(q[ends], k, v, boundaries, 0.3, True, window, ends_only=True)
+    expected = packed_attention(q, k, v, boundaries, scale=0.3, window=window)[ends]
+    grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (got, expected)]
+    for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("option", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}])
@@ -179,77 +101,95 @@ def test_attention__what_it_does_not_compute__is_refused_so_that_the_model_is_pa
         AttentionInterface()[NAME](None, x, x, x, None, **option)
 
 
-def test_use_fast_blocks__blocks_of_another_kind_or_gate__stay_as_they_are(
-    tiny_model: Callable[[str], str], tiny_llama: str
+def test_probe__a_trunk__is_left_as_it_is(tiny_llama: str) -> None:
+    trunk = load_pretrained(tiny_llama).trunk
+    before = (trunk.config._attn_implementation, [type(block) for block in find_blocks(trunk)])
+    probe(trunk)
+    assert before == (trunk.config._attn_implementation, [type(b) for b in find_blocks(trunk)])
+    assert before[0] != NAME
+
+
+def test_text_and_position__asked_by_every_layer__are_made_once() -> None:
+    boundaries = Boundaries.of([2, 3], CPU)
+    texts, positions = boundaries.text_and_position_2T
+    assert (texts.tolist(), positions.tolist()) == ([0, 0, 1, 1, 1], [0, 1, 0, 1, 2])
+    assert boundaries.text_and_position_2T[0] is texts
+
+
+def test_padding__one_long_text_among_short_ones__is_not_cheap() -> None:
+    assert padding_is_cheap(Boundaries.of(LENGTHS, CPU))
+    assert not padding_is_cheap(Boundaries.of([1] * 100 + [500], CPU))
+
+
+@pytest.mark.parametrize("takes_groups", [True, False])
+def test_varlen_kernel__with_and_without_groups_of_heads__is_called_as_it_wants(
+    takes_groups: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = load_pretrained(tiny_model("gpt2")).copy_trunk(2, torch.float32, CPU)
-    assert not use_fast_blocks(find_blocks(other))
-    llama = load_pretrained(tiny_llama).copy_trunk(2, torch.float32, CPU)
-    blocks = find_blocks(llama)
-    for block in blocks:
-        block.__class__ = type(block).__mro__[2]
-        block.mlp.act_fn = torch.nn.GELU()
-    assert not use_fast_blocks(blocks)
-    assert type(blocks[0]).__name__ == "LlamaDecoderLayer"
+    """Torch 2.11's takes as many heads of keys as of queries."""
+
+    def attend(*args: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
+        query, key, value, _, cumulative_keys, *_ = args
+        assert window_size == (-1, 0)
+        boundaries = Boundaries.of(cumulative_keys.diff().tolist(), CPU)
+        return in_padded_rows(query, key, value, boundaries, scale, True, None)
+
+    def with_groups(
+        *args: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool = False
+    ) -> Tensor:
+        assert enable_gqa == (args[0].shape[1] != args[1].shape[1])
+        return attend(*args, scale=scale, window_size=window_size)
+
+    def without(*args: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
+        assert args[0].shape[1] == args[1].shape[1]
+        return attend(*args, scale=scale, window_size=window_size)
+
+    kernel = with_groups if takes_groups else without
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    boundaries = Boundaries.of(LENGTHS, CPU)
+    for heads in ((4, 4), (4, 2)):
+        inputs = drawn(heads)
+        got = in_varlen_kernel(*inputs, boundaries, 0.3, True, None)
+        expected = in_padded_rows(*inputs, boundaries, 0.3, True, None)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5))
+def test_varlen_kernel__it_does_not_run__is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "skgpt"), torch.inference_mode():
+        assert not varlen_kernel_is_right(CPU)  # the kernel is one for GPUs
+    assert "doesn't run on cpu" in caplog.text
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+def test_varlen_kernel__memory_runs_out__is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def kernel(*args: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(attention, "in_varlen_kernel", kernel)
+    with pytest.raises(torch.OutOfMemoryError):
+        varlen_kernel_is_right(CPU)
+    assert not caplog.messages
 
 
-CASES: dict[str, tuple[Any, Any, list[torch.Tensor], int]] = {
-    "norm": (lambda *a: _RMSNorm.apply(*a, 1e-5), rms_norm, [random(7, 8), random(8)], 2),
-    "norm of heads": (
-        lambda *a: _RMSNorm.apply(*a, 1e-5),
-        rms_norm,
-        [random(7, 3, 8), random(8)],
-        2,
-    ),
-    "rotation": (_Rotate.apply, rotate, [random(7, 3, 8), random(7, 1, 4), random(7, 1, 4)], 1),
-    "gate": (_Gate.apply, lambda g, u: F.silu(g) * u, [random(7, 8), random(7, 8)], 2),
-}
+@pytest.mark.parametrize("factor", [1.0, 1.2])
+def test_varlen_kernel__wrong_values__are_noticed(
+    factor: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def kernel(*args: Any) -> Tensor:
+        assert not args[3].cumulative_B1.is_inference()  # torch's kernel keeps them
+        return factor * in_padded_rows(*args)
 
-
-@pytest.mark.parametrize("case", CASES)
-def test_pieces__value_and_gradients__are_those_of_the_plain_formula(case: str) -> None:
-    ours, plain, inputs, n_learned = CASES[case]
-    frozen = [x.clone() for x in inputs]
-    inputs = [x.clone().requires_grad_(i < n_learned) for i, x in enumerate(inputs)]
-    got, expected = ours(*inputs), plain(*inputs)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    learned = inputs[:n_learned]
-    weights = random(*expected.shape)
-    grads = [torch.autograd.grad((out * weights).sum(), learned) for out in (got, expected)]
-    for one, two in zip(*grads, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
-    for x, before in zip(inputs, frozen, strict=True):
-        assert torch.equal(x, before)  # nothing was written to
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_pieces__bf16__keep_the_dtype_of_what_they_are_given(case: str) -> None:
-    ours, plain, inputs, n_learned = CASES[case]
-    half = [
-        (x.bfloat16() if i < n_learned else x).clone().requires_grad_(i < n_learned)
-        for i, x in enumerate(inputs)
-    ]
-    got = ours(*half)
-    grads = torch.autograd.grad(got.float().sum(), half[:n_learned])
-    assert {grad.dtype for grad in grads} == {torch.bfloat16}
-    torch.testing.assert_close(got.float(), plain(*inputs).float(), rtol=0.05, atol=0.05)
+    monkeypatch.setattr(attention, "in_varlen_kernel", kernel)
+    with torch.inference_mode():
+        assert varlen_kernel_is_right(CPU) == (factor == 1.0)
+    assert ("is wrong on cpu" in caplog.text) == (factor != 1.0)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])
 def test_layout__tokens_laid_out_and_back__are_the_same(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    source = load_pretrained(tiny_model(architecture))
-    layout = Layout.of(np.array(LENGTHS), source, CPU)
+    layout = Layout.of(np.array(LENGTHS), load_pretrained(tiny_model(architecture)), CPU)
     hidden = random(sum(LENGTHS), 4)
     laid_out = layout.lay(hidden)
     assert laid_out.shape == ((1, 96, 4) if layout.packed else (4, 70, 4))  # 86, filled up to 96
@@ -262,10 +202,10 @@ def test_layout__tokens_laid_out_and_back__are_the_same(
 
 
 def test_layout__any_number_of_tokens__few_widths_and_little_filler(tiny_llama: str) -> None:
-    source = load_pretrained(tiny_llama)
+    pretrained = load_pretrained(tiny_llama)
     widths = set()
     for total in range(1, 2049):
-        layout = Layout.of(np.array([total]), source, CPU)
+        layout = Layout.of(np.array([total]), pretrained, CPU)
         width = sum(layout.boundaries.lengths)
         assert width - total < (64 if total > 512 else 16)
         widths.add(width)

@@ -1,4 +1,4 @@
-"""Cutting a trunk, proved on every architecture that the tiny models know."""
+"""Splitting and shortening a trunk; test_architectures.py splits every architecture."""
 
 import weakref
 from collections.abc import Callable
@@ -15,23 +15,23 @@ IDS = torch.tensor([[5, 9, 17, 33, 64, 3], [8, 2, 90, 41, 7, 11]])
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def source(request: pytest.FixtureRequest, tiny_model: Callable[[str], str]) -> PretrainedModel:
+def pretrained(request: pytest.FixtureRequest, tiny_model: Callable[[str], str]) -> PretrainedModel:
     return load_pretrained(tiny_model(request.param))
 
 
-def inputs_of(source: PretrainedModel) -> dict[str, torch.Tensor]:
-    return {"attention_mask": torch.ones_like(IDS)} if source.capabilities.needs_mask else {}
+def inputs_of(pretrained: PretrainedModel) -> dict[str, torch.Tensor]:
+    return {"attention_mask": torch.ones_like(IDS)} if pretrained.capabilities.needs_mask else {}
 
 
 @torch.no_grad()
 def test_split_trunk__every_architecture_and_depth__equals_the_whole_trunk(
-    source: PretrainedModel,
+    pretrained: PretrainedModel,
 ) -> None:
-    inputs = inputs_of(source)
-    whole = source.copy_trunk(3, torch.float32, CPU)(input_ids=IDS, **inputs).last_hidden_state
+    inputs = inputs_of(pretrained)
+    whole = pretrained.copy_trunk(3, torch.float32, CPU)(input_ids=IDS, **inputs).last_hidden_state
     for k in (1, 2, 3):
-        before = SplitTrunk(source.copy_trunk(k, torch.float32, CPU), k)
-        trunk = source.copy_trunk(3, torch.float32, CPU)
+        before = SplitTrunk(pretrained.copy_trunk(k, torch.float32, CPU), k)
+        trunk = pretrained.copy_trunk(3, torch.float32, CPU)
         after = SplitTrunk(trunk, k)
         trunk(input_ids=IDS, **inputs)  # a split learns what its blocks return from a real run
         hidden = before.run_lower(input_ids=IDS, **inputs)
@@ -39,42 +39,32 @@ def test_split_trunk__every_architecture_and_depth__equals_the_whole_trunk(
 
 
 @torch.no_grad()
-def test_split_trunk__hidden_states_given_to_the_upper_part__are_what_counts(
-    source: PretrainedModel,
+def test_split_trunk__given_hidden_states__are_what_counts_in_that_call_alone(
+    pretrained: PretrainedModel,
 ) -> None:
-    inputs = inputs_of(source)
-    trunk = source.copy_trunk(3, torch.float32, CPU)
+    inputs = inputs_of(pretrained)
+    trunk = pretrained.copy_trunk(3, torch.float32, CPU)
+    before = trunk(input_ids=IDS, **inputs).last_hidden_state
     split = SplitTrunk(trunk, 2)
     hidden = split.run_lower(input_ids=IDS, **inputs)
     same = split.run_upper(hidden, **inputs)
     other = split.run_upper(hidden.flip(0), **inputs)
     torch.testing.assert_close(other, same.flip(0))
     assert not torch.allclose(other, same, atol=1e-2)
-
-
-@torch.no_grad()
-def test_split_trunk__outside_of_its_calls__leaves_the_trunk_as_it_was(
-    source: PretrainedModel,
-) -> None:
-    inputs = inputs_of(source)
-    trunk = source.copy_trunk(3, torch.float32, CPU)
-    before = trunk(input_ids=IDS, **inputs).last_hidden_state
-    split = SplitTrunk(trunk, 2)
-    split.run_upper(split.run_lower(input_ids=IDS, **inputs), **inputs)
     assert torch.equal(trunk(input_ids=IDS, **inputs).last_hidden_state, before)
 
 
 @torch.no_grad()
 def test_truncated_trunk__n_layers__runs_the_first_blocks_and_the_final_norm(
-    source: PretrainedModel,
+    pretrained: PretrainedModel,
 ) -> None:
-    trunk = source.copy_trunk(2, torch.float32, CPU)
+    trunk = pretrained.copy_trunk(2, torch.float32, CPU)
     assert len(find_blocks(trunk)) == 2
-    inputs = inputs_of(source)
+    inputs = inputs_of(pretrained)
     short = trunk(input_ids=IDS, **inputs).last_hidden_state
     # The same by another way: what the whole trunk has after block 2, with block 3 stepped over.
-    whole = source.copy_trunk(3, torch.float32, CPU)
-    after_two = SplitTrunk(source.copy_trunk(2, torch.float32, CPU), 2).run_lower(
+    whole = pretrained.copy_trunk(3, torch.float32, CPU)
+    after_two = SplitTrunk(pretrained.copy_trunk(2, torch.float32, CPU), 2).run_lower(
         input_ids=IDS, **inputs
     )
     last = SplitTrunk(whole, 3)
@@ -82,8 +72,8 @@ def test_truncated_trunk__n_layers__runs_the_first_blocks_and_the_final_norm(
     torch.testing.assert_close(last.run_upper(after_two, **inputs), short)
 
 
-def test_split_trunk__closed__leaves_no_wrapper_and_no_cycle(source: PretrainedModel) -> None:
-    trunk = source.copy_trunk(3, torch.float32, CPU)
+def test_split_trunk__closed__leaves_no_wrapper_and_no_cycle(tiny_llama: str) -> None:
+    trunk = load_pretrained(tiny_llama).copy_trunk(3, torch.float32, CPU)
     split = SplitTrunk(trunk, 2)
     blocks = [weakref.ref(block) for block in find_blocks(trunk)]
     kind = type(find_blocks(trunk)[2])
