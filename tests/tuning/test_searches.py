@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
-from skgpt import GPTTextClassifier, LoRA
+from skgpt import GPTTextClassifier, LoRA, fitting
 from tests.estimators.test_classifier import make
 from tests.helpers import TextData
 
@@ -167,19 +167,17 @@ def test_grid__class_weights_and_early_stopping__see_their_own_fold_only(
     rows = np.flatnonzero((y == "sport") | (np.arange(len(y)) % 3 == 0))  # lopsided
     X, y = X[rows], y[rows]
     given: list[tuple[list[str], list[str], np.ndarray]] = []
-    whole = GPTTextClassifier._train
+    whole = fitting.training_rows
 
-    def noted(self: Any, network: Any, data: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
-        (texts,) = data.columns
-        held = [texts[i] for i in data.split.held_out]
-        balance = [
-            weight[data.split.train][data.target.codes[data.split.train] == k].sum()
-            for k in range(2)
-        ]
-        given.append((texts, held, np.array(balance)))
-        return whole(self, network, data, weight, *args, **kwargs)
+    def noted(estimator: Any, data: Any, network: Any) -> Any:
+        rows = whole(estimator, data, network)
+        (texts,) = data.cells
+        train = rows.split.train
+        balance = [rows.weight[train][rows.target[train] == k].sum() for k in range(2)]
+        given.append((texts, [texts[i] for i in rows.split.held_out], np.array(balance)))
+        return rows
 
-    monkeypatch.setattr(GPTTextClassifier, "_train", noted)
+    monkeypatch.setattr(fitting, "training_rows", noted)
     clf = make(tiny_llama, max_epochs=1, class_weight="balanced", early_stopping=True)
     cv = KFold(2)
     folds = [X[train].tolist() for train, _ in cv.split(X)]
