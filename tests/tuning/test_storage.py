@@ -51,7 +51,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-@pytest.mark.parametrize("name", ["search.journal", "search.db", "search"])
+@pytest.mark.parametrize(
+    "name", ["search.journal", pytest.param("search", marks=pytest.mark.thorough)]
+)
 def test_storage__the_same_call_again__goes_on_without_repeating(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int], name: str
 ) -> None:
