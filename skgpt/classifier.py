@@ -24,8 +24,8 @@ from skgpt.data.weights import loss_weights
 from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.explanations import explain
+from skgpt.fit_data import FitInputs
 from skgpt.fitted_model import FittedModel
-from skgpt.fitting import FitInputs
 from skgpt.lora import LoRA
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.huggingface import check_params_fit_format, check_pooling, export, read_head
@@ -61,40 +61,40 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     n_layers : int or None, default=None
         Keep only the first `n_layers` blocks of the trunk; its final norm stays. None keeps all.
     trainable_layers : int or "all", default="all"
-        Which weights learn beside the head: the last n of the kept blocks with the final norm, all
-        of them with the embeddings, or none for 0. Layers that don't learn are computed once per
-        text and process, not once per epoch and fit.
+        Which weights learn beside the head: those of the last n kept blocks and the final norm,
+        "all" of them and the embeddings, or none for 0. Layers that don't learn run once per text
+        and process, not once per epoch and fit.
     lora : LoRA or None, default=None
-        Low-rank adapters learn in the place of those layers' weights: `trainable_layers` says
-        which blocks have them ("all": every block; embeddings and norms stay as they are). Never
-        modified; ``lora__rank`` and its like reach its parameters in a search. Adapters want a
-        `learning_rate` of 1e-3 or more. Needs the package peft.
+        Low-rank adapters learn in the place of weights, in the blocks that `trainable_layers`
+        names; embeddings and norms stay as they are. Your object is never modified; a search
+        reaches its parameters as ``lora__rank`` and so on. Adapters want a `learning_rate` of 1e-3
+        or more. Needs the package peft.
     head_first_epochs : int, default=0
-        Passes before those of `max_epochs` in which the head learns alone, at the peak of its
-        learning rate, so that what the pretrained layers know is not washed out by a head that
-        knows nothing yet. Each text runs through the layers once for all of them. `partial_fit`
-        makes none.
+        Passes, before those of `max_epochs`, in which only the head learns, at the peak of its
+        learning rate, so that the gradients of an untrained head don't spoil the pretrained
+        layers. Each text runs through the layers once for all of these passes. `partial_fit` makes
+        none.
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
-        the mean, which is far better on topics and little worse on sentiment.
+        the mean: far better on topics, a little worse on sentiment.
     template : str or None, default=None
         How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
         DataFrame's columns, positions of an array's, ``{text}`` for a single column. None joins
         the columns with a blank line.
     max_length : int, default=256
-        Tokens per text, template included; of a longer text, `long_text` says what is read.
+        Tokens per text, template included; `long_text` says how a longer text is read.
     long_text : {"cut", "windows"}, default="cut"
         "cut" cuts the longest field of a text that is too long at its end, never the template's
-        own words; the first such fit of a process warns and counts them. "windows" reads all of
-        it, template included: windows of `max_length` tokens that overlap by half, whose pooled
-        states are averaged. That takes about twice the tokens, and in training the windows of one
-        text must fit in memory together.
+        own words; the first such fit of a process warns how many texts it cuts. "windows" reads the
+        whole text in windows of `max_length` tokens that overlap by half, and averages their pooled
+        states. That takes about twice the tokens, and in training the windows of one text must fit
+        in memory together.
     max_epochs : int or "auto", default="auto"
         Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 60
         over the cube root of the number of texts, or as many as make 160 optimiser steps if that
         is more; 3 at least, 12 at most.
     batch_size : int, default=32
-        Texts per optimiser step, whatever fits in memory at once.
+        Texts per optimiser step, however many fit in memory at once.
     learning_rate : float, default=1e-4
         Peak learning rate of the trunk.
     head_learning_rate : float, default=1e-3
@@ -115,18 +115,18 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         training rows with their sample weights. For multilabel y a list of one dict per label,
         as in ``{0: 1.0, 1: 5.0}``.
     early_stopping : bool, default=False
-        Hold out rows, or take `X_val`, score them after every epoch, stop when the score rises no
-        more, and keep the weights of the best epoch.
+        Hold out rows, or take `X_val`, and score them after every epoch; stop when the score no
+        longer rises, and keep the weights of the best epoch.
     validation_fraction : float, default=0.1
         Share of the rows, in (0, 1), to hold out. They are never trained on; they are stratified,
         and never split a group where `groups` are given.
     n_iter_no_change : int, default=2
         Epochs in a row without an improvement that end the fit.
     tol : float, default=1e-4
-        What the score must rise by to be an improvement.
+        The score must rise by so much to count as an improvement.
     scoring : str, callable or None, default=None
-        What is watched on the held-out rows: a scikit-learn scorer's name, a
-        ``callable(estimator, X, y)``, or, for None, minus the loss.
+        How the held-out rows are scored: a scikit-learn scorer's name, a
+        ``callable(estimator, X, y)``, or None for minus the loss.
     calibrate : bool, default=False
         Divide the raw scores behind the probabilities by a temperature, fitted on the held-out
         rows at the end (rows are held out for it even without `early_stopping`). Labels and
@@ -137,23 +137,23 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     device : str, default="auto"
         "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
     precision : {"auto", "bf16", "fp16", "fp32"}, default="auto"
-        Of the trunk's arithmetic. "auto": bf16 where the hardware is fast at it, else fp32. What
-        learns is always kept in fp32.
+        Precision of the trunk's arithmetic. "auto": bf16 where the hardware is fast at it, else
+        fp32. Weights that learn are always kept in fp32.
     checkpoint_dir : str, path-like or None, default=None
-        Folder for checkpoints, from which the same call of `fit` goes on after its process was
-        killed. They are written after every epoch, every five minutes and on SIGTERM, each fit's
-        in a subfolder of its own, and removed when it ends well. None writes none.
+        Folder for checkpoints: after its process was killed, the same call of `fit` goes on from
+        there. A fit writes its own subfolder after every epoch, every five minutes and on SIGTERM,
+        and removes it when it ends well. None writes none.
     store_base : "auto" or bool, default="auto"
         Whether a pickle or saved folder holds the base model and its tokenizer. "auto": only if
         they can't be fetched again by name, like those of a local folder. False: never; opening
-        takes the same model in the same place. It may be set on a fitted estimator.
+        then needs the same model in the same place. You may set it on a fitted estimator.
     random_state : int, RandomState instance or None, default=None
-        Decides the order of the rows, the only randomness there is. Pass an int for the same
-        result each time.
+        Decides the order of the rows and all other random draws. Pass an int for the same result
+        each time.
     verbose : int, default=0
-        0 is silent, 1 shows a progress bar while it fits, and for predictions that take more than
-        a second; 2 a line per epoch as well. Where no bar can be drawn, as in a log file, 1 and 2
-        show the lines alone. All of it goes to stderr.
+        0 is silent; 1 shows a progress bar of a fit, and of predictions that take more than a
+        second; 2 adds a line per epoch. Where no bar can be drawn, as in a log file, 1 and 2 show
+        only the lines. All of it goes to stderr.
 
     Attributes
     ----------
@@ -163,8 +163,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         Epochs run; after `partial_fit` those of all calls.
     history_ : list of dict
         One entry per epoch: ``epoch``, ``loss``, ``learning_rate`` (at its first step),
-        ``seconds``, ``tokens_per_second``, ``skipped_steps`` (those whose loss or gradient was not
-        finite: they change nothing and are left out of ``loss``) and, where rows are held out,
+        ``seconds``, ``tokens_per_second``, ``skipped_steps`` (steps whose loss or gradient was not
+        finite: they change nothing and don't count in ``loss``) and, if rows are held out,
         ``validation_loss`` and ``validation_score``.
     loss_curve_ : list of float
         The training loss of each epoch.
@@ -174,9 +174,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         The epoch of the highest of them, 1 for the first. With `early_stopping` the weights are
         those of this epoch, otherwise of the last.
     calibration_ : dict
-        Only with `calibrate`: ``temperature``, ``n_rows`` it was fitted on, and of these rows the
-        expected calibration error and the Brier score, ``ece_before``, ``ece_after``,
-        ``brier_before``, ``brier_after``; so those after are a little rosy.
+        Only with `calibrate`: ``temperature``, the number ``n_rows`` of rows it was fitted on, and
+        the expected calibration error and the Brier score of these very rows, ``ece_before``,
+        ``ece_after``, ``brier_before``, ``brier_after``; so those after are a little optimistic.
     pooling_ : {"mean", "last"}
         The pooling that was used.
     model_id_ : str
@@ -190,7 +190,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     Notes
     -----
-    The trunk's dropout is off, in training too, so that frozen layers can be computed once. A
+    The trunk's dropout is off, in training too, so that frozen layers need to run only once. A
     fitted estimator pickles to numpy arrays and text; `store_base` says whether the base model is
     inside.
 
@@ -213,7 +213,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         "calibrate": ["boolean"],
     }
 
-    # GroupKFold and its kin hand groups to whoever asks; by default only they themselves do.
+    # GroupKFold and the like pass groups to estimators that request them; by default none do.
     __metadata_request__fit = {"groups": False}
 
     def __init__(

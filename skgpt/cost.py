@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from statistics import median
 from typing import Any
@@ -456,52 +457,53 @@ def measure(
     passing = MicroBatcher(network, config.token_budget)
     batches = optimiser_batches(config.n_rows, config.batch_size, config.seed, config.first_epoch)
     batch = rows.split.train[next(batches)]
-    learning = MicroBatcher(network, config.token_budget, learning=True)
+    stepping = MicroBatcher(network, config.token_budget, learning=True)
     # Parts are sorted by length and have as many tokens each, so one half of all tokens is in
     # texts longer than those of the middle part.
     of_pass = _middle(passing.split(np.arange(len(lengths)), lengths))
-    of_step = _middle(learning.split(batch, lengths))
-
-    def features_of(part: Rows) -> TextFeatures:
-        return TextFeatures(
-            network,
-            _take(rows.tokens, part),
-            token_budget=config.token_budget,
-            memory_budget=config.memory_budget,
-            level=level,
-            shared=False,
-        )
-
-    # The layers that run once, then a pass of the others without a gradient.
-    step_features = features_of(of_step)
-    frozen, features = _timed(network, lambda: features_of(of_pass))
-    n_few = max(1, len(of_pass) // 8)
-    _forward(features, passing, np.arange(len(of_pass))[-n_few:])  # the shortest
-    forward, _ = _timed(
-        network, lambda: _forward(features, passing, np.arange(len(of_pass))), passing
+    of_step = _middle(stepping.split(batch, lengths))
+    pass_tokens, step_tokens = _take(rows.tokens, of_pass), _take(rows.tokens, of_step)
+    features_of = partial(
+        TextFeatures,
+        network,
+        token_budget=config.token_budget,
+        memory_budget=config.memory_budget,
+        level=level,
+        shared=False,
     )
+    # The layers that run once, then a pass of the others without a gradient.
+    step_features = features_of(step_tokens)
+    frozen, features = _timed(network, lambda: features_of(pass_tokens))
+    everything = np.arange(len(of_pass))
+    _forward(features, passing, everything[-max(1, len(of_pass) // 8) :])  # the shortest
+    forward, _ = _timed(network, lambda: _forward(features, passing, everything), passing)
     per_pass = int(lengths[of_pass].sum())
-    distinct = run_by_trunk(_take(rows.tokens, of_pass)).distinct()[1]
+    distinct = run_by_trunk(pass_tokens).distinct()[1]
     n_distinct = sum(len(text) // 8 for text in distinct)  # tokens are int64
     # Training steps, of all that learns and of the head alone.
     sample = TrainingRows(
-        _take(rows.tokens, of_step),
+        step_tokens,
         rows.target[of_step],
         np.ones((len(of_step), *rows.weight.shape[1:])),
         all_rows(len(of_step)),
     )
     run = TrainingRun(step_features, sample, loss, config, Validation())
-    step, head_step = _measure_steps(run)
+    head_learning = head_update = 0.0
+    with _TimedOptimizer(network, config) as run.optimizer:
+        learning, update, activations = _measure_step(run)
+        if config.head_first_epochs:
+            step_features.freeze_trunk()
+            head_learning, head_update, _ = _measure_step(run)
     caches = level is not CacheLevel.TOKENS
     return Rates(
         frozen=frozen / per_pass if caches else 0.0,
         forward=forward / per_pass,
-        learning=step.learning,
-        update=step.update,
-        head_learning=head_step.learning,
-        head_update=head_step.update,
+        learning=learning,
+        update=update,
+        head_learning=head_learning,
+        head_update=head_update,
         states=features.n_cached_bytes / n_distinct if caches else 0.0,
-        activations=step.activations,
+        activations=activations,
     )
 
 
@@ -537,27 +539,11 @@ class _TimedOptimizer(Optimizer):
         return skipped
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A training step: seconds of the gradient and bytes held, per token; seconds of the update."""
+def _measure_step(run: TrainingRun) -> tuple[float, float, float]:
+    """Measure `train_step` on all rows of a run, after one on the shortest few.
 
-    learning: float
-    update: float
-    activations: float
-
-
-def _measure_steps(run: TrainingRun) -> tuple[_Step, _Step]:
-    """Measure a step of all that learns, and one of the head alone if the run has such epochs."""
-    with _TimedOptimizer(run.network, run.config) as run.optimizer:
-        step = _measure_step(run)
-        if not run.config.head_first_epochs:
-            return step, _Step(0.0, 0.0, 0.0)
-        run.features.freeze_trunk()
-        return step, _measure_step(run)
-
-
-def _measure_step(run: TrainingRun) -> _Step:
-    """Measure `train_step` on all rows of a run, after one on the shortest few."""
+    Returns seconds of the gradient per token, seconds of the update, and bytes held per token.
+    """
     network, optimizer = run.network, run.optimizer
     assert isinstance(optimizer, _TimedOptimizer)
     rows = run.rows.split.train
@@ -576,7 +562,7 @@ def _measure_step(run: TrainingRun) -> _Step:
 
     seconds, _ = _timed(network, step, run.batcher)
     update = median(updates)
-    return _Step(max(0.0, seconds - update) / n_tokens, update, max(held))
+    return max(0.0, seconds - update) / n_tokens, update, max(held)
 
 
 def _timed(
@@ -602,10 +588,7 @@ def _now(device: torch.device) -> float:
 
 
 class _HeldTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that a graph built inside holds for the way back.
-
-    `own` are the addresses of memory that is there anyway, as that of weights.
-    """
+    """Counts the bytes that a graph holds for the way back, but for memory at `own` addresses."""
 
     def __init__(self, own: set[int]) -> None:
         super().__init__(self._note, lambda tensor: tensor)
@@ -633,17 +616,14 @@ _SHORT = 64  # tokens that a text should have room for
 
 @dataclass(frozen=True)
 class Prices:
-    """A measured fit, and what others would cost beside it.
-
-    `lengths` are the tokens of the whole texts, before any cut.
-    """
+    """A measured fit, and what others would cost beside it."""
 
     network: TextNetwork
     work: Work
     rates: Rates
     config: TrainingConfig
     level: CacheLevel
-    lengths: NDArray[np.int64]
+    lengths: NDArray[np.int64]  # tokens of the whole texts, before any cut
     max_length: int
     long_text: LongText = "cut"
 
@@ -781,10 +761,7 @@ def _total(work: Work, rates: Rates) -> float:
 
 
 def fewer_layers(spec: NetworkSpec) -> dict[str, int]:
-    """Return which fewer layers to try: `trainable_layers` and `n_layers`, where there are any.
-
-    They are legal one by one, and smaller than the present ones.
-    """
+    """Return smaller, legal values to try, one by one, of `trainable_layers` and `n_layers`."""
     learning = spec.n_layers - spec.n_frozen
     values = {}
     if spec.n_frozen == 0 and spec.n_layers > 1:
@@ -802,10 +779,7 @@ def shorter_texts(max_length: int) -> int | None:
 
 
 def how_to_shorten(network: TextNetwork, max_length: int, long_text: LongText = "cut") -> str:
-    """Say what would make a fit of this network shorter, the most effective first.
-
-    It names parameters with values that are legal and smaller than the present ones.
-    """
+    """Say which smaller parameters would make a fit shorter, the most effective first."""
     fewer, steps = fewer_layers(network.spec), []
     if n := fewer.get("trainable_layers"):
         steps.append(

@@ -1,19 +1,16 @@
-"""A classifier's attributions as a table: what each token added to the score of its class.
+"""Explanations: what each token of a text adds to the score of a class, as a table.
 
-What each token of a text adds to a raw score: integrated gradients along a path of embeddings.
+Integrated gradients along a path of embeddings (Sundararajan, Taly and Yan, "Axiomatic Attribution
+for Deep Networks", 2017), from a baseline in which tokens are punctuation in turn to the text. A
+baseline of zeros won't do: norms magnify it until the first step decides everything. Nor will one
+token repeated, least of all the one that begins texts: a decoder parks attention on the first
+token, takes each token of such a row for one, and the first word of the text is then credited with
+leaving that state (docs/failures.md has figures).
 
-Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks" (2017). The path leads from a
-baseline, where tokens are replaced by punctuation in turn, to the text. A vector of zeros is no
-good start: norms magnify it until the first step decides everything. Nor is a row of one and the
-same token, least of all the one that begins texts: a decoder parks attention on the first token,
-takes every token of such a row for one, and the first word of the text is then given what leaving
-that state is worth (docs/failures.md has figures).
-
-A trunk is too rough along that path for a quadrature of few steps to add up to the change of the
-score: in the default model one of 128 was still off by a tenth. But the scores at both ends of
-each step are known, so what a step's gradients leave unexplained is handed to its tokens, in
-proportion to what they have. The sum is then exact whatever the number of steps or the precision,
-and what is handed out vanishes as the steps get short.
+The trunk is too rough along that path for few steps to add up to the change of the score: in the
+default model 128 steps were still off by a tenth. But the scores at both ends of each step are
+known, so what a step's gradients leave unexplained is shared out among its tokens, in proportion
+to what they have. The sum is then exact, whatever the number of steps or the precision.
 """
 
 from collections.abc import Iterator
@@ -50,14 +47,9 @@ _TEXTS_AT_ONCE = 128  # whose gradients along the path are kept until they are a
 
 @dataclass(frozen=True)
 class Attributions:
-    """What is explained of one text: D scores of T tokens.
+    """What each of T tokens adds to D scores of its text, zero if the baseline keeps it.
 
-    Parameters
-    ----------
-    values_TD : ndarray of shape (T, D), float64
-        Zero for tokens that the baseline keeps.
-    baseline_D : ndarray of shape (D,), float64
-        The scores of the baseline; with a column's values they add up to the text's score.
+    The scores of the baseline and the values of a column add up to the score of the text.
     """
 
     values_TD: NDArray[np.float64]
@@ -72,30 +64,10 @@ def attribute(
     directions_NDK: NDArray[np.float32],
     n_steps: int = N_STEPS,
 ) -> list[Attributions]:
-    """Return what each token adds to scores of its text.
+    """Return what each token adds to scores of its text; nothing of the network is changed.
 
-    No weight gets a gradient and nothing of the network is changed, so others may predict with it
-    in the meantime.
-
-    Parameters
-    ----------
-    network : TextNetwork
-    tokens : Tokens
-        Of N texts.
-    replaced : ndarray of shape (n_tokens,), bool
-        Which tokens the baseline replaces.
-    directions_NDK : ndarray of shape (N, D, K)
-        The scores to explain, each as weights of the raw scores.
-    n_steps : int, default=16
-
-    Returns
-    -------
-    attributions : list of Attributions, length N
-
-    Raises
-    ------
-    ModelNotSupportedError
-        If the trunk can't be entered with embeddings.
+    `replaced` says which tokens the baseline replaces. A score to explain is a row of weights of
+    the raw scores. A trunk that takes no embeddings is refused with a ModelNotSupportedError.
     """
     path = _Path(network, tokens, replaced, directions_NDK, n_steps)
     path.check()
@@ -211,7 +183,7 @@ def _add_up(
     slopes_STD: NDArray[np.float64],
     replaced_T: NDArray[np.bool_],
 ) -> Attributions:
-    """Integrate slopes along a path, such that each step adds up to what the scores change by."""
+    """Integrate slopes along a path; each step adds up to what the scores change by."""
     steps_STD = (slopes_STD[1:] + slopes_STD[:-1]) / (2 * (len(scores_SD) - 1))
     rest_SD = np.diff(scores_SD, axis=0) - steps_STD.sum(axis=1)
     shares_STD = np.abs(steps_STD)
@@ -261,10 +233,10 @@ def _pandas() -> Any:
 
 
 class _Text(NamedTuple):
-    """What is explained of one text: D scores by the T tokens of its own.
+    """What each of a text's T own tokens adds to D scores.
 
     A text of several windows has the mean of their scores, as the head is linear, so a token has
-    the mean of what it adds to each, nothing where it isn't inside.
+    the mean of what it adds to each window, zero in one that it isn't in.
     """
 
     column_T: NDArray[np.int64]
@@ -299,7 +271,7 @@ def _attributed(
 
 
 def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], spans: TokenSpans) -> _Text:
-    """Put a text together from its windows, which lie behind each other at these offsets."""
+    """Put a text together from its windows, which begin at these offsets."""
     within = np.arange(offsets[0], offsets[-1])
     own = within[spans.column[within] >= 0]
     _, at, token = np.unique(spans.index[own], return_index=True, return_inverse=True)
@@ -342,7 +314,7 @@ def _taken(
 def _table(
     columns: list[list[str]], classes_ND: NDArray[Any], parts: list[_Text]
 ) -> dict[str, Any]:
-    """Return the columns of the table."""
+    """Return the columns of the table, a row for each token and explained class."""
     words: dict[tuple[int, int], list[Span]] = {}
     rows: list[tuple[Any, ...]] = []
     for text, (part, classes) in enumerate(zip(parts, classes_ND, strict=True)):

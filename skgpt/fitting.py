@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from numbers import Integral
 from typing import Any
@@ -22,10 +22,10 @@ from sklearn.metrics import check_scoring
 from skgpt._files import as_folder
 from skgpt.calibration import calibrate
 from skgpt.cost import FitEstimate, estimate_fit
-from skgpt.data.inputs import check_texts, check_weight, rows_of
-from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
-from skgpt.data.targets import Target, join
-from skgpt.data.template import Template, parse_template
+from skgpt.data.inputs import check_texts, rows_of
+from skgpt.data.splits import all_rows, group_codes
+from skgpt.data.targets import Target
+from skgpt.data.template import parse_template
 from skgpt.data.tokenization import TextIds, tokenise_rows
 from skgpt.device import (
     no_more_threads_than_cores,
@@ -42,7 +42,8 @@ from skgpt.exceptions import (
     SkippedStepsWarning,
     warn_user,
 )
-from skgpt.fitted_model import FittedModel, TrainedOn, check_columns_match, column_attributes
+from skgpt.fit_data import FitData, FitInputs, HeldOut, check_inputs, holds_out
+from skgpt.fitted_model import FittedModel, TrainedOn
 from skgpt.lora import adapter_spec, lora_of
 from skgpt.network.features import disk_room
 from skgpt.network.lora import AdapterSpec
@@ -63,17 +64,17 @@ _ASSUMED_CLASSES = 2  # of a plan without labels
 
 
 @no_more_threads_than_cores()
-def fit(estimator: Any, given: "FitInputs") -> None:
+def fit(estimator: Any, given: FitInputs) -> None:
     """Fine-tune. Attributes are set once, at the end: a fit that fails leaves all as it was."""
     previous = _model_of(estimator) if estimator.warm_start else None
     seed = draw_seed(estimator.random_state)
-    data = check_inputs(estimator, given, seed, previous)
+    data = check_inputs(estimator, given, **_as_before(previous, seed))
     network = make_network(estimator, data.target, seed, previous)
 
     with open_checkpoint(estimator, given, data, network, seed, previous) as checkpoint:
         if checkpoint is not None and checkpoint.seed != seed:  # with random_state=None
             seed = checkpoint.seed
-            data = check_inputs(estimator, given, seed, previous)
+            data = check_inputs(estimator, given, **_as_before(previous, seed))
         config = make_config(estimator, network, len(data.split.train), seed)
         callbacks = make_callbacks(estimator, given, data, network, config.n_epochs)
         run = train(
@@ -96,7 +97,7 @@ def fit(estimator: Any, given: "FitInputs") -> None:
 
 @no_more_threads_than_cores()
 def partial_fit(
-    estimator: Any, given: "FitInputs", classes: Any, places: NDArray[np.int64] | None
+    estimator: Any, given: FitInputs, classes: Any, places: NDArray[np.int64] | None
 ) -> None:
     """Make one pass from where the last call stopped.
 
@@ -104,13 +105,8 @@ def partial_fit(
     """
     previous = _model_of(estimator)
     seed = draw_seed(estimator.random_state)
-    data = check_fit_data(
-        estimator,
-        given,
-        classes=classes,
-        columns=None if previous is None else dict(previous.columns),
-        split_seed=seed,
-    )
+    columns = None if previous is None else previous.columns
+    data = check_inputs(estimator, given, seed, classes=classes, columns=columns)
     network = _build(estimator, data.target, seed, previous)
     moments = None
     if previous is not None:
@@ -145,8 +141,8 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
     previous = _model_of(estimator) if estimator.warm_start else None
     seed = seed_to_come(estimator.random_state)
     labels = _assumed_labels(estimator, X, previous) if y is None else y
-    # Class weights are for labels that nobody knows yet, if y is None.
-    data = check_inputs(estimator, FitInputs(X, labels), seed, previous, weigh=y is not None)
+    given = FitInputs(X, labels)
+    data = check_inputs(estimator, given, **_as_before(previous, seed), weigh=y is not None)
     network = make_network(estimator, data.target, seed, previous)
     if y is not None:
         make_watched(estimator, data, network)  # tries the scorer
@@ -176,172 +172,15 @@ def _assumed_labels(estimator: Any, X: Any, previous: FittedModel | None) -> NDA
     return np.asarray(previous.classes[np.arange(n) % len(previous.classes)])
 
 
+def _as_before(previous: FittedModel | None, seed: int) -> dict[str, Any]:
+    """Return how the inputs of a fit that may go on are checked: the same rows are held out."""
+    if previous is None:
+        return {"split_seed": seed}
+    return {"split_seed": previous.split_seed, "classes": previous.classes}
+
+
 def _model_of(estimator: Any) -> FittedModel | None:
     return getattr(estimator, "_model", None)
-
-
-# The inputs.
-
-
-@dataclass(frozen=True)
-class FitInputs:
-    """What the caller of `fit` passed, as it came."""
-
-    X: Any
-    y: Any
-    sample_weight: Any = None
-    X_val: Any = None
-    y_val: Any = None
-    sample_weight_val: Any = None
-    groups: Any = None
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out rows as a scorer gets them: X of the user's kind, y an array."""
-
-    X: Any
-    y: Any
-    sample_weight: NDArray[np.float64] | None
-
-
-@dataclass(frozen=True)
-class FitData:
-    """The checked data of a fit: the rows of X, and behind them those of `X_val`.
-
-    `cells` holds the texts, column by column; `columns` the attributes that scikit-learn sets for
-    them. `loss_weight` is `sample_weight` times the weights of the classes.
-    """
-
-    cells: list[list[str]]
-    template: Template
-    target: Target
-    sample_weight: NDArray[np.float64]
-    loss_weight: NDArray[np.float64]
-    split: Split
-    held_out: HeldOut | None
-    columns: dict[str, Any]
-    split_seed: int
-
-
-def check_inputs(
-    estimator: Any,
-    given: FitInputs,
-    seed: int,
-    previous: FittedModel | None,
-    *,
-    weigh: bool = True,
-) -> FitData:
-    """Check what `fit` was given, and hold out rows.
-
-    A fit that goes on holds out the same rows again: others have been trained on already.
-    """
-    return check_fit_data(
-        estimator,
-        given,
-        classes=None if previous is None else previous.classes,
-        split_seed=seed if previous is None else previous.split_seed,
-        weigh=weigh,
-    )
-
-
-def check_fit_data(
-    estimator: Any,
-    given: FitInputs,
-    *,
-    classes: Any = None,
-    columns: dict[str, Any] | None = None,
-    split_seed: int,
-    weigh: bool = True,
-) -> FitData:
-    """Check everything that a fit is given, before anything is trained.
-
-    X must match `columns`, of an earlier call, and y the classes, if they are known.
-    """
-    name = type(estimator).__name__
-    texts = check_texts(given.X, estimator=name)
-    found = column_attributes(texts, name)
-    if columns is not None:
-        check_columns_match(columns, texts, name=name)
-        found = columns
-    n = len(texts)
-    template = parse_template(estimator.template, len(texts.cells), texts.names)
-    target = estimator._encode_target(given.y, n, classes, "y")
-    weight = check_weight(given.sample_weight, n)
-    split = all_rows(n)
-    data = FitData(texts.cells, template, target, weight, weight, split, None, found, split_seed)
-    if given.X_val is not None:
-        data = _with_validation_rows(data, estimator, given)
-    else:
-        for argument in ("y_val", "sample_weight_val"):
-            if getattr(given, argument) is not None:
-                raise InvalidTextError(
-                    f"`{argument}` belongs to `X_val`, which is None: pass both."
-                )
-        if _holds_out(estimator):
-            data = _with_held_out_rows(data, estimator, given)
-    if not weigh:
-        return replace(data, loss_weight=np.ones_like(data.target.codes, dtype=np.float64))
-    return replace(
-        data,
-        loss_weight=estimator._loss_weights(data.target, data.sample_weight, data.split),
-    )
-
-
-def _holds_out(estimator: Any) -> bool:
-    """Say whether a fit that gets no `X_val` holds rows out."""
-    return bool(estimator.early_stopping or getattr(estimator, "calibrate", False))
-
-
-def _with_validation_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
-    if given.y_val is None:
-        raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
-    name = type(estimator).__name__
-    with _about("X_val"):
-        texts = check_texts(given.X_val, estimator=name)
-    check_columns_match(data.columns, texts, of="X_val", name=name)
-    n, n_val = len(data.target), len(texts)
-    target = estimator._encode_target(given.y_val, n_val, data.target.classes, "y_val")
-    with _about("sample_weight_val"):
-        weight = check_weight(given.sample_weight_val, n_val)
-    given_weight = None if given.sample_weight_val is None else weight
-    return replace(
-        data,
-        cells=[a + b for a, b in zip(data.cells, texts.cells, strict=True)],
-        target=join(data.target, target),
-        sample_weight=np.concatenate([data.sample_weight, weight]),
-        split=given_rows(n, n_val),
-        held_out=HeldOut(given.X_val, target.labels, given_weight),
-    )
-
-
-@contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Say in an error of a check which argument it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise InvalidTextError(f"In `{name}`: {error}") from error
-
-
-def _with_held_out_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
-    # A row that weighs nothing is as good as left out, and no use among the held-out rows.
-    weighty = np.flatnonzero(data.sample_weight > 0)
-    groups = None
-    if given.groups is not None:
-        groups = group_codes(given.groups, len(data.target))[weighty]
-    strata = data.target.codes[weighty]
-    split = hold_out(strata, estimator.validation_fraction, data.split_seed, groups)
-    held = weighty[split.held_out]
-    return replace(
-        data,
-        split=Split(np.setdiff1d(np.arange(len(data.sample_weight)), held), held),
-        held_out=HeldOut(
-            rows_of(given.X, held),
-            data.target.labels[held],
-            None if given.sample_weight is None else data.sample_weight[held],
-        ),
-    )
 
 
 def training_rows(estimator: Any, data: FitData, network: TextNetwork) -> TrainingRows:
@@ -806,11 +645,16 @@ def open_checkpoint(
     parameters = estimator.get_params(deep=False)
     key = {
         **{f"`{k}`": described(v) for k, v in parameters.items() if k not in _NOT_IN_KEY},
-        **_describe_data(given, data, with_groups=_holds_out(estimator)),
-        **_describe_network(network),
-        **({} if previous is None else _describe_previous(previous.network, data)),
+        **_describe_data(given, data, with_groups=holds_out(estimator)),
+        "the model's weights": network.pretrained.fingerprint,
+        "the model's tokenizer": digest([repr(network.pretrained.tokenizer.files()).encode()]),
+        "`device`": network.device.type,
+        "`precision`": str(network.dtype),
         "`random_state`": None if estimator.random_state is None else seed,
     }
+    if previous is not None:  # its weights: the new network's adapters may be drawn in this call
+        key["the fitted weights that it starts from"] = _hash_learned(previous.network)
+        key["the held-out rows"] = digest([data.split.held_out.tobytes()])
     return claimed_checkpoint(root, key, seed)
 
 
@@ -831,30 +675,13 @@ def _describe_data(given: FitInputs, data: FitData, *, with_groups: bool) -> dic
     }
 
 
-def _describe_network(network: TextNetwork) -> dict[str, Any]:
-    return {
-        "the model's weights": network.pretrained.fingerprint,
-        "the model's tokenizer": digest([repr(network.pretrained.tokenizer.files()).encode()]),
-        "`device`": network.device.type,
-        "`precision`": str(network.dtype),
-    }
-
-
-def _describe_previous(network: TextNetwork, data: FitData) -> dict[str, Any]:
-    """Describe the fitted network that a fit goes on from, and the rows that it held out.
-
-    Not the new network, whose adapters may have been drawn in this call.
-    """
+def _hash_learned(network: TextNetwork) -> str:
     tensors = {**network.learnable, "head": network.head.weight}
-    learned = digest(
+    return digest(
         piece
         for name, tensor in sorted(tensors.items())
         for piece in (name.encode(), tensor.detach().cpu().contiguous().numpy().data)
     )
-    return {
-        "the fitted weights that it starts from": learned,
-        "the held-out rows": digest([data.split.held_out.tobytes()]),
-    }
 
 
 # What the user hears of a fit.

@@ -1,7 +1,7 @@
-"""A fitted estimator as a folder of JSON and safetensors, which can be opened without trust.
+"""save and load: a fitted estimator as a folder of JSON and safetensors, safe to open.
 
 Nothing in it is unpickled and nothing in it says what code to run: only the classes named here
-are ever made, of values that `skgpt._files` knows, and tensors.
+are made, from plain values and tensors. Checksums tell damage.
 """
 
 import hashlib

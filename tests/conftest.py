@@ -30,6 +30,8 @@ from tests.helpers import Fitted, FittedModels, TextData, make_text_data
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out thorough tests, give sockets to network tests, skip gpu tests without a GPU."""
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid} has another name in every process: give it ids")
         chosen = [mark.kwargs for mark in item.iter_markers("first_tier")]
         if chosen and not any(_has_parameters(item, each) for each in chosen):
             item.add_marker(pytest.mark.thorough)

@@ -19,8 +19,7 @@ from skgpt.exceptions import (
     ModelNotSupportedError,
     StorageError,
 )
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 TAKE_FOLDERS: list[Callable[[GPTTextClassifier, Any], Any]] = [
     lambda clf, folder: skgpt.save(clf, folder),

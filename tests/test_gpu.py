@@ -18,8 +18,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.trunk.attention import Boundaries, packed_attention
 from tests.estimators.dying import Dies, broken_off, folders_in
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged, make_text_data
+from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
 from tests.network.test_network import TEXTS, build
 from tests.training.poison import PoisonedLoss
 

@@ -6,7 +6,7 @@ Labels are looked at one by one, as numpy would turn a NaN among strings into th
 import numbers
 import reprlib
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,24 @@ _AT_MOST = 10  # labels spelt out in a message
 
 
 @dataclass(frozen=True)
-class ClassTarget:
-    """One class per text: `codes`, shape (n,), are positions in the sorted `classes`."""
+class Target:
+    """A checked y: one class per text, or any number of labels per text.
+
+    `codes` are the classes' positions in the sorted `classes`, shape (n,); or, for label sets, 1
+    where a text has a label and 0 where not, shape (n, n_labels), float, and `classes` are the
+    numbers of the columns.
+    """
 
     classes: NDArray[Any]
-    codes: NDArray[np.int64]
-
-    is_multilabel = False
+    codes: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a text may have any number of labels."""
+        return self.codes.ndim == 2
 
     @property
     def width(self) -> int:
@@ -38,46 +46,15 @@ class ClassTarget:
 
     @property
     def labels(self) -> NDArray[Any]:
-        """The label of each row, shape (n,)."""
+        """The label of each row, shape (n,), or an indicator of int."""
+        if self.is_multilabel:
+            return self.codes.astype(np.int64)
         return np.asarray(self.classes[self.codes])
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return raw scores, shape (len(rows), n_classes), that predict the classes of rows."""
-        return np.eye(self.width, dtype=np.float32)[self.codes[rows]]
-
-
-@dataclass(frozen=True)
-class LabelSets:
-    """Any number of labels per text: `codes`, shape (n, n_labels), are 1 where a row has a label.
-
-    `classes` are the numbers of the columns.
-    """
-
-    classes: NDArray[Any]
-    codes: NDArray[np.float32]
-
-    is_multilabel = True
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    @property
-    def width(self) -> int:
-        """Number of raw scores per text."""
-        return len(self.classes)
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The indicator of each row's labels, shape (n, n_labels)."""
-        return self.codes.astype(np.int64)
-
-    def truth(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return raw scores, shape (len(rows), n_labels), that predict the labels of rows."""
-        return 2 * self.codes[rows] - 1
-
-
-Target = ClassTarget | LabelSets
-T = TypeVar("T", bound=Target)
+        """Return raw scores, shape (len(rows), width), that predict the labels of these rows."""
+        codes = self.codes[rows]
+        return 2 * codes - 1 if self.is_multilabel else np.eye(self.width, dtype=np.float32)[codes]
 
 
 def encode_target(
@@ -102,7 +79,7 @@ def encode_target(
             f"Got a multilabel indicator of {len(known)} columns: pass labels of the same kind, "
             "or fit anew."
         )
-    return LabelSets(known, codes)
+    return Target(known, codes)
 
 
 def is_indicator(y: Any) -> bool:
@@ -135,17 +112,15 @@ def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
     return found
 
 
-def join(first: T, second: T) -> T:
+def join(first: Target, second: Target) -> Target:
     """Put the rows of one target behind those of another with the same classes."""
     same_kind = first.is_multilabel == second.is_multilabel
     if not (same_kind and np.array_equal(first.classes, second.classes)):
         raise InvalidTextError(
             "Targets that are joined must be of one kind and have the same classes. Got "
-            f"{type(first).__name__} with {_some(first.classes.tolist())} and "
-            f"{type(second).__name__} with {_some(second.classes.tolist())}."
+            f"{_some(first.classes.tolist())} and {_some(second.classes.tolist())}."
         )
-    codes: Any = np.concatenate([first.codes, second.codes])
-    return replace(first, codes=codes)
+    return replace(first, codes=np.concatenate([first.codes, second.codes]))
 
 
 def missing_rows(labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -174,9 +149,7 @@ def as_numpy(y: Any) -> Any:
 # Classes
 
 
-def _encode_classes(
-    y: Any, n: int, name: str, classes: NDArray[Any] | None, what: str
-) -> ClassTarget:
+def _encode_classes(y: Any, n: int, name: str, classes: NDArray[Any] | None, what: str) -> Target:
     labels = column_or_1d(_elements(y, what), warn=True)
     labels = _of_plain_type(labels, of_list=isinstance(y, list | tuple), what=what)
     _check_length(len(labels), n, what)
@@ -188,14 +161,14 @@ def _encode_classes(
             "GPTTextRegressor, is planned."
         )
     if classes is not None:
-        return ClassTarget(classes, _positions(found, classes, codes, name, what)[codes])
+        return Target(classes, _positions(found, classes, codes, name, what)[codes])
     check_classification_targets(labels)
     if len(found) < 2:
         raise InvalidTextError(
             f"{name} needs samples of at least 2 classes in y, but the data contains only one "
             f"class: {found.tolist()[0]!r}."
         )
-    return ClassTarget(found, codes)
+    return Target(found, codes)
 
 
 def _elements(y: Any, what: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.data.targets import ClassTarget, LabelSets, Target
+from skgpt.data.targets import Target
 from skgpt.exceptions import InvalidTextError
 
 ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | str | None
@@ -29,7 +29,7 @@ def loss_weights(
     """
     sample_weight = _with_finite_sums(sample_weight)
     with np.errstate(over="ignore"):  # checked below
-        if isinstance(target, LabelSets):
+        if target.is_multilabel:
             weight = sample_weight[:, np.newaxis] * _label_weights(
                 target.codes, sample_weight, class_weight, train
             )
@@ -57,7 +57,7 @@ def _with_finite_sums(weight: Weights) -> Weights:
 
 
 def _class_weights(
-    target: ClassTarget,
+    target: Target,
     sample_weight: Weights,
     class_weight: ClassWeight,
     train: NDArray[np.int64],

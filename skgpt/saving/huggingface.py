@@ -24,7 +24,7 @@ from skgpt._files import (
     storage_errors,
     to_plain,
 )
-from skgpt.data.targets import ClassTarget, LabelSets, Target
+from skgpt.data.targets import Target
 from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import (
     ModelNotFoundError,
@@ -347,13 +347,13 @@ class SavedHead:
         """Return the target of no rows, and the rows of the weight in the order of its classes."""
         order = np.arange(len(self.labels))
         if self.multilabel:
-            return LabelSets(order, np.zeros((0, len(order)), dtype=np.float32)), order
+            return Target(order, np.zeros((0, len(order)), dtype=np.float32)), order
         classes = self.notes.get("classes")
         if classes is None:
             classes = np.array(self.labels)
             order = np.argsort(classes)
             classes = classes[order]
-        return ClassTarget(classes, np.zeros(0, dtype=np.int64)), order
+        return Target(classes, np.zeros(0, dtype=np.int64)), order
 
     def params(self, pretrained: PretrainedModel, known: set[str]) -> dict[str, Any]:
         """Return the constructor parameters that the checkpoint notes, of those known."""

@@ -157,7 +157,7 @@ def _unpack_network(state: dict[str, Any], dtype: torch.dtype, device: torch.dev
         pretrained = _pretrained_by_name(state["pretrained"])
     _check_outputs(spec, learned, pretrained)
 
-    # Copy what was learned into a new network on that pretrained.
+    # Copy what was learned into a new network on that base.
     network = TextNetwork(pretrained, _with_module_names(spec, learned, pretrained), dtype, device)
     network.spec = spec
     targets = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}

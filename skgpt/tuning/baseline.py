@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skgpt._base import BaseGPTText
 from skgpt.data.inputs import check_texts, check_weight
-from skgpt.data.targets import LabelSets, encode_target
+from skgpt.data.targets import encode_target
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
@@ -455,7 +455,7 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         rows = np.arange(len(texts))
         sample_weight = check_weight(sample_weight, len(texts))
         weight = loss_weights(target, sample_weight, self.class_weight, rows)
-        if isinstance(target, LabelSets):
+        if target.is_multilabel:
             present = target.codes == 1
         else:
             told_apart = np.arange(1 if target.width == 2 else 0, target.width)

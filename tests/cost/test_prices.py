@@ -13,7 +13,7 @@ from skgpt.fitting import make_config
 from skgpt.network.features import CacheLevel
 from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_pretrained
-from tests.estimators.test_classifier import make
+from tests.helpers import make
 
 WORK = Work(
     new_tokens=300,

@@ -18,8 +18,7 @@ from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.loss import CrossEntropy
 from skgpt.training.run import TrainingRows
-from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data
+from tests.helpers import make, make_text_data
 
 TEXTS = [*make_text_data(2, n_per_class=8).X, *make_text_data(2, n_per_class=8).X[:4]]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
-from skgpt.data.targets import ClassTarget, LabelSets, Target, encode_target
+from skgpt.data.targets import Target, encode_target
 from skgpt.data.weights import loss_weights
 from skgpt.exceptions import InvalidTextError
 
@@ -24,8 +24,8 @@ def rows_of(target: Target, rows: np.ndarray) -> Target:
 def random_target(rng: np.random.Generator, n: int, *, multilabel: bool) -> Target:
     if multilabel:
         share = rng.random(4)
-        return LabelSets(np.arange(4), (rng.random((n, 4)) < share).astype(np.float32))
-    return ClassTarget(np.array(["a", "b", "c"]), rng.choice(3, size=n, p=[0.7, 0.2, 0.1]))
+        return Target(np.arange(4), (rng.random((n, 4)) < share).astype(np.float32))
+    return Target(np.array(["a", "b", "c"]), rng.choice(3, size=n, p=[0.7, 0.2, 0.1]))
 
 
 @pytest.mark.parametrize("target", [ABB, SETS])

@@ -1,6 +1,5 @@
 """calibrate: one temperature for the probabilities, from the held-out rows."""
 
-import pickle
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from scipy.special import softmax
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.metrics import brier_score_loss, log_loss
 
-import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.calibration import calibrate
 from skgpt.exceptions import InterruptedFitWarning, InvalidTextError
@@ -166,18 +164,6 @@ def test_calibrated__held_out_rows_of_weight_zero__do_not_count(tiny_llama: str)
     zero_or_one = np.repeat([1.0, 0.0], [9, 9])
     assert found(18, zero_or_one) == pytest.approx(found(9, None), rel=1e-6)
     assert found(18, zero_or_one)["temperature"] != pytest.approx(found(18, None)["temperature"])
-
-
-def test_calibrated__kept__predicts_the_same(tiny_llama: str, tmp_path: Any) -> None:
-    clf = classifier(tiny_llama, pooling="last").fit(X, Y)
-    expected = clf.predict_proba(X)
-
-    opened = pickle.loads(pickle.dumps(clf))
-    np.testing.assert_array_equal(opened.predict_proba(X), expected)
-    skgpt.save(clf, tmp_path / "kept")
-    loaded = skgpt.load(tmp_path / "kept")
-    assert loaded.calibration_ == clf.calibration_
-    np.testing.assert_array_equal(loaded.predict_proba(X), expected)
 
 
 @pytest.mark.parametrize("y", [Y, LABELS], ids=["classes", "labels"])

@@ -14,8 +14,7 @@ from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.callbacks import StepDone, TrainingCallback
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from tests.helpers import TextData, global_random_state_unchanged, make
 
 WAYS: dict[str, dict[str, Any]] = {
     "all": {"trainable_layers": "all"},

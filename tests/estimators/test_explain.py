@@ -17,8 +17,7 @@ from skgpt.data.tokenization import Tokens, clean, tokenise_with_spans
 from skgpt.explanations import _TEXTS_AT_ONCE, attribute
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from skgpt.training.loop import raw_scores
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 DATA = make_text_data(n_classes=3)
 

@@ -1,7 +1,12 @@
-"""Every way to keep a fitted model: the same predictions, and it can be trained on."""
+"""Every way to keep a fitted model: the same predictions, safe to open, and it goes on learning."""
 
 import copy
+import logging
 import pickle
+import pickletools
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +16,16 @@ import numpy as np
 import pytest
 import skops.io
 from joblib.externals.loky import get_reusable_executor
+from sklearn.base import clone
 
 import skgpt
 from skgpt import GPTTextClassifier
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from skgpt.exceptions import ModelNotFoundError, StateFormatError
+from skgpt.pretrained.default_models import ALIASES, WheelFile, alias_folder, no_downloads
+from skgpt.saving.state import FORMAT
+from skgpt.testing import tiny_gpt
+from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
+from tests.helpers import Fitted, FittedModels, TextData, global_random_state_unchanged, make
 
 Keep = Callable[[GPTTextClassifier, Path], GPTTextClassifier]
 
@@ -37,7 +47,8 @@ def by_joblib_mapped(clf: GPTTextClassifier, folder: Path) -> GPTTextClassifier:
 def by_skops(clf: GPTTextClassifier, folder: Path) -> GPTTextClassifier:
     skops.io.dump(clf, folder / "clf.skops")
     untrusted = skops.io.get_untrusted_types(file=folder / "clf.skops")
-    assert untrusted == ["skgpt.classifier.GPTTextClassifier"]
+    ours = ["skgpt.classifier.GPTTextClassifier"]
+    assert untrusted == (ours if clf.lora is None else [*ours, "skgpt.lora.LoRA"])
     return skops.io.load(folder / "clf.skops", trusted=untrusted)
 
 
@@ -53,35 +64,40 @@ def by_folder(clf: GPTTextClassifier, folder: Path) -> GPTTextClassifier:
 WAYS = [by_pickle, by_joblib, by_joblib_mapped, by_skops, by_deepcopy, by_folder]
 
 
+def attributes(clf: GPTTextClassifier) -> dict[str, Any]:
+    fitted = {name: value for name, value in vars(clf).items() if name.endswith("_")}
+    return {**fitted, "classes_": clf.classes_.tolist()}
+
+
+@pytest.mark.first_tier(keep=[by_pickle, by_folder])
+@pytest.mark.parametrize("kind", FittedModels.KINDS)
 @pytest.mark.parametrize("keep", WAYS)
-def test_keep__after_fit__predicts_identically_and_goes_on(
-    keep: Keep, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+def test_keep__every_kind_of_model__is_the_same(
+    keep: Keep, kind: str, fitted_model: Callable[[str], Fitted], tmp_path: Path
 ) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=1, warm_start=True).fit(X, y)
+    clf, X, _ = fitted_model(kind)
     with global_random_state_unchanged():
         again = keep(clf, tmp_path)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert again.get_params() == clf.get_params()
-    assert again.classes_.tolist() == clf.classes_.tolist()
+    assert repr(again.get_params(deep=False)) == repr(clf.get_params(deep=False))
     assert again.classes_.dtype == clf.classes_.dtype
-    assert again.history_ == clf.history_
-    before = clf.predict_proba(X)
-    again.fit(X, y)
-    assert np.array_equal(clf.predict_proba(X), before)  # they share nothing that learns
-    assert np.array_equal(again.predict_proba(X), clf.fit(X, y).predict_proba(X))
+    assert attributes(again) == attributes(clf)
 
 
 @pytest.mark.parametrize("keep", WAYS)
-def test_keep__between_calls_of_partial_fit__changes_nothing(
+def test_keep__between_two_fits__changes_nothing(
     keep: Keep, tiny_llama: str, two_class_data: TextData, tmp_path: Path
 ) -> None:
     X, y = two_class_data
     clf = make(tiny_llama).partial_fit(X[:20], y[:20], classes=["money", "sport"])
-    again = keep(clf, tmp_path)
-    for estimator in (clf, again):
-        estimator.partial_fit(X[20:], y[20:])
+    before = clf.predict_proba(X)
+    again = keep(clf, tmp_path).partial_fit(X[20:], y[20:])
+    assert np.array_equal(clf.predict_proba(X), before)  # they share nothing that learns
+    clf.partial_fit(X[20:], y[20:])
     assert again.n_iter_ == 2
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    for estimator in (clf, again):
+        estimator.set_params(warm_start=True, max_epochs=1).fit(X, y)
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
 
 
@@ -124,13 +140,100 @@ def test_loky__a_fitted_model__comes_back_from_another_process(
         other.fit(X, y).partial_fit(X, y)
 
 
+@pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pickle__every_architecture_cut_short_in_bf16__predicts_identically(
+    architecture: str, tiny_model: Callable[[str], str], two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_model(architecture), n_layers=2, max_epochs=1, precision="bf16").fit(X, y)
+    again = pickle.loads(pickle.dumps(clf))
+    twice = pickle.loads(pickle.dumps(again))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert np.array_equal(twice.predict_proba(X), clf.predict_proba(X))
+
+
+def modules_in(data: bytes) -> set[str]:
+    """Return the top-level modules that a pickle names."""
+    strings: list[str] = []
+    modules = set()
+    for opcode, argument, _ in pickletools.genops(data):
+        if "UNICODE" in opcode.name:
+            strings.append(argument)
+        elif opcode.name == "STACK_GLOBAL":
+            # module and name are the two strings that were pushed or recalled last
+            modules |= {s.split(".")[0] for s in strings[-4:] if s.replace(".", "").isidentifier()}
+        elif opcode.name == "GLOBAL":
+            modules.add(argument.split(".")[0])
+    return modules
+
+
+def test_pickle__its_content__names_no_torch_object(
+    fitted_model: Callable[[str], Fitted],
+) -> None:
+    clf, _, _ = fitted_model("calibrated")
+    data = pickle.dumps(clf)
+    assert not modules_in(data) & {"torch", "transformers", "tokenizers", "safetensors"}
+
+    def leaves(value: Any) -> Any:
+        if isinstance(value, dict):
+            for item in value.values():
+                yield from leaves(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                yield from leaves(item)
+        else:
+            yield value
+
+    kinds = {type(leaf) for leaf in leaves(clf.__getstate__())}
+    assert kinds <= {str, int, float, bool, type(None), np.ndarray}
+
+
+_OPEN = """
+import sys, joblib, numpy as np
+clf = joblib.load(sys.argv[1])
+texts, expected = joblib.load(sys.argv[2])
+assert np.array_equal(clf.predict_proba(texts), expected), "other predictions"
+print("same", clf.predict(texts)[0])
+"""
+
+
+def test_pickle__in_a_fresh_process__predicts_identically(
+    two_class_data: TextData, tmp_path: Path
+) -> None:
+    X, y = two_class_data
+    folder = tmp_path / "base"
+    clf = make(tiny_gpt(folder), max_epochs=2).fit(X, y)
+    joblib.dump(clf, tmp_path / "clf.joblib")
+    joblib.dump((list(X), clf.predict_proba(X)), tmp_path / "expected.joblib")
+    for path in sorted(folder.iterdir()):  # a local folder's weights are inside the pickle
+        path.unlink()
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _OPEN, "clf.joblib", "expected.joblib"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("same")
+
+
+def test_pickle__of_the_same_fit__has_the_same_hash(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    assert joblib.hash(pickle.loads(pickle.dumps(clf))) == joblib.hash(clf)
+    other = make(tiny_llama, max_epochs=1, random_state=1).fit(*two_class_data)
+    assert joblib.hash(other) != joblib.hash(clf)
+
+
 def test_deepcopy__whatever_the_base__shares_it_in_memory(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    fitted_model: Callable[[str], Fitted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: Any) -> None:
         raise AssertionError("serialised")
 
-    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    clf, _, _ = fitted_model("two classes")
     monkeypatch.setattr("skgpt._base.pack", never)
     twin = copy.deepcopy([clf, clf])
     assert twin[0] is twin[1]
@@ -140,3 +243,227 @@ def test_deepcopy__whatever_the_base__shares_it_in_memory(
         assert (other.data_ptr() == parameter.data_ptr()) == (
             name not in clf._model.network.learnable
         )
+
+
+def test_pickle__an_unfitted_estimator__is_tiny(tiny_llama: str) -> None:
+    clf = GPTTextClassifier(tiny_llama)
+    assert len(pickle.dumps(clf)) < 2_000
+    assert clone(pickle.loads(pickle.dumps(clf))).get_params() == clf.get_params()
+
+
+# Whether the base model goes in, what opening asks for, and which damage it sees.
+
+
+@pytest.fixture
+def tiny_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make "tiny" an alias, and return the folder that stands for its converted file."""
+    folder = tmp_path / "tiny"
+    tiny_gpt(folder)
+    wheel = WheelFile("no-such-package", "1", "no_such_package", "a/b.gguf", "0" * 64, 1000)
+    monkeypatch.setitem(ALIASES, "tiny", wheel)
+    monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", lambda alias: folder)
+    return folder
+
+
+def opened(state: dict[str, Any]) -> GPTTextClassifier:
+    clf = GPTTextClassifier.__new__(GPTTextClassifier)
+    clf.__setstate__(state)
+    return clf
+
+
+@pytest.fixture
+def state(fitted_model: Callable[[str], Fitted]) -> dict[str, Any]:
+    """Return what a pickle of a fitted model holds, without a checksum, to be changed."""
+    state = fitted_model("two classes").clf.__getstate__()
+    del state["_model"]["network"]["sha256"]
+    return state
+
+
+def test_store_base__true__an_alias_is_inside_and_opens_where_it_is_not(
+    tiny_alias: Path, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = two_class_data
+    clf = make("tiny", max_epochs=1, store_base=True).fit(X, y)
+    data = pickle.dumps(clf)
+    assert len(data) > 2 * len(pickle.dumps(clf.set_params(store_base="auto")))
+    expected = clf.predict_proba(X)
+    skgpt.clear_cache()
+    monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", lambda alias: pytest.fail("asked"))
+    again = pickle.loads(data)
+    assert np.array_equal(again.predict_proba(X), expected)
+    assert again.model_id_ == "tiny"
+    again.set_params(warm_start=True).fit(X, y)
+    # It is still that alias, so that the base need not stay inside for ever.
+    by_name = again.set_params(store_base="auto").__getstate__()["_model"]["network"]
+    assert "base" not in by_name
+    assert "base" in again.set_params(store_base=True).__getstate__()["_model"]["network"]
+
+
+def test_store_base__false__a_folder_stays_out_and_must_be_there(
+    two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_gpt(tmp_path / "base"), max_epochs=1, store_base=False).fit(X, y)
+    data = pickle.dumps(clf)
+    assert len(data) < len(pickle.dumps(clf.set_params(store_base="auto"))) / 2
+    again = pickle.loads(data)
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    skgpt.clear_cache()
+    shutil.move(tmp_path / "base", tmp_path / "moved")
+    with pytest.raises(ModelNotFoundError, match="store_base=True") as caught:
+        pickle.loads(data)
+    assert str(tmp_path / "base") in str(caught.value)
+    tiny_gpt(tmp_path / "base", seed=1)
+    with pytest.raises(ModelNotFoundError, match="holds other weights"):
+        pickle.loads(data)
+
+
+def test_store_base__false_and_a_relative_path__the_hub_is_not_asked_for_it(
+    two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_gpt(tmp_path / "models" / "base")
+    clf = make("models/base", max_epochs=1, store_base=False).fit(*two_class_data)
+    data = pickle.dumps(clf)
+    monkeypatch.chdir("/")
+    monkeypatch.setattr("skgpt.pretrained.loading._read", lambda *a: pytest.fail("asked the hub"))
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        pickle.loads(data)
+
+
+def test_store_base__something_else__is_refused(fitted_model: Callable[[str], Fitted]) -> None:
+    clf, X, y = fitted_model("two classes")
+    with pytest.raises(ValueError, match="'store_base' parameter"):
+        clone(clf).set_params(store_base="yes").fit(X, y)
+    with pytest.raises(ValueError, match="`store_base` must be"):
+        pickle.dumps(copy.copy(clf).set_params(store_base="yes"))
+
+
+def test_store_base__after_opening__frozen_tensors_are_shared(
+    tiny_alias: Path, two_class_data: TextData
+) -> None:
+    data = pickle.dumps(make("tiny", max_epochs=1).fit(*two_class_data))
+    one, two = pickle.loads(data), pickle.loads(data)
+    for name, parameter in one._model.network.trunk.named_parameters():
+        shared = parameter.data_ptr() == two._model.network.trunk.get_parameter(name).data_ptr()
+        assert shared == (name not in one._model.network.learnable)
+
+
+def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(
+    tiny_alias: Path, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pickle.dumps(make("tiny", max_epochs=1).fit(*two_class_data))
+    skgpt.clear_cache()
+    cache = tiny_alias.parent / "cache"
+    monkeypatch.setenv("SKGPT_CACHE", str(cache))
+    monkeypatch.setattr("skgpt.pretrained.loading.alias_folder", alias_folder)
+    with no_downloads(), pytest.raises(ModelNotFoundError, match="downloads are not") as caught:
+        pickle.loads(data)
+    for part in ("'tiny'", str(cache), "store_base=True", "no-such-package==1"):
+        assert part in str(caught.value)
+    assert not cache.exists()  # looking writes nothing
+
+
+def test_open__a_hub_model_without_downloads__is_not_asked_for(
+    fitted_model: Callable[[str], Fitted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf = copy.copy(fitted_model("two classes").clf).set_params(store_base=False)
+    state = clf.__getstate__()
+    state["_model"]["network"].pop("sha256")
+    state["_model"]["network"]["pretrained"] |= {
+        "model": "some-org/some-model",
+        "downloadable": True,
+    }
+    asked: list[bool] = []
+
+    def from_pretrained(where: str, **options: Any) -> None:
+        asked.append(options["local_files_only"])
+        raise OSError("not in the cache.")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    with no_downloads(), pytest.raises(ModelNotFoundError, match="hub's cache folder"):
+        opened(state)
+    assert asked == [True]
+    with pytest.raises(ModelNotFoundError, match="could not be fetched"):
+        opened(state)
+    assert asked == [True, True, False]
+
+
+@pytest.mark.parametrize("other", [0, FORMAT + 1, 999])
+def test_open__an_earlier_or_later_format__is_refused_by_name(
+    other: int, state: dict[str, Any]
+) -> None:
+    state["_model"]["format"] = other
+    with pytest.raises(StateFormatError, match=f"Got {other}"):
+        opened(state)
+
+
+def test_open__a_setting_of_a_later_version__is_refused_by_name(state: dict[str, Any]) -> None:
+    state["_model"]["network"]["spec"]["mixture"] = 3
+    with pytest.raises(StateFormatError, match="'mixture'"):
+        opened(state)
+
+
+def test_open__a_head_of_absurd_size__is_refused_before_it_is_made(state: dict[str, Any]) -> None:
+    state["_model"]["network"]["spec"]["n_outputs"] = 10**12
+    with pytest.raises(StateFormatError, match="head"):
+        opened(state)
+
+
+@pytest.mark.parametrize("where", ["learned", "base"])
+def test_open__weights_of_another_shape__are_refused(
+    where: str, state: dict[str, Any], tiny_llama: str, two_class_data: TextData
+) -> None:
+    shorter = make(tiny_llama, max_epochs=1, n_layers=2, pooling="last").fit(*two_class_data)
+    network = state["_model"]["network"]
+    network[where] = shorter.__getstate__()["_model"]["network"][where]
+    with pytest.raises(StateFormatError, match="must hold"):
+        opened(state)
+    network[where] = network[where][:-5]
+    with pytest.raises(StateFormatError, match="must be safetensors"):
+        opened(state)
+
+
+@pytest.mark.parametrize("where", ["learned", "base", "config", "spec", "tensors"])
+def test_open__one_bit_flipped__is_refused(
+    where: str, tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama).partial_fit(X, y, classes=["money", "sport"])
+    state = clf.__getstate__()
+    part = state["_model"]["moments" if where == "tensors" else "network"]
+    if where == "config":
+        part[where] = part[where].replace('"hidden_size": ', '"hidden_size":  ')
+    elif where == "spec":
+        part[where]["pooling"] = "last"
+    else:
+        part[where] = part[where].copy()
+        rng = np.random.default_rng(0)
+        part[where][rng.integers(len(part[where]))] ^= np.uint8(1 << rng.integers(8))
+    with pytest.raises(StateFormatError, match="sha256"):
+        opened(state)
+
+
+@pytest.mark.parametrize("asked", ["cuda:7", "auto"])
+def test_open__the_device_it_was_fitted_on_is_missing__says_which_it_is_on(
+    asked: str,
+    tiny_llama: str,
+    two_class_data: TextData,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, max_epochs=1, precision="fp32", device="cpu").fit(X, y)
+    state = clf.__getstate__()
+    state["_model"] |= {"device": asked, "fitted_on": "cuda:7"}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("skgpt.device.has_fast_bf16", lambda device: True)
+    with caplog.at_level(logging.INFO, logger="skgpt"):
+        again = opened(state)
+    assert again.device_ == "cpu"
+    assert caplog.messages == ["GPTTextClassifier was fitted on cuda:7 and is on cpu now"]
+    # fp32 was asked for, and fp32 it is.
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    caplog.clear()
+    pickle.loads(pickle.dumps(again))
+    assert not caplog.messages

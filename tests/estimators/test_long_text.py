@@ -1,23 +1,21 @@
-"""`long_text="windows"` behind the estimator: whatever works on texts works on long ones."""
+"""Long texts: read in windows they work like short ones; cut, they are counted, once."""
 
-import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
 
-import skgpt
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.cost import how_to_shorten
-from skgpt.exceptions import ModelNotSupportedError
+from skgpt.exceptions import CutTextsWarning, ModelNotSupportedError
 from tests.estimators.dying import Dies, broken_off, folders_in
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import Fitted, TextData, make, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 24, "max_epochs": 3}
 
@@ -72,9 +70,9 @@ def test_fit__what_tells_the_classes_stands_at_the_end__is_read(
     assert windows.score(late, y) > 0.9
 
 
-@pytest.mark.first_tier(architecture=["llama"])
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize(
+    ("architecture", "trainable"), [("llama", "all"), ("llama", 1), ("llama", 0), ("bloom", 1)]
+)
 def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
     architecture: str,
     trainable: Any,
@@ -94,9 +92,7 @@ def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
     )
 
 
-@pytest.mark.first_tier(precision=["fp32"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize(("precision", "trainable"), [("fp32", "all"), ("bf16", 1), ("fp32", 0)])
 def test_partial_fit__three_calls_on_long_texts__equal_one_fit_of_three_epochs(
     trainable: Any, precision: str, tiny_llama: str, late_data: TextData
 ) -> None:
@@ -123,7 +119,6 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(
     assert np.abs(read_whole - cut)[is_long].max() > 1e-3
 
 
-@pytest.mark.first_tier(step=[8])
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,6 +128,7 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(
     ],
     ids=["all", "head first", "adapters"],
 )
+@pytest.mark.first_tier(step=[8])
 @pytest.mark.parametrize("step", [3, 8])
 def test_fit__broken_off_and_called_again__ends_as_an_unbroken_one(
     step: int,
@@ -182,21 +178,6 @@ def test_sample_weight__zero__is_the_long_row_left_out_of_its_batch(
     )
 
 
-@pytest.mark.parametrize("how", ["pickle", "deepcopy", "save"])
-def test_keeping__a_model_of_windows__reads_windows_again(
-    how: str, tiny_llama: str, late_data: TextData, tmp_path: Path
-) -> None:
-    X, y = late_data
-    clf = windowed(tiny_llama).fit(X, y)
-    if how == "save":
-        skgpt.save(clf, tmp_path / "kept")
-        again = skgpt.load(tmp_path / "kept")
-    else:
-        again = pickle.loads(pickle.dumps(clf)) if how == "pickle" else copy.deepcopy(clf)
-    assert again.long_text == "windows"
-    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-
-
 def test_predict__a_parameter_set_after_fit__changes_nothing(
     tiny_llama: str, late_data: TextData
 ) -> None:
@@ -227,33 +208,100 @@ def test_save_pretrained__a_parameter_set_after_fit__is_not_what_is_said(
     np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=1e-5)
 
 
-def test_grid_search__over_long_text__is_what_fits_by_hand_give(
-    tiny_llama: str, late_data: TextData
-) -> None:
-    X, y = late_data
-    folds = [(np.arange(0, 20), np.arange(20, 40))]
-    clf = make(tiny_llama, max_length=24, max_epochs=1, trainable_layers=0)
-    grid = GridSearchCV(clf, {"long_text": ["cut", "windows"]}, cv=folds, error_score="raise")
-    grid.fit(X, y)
-    by_hand = [
-        clone(clf).set_params(long_text=long_text).fit(X[:20], y[:20]).score(X[20:], y[20:])
-        for long_text in ("cut", "windows")
-    ]
-    assert grid.cv_results_["mean_test_score"].tolist() == by_hand
-
-
-@pytest.mark.parametrize("value", ["window", True, None])
-def test_fit__another_long_text__is_refused(
-    value: Any, tiny_llama: str, two_class_data: TextData
-) -> None:
-    with pytest.raises(ValueError, match="'long_text' parameter of GPTTextClassifier"):
-        make(tiny_llama, long_text=value).fit(*two_class_data)
-
-
 def test_advice__windows__cutting_comes_before_shorter_ones(
-    tiny_llama: str, two_class_data: TextData
+    fitted_model: Callable[[str], Fitted],
 ) -> None:
-    network = make(tiny_llama, max_epochs=1).fit(*two_class_data)._model.network
+    network = fitted_model("two classes").clf._model.network
     assert "long_text='cut'" in how_to_shorten(network, 128, "windows")
     assert "max_length=64" not in how_to_shorten(network, 128, "windows")
     assert "max_length=64" in how_to_shorten(network, 128, "cut")
+
+
+TEXTS = ["short", "a long text " * 9, "short too", "long again " * 9, "x", "y"]
+LABELS = ["a", "b"] * 3
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skgpt.fitting._WARNED", set())
+
+
+def head(folder: str, **options: Any) -> GPTTextClassifier:
+    return make(folder, **{"trainable_layers": 0, "max_epochs": 1, "max_length": 32, **options})
+
+
+def said(call: Any, *args: Any, **kwargs: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(*args, **kwargs)
+    return [str(one.message) for one in caught if one.category is CutTextsWarning]
+
+
+def test_fit__texts_that_are_cut__are_counted_once(tiny_llama: str) -> None:
+    clf = head(tiny_llama)
+    with pytest.warns(CutTextsWarning, match=r"^2 of 6 texts are longer than max_length=32 ") as w:
+        clf.fit(TEXTS, LABELS)
+    assert len(w) == 1
+    assert w[0].filename == __file__
+    assert said(clf.fit, TEXTS, LABELS) == []
+    assert said(head(tiny_llama).fit, TEXTS, LABELS) == []
+
+
+def test_fit__the_same_text_several_times__counts_each_time(tiny_llama: str) -> None:
+    (message,) = said(head(tiny_llama).fit, TEXTS * 2, LABELS * 2)
+    assert message.startswith("4 of 12 texts")
+
+
+def test_fit__held_out_texts__are_counted_as_well(tiny_llama: str) -> None:
+    (message,) = said(head(tiny_llama).fit, TEXTS, LABELS, X_val=TEXTS[:3], y_val=LABELS[:3])
+    assert message.startswith("3 of 9 texts")
+
+
+def test_fit__columns__are_counted_as_laid_out(tiny_llama: str) -> None:
+    table = pd.DataFrame({"title": ["0123456789"] * 6, "body": TEXTS})
+    (message,) = said(head(tiny_llama, template="{title}: {body}").fit, table, LABELS)
+    assert message.startswith("2 of 6 texts")
+
+
+def test_fit__another_max_length__says_it_again(tiny_llama: str) -> None:
+    assert len(said(head(tiny_llama).fit, TEXTS, LABELS)) == 1
+    (message,) = said(head(tiny_llama, max_length=100).fit, TEXTS, LABELS)
+    assert message.startswith("1 of 6 texts are longer than max_length=100")
+    assert said(head(tiny_llama, max_length=120).fit, TEXTS, LABELS) == []
+
+
+def test_partial_fit__texts_that_are_cut__are_counted(tiny_llama: str) -> None:
+    clf = head(tiny_llama)
+    with pytest.warns(CutTextsWarning, match="^2 of 6") as w:
+        clf.partial_fit(TEXTS, LABELS, classes=["a", "b"])
+    assert w[0].filename == __file__
+
+
+def test_fit__exactly_max_length__is_not_cut(tiny_llama: str) -> None:
+    clf = head(tiny_llama)
+    n_special = len(clf.fit(["x", "y"], ["a", "b"])._model.network.pretrained.tokenizer.prefix_ids)
+    texts = ["x" * (32 - n_special), "y"]
+    assert said(clf.fit, texts, ["a", "b"]) == []
+    assert len(said(clf.fit, [texts[0] + "x", "y"], ["a", "b"])) == 1
+
+
+def test_fit__windows__cut_nothing(tiny_llama: str) -> None:
+    assert said(head(tiny_llama, long_text="windows").fit, TEXTS, LABELS) == []
+
+
+def test_predict__texts_that_are_cut__are_no_news(tiny_llama: str) -> None:
+    clf = head(tiny_llama)
+    clf.fit(["x", "y"], ["a", "b"])
+    assert said(clf.predict, TEXTS) == []
+    assert len(said(clf.fit, TEXTS, LABELS)) == 1
+
+
+def test_fit__warnings_as_errors__fails_every_time_before_training(tiny_llama: str) -> None:
+    clf = head(tiny_llama).fit(["x", "y"], ["a", "b"])
+    before = clf.predict_proba(TEXTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CutTextsWarning)
+        for _ in range(2):
+            with pytest.raises(CutTextsWarning):
+                clf.fit(TEXTS, LABELS)
+    assert np.array_equal(clf.predict_proba(TEXTS), before)

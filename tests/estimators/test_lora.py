@@ -16,8 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from tests.helpers import TextData, global_random_state_unchanged, make
 
 FAST: dict[str, Any] = {
     "lora": LoRA(rank=4),

@@ -20,8 +20,7 @@ from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.features import CacheLevel, cache_level
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.pretrained.fake_weights import make_llama, write_gguf
 from tests.trunk.architectures import write_tiny
 

@@ -1,7 +1,8 @@
-"""warm_start, partial_fit, growing classes and Ctrl-C."""
+"""Fitting in parts and on top: partial_fit, warm_start, head_first_epochs."""
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.fitted_model import FittedModel
 from skgpt.testing import tiny_gpt
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import Fitted, TextData, make, make_text_data
 
 FLAT: dict[str, Any] = {"lr_schedule": "constant", "warmup_ratio": 0.0}
 CLASSES = ["money", "space", "sport"]
@@ -24,23 +24,18 @@ def proba(clf: GPTTextClassifier, data: TextData) -> np.ndarray:
     return clf.predict_proba(data.X)
 
 
-@pytest.mark.first_tier(precision=["fp32"], how=[None])
-@pytest.mark.first_tier(precision=["bf16"], trainable=["all"], how=[pickle.dumps])
+@pytest.mark.first_tier(precision=["fp32"])
+@pytest.mark.first_tier(precision=["bf16"], trainable=["all"])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("how", [None, pickle.dumps, copy.deepcopy])
 def test_partial_fit__three_calls__equal_one_fit_of_three_epochs(
-    trainable: Any, precision: str, how: Any, tiny_llama: str, three_class_data: TextData
+    trainable: Any, precision: str, tiny_llama: str, three_class_data: TextData
 ) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, trainable_layers=trainable, precision=precision, **FLAT)
     whole = clone(clf).set_params(max_epochs=3).fit(X, y)
     for _ in range(3):
         assert clf.partial_fit(X, y, classes=CLASSES) is clf
-        if how is pickle.dumps:
-            clf = pickle.loads(pickle.dumps(clf))
-        elif how is copy.deepcopy:
-            clf = copy.deepcopy(clf)
     assert np.array_equal(proba(clf, three_class_data), proba(whole, three_class_data))
     assert clf.n_iter_ == 3 == len(clf.history_)
     assert [record["epoch"] for record in clf.history_] == [1, 2, 3]
@@ -128,20 +123,15 @@ def test_partial_fit__what_does_not_fit_the_fitted_model__is_refused_and_loses_n
     y: Any,
     classes: Any,
     message: str,
-    tiny_llama: str,
-    two_class_data: TextData,
+    fitted_model: Callable[[str], Fitted],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clf = make(tiny_llama).partial_fit(*two_class_data, classes=["money", "sport"])
-    before, state = proba(clf, two_class_data), {k: id(v) for k, v in vars(clf).items()}
     monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
-    clf.set_params(**options)
+    clf = copy.copy(fitted_model("two classes").clf).set_params(**options)
+    model = clf._model
     with pytest.raises(ValueError, match=message):
         clf.partial_fit(X, y, classes=classes)
-    assert {k: v for k, v in state.items() if k.endswith("_")} == {
-        k: id(v) for k, v in vars(clf).items() if k.endswith("_")
-    }
-    assert np.array_equal(proba(clf, two_class_data), before)
+    assert clf._model is model
 
 
 def test_partial_fit__with_early_stopping__is_not_there(tiny_llama: str) -> None:
@@ -248,13 +238,13 @@ def test_warm_start__a_pickle_whose_folder_is_gone__goes_on_all_the_same(
     ("option", "value"), [("n_layers", 1), ("pooling", "last"), ("model", "other")]
 )
 def test_warm_start__another_model__is_refused(
-    option: str, value: Any, tiny_llama: str, two_class_data: TextData
+    option: str, value: Any, fitted_model: Callable[[str], Fitted]
 ) -> None:
-    clf = make(tiny_llama, warm_start=True, max_epochs=1).fit(*two_class_data)
-    before = proba(clf, two_class_data)
+    clf, X, y = fitted_model("two classes")
+    other = copy.copy(clf).set_params(warm_start=True, **{option: value})
     with pytest.raises(ContinuationError, match=f"`{option}` must be as it was"):
-        clf.set_params(**{option: value}).fit(*two_class_data)
-    assert np.array_equal(proba(clf, two_class_data), before)
+        other.fit(X, y)
+    assert other._model is clf._model
 
 
 def test_partial_fit__an_encoder_whose_pooler_never_learns__goes_on(
@@ -285,9 +275,9 @@ def test_partial_fit__an_x_without_names__keeps_those_of_the_first_call(tiny_lla
 
 @pytest.mark.parametrize("X", [[], None, "abc", 5])
 def test_partial_fit__no_texts_on_a_fitted_model__is_refused_as_in_fit(
-    X: Any, tiny_llama: str, two_class_data: TextData
+    X: Any, fitted_model: Callable[[str], Fitted]
 ) -> None:
-    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    clf = copy.copy(fitted_model("two classes").clf)
     with pytest.raises(InvalidTextError) as in_fit:
         clone(clf).fit(X, [])
     with pytest.raises(InvalidTextError) as later:
@@ -300,13 +290,13 @@ def test_partial_fit__no_texts_on_a_fitted_model__is_refused_as_in_fit(
     [("batch_size", 0), ("batch_size", "x"), ("label_smoothing", 2.0), ("learning_rate", -1)],
 )
 def test_partial_fit__a_parameter_set_wrong_later__is_refused(
-    name: str, value: Any, tiny_llama: str, two_class_data: TextData
+    name: str, value: Any, fitted_model: Callable[[str], Fitted]
 ) -> None:
-    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    before = proba(clf, two_class_data)
+    clf, X, y = fitted_model("two classes")
+    other = copy.copy(clf).set_params(**{name: value})
     with pytest.raises(ValueError, match=f"'{name}' parameter"):
-        clf.set_params(**{name: value}).partial_fit(*two_class_data)
-    assert np.array_equal(proba(clf, two_class_data), before)
+        other.partial_fit(X, y)
+    assert other._model is clf._model
 
 
 def test_warm_start__an_opened_model_that_is_to_have_more_layers_than_are_here__is_refused(
@@ -340,3 +330,26 @@ def test_predict__while_classes_are_added__is_of_one_model_or_the_other(
     monkeypatch.setattr(FittedModel, "raw_scores", handed_over)
     assert np.array_equal(getattr(clf, method)(X), expected)
     assert clf.classes_.tolist() == ["aaa", "money", "sport"]
+
+
+def test_head_first__epochs__come_on_top(tiny_llama: str, two_class_data: TextData) -> None:
+    clf = make(tiny_llama, head_first_epochs=3, max_epochs=2).fit(*two_class_data)
+    assert clf.n_iter_ == 5
+    assert [record["learning_rate"] > 0 for record in clf.history_] == [False] * 3 + [True] * 2
+
+
+def test_head_first__early_stopping__counts_no_epoch_of_it(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    # No epoch improves by so much: each that counts is one without an improvement.
+    options = {"early_stopping": True, "n_iter_no_change": 1, "tol": 1e6}
+    clf = make(tiny_llama, head_first_epochs=4, max_epochs=5, **options).fit(*two_class_data)
+    assert clf.n_iter_ == 5
+    assert 1 <= clf.best_iter_ <= 5
+
+
+def test_head_first__partial_fit__makes_none(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, head_first_epochs=2).partial_fit(X, y, classes=["money", "sport"])
+    assert clf.n_iter_ == 1
+    assert clf.history_[0]["learning_rate"] > 0

@@ -9,8 +9,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.utils.class_weight import compute_sample_weight
 
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 
 # All rows in one batch, so that which batch a row falls into plays no part.
 ONE_BATCH: dict[str, Any] = {"batch_size": 128, "max_epochs": 4, "precision": "fp32"}
@@ -72,9 +71,16 @@ def test_fit__micro_batches__do_not_change_what_weights_mean(
     weight = np.linspace(0, 3, len(X)) ** 4
     clf = make(tiny_llama, class_weight="balanced", **ONE_BATCH)
     whole = clone(clf).fit(X, Y, weight).predict_proba(X)
-    monkeypatch.setattr("skgpt.fitted_model.token_budget", lambda network, learning: 40)
+    monkeypatch.setattr("skgpt.fitting.token_budget", lambda network, learning: 40)
     parts = clone(clf).fit(X, Y, weight).predict_proba(X)
     np.testing.assert_allclose(whole, parts, **CLOSE)
+
+
+def test_fit__weights_of_one__change_not_one_bit(tiny_llama: str, two_class_data: TextData) -> None:
+    X, y = two_class_data
+    plain = make(tiny_llama, max_epochs=2).fit(X, y).predict_proba(X)
+    ones = make(tiny_llama, max_epochs=2).fit(X, y, sample_weight=np.ones(len(X))).predict_proba(X)
+    assert np.array_equal(plain, ones)
 
 
 def test_label_smoothing__none_and_some__differ_as_they_should(
@@ -113,6 +119,7 @@ def test_routing__sample_weight__reaches_fit_and_score_through_every_meta_estima
         assert "test_score" in plain
 
 
+@pytest.mark.first_tier(class_weight=[None])
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 @pytest.mark.parametrize("scale", [2.0**1020, 2.0**-900])
 def test_fit__huge_or_tiny_weights__are_what_their_ratios_say(

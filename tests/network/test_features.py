@@ -23,8 +23,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing import tiny_gpt
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.training.loop import raw_scores
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, make_text_data
+from tests.helpers import TextData, make, make_text_data
 from tests.network.test_network import build
 
 TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far", "x"]

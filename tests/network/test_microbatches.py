@@ -14,8 +14,7 @@ from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.network.microbatches import MicroBatch, MicroBatcher, token_budget
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.optimizer import Optimizer
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.network.test_network import build
 
 LIMIT = 90  # tokens; the longest text of the data has 36

@@ -18,8 +18,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config, harmless_tokenizer
 from skgpt.testing import tiny_gpt
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 _CODE = {
     "auto_map": {"AutoModel": "evil--modeling.Evil", "AutoConfig": "configuration.Evil"},

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from skgpt.data.splits import Split
-from skgpt.data.tokenization import tokenise
 from skgpt.network.features import _states
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork
@@ -21,9 +20,9 @@ from skgpt.training.loop import raw_scores
 from skgpt.training.loss import BinaryCrossEntropy
 from skgpt.training.optimizer import Optimizer
 from tests.network.test_network import build
-from tests.training.test_loop import run
+from tests.training.test_loop import ids_of, run
 
-ALL_AT_ONCE = 1_000_000
+HUGE = 1_000_000
 RATE = 1e-3
 ONE_STEP = {
     "n_epochs": 1,
@@ -63,6 +62,9 @@ def some_rows(lengths: list[int], n_labels: int = 0) -> Rows:
     if n_labels:
         return Rows(texts, rng.integers(0, 2, shape).astype(np.float32), weight)
     return Rows(texts, rng.integers(0, 3, shape), weight)
+
+
+ROWS = some_rows([3, 60, 1, 12, 33, 7])
 
 
 def start_of(folder: str, trainable: Any, lora: AdapterSpec | None = None) -> TextNetwork:
@@ -111,11 +113,18 @@ def assert_same_step(one: Step, two: Step) -> None:
         assert float(apart.max()) < 2.1 * RATE, name
 
 
-def scores_of(network: TextNetwork, rows: Rows, budget: int) -> np.ndarray:
+def scores_of(step: Step, rows: Rows, budget: int, window: int | None) -> np.ndarray:
     _states("cpu").clear()
-    return raw_scores(
-        network, tokenise(rows.texts, network.pretrained.tokenizer, 64), budget, 2**30
-    )
+    return raw_scores(step.network, ids_of(rows.texts, step.network, window), budget, 2**30)
+
+
+def assert_budget_does_not_show(
+    folder: str, rows: Rows, budget: int, trainable: Any, window: int | None = None
+) -> None:
+    in_parts, whole = (step(folder, rows, b, trainable, window=window) for b in (budget, HUGE))
+    assert_same_step(in_parts, whole)
+    scores = [scores_of(in_parts, rows, b, window) for b in (budget, HUGE)]
+    np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
 
 
 @pytest.mark.first_tier(architecture=["llama"], trainable=["all", 0])
@@ -140,11 +149,18 @@ def test_step__any_token_budget__has_the_loss_gradients_weights_and_predictions_
     budget: int,
     tiny_model: Callable[[str], str],
 ) -> None:
-    folder, rows = tiny_model(architecture), some_rows(lengths)
-    in_parts = step(folder, rows, budget, trainable)
-    assert_same_step(in_parts, step(folder, rows, ALL_AT_ONCE, trainable))
-    scores = [scores_of(in_parts.network, rows, b) for b in (budget, ALL_AT_ONCE)]
-    np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-5 * np.abs(scores).max())
+    assert_budget_does_not_show(tiny_model(architecture), some_rows(lengths), budget, trainable)
+
+
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all", 0], budget=[40])
+@pytest.mark.first_tier(architecture=["bloom"], trainable=[1], budget=[40])
+@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
+@pytest.mark.parametrize("budget", [1, 40, 100])
+def test_step__in_windows_any_token_budget__is_the_step_of_one_micro_batch(
+    budget: int, architecture: str, trainable: Any, tiny_model: Callable[[str], str]
+) -> None:
+    assert_budget_does_not_show(tiny_model(architecture), ROWS, budget, trainable, window=16)
 
 
 @pytest.mark.parametrize("trainable", ["all", 1])
@@ -152,7 +168,7 @@ def test_step__adapters_with_dropout__seed_decides_what_is_dropped(
     trainable: Any, tiny_llama: str
 ) -> None:
     lora = AdapterSpec(rank=2, alpha=4.0, dropout=0.3, target_modules="all-linear")
-    rows = some_rows([3, 60, 1, 12, 33, 7])
+    rows = ROWS
     one, again = (step(tiny_llama, rows, 40, trainable, lora=lora) for _ in "ab")
     assert one.loss == again.loss
     for changed in ({"seed": 1}, {"lora": replace(lora, dropout=0.0)}):
@@ -166,12 +182,14 @@ def test_step__weights_for_each_label__any_token_budget_is_the_same(
     budget: int, architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
     folder, rows = tiny_model(architecture), some_rows([3, 60, 1, 12, 33, 7], n_labels=3)
-    steps = [step(folder, rows, b, 1, loss=BinaryCrossEntropy()) for b in (budget, ALL_AT_ONCE)]
+    steps = [step(folder, rows, b, 1, loss=BinaryCrossEntropy()) for b in (budget, HUGE)]
     assert_same_step(*steps)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+@pytest.mark.first_tier(architecture=["llama"], trainable=["all", 0])
+@pytest.mark.first_tier(architecture=["bloom"], trainable=[1])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "bloom"])  # the last one is padded
 def test_held_out_rows__any_token_budget__have_the_same_loss(
     trainable: Any, architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
@@ -181,7 +199,7 @@ def test_held_out_rows__any_token_budget__have_the_same_loss(
     folder = tiny_model(architecture)
     still = ONE_STEP | {"learning_rate": 0.0, "head_learning_rate": 0.0}
     losses = []
-    for budget in (1, 50, ALL_AT_ONCE):
+    for budget in (1, 50, HUGE):
         _states("cpu").clear()
         options = {**still, "start": start_of(folder, trainable), "token_budget": budget}
         _, result = run(folder, *rows, trainable=trainable, split=split, **options)

@@ -1,12 +1,246 @@
-"""What watches a fit: the word about one that takes very long."""
+"""What a user sees of a fit or a prediction, and the warning of a fit that takes very long."""
 
-import warnings
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TextIO
 
+import numpy as np
 import pytest
 
+from skgpt import GPTTextClassifier, clear_cache
 from skgpt.exceptions import SlowFitWarning
-from skgpt.training.callbacks import SlowFitNotice, StepDone
+from skgpt.training.callbacks import (
+    EpochLines,
+    EpochRecord,
+    PredictBar,
+    ProgressBar,
+    SlowFitNotice,
+    StepDone,
+    fit_progress,
+    shows_bars,
+)
+from tests.helpers import make_text_data
+from tests.terminals import Terminal, lines_of
 from tests.training.test_config import make_config
+
+DATA = make_text_data(n_classes=2, n_per_class=8)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    made = Terminal()
+    yield made
+    made.close()
+
+
+def record(epoch: int, **more: float) -> EpochRecord:
+    made = {"epoch": epoch, "loss": 0.25, "learning_rate": 0.1, "seconds": 2.0}
+    made |= {"tokens_per_second": 20.0, "skipped_steps": 0, **more}
+    return made  # type: ignore[return-value]
+
+
+def fit(model: str, verbose: int) -> GPTTextClassifier:
+    clf = GPTTextClassifier(model, max_epochs=3, verbose=verbose, random_state=0)
+    return clf.set_params(early_stopping=True, scoring="accuracy").fit(DATA.X, DATA.y)
+
+
+def test_progress_bar__a_fit__shows_epoch_loss_score_speed_and_time_left() -> None:
+    screen = io.StringIO()
+    bar = ProgressBar(file=screen, mininterval=0, ncols=100, dynamic_ncols=False)
+    bar.on_progress(50, 100)
+    bar.on_progress(100, 100)
+    bar.on_train_begin(make_config(n_rows=16, batch_size=8, n_epochs=2))
+    for step in range(1, 5):
+        if step % 2:
+            bar.on_epoch_begin((step + 1) // 2)
+        bar.on_step(StepDone(step, (step + 1) // 2, 10, lambda: 0.25))
+        if step == 2:
+            bar.on_epoch(record(1, validation_loss=0.3, validation_score=0.875))
+    shown = screen.getvalue()
+    assert "frozen layers" in shown
+    assert re.search(
+        r"epoch 1/2  50%.* 2/4 \[00:00<00:00, loss 0.250, score 0.875, 20.0 tok/s\]", shown
+    )
+    bar.on_epoch(record(2, validation_loss=0.3, validation_score=0.5))
+    bar.on_train_end()
+    last = screen.getvalue().rstrip().rpartition("\r")[2]
+    assert re.search(r"epoch 2/2 100%.* 4/4 \[00:00<00:00, loss 0.250, score 0.500", last)
+
+
+def test_progress_bar__many_steps__the_loss_is_read_now_and_then() -> None:
+    read = 0
+
+    def mean_loss() -> float:
+        nonlocal read
+        read += 1
+        return 0.25
+
+    bar = ProgressBar(file=io.StringIO())
+    bar.on_train_begin(make_config(n_rows=8000, batch_size=8, n_epochs=1))
+    bar.on_epoch_begin(1)
+    for step in range(1, 1001):
+        bar.on_step(StepDone(step, 1, 10, mean_loss))
+    bar.on_train_end()
+    assert read < 100  # a wait for the device each time
+
+
+def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left() -> None:
+    lines: list[str] = []
+    times = iter([10.0, 12.0, 14.0, 16.0])
+    callback = EpochLines(lines.append, clock=lambda: next(times))
+    callback.on_train_begin(make_config(n_epochs=3))
+    for epoch in (1, 2, 3):
+        callback.on_epoch(record(epoch))
+    assert lines == [
+        "epoch 1/3: loss 0.2500, 2.0 s, 20 tokens/s, 00:04 left",
+        "epoch 2/3: loss 0.2500, 2.0 s, 20 tokens/s, 00:02 left",
+        "epoch 3/3: loss 0.2500, 2.0 s, 20 tokens/s",
+    ]
+
+
+def test_epoch_lines__the_head_first__its_epochs_say_nothing_of_the_time_left() -> None:
+    lines: list[str] = []
+    times = iter([0.0, 1.0, 101.0, 201.0])
+    callback = EpochLines(lines.append, clock=lambda: next(times))
+    callback.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=1))
+    for epoch in (1, 2, 3, 4):
+        callback.on_epoch(record(epoch))
+    left = [line.partition("tokens/s")[2] for line in lines]
+    assert left == ["", ", 03:20 left", ", 01:40 left", ""]
+
+
+def test_fit_and_predict__verbose_0__write_nothing(
+    tiny_llama: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiny_llama, 0).predict(DATA.X)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+def test_fit_and_predict__stderr_is_a_file__a_line_per_epoch(
+    verbose: int, tiny_llama: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clf = fit(tiny_llama, verbose)
+    clf.predict(DATA.X)
+    out, err = capfd.readouterr()
+    assert out == "" and "\r" not in err and "\x1b" not in err
+    lines = err.splitlines()
+    assert len(lines) == clf.n_iter_
+    for line, entry in zip(lines, clf.history_, strict=True):
+        assert line.startswith(f"epoch {entry['epoch']}/3: loss {entry['loss']:.4f}, validation")
+        assert f"score {entry['validation_score']:.4f}" in line
+
+
+@pytest.mark.parametrize(("verbose", "n_epoch_lines"), [(1, 0), (2, 3)])
+def test_fit__in_a_terminal__one_bar_stays_and_lines_stand_above_it(
+    verbose: int,
+    n_epoch_lines: int,
+    tiny_llama: str,
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.file)
+    clf = fit(tiny_llama, verbose)
+    left = lines_of(terminal.read())
+    assert len(left) == n_epoch_lines + 1
+    assert all(re.match(r"epoch \d/3: loss", line) for line in left[:-1])
+    assert re.match(rf"epoch {clf.n_iter_}/3 +\d+%\|", left[-1])
+    assert f"score {clf.history_[-1]['validation_score']:.3f}" in left[-1]
+    assert max(map(len, left[-1:])) <= 100
+
+
+@pytest.mark.parametrize("trainable_layers", ["all", 1])
+def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
+    trainable_layers: object,
+    tiny_llama: str,
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clf = GPTTextClassifier(tiny_llama, trainable_layers=trainable_layers, max_epochs=1)
+    clf.set_params(random_state=0).fit(DATA.X, DATA.y).set_params(verbose=1)
+    monkeypatch.setattr(sys, "stderr", terminal.file)
+    expected = clf.predict_proba(DATA.X)
+    clear_cache()
+    assert terminal.read() == ""  # too short to be worth it
+    monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
+    np.testing.assert_array_equal(clf.predict_proba(DATA.X), expected)
+    screen = terminal.read()
+    assert ("predict, frozen layers" in screen) == (trainable_layers == 1)
+    assert "predict: " in screen
+    assert lines_of(screen) == []
+
+
+def test_predict_bar__an_error__takes_it_away(terminal: Terminal) -> None:
+    bar = PredictBar(1, file=terminal.file, delay=0)
+    with suppress(ZeroDivisionError), bar:
+        bar.frozen(1, 3)
+        bar.scored(1, 3)
+        raise ZeroDivisionError
+    screen = terminal.read()
+    assert "frozen layers" in screen
+    assert lines_of(screen) == []
+
+
+def test_predict_bar__a_file__gets_nothing() -> None:
+    file = io.StringIO()
+    with PredictBar(1, file=file, delay=0) as bar:
+        bar.scored(1, 3)
+    assert file.getvalue() == ""
+
+
+def closed_file() -> TextIO:
+    file = io.StringIO()
+    file.close()
+    return file
+
+
+def test_shows_bars__a_terminal_that_has_no_width__has_no_room(terminal: Terminal) -> None:
+    termios = pytest.importorskip("termios")
+    assert shows_bars(terminal.file)
+    termios.tcsetwinsize(terminal.file.fileno(), (0, 0))
+    assert not shows_bars(terminal.file)
+
+
+class Bare:
+    """A stderr that can write and nothing else."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.parametrize("stderr", [lambda: None, closed_file, Bare])
+def test_fit__a_stderr_that_can_do_little__is_no_reason_to_end(
+    stderr: Callable[[], Any], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_text_data(2)
+    monkeypatch.setattr(sys, "stderr", stderr())
+    clf = GPTTextClassifier(tiny_llama, max_epochs=2, verbose=2, random_state=0)
+    assert clf.fit(data.X, data.y).n_iter_ == 2
+
+
+@pytest.mark.parametrize("stderr", [lambda: None, closed_file, io.StringIO])
+def test_shows_bars__no_terminal__never(
+    stderr: Callable[[], TextIO | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr())
+    assert not shows_bars()
+    assert [type(shown) for shown in fit_progress(1)] == [EpochLines]
+
+
+def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NotebookBar:
+        __module__ = "tqdm.notebook"
+
+    monkeypatch.setattr("skgpt.training.callbacks.tqdm", NotebookBar)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert shows_bars()
+    assert [type(shown) for shown in fit_progress(2)] == [ProgressBar, EpochLines]
 
 
 class Clock:
@@ -19,9 +253,9 @@ class Clock:
         return self.now
 
 
-def run(notice: SlowFitNotice, clock: Clock, n_steps: int, seconds_per_step: float) -> None:
-    plan = make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1)
-    notice.on_train_begin(plan)
+def run_steps(notice: SlowFitNotice, clock: Clock, n_steps: int, seconds_per_step: float) -> None:
+    config = make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1)
+    notice.on_train_begin(config)
     for step in range(1, n_steps + 1):
         clock.now += seconds_per_step
         notice.on_step(StepDone(step, 1, 100, lambda: 0.5))
@@ -30,38 +264,29 @@ def run(notice: SlowFitNotice, clock: Clock, n_steps: int, seconds_per_step: flo
 def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice() -> None:
     clock = Clock()
     with pytest.warns(SlowFitWarning, match=r"about 20 minutes.*fewer layers") as caught:
-        run(SlowFitNotice("keep fewer layers", clock), clock, n_steps=600, seconds_per_step=2.0)
+        run_steps(
+            SlowFitNotice("keep fewer layers", clock), clock, n_steps=600, seconds_per_step=2.0
+        )
     assert len(caught) == 1
 
 
-def test_slow_fit_notice__under_ten_minutes__is_silent() -> None:
-    clock = Clock()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(SlowFitNotice("", clock), clock, n_steps=280, seconds_per_step=2.0)
-
-
-def test_slow_fit_notice__one_slow_first_step__is_no_reason() -> None:
+@pytest.mark.parametrize(
+    ("first", "n_steps", "each"),
+    [(0.0, 280, 2.0), (60.0, 100, 1.0)],  # whatever it warms up
+)
+def test_slow_fit_notice__under_ten_minutes_or_one_slow_step__is_silent(
+    first: float, n_steps: int, each: float
+) -> None:
     clock = Clock()
     notice = SlowFitNotice("", clock)
-    clock.now += 60.0  # whatever the first step has to warm up
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(notice, clock, n_steps=100, seconds_per_step=1.0)
+    clock.now += first
+    run_steps(notice, clock, n_steps, each)  # warnings are errors
 
 
-def test_slow_fit_notice__frozen_layers_alone__are_enough() -> None:
+def test_slow_fit_notice__frozen_layers_alone__are_enough_until_they_are_done() -> None:
     clock = Clock()
     notice = SlowFitNotice("cut texts shorter", clock)
     clock.now = 30.0
+    notice.on_progress(10_000, 10_000)  # nothing left to estimate
     with pytest.warns(SlowFitWarning, match="at least 50 minutes"):
         notice.on_progress(100, 10_000)
-
-
-def test_slow_fit_notice__frozen_layers_done__estimates_nothing_from_them() -> None:
-    clock = Clock()
-    notice = SlowFitNotice("x", clock)
-    clock.now = 30.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        notice.on_progress(10_000, 10_000)  # done: nothing left to estimate

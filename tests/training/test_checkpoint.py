@@ -1,5 +1,6 @@
 """Checkpoints: a run that broke off ends as an unbroken one; each fit has a folder of its own."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,32 +59,37 @@ def without_times(history: list[EpochRecord]) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if "second" not in k} for record in history]
 
 
-@pytest.mark.first_tier(die_at=[5])
-@pytest.mark.parametrize("die_at", [2, 5, 6, 9, 20])
-@pytest.mark.parametrize("every_step", [True, False])
-@pytest.mark.parametrize(
-    ("dtype", "trainable", "kind"),
-    [
-        (torch.float32, "all", {}),
-        (torch.bfloat16, "all", {}),
-        (torch.bfloat16, 1, {}),
-        (torch.float16, 0, {}),
-        (torch.bfloat16, "all", {"lora": LORA}),
-        (torch.float32, 1, {"head_first_epochs": 2}),
-        (torch.bfloat16, 1, {"head_first_epochs": 2, "lora": LORA}),
-    ],
-)
+KINDS: list[tuple[torch.dtype, Any, dict[str, Any]]] = [
+    (torch.float32, "all", {}),
+    (torch.bfloat16, "all", {}),
+    (torch.bfloat16, 1, {}),
+    (torch.float16, 0, {}),
+    (torch.bfloat16, "all", {"lora": LORA}),
+    (torch.float32, 1, {"head_first_epochs": 2}),
+    (torch.bfloat16, 1, {"head_first_epochs": 2, "lora": LORA}),
+]
+
+
+def breaks() -> Iterator[Any]:
+    """Yield each kind with each step to die at; once per kind in the first tier."""
+    steps = [(die_at, every) for die_at in (2, 5, 6, 9, 20) for every in (True, False)]
+    for i, kind in enumerate(KINDS):
+        for k, step in enumerate(steps):
+            marks = [] if k == 3 * i % len(steps) else [pytest.mark.thorough]
+            yield pytest.param(kind, *step, marks=marks)
+
+
+@pytest.mark.parametrize(("kind", "die_at", "every_step"), [*breaks()])
 def test_run__broken_off__ends_as_an_unbroken_one(
+    kind: tuple[torch.dtype, Any, dict[str, Any]],
     die_at: int,
     every_step: bool,
-    dtype: torch.dtype,
-    trainable: Any,
-    kind: dict[str, Any],
     looks: str,
     tiny_llama: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    dtype, trainable, more = kind
     monkeypatch.setattr(
         "skgpt.training.checkpoint._EVERY_SECONDS", 0.0 if every_step else float("inf")
     )
@@ -103,7 +109,7 @@ def test_run__broken_off__ends_as_an_unbroken_one(
             token_budget=10_000,
             checkpoint=checkpoint,
             callbacks=callbacks,
-            **kind,
+            **more,
         )
 
     network, expected = go(0)

@@ -1,5 +1,6 @@
 """Held-out rows: never trained on, scored as they are, and the best weights come back."""
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def judged_by(scores: list[float], rule: StoppingRule | None) -> Validation:
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_fit_network__held_out_rows__are_never_trained_on(trainable: Any, tiny_llama: str) -> None:
+def test_train__held_out_rows__are_never_trained_on(trainable: Any, tiny_llama: str) -> None:
     # Rows that are held out might as well have other labels, or any weight at all.
     plain, history = run(tiny_llama, TEXTS, CODES, trainable=trainable, split=SPLIT)
     codes, weight = CODES.copy(), np.ones(len(TEXTS))
@@ -36,7 +37,7 @@ def test_fit_network__held_out_rows__are_never_trained_on(trainable: Any, tiny_l
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_fit_network__held_out_rows__leave_the_fit_on_the_others_as_it_is(
+def test_train__held_out_rows__leave_the_fit_on_the_others_as_it_is(
     trainable: Any, tiny_llama: str
 ) -> None:
     with_them, _ = run(tiny_llama, TEXTS, CODES, trainable=trainable, split=SPLIT)
@@ -99,8 +100,6 @@ def test_early_stopping__no_improvement__stops_and_puts_the_best_weights_back(
 
 
 def test_early_stopping__in_bf16__the_working_copies_follow(tiny_llama: str) -> None:
-    import torch
-
     options: dict[str, Any] = {"split": SPLIT, "dtype": torch.bfloat16, **FLAT}
     validation = judged_by([0.9, 0.1, 0.2], StoppingRule(5, 0.0))
     network, _ = run(tiny_llama, TEXTS, CODES, validation=validation, n_epochs=3, **options)
@@ -108,12 +107,19 @@ def test_early_stopping__in_bf16__the_working_copies_follow(tiny_llama: str) -> 
     assert np.array_equal(scores_of(network), scores_of(one))
 
 
-def test_early_stopping__rises_below_tol__are_kept_but_buy_no_time(tiny_llama: str) -> None:
-    rule = StoppingRule(n_iter_no_change=2, tol=0.1)
-    validation = judged_by([0.5, 0.55, 0.59, 0.9], rule)
-    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, validation=validation, n_epochs=4)
-    assert len(result.history) == 3
-    assert result.best_iteration == 3
+@pytest.mark.parametrize(
+    ("scores", "tol", "best"),
+    [
+        ([0.5, 0.55, 0.59, 0.9], 0.1, 3),  # rises below tol are kept but buy no time
+        ([1.0, 0.5, 0.6, 0.5, 0.6], 0.0, 1),  # each rise is over the epoch before, not the best
+    ],
+)
+def test_early_stopping__no_rise_over_the_best__ends_the_fit(
+    scores: list[float], tol: float, best: int, tiny_llama: str
+) -> None:
+    validation = judged_by(scores, StoppingRule(n_iter_no_change=2, tol=tol))
+    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, validation=validation, n_epochs=5)
+    assert (len(result.history), result.best_iteration) == (3, best)
 
 
 def test_watching__without_a_rule__stops_nothing_and_keeps_the_last_weights(
@@ -179,20 +185,9 @@ def test_multilabel__weight_two__equals_the_row_twice_in_one_batch(tiny_llama: s
     np.testing.assert_allclose(scores_of(weighted), scores_of(repeated), rtol=1e-3, atol=1e-4)
 
 
-def test_early_stopping__scores_that_fall_and_rise_below_the_best__end_the_fit(
+def test_restore_best__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_one_epoch(
     tiny_llama: str,
 ) -> None:
-    # Each rise is one over the epoch before, none over the best.
-    validation = judged_by([1.0, 0.5, 0.6, 0.5, 0.6], StoppingRule(n_iter_no_change=2, tol=0.0))
-    _, result = run(tiny_llama, TEXTS, CODES, split=SPLIT, validation=validation, n_epochs=5)
-    assert len(result.history) == 3
-
-
-def test_put_back__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_one_epoch(
-    tiny_llama: str,
-) -> None:
-    import signal
-
     network, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=1, trainable="all")
     best = EarlyStopping(network, StoppingRule(1, 0.0))
     best.update(1.0)

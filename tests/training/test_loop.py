@@ -100,42 +100,46 @@ def scores_of(network: TextNetwork, token_budget: int = 512) -> np.ndarray:
     )
 
 
-def test_fit_network__small_data__learns_it(tiny_llama: str) -> None:
+def test_train__small_data__learns_it(tiny_llama: str) -> None:
     network, history = trained(tiny_llama, TEXTS, CODES, trainable="all", n_epochs=30)
     assert (scores_of(network).argmax(1) == CODES).all()
     assert history[-1]["loss"] < 0.3 * history[0]["loss"]
     assert [record["epoch"] for record in history] == list(range(1, 31))
 
 
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_fit_network__any_micro_batch_budget__gives_the_same_result(
-    trainable: Any, tiny_llama: str
-) -> None:
-    one, _ = trained(tiny_llama, TEXTS, CODES, trainable=trainable, token_budget=10_000)
-    two, _ = trained(tiny_llama, TEXTS, CODES, trainable=trainable, token_budget=40)
-    np.testing.assert_allclose(scores_of(one), scores_of(two), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(scores_of(one), scores_of(one, 40), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("trainable", [1, 0])
-def test_fit_network__cached_states__give_what_running_everything_gives(
-    trainable: int, tiny_llama: str
+@pytest.mark.parametrize(("window", "head_first"), [(None, 0), (16, 0), (16, 2)])
+def test_train__cached_states__give_what_running_everything_gives(
+    window: int | None, head_first: int, trainable: int, tiny_llama: str
 ) -> None:
-    cached, _ = trained(tiny_llama, TEXTS, CODES, trainable=trainable)
-    whole, _ = trained(tiny_llama, TEXTS, CODES, trainable=trainable, memory_budget=0)
-    np.testing.assert_allclose(scores_of(cached), scores_of(whole), rtol=1e-3, atol=1e-4)
+    options = {"trainable": trainable, "window": window, "head_first_epochs": head_first}
+    both = [
+        scores_of(trained(tiny_llama, TEXTS, CODES, memory_budget=memory, **options)[0])
+        for memory in (2**30, 0)
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-3, atol=1e-4)
 
 
-def test_fit_network__weight_two__equals_the_row_twice_in_one_batch(tiny_llama: str) -> None:
+@pytest.mark.parametrize("window", [None, 16])
+def test_train__weight_two__equals_the_row_twice_in_one_batch(
+    window: int | None, tiny_llama: str
+) -> None:
     # One batch an epoch, so that both runs take the same steps over the same rows.
+    options: dict[str, Any] = {"batch_size": 64, "window": window}
     weight = np.where(np.arange(len(TEXTS)) < 4, 2.0, 1.0)
-    weighted, _ = trained(tiny_llama, TEXTS, CODES, weight, batch_size=64)
+    weighted, _ = trained(tiny_llama, TEXTS, CODES, weight, **options)
     texts, codes = [*TEXTS, *TEXTS[:4]], np.concatenate([CODES, CODES[:4]])
-    repeated, _ = trained(tiny_llama, texts, codes, batch_size=64)
+    repeated, _ = trained(tiny_llama, texts, codes, **options)
     np.testing.assert_allclose(scores_of(weighted), scores_of(repeated), rtol=1e-3, atol=1e-4)
 
 
-def test_fit_network__weight_zero__equals_the_row_left_out_of_the_batch(tiny_llama: str) -> None:
+def test_history__tokens_per_second__are_of_all_windows(tiny_llama: str) -> None:
+    network, history = trained(tiny_llama, TEXTS, CODES, window=16, n_epochs=1)
+    run = history[0]["tokens_per_second"] * history[0]["seconds"]
+    assert run == pytest.approx(ids_of(TEXTS, network, 16).lengths.sum())
+
+
+def test_train__weight_zero__equals_the_row_left_out_of_the_batch(tiny_llama: str) -> None:
     weight = np.where(np.arange(len(TEXTS)) < 4, 0.0, 1.0)
     weighted, history = trained(tiny_llama, TEXTS, CODES, weight, batch_size=64)
     left_out, expected = trained(tiny_llama, TEXTS[4:], CODES[4:], batch_size=64)
@@ -143,13 +147,13 @@ def test_fit_network__weight_zero__equals_the_row_left_out_of_the_batch(tiny_lla
     assert [r["loss"] for r in history] == pytest.approx([r["loss"] for r in expected], rel=1e-4)
 
 
-def test_fit_network__weights_times_a_constant__change_nothing(tiny_llama: str) -> None:
+def test_train__weights_times_a_constant__change_nothing(tiny_llama: str) -> None:
     ones, _ = trained(tiny_llama, TEXTS, CODES)
     eights, _ = trained(tiny_llama, TEXTS, CODES, np.full(len(TEXTS), 8.0))
     assert np.array_equal(scores_of(ones), scores_of(eights))  # a power of two: not one bit
 
 
-def test_fit_network__batches_that_weigh_nothing__count_as_steps(tiny_llama: str) -> None:
+def test_train__batches_that_weigh_nothing__count_as_steps(tiny_llama: str) -> None:
     class Counter(TrainingCallback):
         def __init__(self) -> None:
             self.steps: list[StepDone] = []
@@ -168,13 +172,13 @@ def test_fit_network__batches_that_weigh_nothing__count_as_steps(tiny_llama: str
     assert np.isfinite(scores_of(network)).all()
 
 
-def test_fit_network__bf16__stays_close_to_fp32(tiny_llama: str) -> None:
+def test_train__bf16__stays_close_to_fp32(tiny_llama: str) -> None:
     full, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=8)
     half, _ = trained(tiny_llama, TEXTS, CODES, n_epochs=8, dtype=torch.bfloat16)
     assert np.abs(scores_of(full) - scores_of(half)).max() < 0.15 * np.abs(scores_of(full)).max()
 
 
-def test_fit_network__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> None:
+def test_train__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> None:
     # Updates of 1e-5 vanish in bf16 weights; in the fp32 originals they add up.
     network, _ = trained(
         tiny_llama, TEXTS, CODES, dtype=torch.bfloat16, learning_rate=1e-5, n_epochs=2
@@ -188,7 +192,7 @@ def test_fit_network__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> No
     assert min(moved) > 1e-6
 
 
-def test_fit_network__frozen_weights__are_not_touched(tiny_llama: str) -> None:
+def test_train__frozen_weights__are_not_touched(tiny_llama: str) -> None:
     source = load_pretrained(tiny_llama)
     before = {name: p.clone() for name, p in source.trunk.named_parameters()}
     trained(tiny_llama, TEXTS, CODES, trainable="all", learning_rate=1e-2)
@@ -196,20 +200,20 @@ def test_fit_network__frozen_weights__are_not_touched(tiny_llama: str) -> None:
         assert torch.equal(p, before[name]), name
 
 
-def test_fit_network__twice__is_the_same_bit_for_bit(tiny_llama: str) -> None:
+def test_train__twice__is_the_same_bit_for_bit(tiny_llama: str) -> None:
     one, _ = trained(tiny_llama, TEXTS, CODES, trainable="all", dtype=torch.bfloat16)
     two, _ = trained(tiny_llama, TEXTS, CODES, trainable="all", dtype=torch.bfloat16)
     assert np.array_equal(scores_of(one), scores_of(two))
 
 
-def test_fit_network__another_seed__differs(tiny_llama: str) -> None:
+def test_train__another_seed__differs(tiny_llama: str) -> None:
     one, _ = trained(tiny_llama, TEXTS, CODES, seed=0)
     two, _ = trained(tiny_llama, TEXTS, CODES, seed=1)
     assert not np.array_equal(scores_of(one), scores_of(two))
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e39])
-def test_fit_network__weights_beyond_fp32__are_what_their_ratios_say(
+def test_train__weights_beyond_fp32__are_what_their_ratios_say(
     scale: float, tiny_llama: str
 ) -> None:
     weight = np.linspace(1, 2, len(TEXTS))
@@ -219,24 +223,24 @@ def test_fit_network__weights_beyond_fp32__are_what_their_ratios_say(
     assert all(np.isfinite(record["loss"]) for record in history)
 
 
-def test_fit_network__weights_that_fall_off_steeply__give_finite_scores(tiny_llama: str) -> None:
+def test_train__weights_that_fall_off_steeply__give_finite_scores(tiny_llama: str) -> None:
     weight = 0.5 ** (np.arange(len(TEXTS)) * 20.0)
     network, _ = trained(tiny_llama, TEXTS, CODES, weight, batch_size=4)
     assert np.isfinite(scores_of(network)).all()
 
 
-def test_fit_network__a_loss_that_runs_off__is_an_error(tiny_llama: str) -> None:
+def test_train__a_loss_that_runs_off__is_an_error(tiny_llama: str) -> None:
     with pytest.raises(DivergedError, match="lower `learning_rate`"):
         trained(tiny_llama, TEXTS, CODES, head_learning_rate=1e38, max_grad_norm=None, n_epochs=30)
 
 
-def test_fit_network__a_last_step_that_runs_off__is_an_error(tiny_llama: str) -> None:
+def test_train__a_last_step_that_runs_off__is_an_error(tiny_llama: str) -> None:
     # One step: its loss is still finite, only the weights after it are not.
     with pytest.raises(DivergedError, match="What was learned must stay finite"):
         trained(tiny_llama, TEXTS, CODES, head_learning_rate=1e39, n_epochs=1, batch_size=64)
 
 
-def test_fit_network__where_gradients_are_off__trains_all_the_same(tiny_llama: str) -> None:
+def test_train__where_gradients_are_off__trains_all_the_same(tiny_llama: str) -> None:
     expected, _ = trained(tiny_llama, TEXTS, CODES)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -244,7 +248,7 @@ def test_fit_network__where_gradients_are_off__trains_all_the_same(tiny_llama: s
         assert np.array_equal(scores_of(network), scores_of(expected))
 
 
-def test_fit_network__another_default_dtype__changes_nothing(tiny_llama: str) -> None:
+def test_train__another_default_dtype__changes_nothing(tiny_llama: str) -> None:
     expected, _ = trained(tiny_llama, TEXTS, CODES, trainable=0)
     torch.set_default_dtype(torch.float64)
     try:

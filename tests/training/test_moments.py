@@ -18,7 +18,7 @@ FLAT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("packed", [False, True])
-def test_fit_network__in_pieces_with_moments__equals_one_run(
+def test_train__in_pieces_with_moments__equals_one_run(
     trainable: Any, dtype: torch.dtype, packed: bool, tiny_llama: str
 ) -> None:
     options: dict[str, Any] = {"trainable": trainable, "dtype": dtype, **FLAT}
@@ -44,7 +44,7 @@ def test_fit_network__in_pieces_with_moments__equals_one_run(
     assert np.array_equal(scores_of(network), scores_of(whole))
 
 
-def test_fit_network__in_pieces_without_moments__differs(tiny_llama: str) -> None:
+def test_train__in_pieces_without_moments__differs(tiny_llama: str) -> None:
     whole, _ = run(tiny_llama, TEXTS, CODES, n_epochs=2, **FLAT)
     first, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, **FLAT)
     second, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, first_epoch=1, start=first, **FLAT)
@@ -76,7 +76,7 @@ class _InterruptAt(TrainingCallback):
             raise KeyboardInterrupt
 
 
-def test_fit_network__interrupted__is_as_the_last_step_left_it(
+def test_train__interrupted__is_as_the_last_step_left_it(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two steps an epoch: step 3 is the first of the second epoch.
@@ -100,7 +100,7 @@ def test_fit_network__interrupted__is_as_the_last_step_left_it(
     assert not any(p.requires_grad or p.grad is not None for p in other.parameters())
 
 
-def test_fit_network__interrupted_before_the_first_step__raises(
+def test_train__interrupted_before_the_first_step__raises(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: object) -> None:

@@ -22,8 +22,7 @@ from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.training.loss import CrossEntropy
 from skgpt.trunk.capabilities import probe
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.network.test_network import build
 from tests.trunk.architectures import ALL, KNOWN, WINDOW, write_tiny
 

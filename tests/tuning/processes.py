@@ -17,8 +17,7 @@ from skgpt import device as device_module
 from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import GPTSearchCV, gpu_locks, study
 from skgpt.tuning.study import open_storage
-from tests.estimators.test_classifier import make
-from tests.helpers import make_text_data, process_context
+from tests.helpers import make, make_text_data, process_context
 
 _CONTEXT = process_context(["tests.tuning.processes", "tests.estimators.killed"])
 RATES = {"head_learning_rate": [1e-7, 1e-5, 1e-3, 1e-2, 3e-2]}

@@ -7,7 +7,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.tuning import GPTSearchCV
-from tests.estimators.test_classifier import make
+from tests.helpers import make
 
 # A rate at which nothing is learned, and one at which these texts are.
 RATES = {"head_learning_rate": [1e-7, 3e-2]}

@@ -20,8 +20,7 @@ from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier, baseline_for, compare_scores
 from skgpt.tuning.folds import FoldScores, draw_folds, ratio_test_to_train
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 
 class Oracle(ClassifierMixin, BaseEstimator):

@@ -21,8 +21,7 @@ from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.processes import stored
 from tests.tuning.searching import RATES, piped, search, upper
 

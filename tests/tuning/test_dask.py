@@ -14,8 +14,7 @@ from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV
 
 import skgpt
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.processes import epochs_in, slow_down, stored, trials_in, wait_until
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")

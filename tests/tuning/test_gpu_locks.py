@@ -23,8 +23,7 @@ from skgpt.exceptions import SearchFailedError
 from skgpt.tuning import gpu_locks
 from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu, wanted_gpus
 from skgpt.tuning.trial import Evaluator, Outcome
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.processes import begun, epochs_in, trained_on, trials_in, wait_until
 from tests.tuning.searching import RATES, piped, search
 

@@ -11,8 +11,7 @@ from skgpt.device import cuda_devices
 from skgpt.pretrained.default_models import cache_folder
 from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu
 from skgpt.tuning.trial import Room
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.test_trial import evaluation, never
 
 pytestmark = pytest.mark.gpu

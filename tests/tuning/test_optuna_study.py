@@ -22,8 +22,7 @@ from sklearn.preprocessing import FunctionTransformer
 from skgpt import LoRA
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, SearchSpaceError, TuningError
 from skgpt.tuning import PruningCallback, objective, optuna_study
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

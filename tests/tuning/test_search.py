@@ -20,8 +20,7 @@ from sklearn.pipeline import make_pipeline
 from skgpt import GPTTextClassifier, clear_cache
 from skgpt.exceptions import InvalidTextError, SearchFailedError, SearchSpaceError
 from skgpt.tuning import GPTSearchCV, compare_with_baseline
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData, global_random_state_unchanged
+from tests.helpers import TextData, global_random_state_unchanged, make
 from tests.terminals import Terminal, lines_of
 from tests.tuning.searching import RATES, piped, rows_of, search
 

@@ -22,8 +22,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -22,8 +22,7 @@ from skgpt import LoRA
 from skgpt.exceptions import MissingPackageError, SearchSpaceError
 from skgpt.tuning import GPTSearchCV, default_space, suggest
 from skgpt.tuning.space import Space, check_names, draw
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.searching import piped
 
 

@@ -75,7 +75,6 @@ def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_module, "GRACE_SECONDS", 2)
 
 
-@pytest.mark.slow
 def test_storage__killed_in_the_middle__goes_on(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int], soon_dead: None
 ) -> None:
@@ -119,7 +118,6 @@ def test_storage__a_pickle__needs_none(
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_kept", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_storage__n_jobs__are_processes_on_one_study(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, is_kept: bool
@@ -286,7 +284,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def in_storages(*names: str) -> Any:
     """Run a test in each of these storages, in SQLite in the first tier."""
     marks: dict[str, Any] = {
-        "sqlite": pytest.mark.slow,
+        "sqlite": [],
         "postgresql": pytest.mark.thorough,
         "journal": pytest.mark.thorough,
         "grpc": [pytest.mark.thorough, pytest.mark.network],  # over localhost

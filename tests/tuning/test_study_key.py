@@ -24,8 +24,7 @@ from skgpt.tuning.study import (
     study_key,
 )
 from skgpt.tuning.trial import Evaluator
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.searching import RATES, piped
 
 

@@ -20,8 +20,7 @@ from skgpt import GPTTextClassifier, clear_cache
 from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning.trial import Evaluator, Room, drop_tracebacks
 from tests.estimators.dying import folders_in
-from tests.estimators.test_classifier import make
-from tests.helpers import TextData
+from tests.helpers import TextData, make
 from tests.tuning.searching import piped, search
 
 

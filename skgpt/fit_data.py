@@ -1,0 +1,162 @@
+"""The inputs of a fit: checked whole before anything is trained, with rows held out.
+
+It stands apart from fitting.py so that what a fit does fits on a screen there.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skgpt.data.inputs import check_texts, check_weight, rows_of
+from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
+from skgpt.data.targets import Target, join
+from skgpt.data.template import Template, parse_template
+from skgpt.exceptions import InvalidTextError
+from skgpt.fitted_model import check_columns_match, column_attributes
+
+
+@dataclass(frozen=True)
+class FitInputs:
+    """What the caller of `fit` passed, as it came."""
+
+    X: Any
+    y: Any
+    sample_weight: Any = None
+    X_val: Any = None
+    y_val: Any = None
+    sample_weight_val: Any = None
+    groups: Any = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows as a scorer gets them: X of the user's kind, y an array."""
+
+    X: Any
+    y: Any
+    sample_weight: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class FitData:
+    """The checked data of a fit: the rows of X, and behind them those of `X_val`.
+
+    `cells` holds the texts, column by column; `columns` the attributes that scikit-learn sets for
+    them. `loss_weight` is `sample_weight` times the weights of the classes.
+    """
+
+    cells: list[list[str]]
+    template: Template
+    target: Target
+    sample_weight: NDArray[np.float64]
+    loss_weight: NDArray[np.float64]
+    split: Split
+    held_out: HeldOut | None
+    columns: dict[str, Any]
+    split_seed: int
+
+
+def check_inputs(
+    estimator: Any,
+    given: FitInputs,
+    split_seed: int,
+    *,
+    classes: Any = None,
+    columns: Mapping[str, Any] | None = None,
+    weigh: bool = True,
+) -> FitData:
+    """Check everything that a fit is given, before anything is trained, and hold out rows.
+
+    A fit that goes on passes the seed that its rows were held out by, as others have been trained
+    on already, and the classes; its X must match `columns`.
+    """
+    name = type(estimator).__name__
+    texts = check_texts(given.X, estimator=name)
+    found = column_attributes(texts, name)
+    if columns is not None:
+        check_columns_match(columns, texts, name=name)
+        found = dict(columns)
+    n = len(texts)
+    template = parse_template(estimator.template, len(texts.cells), texts.names)
+    target = estimator._encode_target(given.y, n, classes, "y")
+    weight = check_weight(given.sample_weight, n)
+    data = FitData(
+        texts.cells, template, target, weight, weight, all_rows(n), None, found, split_seed
+    )
+
+    # Rows to hold out: those of X_val, or some of X.
+    if given.X_val is not None:
+        data = _with_validation_rows(data, estimator, given)
+    else:
+        for argument in ("y_val", "sample_weight_val"):
+            if getattr(given, argument) is not None:
+                raise InvalidTextError(
+                    f"`{argument}` belongs to `X_val`, which is None: pass both."
+                )
+        if holds_out(estimator):
+            data = _with_held_out_rows(data, estimator, given)
+
+    if not weigh:  # class weights are for labels that nobody knows yet
+        return replace(data, loss_weight=np.ones_like(data.target.codes, dtype=np.float64))
+    weight = estimator._loss_weights(data.target, data.sample_weight, data.split)
+    return replace(data, loss_weight=weight)
+
+
+def holds_out(estimator: Any) -> bool:
+    """Say whether a fit that gets no `X_val` holds rows out."""
+    return bool(estimator.early_stopping or getattr(estimator, "calibrate", False))
+
+
+def _with_validation_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
+    if given.y_val is None:
+        raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
+    name = type(estimator).__name__
+    with _about("X_val"):
+        texts = check_texts(given.X_val, estimator=name)
+    check_columns_match(data.columns, texts, of="X_val", name=name)
+    n, n_val = len(data.target), len(texts)
+    target = estimator._encode_target(given.y_val, n_val, data.target.classes, "y_val")
+    with _about("sample_weight_val"):
+        weight = check_weight(given.sample_weight_val, n_val)
+    given_weight = None if given.sample_weight_val is None else weight
+    return replace(
+        data,
+        cells=[a + b for a, b in zip(data.cells, texts.cells, strict=True)],
+        target=join(data.target, target),
+        sample_weight=np.concatenate([data.sample_weight, weight]),
+        split=given_rows(n, n_val),
+        held_out=HeldOut(given.X_val, target.labels, given_weight),
+    )
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Say in an error of a check which argument it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidTextError(f"In `{name}`: {error}") from error
+
+
+def _with_held_out_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
+    # A row that weighs nothing is as good as left out, and no use among the held-out rows.
+    weighty = np.flatnonzero(data.sample_weight > 0)
+    groups = None
+    if given.groups is not None:
+        groups = group_codes(given.groups, len(data.target))[weighty]
+    strata = data.target.codes[weighty]
+    split = hold_out(strata, estimator.validation_fraction, data.split_seed, groups)
+    held = weighty[split.held_out]
+    return replace(
+        data,
+        split=Split(np.setdiff1d(np.arange(len(data.sample_weight)), held), held),
+        held_out=HeldOut(
+            rows_of(given.X, held),
+            data.target.labels[held],
+            None if given.sample_weight is None else data.sample_weight[held],
+        ),
+    )
