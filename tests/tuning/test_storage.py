@@ -141,7 +141,7 @@ def test_storage__ctrl_c__the_trial_is_tried_again(
 
     storage = tmp_path / "search.db"
     with monkeypatch.context() as patched:
-        patched.setattr(GPTTextClassifier, "_monitors", lambda *_: [Interrupts()])
+        patched.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Interrupts()])
         with pytest.raises(KeyboardInterrupt):
             stored(tiny_llama, storage).fit(*two_class_data)
     (lost, waiting) = trials_in(storage)

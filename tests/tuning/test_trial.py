@@ -92,7 +92,7 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
             running.clear()
             return False
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
     evaluation(make(tiny_llama, max_epochs=3), two_class_data).evaluate({}, never)
     assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     threads = [thread for _, thread in seen]
@@ -149,7 +149,7 @@ def test_evaluate__a_fold_that_fails__ends_the_trial(
             if next(made) == 4:  # the second fold's second epoch
                 raise MemoryError("no room")
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Fails()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Fails()])
     outcome = evaluation(make(tiny_llama), two_class_data).evaluate({}, never)
     assert outcome.state == "FAIL" and isinstance(outcome.error, MemoryError)
     assert outcome.n_epochs == 2 and next(made) == 5
@@ -162,7 +162,7 @@ def test_evaluate__times__are_a_folds_own(
         def on_epoch_begin(self, epoch: int) -> None:
             time.sleep(0.2)
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Slow()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Slow()])
     began = time.perf_counter()
     outcome = evaluation(make(tiny_llama, max_epochs=2), two_class_data).evaluate({}, never)
     whole = time.perf_counter() - began
@@ -206,7 +206,7 @@ def test_evaluate__however_it_ends__no_network_stays(
         networks.append(weakref.ref(network))
         return [Fails()] if state == "FAIL" else []
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", noting)
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", noting)
     work = evaluation(make(tiny_llama, max_epochs=2), two_class_data)
     gc.disable()
     try:
