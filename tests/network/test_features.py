@@ -220,13 +220,13 @@ def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
     network = network_of(tiny_llama, 1)
     tokens = tokens_of(network)
     expected = scores_of(whole(network, tokens), [0, 1])
-    after = TextNetwork.after
+    pooled = TextNetwork.pooled_from_hidden
 
     def wrong(self: TextNetwork, *args: Any) -> Tensor:
         # As an architecture would whose later blocks read more than the hidden states.
         if error is not None:
             raise error("not made for this")
-        return after(self, *args) * 1.01
+        return pooled(self, *args) * 1.01
 
     monkeypatch.setattr(TextNetwork, "pooled_from_hidden", wrong)
     features = features_of(network, tokens)
