@@ -186,16 +186,6 @@ def test_network__bf16__is_close_to_fp32(source: PretrainedModel) -> None:
     )
 
 
-@pytest.mark.first_tier(name=["modernbert"])
-@pytest.mark.parametrize("name", ["modernbert", "llama4", "openai-gpt"])
-def test_fit__an_architecture_never_seen__learns(
-    name: str, folder_of: Callable[[str], str], two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(folder_of(name), trainable_layers="all", max_epochs=15).fit(X, y)
-    assert clf.score(X, y) > 0.9
-
-
 @pytest.mark.parametrize("far", [1_000, 30_000])
 def test_probe__a_mask_that_shows_in_long_texts_alone__is_seen(
     far: int, tiny_llama: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -39,22 +39,6 @@ def test_split_trunk__every_architecture_and_depth__equals_the_whole_trunk(
 
 
 @torch.no_grad()
-def test_split_trunk__given_hidden_states__are_what_counts_in_that_call_alone(
-    pretrained: PretrainedModel,
-) -> None:
-    inputs = inputs_of(pretrained)
-    trunk = pretrained.copy_trunk(3, torch.float32, CPU)
-    before = trunk(input_ids=IDS, **inputs).last_hidden_state
-    split = SplitTrunk(trunk, 2)
-    hidden = split.run_lower(input_ids=IDS, **inputs)
-    same = split.run_upper(hidden, **inputs)
-    other = split.run_upper(hidden.flip(0), **inputs)
-    torch.testing.assert_close(other, same.flip(0))
-    assert not torch.allclose(other, same, atol=1e-2)
-    assert torch.equal(trunk(input_ids=IDS, **inputs).last_hidden_state, before)
-
-
-@torch.no_grad()
 def test_truncated_trunk__n_layers__runs_the_first_blocks_and_the_final_norm(
     pretrained: PretrainedModel,
 ) -> None:
