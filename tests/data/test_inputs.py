@@ -322,19 +322,17 @@ def test_check_weight__unusable__is_refused(weight: object, message: str) -> Non
         check_weight(weight, 3)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     "container",
     [
-        pd.DataFrame,
         np.asarray,
         pl.DataFrame,
         lambda table: pd.DataFrame(table).convert_dtypes(),
         lambda table: pa.table({"a": table[:, 0], "b": table[:, 1]}),
     ],
 )
-def test_check_texts__numbers_of_any_precision__are_written_with_the_digits_they_have(
-    dtype: Any, container: Any
+def test_check_texts__numbers_in_fp32__are_written_with_the_digits_they_have(
+    container: Any,
 ) -> None:
-    table = np.array([[9.99, 1.0], [0.1, -2.5]], dtype=dtype)
+    table = np.array([[9.99, 1.0], [0.1, -2.5]], dtype=np.float32)
     assert cells_of(container(table)) == [["9.99", "0.1"], ["1", "-2.5"]]

@@ -148,8 +148,7 @@ def test_features__windows_of_texts_that_fit__are_what_texts_are_to_the_bit(
         assert found is None or torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize(("architecture", "trainable"), [("llama", 1), ("bloom", "all")])
 def test_raw_scores__a_text_far_longer_than_the_budget__runs_within_it(
     architecture: str,
     trainable: Any,
