@@ -138,13 +138,11 @@ space = {
     "gpt__pooling": ["mean", "last"],
 }
 folds = StratifiedKFold(3, shuffle=True, random_state=0)
-journal = Path(folder.name) / "search.journal"
+file = Path(folder.name) / "search.db"
 
 
 def search_for(n_trials: int) -> GPTSearchCV:
-    search = GPTSearchCV(
-        pipeline, space, n_trials=n_trials, cv=folds, storage=journal, random_state=0
-    )
+    search = GPTSearchCV(pipeline, space, n_trials=n_trials, cv=folds, storage=file, random_state=0)
     return search.fit(train.texts, train.topics)
 
 

@@ -116,7 +116,7 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         super().set_params(**params)
         return self
 
-    def _monitors(self, network: TextNetwork) -> list[TrainingCallback]:
+    def _training_callbacks(self, network: TextNetwork) -> list[TrainingCallback]:
         """Return what shows a fit: a word about a very long one, a bar or lines."""
         text = how_to_shorten(network, self.max_length, self.long_text)
         return [SlowFitNotice(text), *fit_progress(self.verbose)]

@@ -1,7 +1,7 @@
 """Bounded, thread-safe stores for what is expensive to make and safe to share.
 
-A store may drop an entry at any time: whoever needs it again makes it again. Estimators share
-entries, so nobody may write to them.
+A store may drop an entry at any time; it is made again when it is next needed. Estimators share
+entries: never write to one.
 """
 
 import threading

@@ -340,8 +340,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
             After Ctrl-C. From the first optimiser step on, the estimator is fitted as that step
             left it, and a warning says so.
         """
-        given = FitInputs(X, y, sample_weight, X_val, y_val, sample_weight_val, groups)
-        fitting.fit(self, given)
+        inputs = FitInputs(X, y, sample_weight, X_val, y_val, sample_weight_val, groups)
+        fitting.fit(self, inputs)
         return self
 
     @available_if(_can_fit_in_parts)

@@ -24,12 +24,8 @@ from skgpt.data.splits import Split, all_rows
 from skgpt.data.template import Template
 from skgpt.data.tokenization import (
     LongText,
-    TextIds,
-    Tokens,
-    Windows,
     lengths_in_windows,
     run_by_trunk,
-    tokenise_columns,
     tokenise_rows,
 )
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
@@ -271,7 +267,7 @@ def estimate_fit(
     """
     of_text = (cells, template, network.pretrained.tokenizer)
     tokens = tokenise_rows(*of_text, max_length, long_text)
-    whole_lengths = tokenise_columns(*of_text, sys.maxsize).lengths
+    whole_lengths = tokenise_rows(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, target, weight, split)
     texts = run_by_trunk(tokens)
     level = cache_level(network, texts, config.memory_budget, config.disk_budget)
@@ -462,7 +458,7 @@ def measure(
     # texts longer than those of the middle part.
     of_pass = _middle(passing.split(np.arange(len(lengths)), lengths))
     of_step = _middle(stepping.split(batch, lengths))
-    pass_tokens, step_tokens = _take(rows.tokens, of_pass), _take(rows.tokens, of_step)
+    pass_tokens, step_tokens = rows.tokens.take(of_pass), rows.tokens.take(of_step)
     features_of = partial(
         TextFeatures,
         network,
@@ -509,15 +505,6 @@ def measure(
 
 def _middle(parts: list[Rows]) -> Rows:
     return parts[len(parts) // 2]
-
-
-def _take(tokens: TextIds, rows: Rows) -> TextIds:
-    """Return the tokens of some rows."""
-    if isinstance(tokens, Windows):
-        windows = [tokens.each.row(int(window)) for window in tokens.of(rows)]
-        first = np.concatenate([[0], np.cumsum(tokens.counts[rows])]).astype(np.int64)
-        return Windows(Tokens.of(windows), first)
-    return Tokens.of([tokens.row(int(row)) for row in rows])
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from importlib import import_module
+from typing import Any
 
 # Packages whose frames may lie between a user's call and a warning of ours.
 _NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch", "contextlib"}
@@ -94,12 +96,16 @@ class IdlePrunerWarning(UserWarning):
     """A study's pruner can't save anything with so few folds."""
 
 
-def missing_package(what: str, package: str, error: ImportError) -> MissingPackageError:
-    """Return the error that says which package something needs, and how to get it."""
-    return MissingPackageError(
-        f"{what} needs the package {package}, which can't be imported: run "
-        f"`pip install {package}`. ({error})"
-    )
+def import_optional(name: str, what: str) -> Any:
+    """Import a module of a package that only `what` needs, or say how to get the package."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise MissingPackageError(
+            f"{what} needs the package {package}, which can't be imported: run "
+            f"`pip install {package}`. ({error})"
+        ) from error
 
 
 def warn_user(message: str, category: type[Warning]) -> None:

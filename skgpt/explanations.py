@@ -34,7 +34,7 @@ from skgpt.data.tokenization import (
     words_of,
 )
 from skgpt.device import to_device
-from skgpt.exceptions import ModelNotSupportedError, missing_package
+from skgpt.exceptions import ModelNotSupportedError, import_optional
 from skgpt.fitted_model import FittedModel
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
@@ -197,7 +197,7 @@ def _add_up(
 
 def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
-    pandas = _pandas()
+    pandas = import_optional("pandas", "explain")
     texts = model.check_texts(X)
     scores = model.raw_scores(X, verbose)
     network = model.network
@@ -222,14 +222,6 @@ def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
     if texts.names is not None:
         table["column"] = np.array(texts.names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise missing_package("explain", "pandas", error) from error
-    return pandas
 
 
 class _Text(NamedTuple):
@@ -265,7 +257,8 @@ def _attributed(
     ]
     first = {key: row for row, key in reversed([*enumerate(keys)])}
     rows = np.array(sorted(first.values()))
-    found = attribute(network, *_taken(run, replaced, rows), directions_NDK[rows])
+    replaced = np.concatenate([replaced[run.offsets[i] : run.offsets[i + 1]] for i in rows])
+    found = attribute(network, run.take(rows), replaced, directions_NDK[rows])
     made = dict(zip(rows.tolist(), found, strict=True))
     return [made[first[key]] for key in keys]
 
@@ -299,16 +292,6 @@ def _explained(
         each = np.array([[1, -1], [-1, 1]], dtype=np.float32)
     predicted = scores_NK.argmax(axis=1)[:, None]
     return predicted, each[predicted]
-
-
-def _taken(
-    tokens: Tokens, replaced: NDArray[np.bool_], rows: NDArray[np.int64]
-) -> tuple[Tokens, NDArray[np.bool_]]:
-    """Return the tokens of some rows, and which of them are replaced."""
-    taken = [slice(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows]
-    ids = [tokens.ids[part] for part in taken]
-    masks = np.concatenate([replaced[part] for part in taken])
-    return Tokens(np.concatenate(ids), np.cumsum([0, *map(len, ids)])), masks
 
 
 def _table(

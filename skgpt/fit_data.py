@@ -62,7 +62,7 @@ class FitData:
 
 def check_inputs(
     estimator: Any,
-    given: FitInputs,
+    inputs: FitInputs,
     split_seed: int,
     *,
     classes: Any = None,
@@ -75,30 +75,30 @@ def check_inputs(
     on already, and the classes; its X must match `columns`.
     """
     name = type(estimator).__name__
-    texts = check_texts(given.X, estimator=name)
+    texts = check_texts(inputs.X, estimator=name)
     found = column_attributes(texts, name)
     if columns is not None:
         check_columns_match(columns, texts, name=name)
         found = dict(columns)
     n = len(texts)
     template = parse_template(estimator.template, len(texts.cells), texts.names)
-    target = estimator._encode_target(given.y, n, classes, "y")
-    weight = check_weight(given.sample_weight, n)
+    target = estimator._encode_target(inputs.y, n, classes, "y")
+    weight = check_weight(inputs.sample_weight, n)
     data = FitData(
         texts.cells, template, target, weight, weight, all_rows(n), None, found, split_seed
     )
 
     # Rows to hold out: those of X_val, or some of X.
-    if given.X_val is not None:
-        data = _with_validation_rows(data, estimator, given)
+    if inputs.X_val is not None:
+        data = _with_validation_rows(data, estimator, inputs)
     else:
         for argument in ("y_val", "sample_weight_val"):
-            if getattr(given, argument) is not None:
+            if getattr(inputs, argument) is not None:
                 raise InvalidTextError(
                     f"`{argument}` belongs to `X_val`, which is None: pass both."
                 )
         if holds_out(estimator):
-            data = _with_held_out_rows(data, estimator, given)
+            data = _with_held_out_rows(data, estimator, inputs)
 
     if not weigh:  # class weights are for labels that nobody knows yet
         return replace(data, loss_weight=np.ones_like(data.target.codes, dtype=np.float64))
@@ -111,25 +111,25 @@ def holds_out(estimator: Any) -> bool:
     return bool(estimator.early_stopping or getattr(estimator, "calibrate", False))
 
 
-def _with_validation_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
-    if given.y_val is None:
+def _with_validation_rows(data: FitData, estimator: Any, inputs: FitInputs) -> FitData:
+    if inputs.y_val is None:
         raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
     name = type(estimator).__name__
     with _about("X_val"):
-        texts = check_texts(given.X_val, estimator=name)
+        texts = check_texts(inputs.X_val, estimator=name)
     check_columns_match(data.columns, texts, of="X_val", name=name)
     n, n_val = len(data.target), len(texts)
-    target = estimator._encode_target(given.y_val, n_val, data.target.classes, "y_val")
+    target = estimator._encode_target(inputs.y_val, n_val, data.target.classes, "y_val")
     with _about("sample_weight_val"):
-        weight = check_weight(given.sample_weight_val, n_val)
-    given_weight = None if given.sample_weight_val is None else weight
+        weight = check_weight(inputs.sample_weight_val, n_val)
+    given_weight = None if inputs.sample_weight_val is None else weight
     return replace(
         data,
         cells=[a + b for a, b in zip(data.cells, texts.cells, strict=True)],
         target=join(data.target, target),
         sample_weight=np.concatenate([data.sample_weight, weight]),
         split=given_rows(n, n_val),
-        held_out=HeldOut(given.X_val, target.labels, given_weight),
+        held_out=HeldOut(inputs.X_val, target.labels, given_weight),
     )
 
 
@@ -142,12 +142,12 @@ def _about(name: str) -> Iterator[None]:
         raise InvalidTextError(f"In `{name}`: {error}") from error
 
 
-def _with_held_out_rows(data: FitData, estimator: Any, given: FitInputs) -> FitData:
+def _with_held_out_rows(data: FitData, estimator: Any, inputs: FitInputs) -> FitData:
     # A row that weighs nothing is as good as left out, and no use among the held-out rows.
     weighty = np.flatnonzero(data.sample_weight > 0)
     groups = None
-    if given.groups is not None:
-        groups = group_codes(given.groups, len(data.target))[weighty]
+    if inputs.groups is not None:
+        groups = group_codes(inputs.groups, len(data.target))[weighty]
     strata = data.target.codes[weighty]
     split = hold_out(strata, estimator.validation_fraction, data.split_seed, groups)
     held = weighty[split.held_out]
@@ -155,8 +155,8 @@ def _with_held_out_rows(data: FitData, estimator: Any, given: FitInputs) -> FitD
         data,
         split=Split(np.setdiff1d(np.arange(len(data.sample_weight)), held), held),
         held_out=HeldOut(
-            rows_of(given.X, held),
+            rows_of(inputs.X, held),
             data.target.labels[held],
-            None if given.sample_weight is None else data.sample_weight[held],
+            None if inputs.sample_weight is None else data.sample_weight[held],
         ),
     )

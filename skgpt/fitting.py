@@ -1,8 +1,8 @@
 """How an estimator is fitted: check the inputs, build the network, train it, record the result.
 
 `fit`, `partial_fit` and `plan` read the estimator's parameters and ask it for three things:
-`_encode_target` checks y, `_loss_weights` weighs the rows, `_loss` is what is minimised. What shows
-a fit, `_monitors`, is its own too.
+`_encode_target` checks y, `_loss_weights` weighs the rows, `_loss` is what is minimised. It has
+the callbacks that show a fit, too: `_training_callbacks`.
 """
 
 import copy
@@ -64,26 +64,26 @@ _ASSUMED_CLASSES = 2  # of a plan without labels
 
 
 @no_more_threads_than_cores()
-def fit(estimator: Any, given: FitInputs) -> None:
+def fit(estimator: Any, inputs: FitInputs) -> None:
     """Fine-tune. Attributes are set once, at the end: a fit that fails leaves all as it was."""
     previous = _model_of(estimator) if estimator.warm_start else None
     seed = draw_seed(estimator.random_state)
-    data = check_inputs(estimator, given, **_as_before(previous, seed))
+    data = check_inputs(estimator, inputs, **_as_before(previous, seed))
     network = make_network(estimator, data.target, seed, previous)
 
-    with open_checkpoint(estimator, given, data, network, seed, previous) as checkpoint:
+    with open_checkpoint(estimator, inputs, data, network, seed, previous) as checkpoint:
         if checkpoint is not None and checkpoint.seed != seed:  # with random_state=None
             seed = checkpoint.seed
-            data = check_inputs(estimator, given, **_as_before(previous, seed))
+            data = check_inputs(estimator, inputs, **_as_before(previous, seed))
         config = make_config(estimator, network, len(data.split.train), seed)
-        callbacks = make_callbacks(estimator, given, data, network, config.n_epochs)
+        sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs)
         run = train(
             network,
             training_rows(estimator, data, network),
             loss=estimator._loss(data.target),
             config=config,
-            validation=make_watched(estimator, data, network),
-            callbacks=[*make_monitors(estimator, data, network), callbacks],
+            validation=make_validation(estimator, data, network),
+            callbacks=[*make_callbacks(estimator, data, network), sklearn_callbacks],
             checkpoint=checkpoint,
         )
         model = model_of_run(estimator, data, network, run)
@@ -91,13 +91,13 @@ def fit(estimator: Any, given: FitInputs) -> None:
             model, run = calibrated(model, run, data, estimator.verbose)
         estimator._set_fitted(model)
         raise_if_interrupted(run)
-    callbacks.fitted()
+    sklearn_callbacks.fitted()
     warn_of_skipped_steps(run)
 
 
 @no_more_threads_than_cores()
 def partial_fit(
-    estimator: Any, given: FitInputs, classes: Any, places: NDArray[np.int64] | None
+    estimator: Any, inputs: FitInputs, classes: Any, places: NDArray[np.int64] | None
 ) -> None:
     """Make one pass from where the last call stopped.
 
@@ -106,7 +106,7 @@ def partial_fit(
     previous = _model_of(estimator)
     seed = draw_seed(estimator.random_state)
     columns = None if previous is None else previous.columns
-    data = check_inputs(estimator, given, seed, classes=classes, columns=columns)
+    data = check_inputs(estimator, inputs, seed, classes=classes, columns=columns)
     network = _build(estimator, data.target, seed, previous)
     moments = None
     if previous is not None:
@@ -118,20 +118,20 @@ def partial_fit(
 
     n_before = 0 if previous is None else len(previous.history)
     config = make_partial_config(estimator, network, len(data.split.train), seed, n_before)
-    callbacks = make_callbacks(estimator, given, data, network, config.n_epochs, previous)
+    sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs, previous)
     run = train(
         network,
         training_rows(estimator, data, network),
         loss=estimator._loss(data.target),
         config=config,
-        validation=make_watched(estimator, data, network),
+        validation=make_validation(estimator, data, network),
         moments=moments,
-        callbacks=[*make_monitors(estimator, data, network), callbacks],
+        callbacks=[*make_callbacks(estimator, data, network), sklearn_callbacks],
     )
     model = model_of_run(estimator, data, network, run, previous)
     estimator._set_fitted(replace(model, moments=run.moments))
     raise_if_interrupted(run)
-    callbacks.fitted()
+    sklearn_callbacks.fitted()
     warn_of_skipped_steps(run)
 
 
@@ -141,11 +141,11 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
     previous = _model_of(estimator) if estimator.warm_start else None
     seed = seed_to_come(estimator.random_state)
     labels = _assumed_labels(estimator, X, previous) if y is None else y
-    given = FitInputs(X, labels)
-    data = check_inputs(estimator, given, **_as_before(previous, seed), weigh=y is not None)
+    inputs = FitInputs(X, labels)
+    data = check_inputs(estimator, inputs, **_as_before(previous, seed), weigh=y is not None)
     network = make_network(estimator, data.target, seed, previous)
     if y is not None:
-        make_watched(estimator, data, network)  # tries the scorer
+        make_validation(estimator, data, network)  # tries the scorer
     return estimate_fit(
         network,
         data.cells,
@@ -403,11 +403,11 @@ def make_partial_config(
     )
 
 
-def make_watched(estimator: Any, data: FitData, network: TextNetwork) -> Validation:
+def make_validation(estimator: Any, data: FitData, network: TextNetwork) -> Validation:
     """Return how the held-out rows are scored, and when that ends the fit."""
     if data.held_out is None:
         return Validation()
-    judge = make_judge(
+    score = make_scorer(
         estimator.scoring,
         data.held_out,
         data.target.truth(data.split.held_out),
@@ -416,10 +416,10 @@ def make_watched(estimator: Any, data: FitData, network: TextNetwork) -> Validat
     rule = None
     if estimator.early_stopping:
         rule = StoppingRule(estimator.n_iter_no_change, estimator.tol)
-    return Validation(judge, rule)
+    return Validation(score, rule)
 
 
-def make_judge(
+def make_scorer(
     scoring: Any,
     held_out: HeldOut,
     truth_NK: NDArray[np.float32],
@@ -433,7 +433,7 @@ def make_judge(
     if scoring is None:
         return None
 
-    def judge(logits_NK: NDArray[np.float32]) -> float:
+    def score(logits_NK: NDArray[np.float32]) -> float:
         view = view_of(logits_NK)
         scorer = check_scoring(view, scoring)
         options = {}
@@ -442,7 +442,7 @@ def make_judge(
         return float(scorer(view, held_out.X, held_out.y, **options))
 
     try:  # metrics of a model that knows nothing yet are ill-defined
-        best = judge(truth_NK)
+        best = score(truth_NK)
     except (TypeError, ValueError) as error:
         raise InvalidTextError(
             f"`scoring` must be able to score the held-out rows. {scoring!r} can't: {error}"
@@ -453,7 +453,7 @@ def make_judge(
             "them are predicted right: a metric that needs every class finds too few rows there; "
             "raise `validation_fraction`, pass X_val and y_val, or choose another `scoring`."
         )
-    return judge
+    return score
 
 
 def _takes_weights(scorer: Any) -> bool:
@@ -461,19 +461,19 @@ def _takes_weights(scorer: Any) -> bool:
     return "sample_weight" in signature(getattr(scorer, "_score_func", scorer)).parameters
 
 
-def make_monitors(estimator: Any, data: FitData, network: TextNetwork) -> list[TrainingCallback]:
+def make_callbacks(estimator: Any, data: FitData, network: TextNetwork) -> list[TrainingCallback]:
     """Return what shows a fit and, if somebody observes it, what they return for it."""
-    monitors: list[TrainingCallback] = estimator._monitors(network)
+    callbacks: list[TrainingCallback] = estimator._training_callbacks(network)
     observer = _OBSERVER.get()
     observing = observer and observer(estimator, lambda: fitted_view(estimator, data, network))
     if not observing:
-        return monitors
+        return callbacks
     # No notice of a slow fit: an observer may have it wait for others.
-    return [*(m for m in monitors if not isinstance(m, SlowFitNotice)), observing]
+    return [*(c for c in callbacks if not isinstance(c, SlowFitNotice)), observing]
 
 
 # Asked by every fit that begins: the estimator, and what makes a copy of it that is fitted with
-# the weights as they stand. Returns a monitor, or None for a fit that it has no interest in.
+# the weights as they stand. Returns a callback, or None for a fit that it has no interest in.
 FitObserver = Callable[[Any, Callable[[], Any]], TrainingCallback | None]
 
 _OBSERVER: ContextVar[FitObserver | None] = ContextVar("skgpt_fit_observer", default=None)
@@ -489,23 +489,23 @@ def fit_observer(observer: FitObserver) -> Iterator[None]:
         _OBSERVER.reset(token)
 
 
-def make_callbacks(
+def begin_callbacks(
     estimator: Any,
-    given: FitInputs,
+    inputs: FitInputs,
     data: FitData,
     network: TextNetwork,
     n_epochs: int,
     previous: FittedModel | None = None,
 ) -> SklearnCallbacks:
     """Begin the fit for scikit-learn's callbacks."""
-    own_held_out = given.X_val is None and len(data.split.held_out) > 0
+    own_held_out = inputs.X_val is None and len(data.split.held_out) > 0
 
     def rows(values: Any) -> Any:
         return rows_of(values, data.split.train) if own_held_out else values
 
     def metadata() -> dict[str, Any] | None:
         # Weights only, like scikit-learn's own: a ScoringMonitor passes all on to its metrics.
-        if given.sample_weight is None:
+        if inputs.sample_weight is None:
             return None
         return {"sample_weight": data.sample_weight[data.split.train]}
 
@@ -519,7 +519,7 @@ def make_callbacks(
         view._set_fitted(model_of_run(estimator, data, still, run, previous))
         return vars(view)
 
-    offer = {"X": lambda: rows(given.X), "y": lambda: rows(given.y), "metadata": metadata}
+    offer = {"X": lambda: rows(inputs.X), "y": lambda: rows(inputs.y), "metadata": metadata}
     return SklearnCallbacks(estimator, n_epochs, offer, snapshot)
 
 
@@ -629,7 +629,7 @@ _NOT_IN_KEY = frozenset(
 
 def open_checkpoint(
     estimator: Any,
-    given: FitInputs,
+    inputs: FitInputs,
     data: FitData,
     network: TextNetwork,
     seed: int,
@@ -645,7 +645,7 @@ def open_checkpoint(
     parameters = estimator.get_params(deep=False)
     key = {
         **{f"`{k}`": described(v) for k, v in parameters.items() if k not in _NOT_IN_KEY},
-        **_describe_data(given, data, with_groups=holds_out(estimator)),
+        **_describe_data(inputs, data, with_groups=holds_out(estimator)),
         "the model's weights": network.pretrained.fingerprint,
         "the model's tokenizer": digest([repr(network.pretrained.tokenizer.files()).encode()]),
         "`device`": network.device.type,
@@ -658,11 +658,11 @@ def open_checkpoint(
     return claimed_checkpoint(root, key, seed)
 
 
-def _describe_data(given: FitInputs, data: FitData, *, with_groups: bool) -> dict[str, Any]:
+def _describe_data(inputs: FitInputs, data: FitData, *, with_groups: bool) -> dict[str, Any]:
     """Describe the rows. Which of them are held out follows from the rest."""
     groups = None
-    if given.groups is not None and given.X_val is None and with_groups:
-        groups = digest([group_codes(given.groups, len(data.target)).tobytes()])
+    if inputs.groups is not None and inputs.X_val is None and with_groups:
+        groups = digest([group_codes(inputs.groups, len(data.target)).tobytes()])
     codes = data.target.codes
     return {
         "the texts": digest(encoded(data.cells)),
@@ -670,7 +670,7 @@ def _describe_data(given: FitInputs, data: FitData, *, with_groups: bool) -> dic
         "the labels": [str(codes.dtype), list(codes.shape), digest([codes.tobytes()])],
         "the classes": described(data.target.classes.tolist()),
         "the sample weights": digest([data.sample_weight.tobytes()]),
-        "the rows of `X_val`": 0 if given.X_val is None else len(data.split.held_out),
+        "the rows of `X_val`": 0 if inputs.X_val is None else len(data.split.held_out),
         "the groups": groups,
     }
 

@@ -316,7 +316,7 @@ def test_fit_on_cuda__broken_off__goes_on(
     options: dict[str, Any] = {"device": "cuda", "precision": "bf16", "trainable_layers": "all"}
     clf = make(tiny_llama, checkpoint_dir=tmp_path, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(8)])
+        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(8)])
         broken_off(clf, X, y)
     clf.fit(X, y)
     expected = make(tiny_llama, **options).fit(X, y)

@@ -109,7 +109,8 @@ def imports(module: Module) -> Iterator[Import]:
         elif isinstance(node, ast.Call) and node.args:
             function = ast.unparse(node.func).rpartition(".")[2]
             named = node.args[0]
-            if function in ("import_module", "__import__") and isinstance(named, ast.Constant):
+            by_name = function in ("import_module", "import_optional", "__import__")
+            if by_name and isinstance(named, ast.Constant):
                 yield Import(str(named.value), None, node.lineno)
 
 

@@ -61,9 +61,10 @@ def note_memory(resident: list[int]) -> None:
 
     finish = TrialStore.finish
 
-    def noting(self: Any, *args: Any) -> None:
-        finish(self, *args)
+    def noting(self: Any, *args: Any) -> bool:
+        counts = finish(self, *args)
         resident.append(psutil.Process().memory_info().rss)
+        return counts
 
     TrialStore.finish = noting  # type: ignore[method-assign]
 

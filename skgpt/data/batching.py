@@ -1,4 +1,4 @@
-"""Cut rows into batches: apart, as training, prediction and the cost estimate cut alike.
+"""Cut rows into batches; it stands alone as training, prediction and the cost estimate share it.
 
 The optimiser batches depend on nothing but the seed and the epoch. How one is cut into
 micro-batches changes the speed only: the loss is summed over them and divided once.

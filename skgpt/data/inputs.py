@@ -22,7 +22,7 @@ from skgpt.exceptions import InvalidTextError
 
 _SHAPES = "a list, a 1-D array or a Series of str, or a 2-D array or DataFrame of columns"
 _SHORT_FLOATS = ("float16", "float32", "float", "halffloat")  # numpy's, pandas', polars', pyarrow's
-_MISSING = ("NAType", "NaTType")  # the classes of pandas.NA and pandas.NaT
+MISSING = ("NAType", "NaTType")  # the classes of pandas.NA and pandas.NaT
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ def rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
 
 def _from_sequence(X: Sequence[Any], estimator: Any) -> tuple[list[Any], tuple[int, ...]]:
     """Return the elements of a 1-D sequence, or the columns of one of rows, and the shape."""
-    first = next((row for row in X if _is_row(row)), None)
+    first = next((row for row in X if is_row(row)), None)
     if first is None:
         return list(X), (len(X),)
     for i, row in enumerate(X):
-        if not _is_row(row) or len(row) != len(first):
+        if not is_row(row) or len(row) != len(first):
             raise InvalidTextError(
                 f"X must be {_SHAPES}. Its rows must be of one kind and length: row {i} is "
                 f"{_describe(row)}, another {_describe(first)}. Give every row as many texts."
@@ -219,7 +219,8 @@ def _format(value: Any, row: int, column: int) -> str:
     )
 
 
-def _is_row(value: Any) -> bool:
+def is_row(value: Any) -> bool:
+    """Say whether an element of a sequence is a sequence itself: a row of a table."""
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
@@ -238,7 +239,7 @@ def _cure(value: Any) -> str:
         return "Decode bytes first, as in value.decode('utf-8')."
     if isinstance(value, numbers.Number) and value == value:
         return "Turn numbers into texts with str(), or pass them as a column of a 2-D X."
-    if value is None or isinstance(value, numbers.Number) or type(value).__name__ in _MISSING:
+    if value is None or isinstance(value, numbers.Number) or type(value).__name__ in MISSING:
         return "Drop the row, or put a text there ('' is a legal text)."
     return "Put a text there, for example with str(), or drop the row."
 

@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
+from skgpt.data.inputs import MISSING, is_row
 from skgpt.exceptions import InvalidTextError
 
 _AT_MOST = 10  # labels spelt out in a message
@@ -132,7 +133,7 @@ def missing_rows(labels: NDArray[Any]) -> NDArray[np.int64]:
     return np.flatnonzero(
         [
             label is None
-            or type(label).__name__ in ("NAType", "NaTType")
+            or type(label).__name__ in MISSING
             or (isinstance(label, numbers.Real) and not np.isfinite(float(label)))
             for label in labels
         ]
@@ -174,8 +175,8 @@ def _encode_classes(y: Any, n: int, name: str, classes: NDArray[Any] | None, wha
 def _elements(y: Any, what: str) -> Any:
     """Return y as an array that holds its elements as they are."""
     if isinstance(y, list | tuple):
-        if any(_is_row(label) for label in y):
-            if all(_is_row(label) and len(label) == 1 for label in y):
+        if any(is_row(label) for label in y):
+            if all(is_row(label) and len(label) == 1 for label in y):
                 return np.asarray(y)  # a column
             raise InvalidTextError(
                 f"{what} must be a 1d array or list: one label per text. Its first entry is "
@@ -188,7 +189,7 @@ def _elements(y: Any, what: str) -> Any:
     if sparse.issparse(y):
         return y.toarray()
     # pandas' own string, integer and category types become plain objects, missing ones included;
-    # so do numpy's own strings of any length, which scikit-learn has no word for.
+    # so do numpy's own strings of any length, which scikit-learn doesn't know.
     y = as_numpy(y)
     return y.astype(object) if isinstance(y, np.ndarray) and y.dtype.kind == "T" else y
 
@@ -262,7 +263,7 @@ def _plain_type(label: Any) -> type:
 def _table(y: Any, what: str) -> Any:
     """Return y as an array or sparse matrix if it is 2-D with several columns, else None."""
     if isinstance(y, list | tuple):
-        widths = {len(row) if _is_row(row) else -1 for row in y}
+        widths = {len(row) if is_row(row) else -1 for row in y}
         if len(widths) != 1 or widths <= {-1, 1}:
             return None
         try:
@@ -341,10 +342,6 @@ def _check_length(n_labels: int, n: int, what: str) -> None:
             f"{texts} and {what} must have one label per text. Found input "
             f"variables with inconsistent numbers of samples: [{n}, {n_labels}]."
         )
-
-
-def _is_row(entry: Any) -> bool:
-    return isinstance(entry, list | tuple) or (isinstance(entry, np.ndarray) and entry.ndim > 0)
 
 
 def _is_continuous(labels: NDArray[Any]) -> bool:

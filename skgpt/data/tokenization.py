@@ -80,6 +80,10 @@ class Tokens:
         """Return the ids of text i."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
+    def take(self, rows: NDArray[np.int64]) -> "Tokens":
+        """Return the tokens of some texts."""
+        return Tokens.of([self.row(int(i)) for i in rows])
+
     def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
         """Return the ids of every text as a key, and the first row of each distinct key."""
         keys = [self.row(i).tobytes() for i in range(len(self))]
@@ -114,6 +118,11 @@ class Windows:
         """Return the numbers of the windows of some texts, text after text."""
         return np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in rows])
 
+    def take(self, rows: NDArray[np.int64]) -> "Windows":
+        """Return the windows of some texts."""
+        first = np.cumsum([0, *self.counts[rows]], dtype=np.int64)
+        return Windows(self.each.take(self.of(rows)), first)
+
     def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
         """Return the ids of every text as a key, and the first row of each distinct key."""
         # All windows of a text that has several are of one length, so no two texts share a key.
@@ -133,7 +142,7 @@ def run_by_trunk(tokens: TextIds) -> Tokens:
 
 def tokenise(texts: list[str], encoder: TextEncoder, max_length: int) -> Tokens:
     """Tokenise single texts; the ends of those that are too long are cut."""
-    return tokenise_columns([texts], Template(("", ""), (0,)), encoder, max_length)
+    return run_by_trunk(tokenise_rows([texts], Template(("", ""), (0,)), encoder, max_length))
 
 
 def tokenise_rows(
@@ -141,38 +150,21 @@ def tokenise_rows(
     template: Template,
     encoder: TextEncoder,
     max_length: int,
-    long_text: LongText,
+    long_text: LongText = "cut",
 ) -> TextIds:
-    """Tokenise columns of texts under a template; `max_length` counts the special tokens too."""
-    if long_text == "windows":
-        return tokenise_windows(columns, template, encoder, max_length)
-    return tokenise_columns(columns, template, encoder, max_length)
-
-
-def tokenise_columns(
-    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
-) -> Tokens:
-    """Tokenise columns of texts under a template, rows that are too long cut.
+    """Tokenise columns of texts under a template; `max_length` counts the special tokens too.
 
     A row's text is encoded whole, so that the tokens where words and values meet are those the
-    model knows. In a row that is too long the values are cut at their ends, a token of the longest
-    at a time, and the text is encoded again; the template's own words are never cut: an
-    InvalidTextError says that they leave no room. Where they are white space alone (no template),
-    the text's end is cut instead. An empty text becomes the tokenizer's bos or eos token.
+    model knows; an empty one becomes the tokenizer's bos or eos token. Of a row that is too long:
+
+    - "cut" cuts the values at their ends, a token of the longest at a time, and encodes the text
+      again. The template's own words are never cut: an InvalidTextError says that they leave no
+      room. Where they are white space alone (no template), the text's end is cut instead.
+    - "windows" makes windows of `max_length` tokens, each half of what it has room for behind the
+      one before. The last is moved back to the row's end, so that it is full.
     """
-    return _framed(_encode_and_cut(columns, template, encoder, max_length), encoder, max_length)
-
-
-def tokenise_windows(
-    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
-) -> Windows:
-    """Tokenise columns of texts under a template, rows that are too long in windows.
-
-    A row of more than `max_length` tokens becomes windows of as many, each half of what it has
-    room for behind the one before. The last is moved back to the row's end, so that it is full. A
-    row that fits is one window, the same ids as where rows are cut.
-    """
-    return _windowed(_encode_rows(columns, template, encoder), encoder, max_length)
+    rows = _encode_distinct(columns, template, encoder, max_length, long_text)
+    return _lay_end_to_end(rows, encoder, max_length, long_text)
 
 
 def lengths_in_windows(
@@ -237,18 +229,30 @@ class _Rows:
     template: Template
 
 
-def _encode_rows(columns: list[list[str]], template: Template, encoder: TextEncoder) -> _Rows:
-    """Encode each distinct row, however long it is."""
+def _encode_distinct(
+    columns: list[list[str]],
+    template: Template,
+    encoder: TextEncoder,
+    max_length: int,
+    long_text: LongText,
+) -> _Rows:
+    """Encode each distinct row; cut those that are too long, unless they are read in windows."""
     used = sorted(set(template.fields))
     fields = tuple(used.index(field) for field in template.fields)
     template = Template(tuple(map(clean, template.words)), fields)
+    cuts_values = (
+        long_text == "cut" and not template.is_plain and _words_fit(template, encoder, max_length)
+    )
     number: dict[tuple[str, ...], int] = {}
-    rows = zip(*(columns[field] for field in used), strict=True)
-    distinct_of = [number.setdefault(row, len(number)) for row in rows]
+    distinct_of = [
+        number.setdefault(row, len(number))
+        for row in zip(*(columns[field] for field in used), strict=True)
+    ]
     # Clean words and values one by one, or halves of a character would meet across a seam.
     values: list[Sequence[str]] = [tuple(map(clean, row)) for row in number]
     ids = _encode(encoder, [template.render(row) for row in values])
-    return _Rows(used, distinct_of, list(number), values, ids, [False] * len(ids), template)
+    rows = _Rows(used, distinct_of, list(number), values, ids, [False] * len(ids), template)
+    return rows if long_text == "windows" else _cut(rows, encoder, max_length, cuts_values)
 
 
 def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
@@ -269,35 +273,30 @@ def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
     return [new[text] if entry is None else entry[0] for text, entry in known]
 
 
-def _framed(rows: _Rows, encoder: TextEncoder, max_length: int) -> Tokens:
-    """Put special tokens around the distinct rows, and lay all rows end to end."""
-    ids = [_frame(bare, encoder, max_length) for bare in rows.ids]
-    n_cut = sum(rows.is_cut[i] for i in rows.distinct_of)
-    return Tokens.of([ids[i] for i in rows.distinct_of], n_cut)
-
-
-def _windowed(rows: _Rows, encoder: TextEncoder, max_length: int) -> Windows:
-    """Cut the distinct rows into windows, special tokens around each, and lay all end to end."""
+def _lay_end_to_end(
+    rows: _Rows, encoder: TextEncoder, max_length: int, long_text: LongText
+) -> TextIds:
+    """Put special tokens around each row or its windows; lay all rows end to end."""
     room = max(1, _room(encoder, max_length))
+    # A row that was cut is one window.
     windows_of = [
         [_frame(ids[i : i + room], encoder, max_length) for i in window_starts(len(ids), room)]
         for ids in rows.ids
     ]
     windows = [windows_of[i] for i in rows.distinct_of]
-    first = np.cumsum([0, *map(len, windows)], dtype=np.int64)
-    return Windows(Tokens.of([one for of_row in windows for one in of_row]), first)
+    n_cut = sum(rows.is_cut[i] for i in rows.distinct_of)
+    each = Tokens.of([one for of_row in windows for one in of_row], n_cut)
+    if long_text == "cut":
+        return each
+    return Windows(each, np.cumsum([0, *map(len, windows)], dtype=np.int64))
 
 
 # Cutting rows that are too long
 
 
-def _encode_and_cut(
-    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
-) -> _Rows:
-    """Encode each distinct row and cut those that are too long."""
+def _cut(rows: _Rows, encoder: TextEncoder, max_length: int, cuts_values: bool) -> _Rows:
+    """Cut the rows that are too long: their values, or the ends of their texts."""
     room = max(1, _room(encoder, max_length))
-    cuts_values = not template.is_plain and _words_fit(template, encoder, max_length)
-    rows = _encode_rows(columns, template, encoder)
     is_cut = [len(ids) > room for ids in rows.ids]
     if not cuts_values:
         return replace(rows, ids=[ids[:room] for ids in rows.ids], is_cut=is_cut)
@@ -417,13 +416,8 @@ def tokenise_with_spans(
     A token that reaches from one cell into another, or into the template's words, belongs to the
     cell that it has most of.
     """
-    tokens: TextIds
-    if long_text == "windows":
-        rows = _encode_rows(columns, template, encoder)
-        tokens = _windowed(rows, encoder, max_length)
-    else:
-        rows = _encode_and_cut(columns, template, encoder, max_length)
-        tokens = _framed(rows, encoder, max_length)
+    rows = _encode_distinct(columns, template, encoder, max_length, long_text)
+    tokens = _lay_end_to_end(rows, encoder, max_length, long_text)
     room = max(1, _room(encoder, max_length))
     before, after = [_SPECIAL] * len(encoder.prefix_ids), [_SPECIAL] * len(encoder.suffix_ids)
     found = encoder.spans([rows.template.render(values) for values in rows.values])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skgpt.exceptions import ModelNotSupportedError, missing_package
+from skgpt.exceptions import ModelNotSupportedError, import_optional
 from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.layers import find_blocks
 
@@ -120,13 +120,9 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, dropout: SeededDr
     The trunk must be the caller's own. Returns the names of the adapters' parameters, which are on
     the meta device until the caller sets them.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise missing_package("`lora`", "peft", error) from error
-
+    peft = import_optional("peft", "`lora`")
     targets = targets_of(trunk, spec, n_frozen)
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=spec.rank,
         lora_alpha=cast(int, spec.alpha),  # a fraction is as good; dropout is ours, below
         target_modules="|".join(re.escape(name) for name in targets),
@@ -136,7 +132,7 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, dropout: SeededDr
     # On the meta device nothing is drawn from a global generator.
     try:
         with torch.device("meta"):
-            inject_adapter_in_model(config, trunk, adapter_name=_ADAPTER)
+            peft.inject_adapter_in_model(config, trunk, adapter_name=_ADAPTER)
     except ValueError as error:
         raise ModelNotSupportedError(
             f"`lora__target_modules` must name layers that peft can be beside. Got "
@@ -225,11 +221,7 @@ def _check_device(device: torch.device) -> None:
 
 
 def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise missing_package("`lora__quantize_base`", "bitsandbytes", error) from error
-    return bitsandbytes
+    return import_optional("bitsandbytes", "`lora__quantize_base`")
 
 
 def _in_4_bits(bnb: Any, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:

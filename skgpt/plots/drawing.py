@@ -1,8 +1,8 @@
-"""What the three displays share, apart from each of them: axes, colours, texts to draw."""
+"""Axes, colours and drawable texts; it stands alone as all three displays share it."""
 
 from typing import Any
 
-from skgpt.exceptions import missing_package
+from skgpt.exceptions import import_optional
 
 # Okabe and Ito's colours: told apart with any colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -10,22 +10,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 
 def axes_or_new(ax: Any, width: float, height: float) -> Any:
     """Return the given axes, or those of a new figure of so many inches."""
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise missing_package("A display", "matplotlib", error) from error
+    plt = import_optional("matplotlib.pyplot", "A display")
     if ax is None:
         _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     return ax
-
-
-def import_pandas() -> Any:
-    """Return pandas, or raise a MissingPackageError."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise missing_package("A table of errors", "pandas", error) from error
-    return pandas
 
 
 def drawable(text: str) -> str:

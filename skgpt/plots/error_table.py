@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from skgpt.data.inputs import check_texts
 from skgpt.data.targets import Target, as_numpy, encode_target, is_indicator, missing_rows
 from skgpt.data.tokenization import clean
-from skgpt.exceptions import InvalidTextError
-from skgpt.plots.drawing import BLUE, GREY, ORANGE, axes_or_new, drawable, import_pandas
+from skgpt.exceptions import InvalidTextError, import_optional
+from skgpt.plots.drawing import BLUE, GREY, ORANGE, axes_or_new, drawable
 
 _COLUMNS = ("row", "true", "predicted", "confidence", "margin")
 _TEXT_WIDTH, _NAME_WIDTH = 48, 28  # letters in the picture; the frame has all of them
@@ -149,7 +149,7 @@ class ErrorTableDisplay:
             If matplotlib or pandas is not installed.
         """
         _check_n_rows(n_rows)
-        pandas = import_pandas()
+        pandas = import_optional("pandas", "A table of errors")
         prob = _check_prob(y_prob)
         names = None if classes is None else np.asarray(classes)
         is_sets = y_true is not None and np.ndim(y_true) == 2 and is_indicator(y_true)

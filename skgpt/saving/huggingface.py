@@ -37,7 +37,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import base_name, merged
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.default_models import ALIASES, quiet_transformers
-from skgpt.pretrained.loading import PretrainedModel, offline_first, refuse_misnomers
+from skgpt.pretrained.loading import PretrainedModel, offline_first, place_of, refuse_misnomers
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.saving.model_card import model_card
 from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors
@@ -241,13 +241,8 @@ def _cut(config: Any, depth: int, n_layers: int) -> None:
 
 
 def _save(model: Any, config: Any, folder: Path) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        with quiet_transformers():
-            model.save_pretrained(folder)
-    except SafetensorError as error:  # how it reports that a write failed
-        raise OSError(str(error)) from error
+    with quiet_transformers():
+        model.save_pretrained(folder)
     # What is frozen may be bf16 in the file: everything is computed in fp32 all the same.
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32
@@ -391,8 +386,7 @@ def read_head(model: str, revision: str | None) -> SavedHead:
     `model` is a folder or a hub id. Raises ModelNotFoundError if there is nothing of that name or
     it can't be read, ModelNotSupportedError if it is no such checkpoint.
     """
-    path = Path(model).expanduser()
-    local = bool(model) and path.exists() and model not in ALIASES
+    path, local = place_of(model)
     if model in ALIASES or path.is_file():
         fits = model in ALIASES or path.suffix == ".gguf"
         what = f"a model without a head: fit it, with model={model!r}" if fits else "a file"
@@ -400,16 +394,12 @@ def read_head(model: str, revision: str | None) -> SavedHead:
             "`folder_or_id` must be a sequence-classification checkpoint: a folder or a hub id. "
             f"{model!r} is {what}."
         )
-    if local and not (path / "config.json").is_file():
-        raise ModelNotFoundError(
-            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
-            f"tokenizer files) or a hub id. {model!r} is a folder without a config.json"
-            f"{opened_by(path)}."
-        )
     if not local:
         refuse_misnomers(model)
     where = str(path) if local else model
     try:
+        if local and not (path / "config.json").is_file():
+            raise FileNotFoundError(f"it has no config.json{opened_by(path)}")
         with quiet_transformers():
             return offline_first(
                 lambda offline: _read_head(model, where, revision, offline), hub=not local

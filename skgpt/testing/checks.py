@@ -7,7 +7,7 @@ the tags say "only 1-D texts". So success here means that the checks ran, too.
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import SkipTest
 
 from sklearn.utils import get_tags
@@ -19,13 +19,9 @@ from skgpt.testing.text_checks import TEXT_CHECKS
 _MIN_SKLEARN_CHECKS = 30
 
 
-class _Result(NamedTuple):
-    """What came of one check."""
-
-    name: str
-    status: str  # "passed", "failed", "xfail" or "skipped"
-    exception: Exception | None = None
-    reason: str | None = None
+# What came of a check, as scikit-learn says it: its "check_name", a "status" ("passed", "failed",
+# "xfail" or "skipped") and an "exception".
+Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -112,71 +108,65 @@ def check_text_estimator(
     with warnings.catch_warnings():
         # The checks are about what an estimator does; those about warnings record them themselves.
         warnings.simplefilter("ignore")
-        sklearn_results = _run_sklearn_checks(estimator, expected)
+        sklearn_results: list[Result] = check_estimator(
+            estimator, expected_failed_checks=expected, on_skip=None, on_fail=None
+        )
         text_results = [_run_text_check(name, estimator, expected) for name in TEXT_CHECKS]
     results = sklearn_results + text_results
     name = type(estimator).__name__
-    failed = [result for result in results if result.status == "failed"]
+
+    def of_status(status: str) -> list[tuple[str, Any]]:
+        return [(r["check_name"], r["exception"]) for r in results if r["status"] == status]
+
+    failed, passed = of_status("failed"), [check for check, _ in of_status("passed")]
     n_sklearn_checks = _n_run(sklearn_results)
     if n_sklearn_checks < _MIN_SKLEARN_CHECKS:
-        failed.insert(0, _too_few_checks(estimator, n_sklearn_checks))
+        failed.insert(0, ("check_sklearn_checks_ran", _too_few_checks(estimator, n_sklearn_checks)))
     if failed:
-        raise AssertionError(_failure_message(name, failed, len(results))) from failed[0].exception
-    passed = [result.name for result in results if result.status == "passed"]
+        message = _failure_message(name, failed, len(results))
+        raise AssertionError(message) from failed[0][1]
     return TextEstimatorReport(
         estimator=name,
         n_passed=len(passed),
         n_sklearn_checks=n_sklearn_checks,
         n_text_checks=_n_run(text_results),
-        expected_failures={r.name: r.reason or "" for r in results if r.status == "xfail"},
-        unexpected_passes=tuple(sorted({check for check in passed if check in expected})),
-        skipped={r.name: str(r.exception) for r in results if r.status == "skipped"},
+        expected_failures={check: expected[check] for check, _ in of_status("xfail")},
+        unexpected_passes=tuple(sorted(expected.keys() & passed)),
+        skipped={check: str(error) for check, error in of_status("skipped")},
     )
 
 
-def _run_sklearn_checks(estimator: Any, expected: dict[str, str]) -> list[_Result]:
-    names = ("check_name", "status", "exception", "expected_to_fail_reason")
-    results = check_estimator(
-        estimator, expected_failed_checks=expected, on_skip=None, on_fail=None
-    )
-    return [_Result(*(result[name] for name in names)) for result in results]
-
-
-def _run_text_check(name: str, estimator: Any, expected: dict[str, str]) -> _Result:
+def _run_text_check(name: str, estimator: Any, expected: Mapping[str, str]) -> Result:
+    status: str = "passed"
+    exception: Exception | None = None
     try:
         TEXT_CHECKS[name](estimator)
     except SkipTest as skip:
-        return _Result(name, "skipped", skip)
+        status, exception = "skipped", skip
     except Exception as error:  # whatever a stranger's estimator raises is a failed check
-        if name in expected:
-            return _Result(name, "xfail", error, expected[name])
-        return _Result(name, "failed", error)
-    return _Result(name, "passed")
+        status, exception = "xfail" if name in expected else "failed", error
+    return {"check_name": name, "status": status, "exception": exception}
 
 
-def _n_run(results: Iterable[_Result]) -> int:
-    return sum(result.status in ("passed", "xfail") for result in results)
+def _n_run(results: Iterable[Result]) -> int:
+    return sum(result["status"] in ("passed", "xfail") for result in results)
 
 
-def _too_few_checks(estimator: Any, n_run: int) -> _Result:
+def _too_few_checks(estimator: Any, n_run: int) -> AssertionError:
     tags = get_tags(estimator).input_tags
-    return _Result(
-        "check_sklearn_checks_ran",
-        "failed",
-        AssertionError(
-            f"at least {_MIN_SKLEARN_CHECKS} of scikit-learn's checks must run. It ran {n_run}, "
-            f"with input_tags.string={tags.string} and input_tags.two_d_array={tags.two_d_array}. "
-            "Set both to True in __sklearn_tags__ and let the estimator take the numbers of a 2-D "
-            "array as texts: scikit-learn passes over an estimator that refuses 2-D input."
-        ),
+    return AssertionError(
+        f"at least {_MIN_SKLEARN_CHECKS} of scikit-learn's checks must run. It ran {n_run}, "
+        f"with input_tags.string={tags.string} and input_tags.two_d_array={tags.two_d_array}. "
+        "Set both to True in __sklearn_tags__ and let the estimator take the numbers of a 2-D "
+        "array as texts: scikit-learn passes over an estimator that refuses 2-D input."
     )
 
 
-def _failure_message(name: str, failed: list[_Result], n_checks: int) -> str:
+def _failure_message(name: str, failed: list[tuple[str, Any]], n_checks: int) -> str:
     lines = []
-    for result in failed:
-        message = str(result.exception).strip().replace("\n", "\n    ")
-        lines.append(f"{result.name}: {type(result.exception).__name__}: {message}")
+    for check, error in failed:
+        message = str(error).strip().replace("\n", "\n    ")
+        lines.append(f"{check}: {type(error).__name__}: {message}")
     return "\n".join(_section(f"{name} failed {len(failed)} of {n_checks} checks", lines))
 
 

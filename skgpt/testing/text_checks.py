@@ -1,4 +1,4 @@
-"""Checks on texts that scikit-learn has no word for; each works on any text estimator.
+"""Checks on texts that scikit-learn doesn't have; each works on any text estimator.
 
 A check takes an estimator, fits fresh clones of it, raises an AssertionError when a promise is
 broken and SkipTest when the estimator makes no such promise.

@@ -102,6 +102,7 @@ class Optimizer:
         self._weights = list(network.learnable.values())
         self._copies = [network.trunk.get_parameter(name) for name in self._names]
         self._separate = network.dtype != torch.float32
+        self._memory: dict[str, Tensor] = {}  # of gradients
         self._embeddings = self._sparse_embeddings()
         for embedding in self._embeddings:
             embedding.sparse = True
@@ -131,6 +132,7 @@ class Optimizer:
     def __exit__(self, *raised: object) -> None:
         """Free the gradients and freeze what was learned: the run is over."""
         self.zero_grad()
+        self._memory.clear()
         for embedding in self._embeddings:
             embedding.sparse = False
         for parameter in [*self._copies, *self._weights, self._head]:
@@ -169,19 +171,22 @@ class Optimizer:
         """Add the copies' gradients to those of the fp32 weights."""
         to_copy: list[tuple[Tensor, Tensor]] = []
         to_add: list[tuple[Tensor, Tensor]] = []
-        for weight, copy in zip(self._weights, self._copies, strict=True):
+        for name, weight, copy in zip(self._names, self._weights, self._copies, strict=True):
             grad, copy.grad = copy.grad, None
             if grad is None:
                 continue
+            mine, is_first = weight.grad, weight.grad is None
+            if mine is None:
+                # Kept from step to step: new memory in each would have to be cleared by the system.
+                if name not in self._memory:
+                    self._memory[name] = torch.empty_like(weight)
+                mine = weight.grad = self._memory[name]
             if grad.is_sparse:  # rows of some tokens
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-                weight.grad.index_add_(0, grad._indices()[0], grad._values().float())
-            elif weight.grad is None:
-                weight.grad = torch.empty_like(weight)
-                to_copy.append((weight.grad, grad))
+                if is_first:
+                    mine.zero_()
+                mine.index_add_(0, grad._indices()[0], grad._values().float())
             else:
-                to_add.append((weight.grad, grad))
+                (to_copy if is_first else to_add).append((mine, grad))
         for pairs, operation in ((to_copy, torch._foreach_copy_), (to_add, torch._foreach_add_)):
             if pairs:
                 operation([mine for mine, _ in pairs], [grad for _, grad in pairs])

@@ -7,7 +7,7 @@ are imported when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from skgpt.exceptions import missing_package
+from skgpt.exceptions import import_optional
 
 if TYPE_CHECKING:
     from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
@@ -38,12 +38,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        try:
-            return getattr(import_module(_HOMES[name]), name)
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "optuna":
-                raise
-            raise missing_package(f"`{name}`", "optuna", error) from error
+        if _HOMES[name] != "skgpt.tuning.baseline":
+            import_optional("optuna", f"`{name}`")
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from skgpt.caching import cache_info, clear_cache
-from skgpt.cost import Rates, _HeldTensors, _take, count_memory, count_work, measure
+from skgpt.cost import Rates, _HeldTensors, count_memory, count_work, measure
 from skgpt.data.splits import all_rows
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import tokenise, tokenise_windows
+from skgpt.data.tokenization import tokenise, tokenise_rows
 from skgpt.fitting import make_config
 from skgpt.network.features import CacheLevel, cache_level
 from skgpt.network.network import TextNetwork, build_network
@@ -67,10 +67,10 @@ def test_measure__each_part__is_zero_where_a_fit_has_none(
 
 def test_take__rows_of_texts_and_of_windows__are_those_rows(tiny_llama: str) -> None:
     tokenizer = load_pretrained(tiny_llama).tokenizer
-    windows = tokenise_windows([TEXTS], parse_template(None, 1, None), tokenizer, 16)
+    windows = tokenise_rows([TEXTS], parse_template(None, 1, None), tokenizer, 16, "windows")
     rows = np.array([5, 0, 5])
     for tokens in (tokenise(TEXTS, tokenizer, 64), windows):
-        some = _take(tokens, rows)
+        some = tokens.take(rows)
         assert some.lengths.tolist() == tokens.lengths[rows].tolist()
         keys, every = some.distinct()[0], tokens.distinct()[0]
         assert keys == [every[row] for row in rows]

@@ -15,9 +15,7 @@ from skgpt.data.tokenization import (
     Windows,
     clean,
     tokenise,
-    tokenise_columns,
     tokenise_rows,
-    tokenise_windows,
 )
 from skgpt.exceptions import InvalidTextError
 from skgpt.pretrained.loading import load_pretrained
@@ -136,25 +134,25 @@ def byte_encoder(tiny_llama: str) -> TextEncoder:
 
 
 @pytest.mark.parametrize("template", [None, "{1}", "Q: {0}\nA: {1}", "{1}{1}", "{{{0}}}"])
-def test_tokenise_columns__rows_that_fit__are_the_rendered_texts(
+def test_tokenise_rows__rows_that_fit__are_the_rendered_texts(
     template: str | None, byte_encoder: TextEncoder
 ) -> None:
     columns = [["abc", "", "\U0001f600", "abc"], ["dräi", "{0}", "", "dräi"]]
     parsed = parse_template(template, 2, None)
     rendered = [parsed.render(row) for row in zip(*columns, strict=True)]
     expected = tokenise(rendered, byte_encoder, 100)
-    assert_same(tokenise_columns(columns, parsed, byte_encoder, 100), expected)
+    assert_same(tokenise_rows(columns, parsed, byte_encoder, 100), expected)
 
 
 @given(rows=st.lists(st.tuples(values, values), min_size=1, max_size=6), room=st.integers(9, 30))
 @settings(max_examples=60, deadline=None)
-def test_tokenise_columns__rows_too_long__lose_only_ends_of_values(
+def test_tokenise_rows__rows_too_long__lose_only_ends_of_values(
     byte_encoder: TextEncoder, rows: list[tuple[str, str]], room: int
 ) -> None:
     template = parse_template("Q{1}{{日{0}é", 2, None)
     n_special = len(byte_encoder.prefix_ids) + len(byte_encoder.suffix_ids)
     columns = [list(column) for column in zip(*rows, strict=True)]
-    tokens = tokenise_columns(columns, template, byte_encoder, room + n_special)
+    tokens = tokenise_rows(columns, template, byte_encoder, room + n_special)
     assert tokens.lengths.max() <= room + n_special
     for (first, second), text in zip(rows, texts_of(tokens), strict=True):
         first, second = clean(first), clean(second)
@@ -175,13 +173,13 @@ def test_tokenise_columns__rows_too_long__lose_only_ends_of_values(
     max_length=st.integers(8, 60),
 )
 @settings(max_examples=60, deadline=None)
-def test_tokenise_columns__rows_too_long__lose_tokens_of_the_longest_one_by_one(
+def test_tokenise_rows__rows_too_long__lose_tokens_of_the_longest_one_by_one(
     sizes: list[list[int]], max_length: int
 ) -> None:
     encoder = Letters((1,), (2,))
     template = parse_template("-{0}+{1}+{2}", 3, None)
     columns = [[letter * size[k] for size in sizes] for k, letter in enumerate("abc")]
-    tokens = tokenise_columns(columns, template, encoder, max_length)
+    tokens = tokenise_rows(columns, template, encoder, max_length)
     for i, kept in enumerate(sizes):
         kept = list(kept)
         while sum(kept) + 3 + 2 > max_length:
@@ -191,17 +189,17 @@ def test_tokenise_columns__rows_too_long__lose_tokens_of_the_longest_one_by_one(
         assert tokens.row(i).tolist() == [1, *encoder.encode([row])[0], 2]
 
 
-def test_tokenise_columns__a_field_used_twice__is_cut_in_both_places() -> None:
-    tokens = tokenise_columns(
+def test_tokenise_rows__a_field_used_twice__is_cut_in_both_places() -> None:
+    tokens = tokenise_rows(
         [["abcdefgh"], ["xy"]], parse_template("{0}.{1}.{0}", 2, None), Letters(), 12
     )
     assert tokens.ids.tolist() == Letters().encode(["abcd.xy.abcd"])[0]
 
 
-def test_tokenise_columns__a_column_left_out__has_no_part_in_it() -> None:
+def test_tokenise_rows__a_column_left_out__has_no_part_in_it() -> None:
     encoder = Letters()
     columns = [["same", "same"], ["x" * 99, "y" * 99], ["abc" * 9, "abc" * 9]]
-    tokens = tokenise_columns(columns, parse_template("{2}:{0}", 3, None), encoder, 12)
+    tokens = tokenise_rows(columns, parse_template("{2}:{0}", 3, None), encoder, 12)
     assert tokens.row(0).tolist() == tokens.row(1).tolist() == encoder.encode(["abcabca:same"])[0]
     assert not any("x" in text or "y" in text for text in encoder.asked)
 
@@ -219,24 +217,24 @@ def test_tokenise_rows__the_same_row_twice__is_encoded_once(long_text: str) -> N
     assert sorted(first_of.values()) == [0, 1]
 
 
-def test_tokenise_columns__rows_that_fit__are_encoded_once_beside_one_that_does_not() -> None:
+def test_tokenise_rows__rows_that_fit__are_encoded_once_beside_one_that_does_not() -> None:
     encoder = Letters()
     columns = [["short", "l" * 30], ["also", "s"]]
-    tokenise_columns(columns, parse_template("{0}|{1}", 2, None), encoder, len("short|also"))
+    tokenise_rows(columns, parse_template("{0}|{1}", 2, None), encoder, len("short|also"))
     assert sum("short" in text or "also" in text for text in encoder.asked) == 1
 
 
-def test_tokenise_columns__halves_of_a_character__do_not_meet_across_a_seam(
+def test_tokenise_rows__halves_of_a_character__do_not_meet_across_a_seam(
     byte_encoder: TextEncoder,
 ) -> None:
     columns = [["a\ud83d", "a\ud83d" * 20], ["\ude00b", "\ude00b" * 20]]
-    tokens = tokenise_columns(columns, parse_template("{0}{1}", 2, None), byte_encoder, 30)
+    tokens = tokenise_rows(columns, parse_template("{0}{1}", 2, None), byte_encoder, 30)
     whole, cut = texts_of(tokens)
     assert whole == "a\ufffd\ufffdb"
     assert set(cut) == {"a", "\ufffd", "b"}
     # Nor does half a character among the template's words.
     template = Template(("\ud83d", "."), (0,))
-    tokens = tokenise_columns([["\ude00", "x" * 40]], template, byte_encoder, 20)
+    tokens = tokenise_rows([["\ude00", "x" * 40]], template, byte_encoder, 20)
     assert texts_of(tokens)[0] == "\ufffd\ufffd."
     assert texts_of(tokens)[1].startswith("\ufffdxxx")
     assert texts_of(tokens)[1].endswith("x.")
@@ -248,12 +246,12 @@ def test_tokenise_columns__halves_of_a_character__do_not_meet_across_a_seam(
     room=st.integers(7, 14),
 )
 @settings(max_examples=60, deadline=None)
-def test_tokenise_columns__seams_that_cost_tokens__are_made_room_for(
+def test_tokenise_rows__seams_that_cost_tokens__are_made_room_for(
     sizes: list[tuple[int, int]], words: tuple[str, str, str], room: int
 ) -> None:
     encoder = Pairs((1,), (2,))
     columns = [["a" * n for n, _ in sizes], ["b" * n for _, n in sizes]]
-    tokens = tokenise_columns(
+    tokens = tokenise_rows(
         columns, Template((*words[:2], words[2] + "."), (0, 1)), encoder, room + 2
     )
     for i, (n, m) in enumerate(sizes):
@@ -269,38 +267,38 @@ def test_tokenise_columns__seams_that_cost_tokens__are_made_room_for(
             assert abs(kept[0] - kept[1]) <= 2 or min((n, m)) == min(kept)
 
 
-def test_tokenise_columns__a_value_that_is_a_token_among_words_only__is_given_up() -> None:
+def test_tokenise_rows__a_value_that_is_a_token_among_words_only__is_given_up() -> None:
     template = parse_template("x{0}y{1}", 2, None)
-    tokens = tokenise_columns([[" "], ["abc"]], template, CostlySpaces(), 4)
+    tokens = tokenise_rows([[" "], ["abc"]], template, CostlySpaces(), 4)
     assert tokens.ids.tolist() == [ord("x"), ord("y")]
 
 
-def test_tokenise_columns__what_costs_most_is_cut_off__leaves_a_token_of_each_value() -> None:
+def test_tokenise_rows__what_costs_most_is_cut_off__leaves_a_token_of_each_value() -> None:
     template = parse_template("x{0}y", 1, None)
-    tokens = tokenise_columns([["ab   "]], template, CostlySpaces(), 6)
+    tokens = tokenise_rows([["ab   "]], template, CostlySpaces(), 6)
     assert tokens.ids.tolist() == [ord("x"), ord("a"), ord("y")]
 
 
 @pytest.mark.parametrize("template", ["0123456789{0}", "01234{0}56789", "0123{1}45678{1}"])
-def test_tokenise_columns__no_room_beside_the_words__says_how_much_they_take(template: str) -> None:
+def test_tokenise_rows__no_room_beside_the_words__says_how_much_they_take(template: str) -> None:
     parsed = parse_template(template, 2, None)
     encoder = Letters((1,), (2,))
     needed = sum(map(len, parsed.words)) + len(parsed.fields) + 2
-    assert tokenise_columns([["a"], ["b"]], parsed, encoder, needed).lengths.tolist() == [needed]
+    assert tokenise_rows([["a"], ["b"]], parsed, encoder, needed).lengths.tolist() == [needed]
     encoder.asked.clear()
     with pytest.raises(
         InvalidTextError,
         match=rf"words take {needed - 2 - len(parsed.fields)} tokens.*at least {needed}\. "
         rf"Got max_length={needed - 1}:",
     ):
-        tokenise_columns([["a"], ["b"]], parsed, encoder, needed - 1)
+        tokenise_rows([["a"], ["b"]], parsed, encoder, needed - 1)
     assert encoder.asked == ["".join(parsed.words)]  # before anything else
 
 
-def test_tokenise_columns__blank_lines_leave_no_room__the_text_is_cut_at_its_end() -> None:
+def test_tokenise_rows__blank_lines_leave_no_room__the_text_is_cut_at_its_end() -> None:
     columns = [[f"{i}a"] for i in range(20)]
     joined = "\n\n".join(column[0] for column in columns)
-    tokens = tokenise_columns(columns, parse_template(None, 20, None), Letters((1,), (2,)), 12)
+    tokens = tokenise_rows(columns, parse_template(None, 20, None), Letters((1,), (2,)), 12)
     assert tokens.row(0).tolist() == [1, *(ord(c) % 50 for c in joined[:10]), 2]
 
 
@@ -319,7 +317,7 @@ def test_tokenise__texts_seen_before__are_not_encoded_again() -> None:
     encoder.asked.clear()
     template = parse_template("<{0}>", 1, None)
     for _ in range(2):
-        tokenise_columns([["abc"]], template, encoder, 9)
+        tokenise_rows([["abc"]], template, encoder, 9)
     assert encoder.asked.count("<abc>") == 1
     other = Letters()
     other.identity = object()
@@ -335,7 +333,7 @@ def test_tokenise__texts_seen_before__are_not_encoded_again() -> None:
 
 
 def windows_of(texts: list[str], encoder: Letters, max_length: int) -> Windows:
-    return tokenise_windows([texts], PLAIN, encoder, max_length)
+    return tokenise_rows([texts], PLAIN, encoder, max_length, "windows")
 
 
 def bare(windows: Windows, text: int, encoder: Letters) -> list[list[int]]:
@@ -408,14 +406,14 @@ def test_tokenise_windows__columns_under_a_template__are_windows_of_the_rendered
     columns = [["body " * 9, "b"], ["title", "t"]]
     rendered = [template.render(row) for row in zip(*columns, strict=True)]
     expected = windows_of(rendered, Letters((1,)), 12)
-    found = tokenise_windows(columns, template, Letters((1,)), 12)
+    found = tokenise_rows(columns, template, Letters((1,)), 12, "windows")
     assert np.array_equal(found.each.ids, expected.each.ids)
     assert np.array_equal(found.first, expected.first)
 
 
 def test_tokenise_windows__words_without_room__are_read_and_not_refused() -> None:
     template = parse_template("many words before {text}", 1, None)
-    windows = tokenise_windows([["x"]], template, Letters(), 8)
+    windows = tokenise_rows([["x"]], template, Letters(), 8, "windows")
     assert windows.counts.tolist() == [4]  # 19 letters
 
 
@@ -434,6 +432,6 @@ def test_tokenise__n_cut__counts_rows_and_not_distinct_texts() -> None:
     assert tokenise(texts, Letters(), 10).n_cut == 2
     template = parse_template("{0}-{1}", 2, None)
     columns = [["a" * 9, "b", "a" * 9], ["x", "y", "x"]]
-    assert tokenise_columns(columns, template, Letters(), 10).n_cut == 2
-    assert tokenise_columns(columns, template, Letters(), 11).n_cut == 0
+    assert tokenise_rows(columns, template, Letters(), 10).n_cut == 2
+    assert tokenise_rows(columns, template, Letters(), 11).n_cut == 0
     assert isinstance(tokenise_rows(columns, template, Letters(), 10, "windows"), Windows)

@@ -16,7 +16,7 @@ def dies_at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(step: int | None) -> None:
         monitors = [] if step is None else [Dies(step)]
-        monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: monitors)
+        monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: monitors)
 
     return install
 
@@ -30,5 +30,5 @@ def begins_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def on_train_begin(self, config: Any, n_steps: int = 0, history: Any = ()) -> None:
             begun.append(n_steps)
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
     return begun

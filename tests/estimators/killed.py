@@ -71,7 +71,7 @@ def assert_same(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
 
 def _fit(pipe: Connection, every: float, handler: bool, folds: int, options: Any) -> None:
     checkpoint._EVERY_SECONDS = every
-    GPTTextClassifier._monitors = lambda *_: [_Telling(pipe)]  # type: ignore[method-assign]
+    GPTTextClassifier._training_callbacks = lambda *_: [_Telling(pipe)]  # type: ignore[method-assign]
     if handler:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OF_HANDLER))
     X, y = make_text_data(n_classes=3)

@@ -103,7 +103,9 @@ class _Interrupt(TrainingCallback):
 @pytest.fixture
 def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     def install(step: int) -> None:
-        monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *a, **k: [_Interrupt(step)])
+        monkeypatch.setattr(
+            GPTTextClassifier, "_training_callbacks", lambda *a, **k: [_Interrupt(step)]
+        )
 
     return install
 

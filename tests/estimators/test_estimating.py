@@ -78,7 +78,7 @@ def test_plan__weights_and_steps__are_those_of_the_fit(
         def on_step(self, event: StepDone) -> None:
             steps.append(event)
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
     clf = make(tiny_llama, **{"max_epochs": 2, "trainable_layers": "all", **WAYS[way]})
     estimate = clf.plan(*three_class_data)
     assert steps == []

@@ -236,12 +236,12 @@ def test_pickle__of_the_same_fit__has_the_same_hash(
 
 
 def test_deepcopy__whatever_the_base__shares_it_in_memory(
-    fitted_model: Callable[[str], Fitted], monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: Any) -> None:
         raise AssertionError("serialised")
 
-    clf, _, _ = fitted_model("two classes")
+    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     monkeypatch.setattr("skgpt._base.pack", never)
     twin = copy.deepcopy([clf, clf])
     assert twin[0] is twin[1]

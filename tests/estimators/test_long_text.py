@@ -143,7 +143,7 @@ def test_fit__broken_off_and_called_again__ends_as_an_unbroken_one(
     expected = windowed(tiny_llama, **options).fit(X, y)
     clf = windowed(tiny_llama, checkpoint_dir=tmp_path, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(step)])
+        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(step)])
         broken_off(clf, X, y)
         broken_off(clone(clf).set_params(long_text="cut"), X, y)
     assert len(folders_in(tmp_path)) == 2  # a fit that cuts is another fit

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_windows, window_starts
+from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_rows, window_starts
 from skgpt.pretrained.loading import load_pretrained
 from tests.helpers import TextData, make, make_text_data
 
@@ -16,7 +16,9 @@ LONG: dict[str, Any] = {"long_text": "windows", "max_length": 16, "max_epochs": 
 
 def windows_of(folder: str, texts: Any, max_length: int = 16) -> Windows:
     template = parse_template(None, 1, None)
-    return tokenise_windows([list(texts)], template, load_pretrained(folder).tokenizer, max_length)
+    return tokenise_rows(
+        [list(texts)], template, load_pretrained(folder).tokenizer, max_length, "windows"
+    )
 
 
 @pytest.mark.parametrize("max_length", [3, 5, 16, 1000])

@@ -100,7 +100,7 @@ def test_sigterm__a_handler_that_returns__leaves_the_fit_going(
     def own(number: int, frame: Any) -> None:
         seen.append(len(checkpoints_in(tmp_path)))
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Terminating()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Terminating()])
     former = signal.signal(signal.SIGTERM, own)
     try:
         clf = make(tiny_llama, checkpoint_dir=tmp_path).fit(*two_class_data)
@@ -123,7 +123,7 @@ def test_sigterm__a_fit_in_a_thread_or_without_a_folder__keeps_its_hands_off(
             during.append(signal.getsignal(signal.SIGTERM))
 
     clf = make(tiny_llama, max_epochs=1, checkpoint_dir=tmp_path if given else None)
-    clf._monitors = lambda *_: [Looking()]  # type: ignore[method-assign]
+    clf._training_callbacks = lambda *_: [Looking()]  # type: ignore[method-assign]
     if given:
         thread = threading.Thread(target=clf.fit, args=two_class_data)
         thread.start()
@@ -175,13 +175,13 @@ def test_fit__after_a_fault__goes_on_with_the_same_rows_in_the_same_order(
 
     X, y = two_class_data
     options = {"checkpoint_dir": tmp_path, "early_stopping": early_stopping, "batch_size": 6}
-    note = GPTTextClassifier._monitors
+    note = GPTTextClassifier._training_callbacks
     clf = make(tiny_llama, **options, random_state=a_state())
     np.random.seed(5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(9)])
+        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(9)])
         broken_off(clf, X, y)
-    assert GPTTextClassifier._monitors is note
+    assert GPTTextClassifier._training_callbacks is note
     assert not hasattr(clf, "classes_")
     assert len(checkpoints_in(tmp_path)) == 1
     np.random.seed(6)
@@ -210,7 +210,7 @@ def test_fits__two_of_the_same_at_once__do_not_meet(
 
     def one(random_state: int) -> GPTTextClassifier:
         clf = make(tiny_llama, checkpoint_dir=tmp_path, random_state=0, max_epochs=2)
-        clf._monitors = lambda *_: [Meeting()]  # type: ignore[method-assign]
+        clf._training_callbacks = lambda *_: [Meeting()]  # type: ignore[method-assign]
         return clf.fit(X, y)
 
     from concurrent.futures import ThreadPoolExecutor
@@ -234,7 +234,7 @@ def test_warm_start__after_a_fault__goes_on_from_the_same_fitted_model_only(
     clf = make(tiny_llama, **options).fit(X, y)
     before = clf.predict_proba(X)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(3)])
+        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(3)])
         broken_off(clf, X, y)
     assert np.array_equal(clf.predict_proba(X), before)
     make(tiny_llama, **options).fit(X, y)  # from the pretrained model: another fit
@@ -252,7 +252,7 @@ def test_warm_start__adapters_drawn_for_more_layers__goes_on_without_a_seed_too(
     clf = make(tiny_llama, trainable_layers=1, **options).fit(X, y)
     clf.set_params(trainable_layers=2, warm_start=True, checkpoint_dir=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(3)])
+        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(3)])
         broken_off(clf, X, y)
     clf.fit(X, y)
     assert begins_at == [0, 2]
@@ -287,7 +287,7 @@ def test_fit__ctrl_c__is_fitted_and_keeps_the_checkpoint(
     X, y = two_class_data
     clf = make(tiny_llama, checkpoint_dir=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Pressed()])
+        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Pressed()])
         with (
             pytest.warns(skgpt.exceptions.InterruptedFitWarning),
             pytest.raises(KeyboardInterrupt),
@@ -351,7 +351,7 @@ def test_fit__a_parameter_that_changes_nothing__goes_on(
 ) -> None:
     for other in SAME:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Dies(3)])
+            patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(3)])
             broken_off(make(tiny_llama, checkpoint_dir=tmp_path), *two_class_data)
         make(tiny_llama, checkpoint_dir=str(tmp_path), **other).fit(*two_class_data)
     assert begins_at == [2] * len(SAME)

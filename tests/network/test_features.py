@@ -15,7 +15,7 @@ from torch import Tensor
 
 import skgpt
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import TextIds, Tokens, Windows, tokenise, tokenise_windows
+from skgpt.data.tokenization import TextIds, Tokens, Windows, tokenise, tokenise_rows
 from skgpt.network.features import CacheLevel, DiskCache, TextFeatures, disk_room
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork
@@ -53,7 +53,7 @@ def tokens_of(network: TextNetwork, texts: list[str] = TEXTS) -> Tokens:
 def windows_of(network: TextNetwork, texts: list[str]) -> Windows:
     tokenizer = network.pretrained.tokenizer
     max_length = WINDOW + len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
-    return tokenise_windows([texts], parse_template(None, 1, None), tokenizer, max_length)
+    return tokenise_rows([texts], parse_template(None, 1, None), tokenizer, max_length, "windows")
 
 
 def features_of(network: TextNetwork, tokens: TextIds, **options: Any) -> TextFeatures:
@@ -220,13 +220,13 @@ def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
     network = network_of(tiny_llama, 1)
     tokens = tokens_of(network)
     expected = scores_of(whole(network, tokens), [0, 1])
-    after = TextNetwork.after
+    pooled = TextNetwork.pooled_from_hidden
 
     def wrong(self: TextNetwork, *args: Any) -> Tensor:
         # As an architecture would whose later blocks read more than the hidden states.
         if error is not None:
             raise error("not made for this")
-        return after(self, *args) * 1.01
+        return pooled(self, *args) * 1.01
 
     monkeypatch.setattr(TextNetwork, "pooled_from_hidden", wrong)
     features = features_of(network, tokens)

@@ -1,6 +1,7 @@
 """Memory that runs out, simulated: less is run at a time, and the result stays."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 import skgpt
 from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
+from skgpt.network.features import TextFeatures
 from skgpt.network.microbatches import MicroBatch, MicroBatcher, token_budget
+from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.optimizer import Optimizer
 from tests.helpers import TextData, make
@@ -192,20 +195,26 @@ def done(batches: Iterable[MicroBatch], work: Callable[[np.ndarray], None]) -> l
     return parts
 
 
-def test_budget__parts_and_results__cover_every_row_once(
-    tiny_llama: str, recwarn: pytest.WarningsRecorder
+@pytest.mark.parametrize("method", ["map", "accumulate"])
+def test_micro_batcher__memory_runs_out_again_and_again__covers_every_row_and_warns_once(
+    method: str, tiny_llama: str
 ) -> None:
-    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
-    rows, lengths = np.arange(3, 20), np.arange(1, 21)
+    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 1000)
+    rows, lengths, tried = np.arange(3, 11), np.full(11, 10), []
 
     def work(part: np.ndarray) -> None:
-        if lengths[part].sum() > 40:
-            raise torch.OutOfMemoryError
+        tried.append(10 * len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("more than two texts")
 
-    assert sorted(np.concatenate(done(batcher.map(rows, lengths), work))) == rows.tolist()
-    assert len(recwarn) == 1  # halved more than once, said once
-    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
-    assert sorted(np.concatenate(done(batcher.accumulate(rows, lengths), work))) == rows.tolist()
+    with pytest.warns(LowMemoryWarning) as said:
+        parts = done(getattr(batcher, method)(rows, lengths), work)
+    assert len(said) == 1
+    assert [len(part) for part in parts] == [2, 2, 2, 2]
+    assert sorted(np.concatenate(parts)) == rows.tolist()
+    # Once more with the caches dropped, then half, and half of that.
+    assert tried == [80, 80, 40, 20, 20, 20, 20]
+    assert batcher.n_tokens == 20
 
 
 def test_threads__in_a_container_of_few_cores__are_as_many_and_come_back(
@@ -246,8 +255,6 @@ def test_fit_and_predict__in_a_container__keep_to_its_cores(
 def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_first(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from skgpt.network.network import TextNetwork
-
     X, y = two_class_data
     clf = make(tiny_llama, trainable_layers=1, precision="fp32")
     expected = clf.fit(X, y).predict_proba(X)
@@ -267,7 +274,9 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
 @pytest.mark.parametrize(
     "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
 )
-def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_llama: str) -> None:
+def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
+    said: str, tiny_llama: str
+) -> None:
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths, failed = np.arange(4), np.full(4, 10), []
 
@@ -285,30 +294,9 @@ def test_budget__errors_of_other_names__count_if_memory_ran_out(said: str, tiny_
         done(batcher.map(rows, lengths), wrong)
 
 
-def test_budget__too_much_several_times__is_halved_and_said_once(tiny_llama: str) -> None:
-    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 1000)
-    rows, lengths, tried = np.arange(8), np.full(8, 10), []
-
-    def work(part: np.ndarray) -> None:
-        tried.append(10 * len(part))
-        if len(part) > 2:
-            raise torch.OutOfMemoryError("more than two texts")
-
-    with pytest.warns(LowMemoryWarning) as said:
-        assert [len(part) for part in done(batcher.map(rows, lengths), work)] == [2, 2, 2, 2]
-    assert len(said) == 1
-    # Once more with what others had kept given up, then half, and half of that.
-    assert tried == [80, 80, 40, 20, 20, 20, 20]
-    assert batcher.n_tokens == 20
-
-
 def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import weakref
-
-    from skgpt.network.features import TextFeatures
-
     made: list[weakref.ref[Any]] = []
     begin = TextFeatures.__init__
 

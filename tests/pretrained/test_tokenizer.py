@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import tokenise_columns
+from skgpt.data.tokenization import tokenise_rows
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 
@@ -219,12 +219,12 @@ def test_truncate__more_tokens_in_a_beginning_than_in_the_whole__keep_the_whole(
     max_length=st.integers(16, 40),
 )
 @settings(max_examples=60, deadline=None)
-def test_tokenise_columns__a_trained_tokenizer__keeps_the_words_and_cuts_ends(
+def test_tokenise_rows__a_trained_tokenizer__keeps_the_words_and_cuts_ends(
     tokenizer: TextTokenizer, columns: list[tuple[str, str]], max_length: int
 ) -> None:
     template = parse_template("sea: {0}\n\nthe {1}.", 2, None)
     titles, bodies = (list(column) for column in zip(*columns, strict=True))
-    tokens = tokenise_columns([titles, bodies], template, tokenizer, max_length)
+    tokens = tokenise_rows([titles, bodies], template, tokenizer, max_length)
     n_special = len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
     for i, (title, body) in enumerate(columns):
         row = tokens.row(i).tolist()

@@ -8,7 +8,7 @@ import torch
 
 from skgpt.data.splits import Split, all_rows
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import TextIds, tokenise, tokenise_windows
+from skgpt.data.tokenization import TextIds, tokenise, tokenise_rows
 from skgpt.exceptions import DivergedError
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork, build_network
@@ -84,9 +84,8 @@ def ids_of(texts: list[str], network: TextNetwork, window: int | None = None) ->
     """Return the ids of texts, cut or in windows of so many tokens."""
     if window is None:
         return tokenise(texts, network.pretrained.tokenizer, 64)
-    return tokenise_windows(
-        [texts], parse_template(None, 1, None), network.pretrained.tokenizer, window
-    )
+    template = parse_template(None, 1, None)
+    return tokenise_rows([texts], template, network.pretrained.tokenizer, window, "windows")
 
 
 def trained(*args: Any, **options: Any) -> tuple[TextNetwork, list[Any]]:

@@ -115,7 +115,7 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -
         assert float((one - two).abs().max()) < 1e-5 * scale, name
 
 
-def test_prove__an_architecture_never_seen__is_found_out(
+def test_probe__an_architecture_never_seen__is_found_out(
     name: str, source: PretrainedModel
 ) -> None:
     known, capabilities = ALL[name], source.capabilities
@@ -197,7 +197,7 @@ def test_fit__an_architecture_never_seen__learns(
 
 
 @pytest.mark.parametrize("far", [1_000, 30_000])
-def test_prove__a_mask_that_shows_in_long_texts_alone__is_seen(
+def test_probe__a_mask_that_shows_in_long_texts_alone__is_seen(
     far: int, tiny_llama: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from transformers.models.llama import modeling_llama

@@ -42,7 +42,7 @@ class Slow(TrainingCallback):
 def slow_down(seconds: float, log: Path | None = None) -> None:
     """Make this process's fits slow, and have its storages notice soon who has died."""
     study.HEARTBEAT_SECONDS, study.GRACE_SECONDS = 1, 5
-    GPTTextClassifier._monitors = lambda *_: [Slow(seconds, log)]  # type: ignore[method-assign]
+    GPTTextClassifier._training_callbacks = lambda *_: [Slow(seconds, log)]  # type: ignore[method-assign]
 
 
 def stored(folder: str, storage: Any, **options: Any) -> GPTSearchCV:

@@ -64,7 +64,7 @@ def is_gpt(estimator: Any, X: Any, y: Any) -> float:
 
 
 @loses
-@pytest.mark.parametrize("in_pipeline", [False, True])
+@pytest.mark.parametrize("in_pipeline", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparison(
     tiny_llama: str, two_class_data: TextData, in_pipeline: bool
 ) -> None:
@@ -121,7 +121,7 @@ def test_baseline_of_search__warnings_are_errors__the_search_is_fitted_all_the_s
 
 
 @loses
-@pytest.mark.parametrize("nested", [0, 1, 2])
+@pytest.mark.parametrize("nested", [0, pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
     tiny_llama: str, two_class_data: TextData, seen: dict[str, Seen], nested: int
 ) -> None:
@@ -141,8 +141,17 @@ def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_
 
 
 @loses
-@pytest.mark.parametrize("in_pipeline", [False, True])
-@pytest.mark.parametrize("request_", [True, False, "importance"])
+@pytest.mark.parametrize(
+    ("request_", "in_pipeline"),
+    [
+        (True, False),
+        ("importance", True),
+        *(
+            pytest.param(*given, marks=pytest.mark.thorough)
+            for given in ((True, True), (False, False), (False, True), ("importance", False))
+        ),
+    ],
+)
 def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estimator_wants(
     tiny_llama: str,
     two_class_data: TextData,
@@ -193,9 +202,9 @@ def worst(results: Any) -> int:
     [
         (METRICS, "accuracy", "accuracy"),
         (METRICS, worst, "neg_log_loss"),
-        (METRICS, False, "neg_log_loss"),
         (both, "right", "right"),
-        ({"a": "accuracy", "b": "neg_log_loss"}, "a", "a"),
+        pytest.param(METRICS, False, "neg_log_loss", marks=pytest.mark.thorough),
+        pytest.param({"a": "accuracy", "b": "neg_log_loss"}, "a", "a", marks=pytest.mark.thorough),
     ],
 )
 def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
@@ -230,17 +239,6 @@ def test_baseline_of_search__a_callable_that_chooses_a_pruned_trial__warns_that_
         ours.fit(*two_class_data)
     assert ours.baseline_ is None and caught[0].filename == __file__
     assert len(ours.predict(two_class_data.X)) == 40
-
-
-@loses
-def test_baseline_of_search__label_sets__are_compared(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
-    ours = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring="f1_micro").fit(X, tags)
-    again = compare_with_baseline(ours.estimator, X, tags, cv=2, scoring="f1_micro")
-    np.testing.assert_array_equal(ours.baseline_.baseline_scores, again.baseline_scores)
 
 
 def no_baseline(estimator: Any, X: Any, y: Any) -> float:
@@ -286,6 +284,7 @@ def test_baseline_of_search__what_it_can_not_do__is_said_before_any_training(
     assert not seen["gpt"] and not hasattr(ours, "study_")
 
 
+@pytest.mark.thorough
 @loses
 def test_baseline_of_search__resumed_and_with_workers__is_what_it_is_in_one_go(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, seen: dict[str, Seen]

@@ -92,7 +92,7 @@ def test_search__a_holder_is_killed__who_waits_takes_over(tiny_llama: str, tmp_p
     assert states.count(TrialState.COMPLETE) == 6 and states.count(TrialState.FAIL) <= 1
 
 
-@pytest.mark.parametrize("n_jobs", [2, 3])
+@pytest.mark.parametrize("n_jobs", [pytest.param(2, marks=pytest.mark.thorough), 3])
 def test_search__n_jobs__spread_over_the_devices_and_queue(
     tiny_llama: str,
     two_class_data: TextData,
@@ -145,7 +145,7 @@ def test_search__nothing_left_to_do__waits_for_no_device(
     assert again.best_params_ == whole.best_params_
 
 
-@pytest.mark.parametrize("make_it", [make, piped])
+@pytest.mark.parametrize("make_it", [pytest.param(make, marks=pytest.mark.thorough), piped])
 def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
     tiny_llama: str,
     two_class_data: TextData,

@@ -128,7 +128,10 @@ def test_pruning_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(
 
 
 @needs_callbacks
-@pytest.mark.parametrize("copied", [clone, copy.deepcopy, copy.copy])
+@pytest.mark.parametrize(
+    "copied",
+    [clone, *(pytest.param(f, marks=pytest.mark.thorough) for f in (copy.deepcopy, copy.copy))],
+)
 def test_pruning_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
     copied: Callable[[Any], Any], tiny_llama: str, two_class_data: TextData
 ) -> None:

@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
-from skgpt import GPTTextClassifier, LoRA
+from skgpt import GPTTextClassifier, LoRA, fitting
 from tests.helpers import TextData, make
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -106,25 +106,25 @@ def test_grid__its_scores__are_those_without_any_store(
         assert found == pytest.approx(np.mean(scores), rel=1e-4)
 
 
-def test_grid__a_planted_rate_that_learns_nothing__loses_in_a_pipeline(
-    tiny_llama: str, two_class_data: TextData
+@pytest.mark.parametrize("kind", ["pipeline", "randomized", "nested"])
+def test_search__of_every_kind__computes_the_frozen_layers_once(
+    tiny_llama: str, two_class_data: TextData, kind: str
 ) -> None:
     X, y = two_class_data
-    pipeline = Pipeline([("same", FunctionTransformer()), ("gpt", make(tiny_llama))])
-    grid = {"gpt__head_learning_rate": [1e-12, 1e-1], "gpt__learning_rate": [1e-12]}
-    search = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss", **STRICT).fit(X, y)
-    assert search.best_params_["gpt__head_learning_rate"] == 1e-1
-    assert_computed_once(X, n_depths=1)
-
-
-def test_randomized__distributions__computed_once(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    space = {"learning_rate": loguniform(1e-5, 1e-2), "pooling": ["mean", "last"]}
     clf = make(tiny_llama, max_epochs=1)
-    search = RandomizedSearchCV(clf, space, n_iter=4, cv=2, random_state=0, **STRICT).fit(X, y)
-    assert len(search.cv_results_["params"]) == 4
+    rates = {"head_learning_rate": [1e-12, 1e-1]}
+    if kind == "pipeline":
+        pipeline = Pipeline([("same", FunctionTransformer()), ("gpt", clf)])
+        grid = {f"gpt__{name}": values for name, values in rates.items()}
+        search = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss", **STRICT).fit(X, y)
+        assert search.best_params_ == {"gpt__head_learning_rate": 1e-1}
+    elif kind == "randomized":
+        space = {"learning_rate": loguniform(1e-5, 1e-2), "pooling": ["mean", "last"]}
+        search = RandomizedSearchCV(clf, space, n_iter=3, cv=2, random_state=0, **STRICT).fit(X, y)
+        assert len(search.cv_results_["params"]) == 3
+    else:
+        scores = cross_val_score(GridSearchCV(clf, rates, cv=2, **STRICT), X, y, cv=3, **STRICT)
+        assert scores.shape == (3,)
     assert_computed_once(X, n_depths=1)
 
 
@@ -159,18 +159,6 @@ def test_halving__epochs_as_the_resource__fewer_candidates_train_longer_and_star
     assert_computed_once(X, n_depths=1)
 
 
-def test_nested__an_outer_cross_validation__computed_once(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    inner = GridSearchCV(
-        make(tiny_llama, max_epochs=2), {"head_learning_rate": [1e-3, 1e-1]}, cv=2, **STRICT
-    )
-    scores = cross_val_score(inner, X, y, cv=3, **STRICT)
-    assert scores.shape == (3,)
-    assert_computed_once(X, n_depths=1)
-
-
 def test_grid__class_weights_and_early_stopping__see_their_own_fold_only(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,19 +166,17 @@ def test_grid__class_weights_and_early_stopping__see_their_own_fold_only(
     rows = np.flatnonzero((y == "sport") | (np.arange(len(y)) % 3 == 0))  # lopsided
     X, y = X[rows], y[rows]
     given: list[tuple[list[str], list[str], np.ndarray]] = []
-    whole = GPTTextClassifier._train
+    whole = fitting.training_rows
 
-    def noted(self: Any, network: Any, data: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
-        (texts,) = data.columns
-        held = [texts[i] for i in data.split.held_out]
-        balance = [
-            weight[data.split.train][data.target.codes[data.split.train] == k].sum()
-            for k in range(2)
-        ]
-        given.append((texts, held, np.array(balance)))
-        return whole(self, network, data, weight, *args, **kwargs)
+    def noted(estimator: Any, data: Any, network: Any) -> Any:
+        rows = whole(estimator, data, network)
+        (texts,) = data.cells
+        train = rows.split.train
+        balance = [rows.weight[train][rows.target[train] == k].sum() for k in range(2)]
+        given.append((texts, [texts[i] for i in rows.split.held_out], np.array(balance)))
+        return rows
 
-    monkeypatch.setattr(GPTTextClassifier, "_train", noted)
+    monkeypatch.setattr(fitting, "training_rows", noted)
     clf = make(tiny_llama, max_epochs=1, class_weight="balanced", early_stopping=True)
     cv = KFold(2)
     folds = [X[train].tolist() for train, _ in cv.split(X)]

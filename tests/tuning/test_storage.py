@@ -51,7 +51,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-@pytest.mark.parametrize("name", ["search.journal", "search.db", "search"])
+@pytest.mark.parametrize(
+    "name", ["search.journal", pytest.param("search", marks=pytest.mark.thorough)]
+)
 def test_storage__the_same_call_again__goes_on_without_repeating(
     tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int], name: str
 ) -> None:
@@ -139,7 +141,7 @@ def test_storage__ctrl_c__the_trial_is_tried_again(
 
     storage = tmp_path / "search.db"
     with monkeypatch.context() as patched:
-        patched.setattr(GPTTextClassifier, "_monitors", lambda *_: [Interrupts()])
+        patched.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Interrupts()])
         with pytest.raises(KeyboardInterrupt):
             stored(tiny_llama, storage).fit(*two_class_data)
     (lost, waiting) = trials_in(storage)

@@ -40,8 +40,13 @@ def _no_thread_stays() -> Iterator[None]:
     assert [t.name for t in threading.enumerate() if t.name.startswith("skgpt")] == []
 
 
-@pytest.mark.parametrize("make_it", [make, piped])
-@pytest.mark.parametrize("options", [{}, {"early_stopping": True, "n_iter_no_change": 1}])
+@pytest.mark.parametrize(
+    ("make_it", "options"),
+    [
+        (piped, {}),
+        (make, {"early_stopping": True, "n_iter_no_change": 1}),
+    ],
+)
 def test_evaluate__folds_together__are_those_one_after_the_other_bit_for_bit(
     tiny_llama: str, two_class_data: TextData, make_it: Any, options: dict[str, Any]
 ) -> None:
@@ -56,18 +61,17 @@ def test_evaluate__folds_together__are_those_one_after_the_other_bit_for_bit(
     assert outcome.state == "COMPLETE" and outcome.value == np.mean(outcome.test_scores)
 
 
-@pytest.mark.parametrize("make_it", [make, piped])
 def test_evaluate__each_epoch__reports_what_a_shorter_fit_would_score(
-    tiny_llama: str, two_class_data: TextData, make_it: Any
+    tiny_llama: str, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
     told: list[tuple[int, float]] = []
     options = {"lr_schedule": "constant", "warmup_ratio": 0.0}
-    work = evaluation(make_it(tiny_llama, max_epochs=3, **options), two_class_data)
+    work = evaluation(piped(tiny_llama, max_epochs=3, **options), two_class_data)
     work.evaluate({}, lambda epoch, score: bool(told.append((epoch, score))))
     assert [epoch for epoch, _ in told] == [1, 2]
     for epoch, score in told:
-        short = make_it(tiny_llama, max_epochs=epoch, **options)
+        short = piped(tiny_llama, max_epochs=epoch, **options)
         found = cross_validate(short, X, y, cv=work.splits, scoring="neg_log_loss")
         assert score == pytest.approx(found["test_score"].mean(), rel=1e-6)
 
@@ -88,7 +92,7 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
             running.clear()
             return False
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Noting()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
     evaluation(make(tiny_llama, max_epochs=3), two_class_data).evaluate({}, never)
     assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     threads = [thread for _, thread in seen]
@@ -145,7 +149,7 @@ def test_evaluate__a_fold_that_fails__ends_the_trial(
             if next(made) == 4:  # the second fold's second epoch
                 raise MemoryError("no room")
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Fails()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Fails()])
     outcome = evaluation(make(tiny_llama), two_class_data).evaluate({}, never)
     assert outcome.state == "FAIL" and isinstance(outcome.error, MemoryError)
     assert outcome.n_epochs == 2 and next(made) == 5
@@ -158,7 +162,7 @@ def test_evaluate__times__are_a_folds_own(
         def on_epoch_begin(self, epoch: int) -> None:
             time.sleep(0.2)
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Slow()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Slow()])
     began = time.perf_counter()
     outcome = evaluation(make(tiny_llama, max_epochs=2), two_class_data).evaluate({}, never)
     whole = time.perf_counter() - began
@@ -202,7 +206,7 @@ def test_evaluate__however_it_ends__no_network_stays(
         networks.append(weakref.ref(network))
         return [Fails()] if state == "FAIL" else []
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", noting)
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", noting)
     work = evaluation(make(tiny_llama, max_epochs=2), two_class_data)
     gc.disable()
     try:
@@ -238,17 +242,27 @@ def test_search__median_pruner__saves_epochs_and_finds_the_same(
 ) -> None:
     X, y = two_class_data
     space = {"head_learning_rate": [1e-7, 1e-6, 1e-5, 3e-2]}
-    clf = make(tiny_llama, max_epochs=6)
-    options: dict[str, Any] = {"n_trials": 12, "scoring": "neg_log_loss", "estimator": clf}
+    clf = make(tiny_llama, max_epochs=4)
+    options: dict[str, Any] = {
+        "n_trials": 10,
+        "refit": False,
+        "scoring": "neg_log_loss",
+        "estimator": clf,
+    }
     pruned = search(tiny_llama, space, **options).fit(X, y)
     whole = search(tiny_llama, space, pruner=None, **options).fit(X, y)
     assert pruned.best_params_ == whole.best_params_
-    assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 72
+    assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 40
     assert "PRUNED" in pruned.cv_results_["trial_state"]
 
 
 @pytest.mark.parametrize(
-    "pruner", ["percentile", "halving", "hyperband", ThresholdPruner(lower=-9.0)]
+    "pruner",
+    [
+        "hyperband",
+        *(pytest.param(pruner, marks=pytest.mark.thorough) for pruner in ("percentile", "halving")),
+        pytest.param(ThresholdPruner(lower=-9.0), marks=pytest.mark.thorough),
+    ],
 )
 def test_search__every_pruner__ends_with_a_best_trial(
     tiny_llama: str, two_class_data: TextData, pruner: Any

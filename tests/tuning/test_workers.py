@@ -77,7 +77,7 @@ def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
             assert gone.wait(60)
             return False
 
-    monkeypatch.setattr(GPTTextClassifier, "_monitors", lambda *_: [Waits()])
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Waits()])
     threads: list[threading.Thread] = []
 
     def make_one_and_leave(calls: list[Call]) -> None:
