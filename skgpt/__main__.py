@@ -5,26 +5,13 @@ What a command needs is imported when it runs, so that the quick ones stay quick
 
 import argparse
 import io
-import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
-from skgpt import __version__
 from skgpt.exceptions import SkgptError
 
 _FAILED = 1
 _INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
-_REQUIRED = ("transformers", "tokenizers", "scikit-learn", "numpy")
-# Imported only where they are used: the package, and what it is for.
-_OPTIONAL = {
-    "peft": "lora=LoRA()",
-    "bitsandbytes": "LoRA(quantize_base=4)",
-    "optuna": "skgpt.tuning",
-    "matplotlib": "skgpt.plots",
-    "pandas": "explain, tables of errors",
-    "fastapi": "examples/serve",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,29 +65,18 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    import torch
-
-    from skgpt.device import hardware
+    from skgpt.device import hardware, optional_packages, versions
     from skgpt.pretrained.cache_folder import cached_entries
     from skgpt.pretrained.default_models import cache_folder
 
     entries = cached_entries()
     size = _megabytes(sum(entry.n_bytes for entry in entries))
     cache = {"folder": str(cache_folder()), "holds": f"{_counted(len(entries))}, {size}"}
-    versions = {
-        "skgpt": __version__,
-        "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-        "torch": str(torch.__version__),  # of which build, which its metadata may not say
-        **{package: _version_of(package, "not installed") for package in _REQUIRED},
-    }
     parts: Mapping[str, Mapping[str, str]] = {
-        "Versions": versions,
+        "Versions": versions(),
         "Hardware": hardware(),
         "Cache": cache,
-        "Optional packages": {
-            package: _version_of(package, f"not installed; for {use}")
-            for package, use in _OPTIONAL.items()
-        },
+        "Optional packages": optional_packages(),
     }
     width = max(len(name) for part in parts.values() for name in part)
     for title, part in parts.items():
@@ -108,13 +84,6 @@ def _info(args: argparse.Namespace) -> int:
         for name, value in part.items():
             _tell(f"  {name:<{width}}  {value}")
     return 0
-
-
-def _version_of(package: str, otherwise: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return otherwise
 
 
 def _cache(args: argparse.Namespace) -> int:

@@ -1,9 +1,11 @@
-"""Where and how to compute: device, precision, memory and threads."""
+"""Where and how to compute: device, precision, memory, threads, and what is installed for it."""
 
 import ctypes
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from joblib.externals import loky
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt import __version__
 from skgpt.exceptions import ModelNotSupportedError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -198,6 +201,37 @@ def ran_out(error: Exception) -> bool:
     )
 
 
+# --- What is installed, for `python -m skgpt info` --------------------------------------------
+
+_REQUIRED = ("torch", "transformers", "tokenizers", "scikit-learn", "numpy")
+# Imported only where they are used: the package, and what it is for.
+_OPTIONAL = {
+    "peft": "lora=LoRA()",
+    "bitsandbytes": "LoRA(quantize_base=4)",
+    "optuna": "skgpt.tuning",
+    "matplotlib": "skgpt.plots",
+    "pandas": "explain, tables of errors",
+    "fastapi": "examples/serve",
+}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of skgpt, Python and the required packages."""
+    found = {
+        "skgpt": __version__,
+        "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+    }
+    return found | {package: _version_of(package) or "not installed" for package in _REQUIRED}
+
+
+def optional_packages() -> dict[str, str]:
+    """Return, for each optional package, its version or what is missing without it."""
+    return {
+        package: found if (found := _version_of(package)) else f"not installed; for {use}"
+        for package, use in _OPTIONAL.items()
+    }
+
+
 def hardware() -> dict[str, str]:
     """Return what ``device="auto"`` and ``precision="auto"`` come to on this machine."""
     device = resolve_device("auto")
@@ -211,3 +245,13 @@ def hardware() -> dict[str, str]:
         "cores": str(cores),
         "threads": str(min(cores, torch.get_num_threads())),  # what a fit and predict run on
     }
+
+
+def _version_of(package: str) -> str | None:
+    """Return the version that is installed, without importing anything."""
+    if package == "torch":
+        return str(torch.__version__)  # says of which build it is, where the metadata may not
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
