@@ -19,6 +19,7 @@ from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
 from skgpt.network.network import POOLINGS, TextNetwork
 from skgpt.saving.state import StoreBase, pack, unpack
+from skgpt.tensor_files import from_bytes, to_bytes
 from skgpt.training.callbacks import SlowFitNotice, TrainingCallback, fit_progress
 
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
@@ -158,14 +159,16 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         """
         state = _outside_fit(self._without_fit())
         if hasattr(self, "_model"):
-            state["_model"] = pack(self._model, self.store_base)
+            packed = to_bytes(pack(self._model, self.store_base))
+            state["_model"] = {"classes": self._model.classes, "state": packed}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.get("_model")
         self.__dict__.update({name: v for name, v in state.items() if name != "_model"})
         if packed is not None:
-            self._set_fitted(unpack(packed, type(self).__name__))
+            name = type(self).__name__
+            self._set_fitted(unpack(from_bytes(packed["state"]), packed["classes"], name))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -2,7 +2,6 @@
 
 import errno
 import glob
-import math
 import os
 import secrets
 import shutil
@@ -246,11 +245,11 @@ def _swap(draft: Path, folder: Path) -> None:
 
 
 # ---- Plain values as JSON: numbers, texts, None, lists, tuples, dicts and arrays of these ----
-# Floats come back bit for bit. Nothing else is ever made, so a stranger's file can be read.
+# Floats come back bit for bit: those that aren't finite as json.dumps writes them. Nothing else is
+# ever made, so a stranger's file can be read.
 
 _TAG = "!"  # the key of what JSON has no word for
 _KINDS = "biufU"  # of arrays' elements, beside objects
-_SAFE_INT = 2**53  # beyond it other readers of JSON round
 
 FromTagged = Callable[[Mapping[str, Any]], Any]
 
@@ -264,12 +263,8 @@ def to_plain(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
         return own
     if isinstance(value, np.generic):  # first: some are subclasses of Python's own
         return {_TAG: "scalar", "of": to_plain(np.asarray(value))}
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool | str | int | float):
         return value
-    if isinstance(value, int):
-        return value if abs(value) < _SAFE_INT else {_TAG: "int", "value": str(value)}
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {_TAG: "float", "value": str(value)}
     if isinstance(value, list):
         return [to_plain(item, other) for item in value]
     if isinstance(value, tuple):
@@ -310,10 +305,6 @@ def _value_of(plain: Any, own: Mapping[str, FromTagged]) -> Any:
     if tag in own:
         return own[tag](plain)
     match tag:
-        case "int":
-            return int(plain["value"])
-        case "float":
-            return float(plain["value"])
         case "scalar":
             return _array_of(plain["of"], own)[()]
         case "tuple":

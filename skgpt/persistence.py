@@ -1,15 +1,15 @@
 """save and load: a fitted estimator as a folder of JSON and safetensors, safe to open.
 
-Nothing in it is unpickled and nothing in it says what code to run: only the classes named here
-are made, from plain values and tensors. Checksums tell damage.
+manifest.json holds the class, the parameters and the versions, model.safetensors the fitted model,
+each with a checksum. Nothing is unpickled and nothing says what code to run: only the classes named
+here are made, from plain values and tensors.
 """
 
 import hashlib
 import json
 import os
-import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -35,15 +35,14 @@ from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
 FORMAT = 1
-STATE = "state.json"
+WEIGHTS = "model.safetensors"
 
 # What a folder may hold: an estimator of one of these classes ...
 ESTIMATORS: dict[str, Any] = {"GPTTextClassifier": GPTTextClassifier}
 # ... with parameters that may be of one of these, which have parameters but no fit.
 PARAMETER_OBJECTS: dict[str, Any] = {"LoRA": LoRA}
 
-_FILE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*\.(json|safetensors)")
-_MAX_MANIFEST = 1 << 20  # bytes; it has a few hundred
+_MAX_MANIFEST = 1 << 24  # bytes; it has about a thousand
 # What comes of values that are of the right kind of JSON and make no sense.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
@@ -103,18 +102,22 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
             "the step that is skgpt's, like pipeline[-1]."
         )
     check_is_fitted(estimator)
-    files = _files_of(estimator)
+    params = estimator.__getstate__()
+    model = params.pop("_model")
     manifest = {
         "format": FORMAT,
         "class": name,
         "versions": {"skgpt": __version__, **{package: version(package) for package in _PACKAGES}},
-        "files": {
-            file: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for file, content in files.items()
-        },
+        "params": {key: _to_plain(key, value) for key, value in params.items()},
+        "classes": _to_plain("classes_", model["classes"]),
     }
-    files[MANIFEST] = _with_hash(manifest)
-    _write(root, files)
+    weights = model["state"]
+    with (
+        storage_errors("`folder`", root, "name another", weights.nbytes),
+        atomic_folder(root, _may_replace) as draft,
+    ):
+        (draft / MANIFEST).write_bytes(_with_hash(manifest))
+        (draft / WEIGHTS).write_bytes(weights.data)
 
 
 def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
@@ -152,44 +155,36 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
     """
     root = as_folder(folder, "folder")
     manifest = _read_manifest(root)
-    kind = ESTIMATORS.get(manifest["class"])
+    kind = ESTIMATORS.get(str(manifest.get("class")))
     if kind is None:
         raise StateFormatError(
-            f"{MANIFEST} must name one of {', '.join(ESTIMATORS)}. Got {manifest['class']!r}: open "
-            "the folder with the version of skgpt that wrote it."
+            f"{MANIFEST} must name one of {', '.join(ESTIMATORS)}. Got {manifest.get('class')!r}: "
+            "open the folder with the version of skgpt that wrote it."
         )
-    files = {name: _read_file(root, name, entry) for name, entry in manifest["files"].items()}
+    weights = np.frombuffer(_read_regular(root / WEIGHTS), dtype=np.uint8)
     estimator = kind.__new__(kind)
     with nullcontext() if allow_download else no_downloads():
         try:
-            estimator.__setstate__(_state_of(files, kind))
-        except SkgptError:
-            raise
+            classes = from_plain(manifest["classes"])
+            state = {**_params_of(manifest, kind), "_model": {"classes": classes, "state": weights}}
+            estimator.__setstate__(state)
+        except SkgptError as error:
+            if not isinstance(error, StateFormatError):
+                raise
+            raise _unreadable(root, error) from error
         except _MALFORMED as error:
-            raise StateFormatError(
-                f"{STATE} in {str(root)!r} must describe a fitted {manifest['class']}. It doesn't: "
-                f"{error!r}. Open it with the version of skgpt that wrote it "
-                f"({manifest['versions'].get('skgpt')})."
-            ) from error
+            raise _unreadable(root, error) from error
     return estimator
 
 
-def _files_of(estimator: Any) -> dict[str, bytes]:
-    """Return the estimator's state as files: JSON, and one file for each array of weights."""
-    files: dict[str, bytes] = {}
-    plain: dict[str, Any] = {}
-    for name, value in estimator.__getstate__().items():
-        if name == "_model":
-            value = _without_weights(value, "", files)
-        try:
-            plain[name] = to_plain(value, _own_to_plain)
-        except TypeError as error:
-            raise InvalidArgumentError(
-                f"What is saved in a folder must be made of numbers and text. {_named(name)} is "
-                f"not ({error}): set another value, or use skops.io.dump or joblib.dump."
-            ) from error
-    files[STATE] = _dumps(plain)
-    return files
+def _to_plain(name: str, value: Any) -> Any:
+    try:
+        return to_plain(value, _own_to_plain)
+    except TypeError as error:
+        raise InvalidArgumentError(
+            f"What is saved in a folder must be made of numbers and text. {_named(name)} is not "
+            f"({error}): set another value, or use skops.io.dump or joblib.dump."
+        ) from error
 
 
 def _named(attribute: str) -> str:
@@ -201,26 +196,7 @@ def _named(attribute: str) -> str:
     return by_scikit_learn.get(attribute, f"`{attribute}`")
 
 
-class _InFile(str):
-    """The name of a file that holds an array's bytes, where the array was."""
-
-
-def _without_weights(value: Any, name: str, files: dict[str, bytes]) -> Any:
-    """Put arrays of bytes, which hold weights, into files; leave their names in their places."""
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        files[f"{name}.safetensors"] = value.tobytes()
-        return _InFile(f"{name}.safetensors")
-    if isinstance(value, dict) and all(re.fullmatch("[a-z0-9_]+", str(key)) for key in value):
-        return {
-            key: _without_weights(item, f"{name}.{key}".lstrip("."), files)
-            for key, item in value.items()
-        }
-    return value
-
-
 def _own_to_plain(value: Any) -> Any:
-    if isinstance(value, _InFile):
-        return {"!": "file", "name": str(value)}
     if isinstance(value, os.PathLike):
         return os.fspath(value)  # what a path does as a parameter, its text does too
     if (name := _name_in(PARAMETER_OBJECTS, value)) is not None:
@@ -229,31 +205,27 @@ def _own_to_plain(value: Any) -> Any:
     return None
 
 
-def _state_of(files: Mapping[str, bytes], estimator_class: type) -> dict[str, Any]:
-    def array(tagged: Mapping[str, Any]) -> Any:
-        if tagged["name"] not in files:
-            raise StateFormatError(f"{STATE} names a file that is not saved: {tagged['name']!r}.")
-        return np.frombuffer(files[tagged["name"]], dtype=np.uint8)
+def _unreadable(root: Path, error: Exception) -> StateFormatError:
+    return StateFormatError(
+        f"{MANIFEST} and {WEIGHTS} in {str(root)!r} must hold what skgpt.save wrote. They don't: "
+        f"{error!r} Take another copy of the folder."
+    )
 
-    def parameter_object(tagged: Mapping[str, Any]) -> Any:
-        kind = PARAMETER_OBJECTS.get(tagged["class"])
-        if kind is None:
-            raise StateFormatError(f"{STATE} names a class that is not known: {tagged['class']!r}.")
-        return kind(**from_plain(tagged["params"], own))
 
-    own: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        "file": array,
-        "object": parameter_object,
-    }
-    state = from_plain(_loads(files.get(STATE, b""), STATE), own)
-    if not isinstance(state, dict) or not isinstance(state.get("_model"), dict):
-        raise StateFormatError(f"{STATE} must hold the state of a fitted estimator. It doesn't.")
-    for name in state:  # a value in a method's place, or in that of what links are made of
+def _params_of(manifest: Mapping[str, Any], estimator_class: type) -> dict[str, Any]:
+    own = {"object": _parameter_object}
+    params: dict[str, Any] = from_plain(manifest["params"], own)
+    for name in params:  # a value in a method's place, or in that of what links are made of
         if hasattr(estimator_class, str(name)):
-            raise StateFormatError(
-                f"{STATE} must hold parameters and what was fitted. {name!r} is neither."
-            )
-    return state
+            raise StateFormatError(f"No parameter has the name of a method. Got {name!r}.")
+    return params
+
+
+def _parameter_object(tagged: Mapping[str, Any]) -> Any:
+    kind = PARAMETER_OBJECTS.get(tagged["class"])
+    if kind is None:
+        raise StateFormatError(f"{tagged['class']!r} is no class that a parameter may be of.")
+    return kind(**from_plain(tagged["params"], {"object": _parameter_object}))
 
 
 def _name_in(registry: Mapping[str, Any], value: Any) -> str | None:
@@ -268,34 +240,23 @@ def _kind_of(value: Any) -> str:
     return f"{what} of {type(value).__module__}.{type(value).__qualname__}"
 
 
-def _dumps(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False, indent=1).encode() + b"\n"
-
-
-def _loads(content: bytes, name: str) -> Any:
-    try:
-        return json.loads(content, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise StateFormatError(f"{name} must be JSON. It isn't: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _with_hash(manifest: dict[str, Any]) -> bytes:
     """Return the manifest's file, with a hash of the rest of it."""
-    digest = hashlib.sha256(_dumps(manifest)).hexdigest()
-    return _dumps({**manifest, "sha256": digest})
+    text = json.dumps(manifest, indent=1)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({**manifest, "sha256": digest}, indent=1).encode() + b"\n"
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:
-    if not root.is_dir() or not (root / MANIFEST).exists():
+    if not (root / MANIFEST).exists():
         raise ModelNotFoundError(
             f"`folder` must be one that skgpt.save wrote. Got {str(root)!r}: {_what_else(root)}."
         )
     content = _read_regular(root / MANIFEST, _MAX_MANIFEST)
-    manifest = _loads(content, f"{MANIFEST} in {str(root)!r}")
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(root / MANIFEST) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise StateFormatError(
@@ -304,8 +265,8 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         )
     # To the byte, so that no damage is too small to be seen.
     manifest.pop("sha256", None)
-    if content != _with_hash(manifest) or not _is_manifest(manifest):
-        raise _damaged(root, MANIFEST)
+    if content != _with_hash(manifest):
+        raise _damaged(root / MANIFEST)
     return manifest
 
 
@@ -319,67 +280,34 @@ def _what_else(root: Path) -> str:
     if root.is_dir():
         return f"it has no {MANIFEST}"
     if root.exists():
-        return "it is a file. Name the folder, or open what joblib or skops dumped with that"
+        return "it is a file. Open a dump of joblib or skops with joblib.load or skops.io.load"
     return "there is no such folder"
 
 
-def _is_manifest(manifest: Mapping[str, Any]) -> bool:
-    """Say whether everything is there and of the right kind; the hash is anybody's to make."""
-    files = manifest.get("files")
-    return (
-        isinstance(manifest.get("class"), str)
-        and isinstance(manifest.get("versions"), dict)
-        and isinstance(files, dict)
-        and all(_FILE_NAME.fullmatch(name) and name != MANIFEST for name in files)
-        and all(
-            isinstance(entry, dict) and set(entry) == {"bytes", "sha256"}
-            for entry in files.values()
-        )
-    )
-
-
-def _read_file(root: Path, name: str, entry: Mapping[str, Any]) -> bytes:
-    """Read a file that the manifest names: what is hashed is what is used."""
-    size = entry["bytes"]
-    if not isinstance(size, int) or not (root / name).exists():
-        raise _damaged(root, name)
-    content = _read_regular(root / name, size)
-    if len(content) != size or hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise _damaged(root, name)
-    return content
-
-
-def _read_regular(path: Path, at_most: int) -> bytes:
-    """Read a file that is a file: no link to elsewhere, no pipe, no larger than is said."""
+def _read_regular(path: Path, at_most: int | None = None) -> bytes:
+    """Read a file that is a file: no link to elsewhere, no pipe, none of absurd size."""
+    if not path.exists():
+        raise _damaged(path)
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
         raise StateFormatError(f"{path.name} in {str(path.parent)!r} must be a file, and no link.")
-    if found.st_size > at_most:
-        raise _damaged(path.parent, path.name)
+    if at_most is not None and found.st_size > at_most:
+        raise _damaged(path)
     return path.read_bytes()
 
 
-def _damaged(root: Path, name: str) -> StateFormatError:
+def _damaged(path: Path) -> StateFormatError:
     return StateFormatError(
-        f"{name} in {str(root)!r} must be what skgpt.save wrote. It is missing, damaged or cut "
-        "short: take another copy of the folder."
+        f"{path.name} in {str(path.parent)!r} must be what skgpt.save wrote. It is missing, "
+        "damaged or cut short: take another copy of the folder."
     )
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    with (
-        storage_errors("`folder`", folder, "name another", sum(map(len, files.values()))),
-        atomic_folder(folder, _may_replace) as draft,
-    ):
-        for name, content in files.items():
-            (draft / name).write_bytes(content)
 
 
 def _may_replace(root: Path) -> bool:
     """Say whether a folder holds what an earlier `save` wrote, and nothing of anybody else's."""
     try:
-        ours = {MANIFEST, *_read_manifest(root)["files"]}
+        _read_manifest(root)
     except (ModelNotFoundError, StateFormatError):
         return False
-    check_nothing_else(root, ours)
+    check_nothing_else(root, (MANIFEST, WEIGHTS))
     return True

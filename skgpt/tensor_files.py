@@ -1,13 +1,15 @@
-"""Tensors and plain values as one safetensors file, or as bytes, with a checksum.
+"""A state as one safetensors file, or as the bytes of one, with a checksum.
 
-Neither safetensors nor torch notices a flipped byte; the checksum tells damage. It is no signature:
-whoever changes a file on purpose can take the checksum anew.
+Pickles, saved folders and checkpoints all hold a `State`: tensors and plain values, by name.
+Neither safetensors nor torch notices a flipped byte; the checksum does. It is no signature: whoever
+changes a file on purpose can compute a new one.
 """
 
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +23,92 @@ from torch import Tensor
 from skgpt._files import atomic_file, from_plain, to_plain
 from skgpt.exceptions import StateFormatError
 
-_CHECKSUM = "sha256"
+# The one key of the metadata: safetensors writes several in any order, and equal states must give
+# equal bytes. It holds the checksum, of 64 letters, and the values as JSON.
+_KEY = "skgpt"
+_OF = "/"
 # safetensors' tensors are views of the file, and Windows replaces and removes none that is in use.
 _COPIES = sys.platform == "win32"
 
 
-def to_bytes(tensors: Mapping[str, Tensor]) -> NDArray[np.uint8]:
-    """Return tensors as the bytes of a safetensors file."""
-    return np.frombuffer(save(_on_cpu(tensors)), dtype=np.uint8)
+@dataclass(frozen=True)
+class State:
+    """Tensors and plain values (of `skgpt._files.to_plain`), by name.
 
+    The tensors are those in use, not copies: write them before the next step.
+    """
 
-def from_bytes(array: NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Return the tensors that `to_bytes` was given, in memory of their own."""
-    try:
-        # A copy: the array may be a read-only memory map, and nothing may ever write to that.
-        tensors: dict[str, Tensor] = load(np.asarray(array, dtype=np.uint8).tobytes())
-        return tensors
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StateFormatError(
-            f"The weights of a saved model must be safetensors. They can't be read ({error}): the "
-            "file is damaged. Take another copy of it."
-        ) from error
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
-
-def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state of plain values and arrays with a hash of all that is in it."""
-    return {**state, _CHECKSUM: _hash_of_state(state)}
-
-
-def check_checksum(state: Mapping[str, Any], what: str) -> None:
-    """Raise StateFormatError, about `what`, if a state isn't as `with_checksum` returned it."""
-    rest = {key: value for key, value in state.items() if key != _CHECKSUM}
-    if _CHECKSUM in state and state[_CHECKSUM] != _hash_of_state(rest):
-        raise StateFormatError(
-            f"{what} must be what was saved. Its sha256 is another: the file is damaged. Take "
-            "another copy of it."
+    @classmethod
+    def of(cls, **parts: "State") -> "State":
+        """Return the states of several parts as one."""
+        return cls(
+            {f"{p}{_OF}{k}": t for p, state in parts.items() for k, t in state.tensors.items()},
+            {p: state.values for p, state in parts.items()},
         )
 
+    def part(self, name: str) -> "State":
+        """Return one of the states that `of` was given."""
+        own = f"{name}{_OF}"
+        tensors = {k.removeprefix(own): t for k, t in self.tensors.items() if k.startswith(own)}
+        return State(tensors, self.values[name])
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Write tensors of any device, and values that `to_plain` takes, whole or not at all.
+
+def to_bytes(state: State) -> NDArray[np.uint8]:
+    """Return a state, its tensors of any device, as the bytes of a safetensors file."""
+    tensors = _on_cpu(state.tensors)
+    return np.frombuffer(save(tensors, _metadata(tensors, state.values)), dtype=np.uint8)
+
+
+def from_bytes(array: NDArray[np.uint8]) -> State:
+    """Return what `to_bytes` was given, in memory of its own; StateFormatError if a bit changed."""
+    try:
+        # A copy: the array may be a read-only memory map, and nothing may ever write to that.
+        data = np.asarray(array, dtype=np.uint8).tobytes()
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise StateFormatError(f"It is no safetensors file: {error}") from error
+    return _checked(tensors, header.get("__metadata__", {}))
+
+
+def write_state(path: Path, state: State) -> None:
+    """Write a state, its tensors of any device, whole or not at all.
 
     Raises OSError or SafetensorError where the disk refuses.
     """
-    on_cpu = _on_cpu(tensors)
-    text = json.dumps(to_plain(values), allow_nan=False)
-    metadata = {"values": text, _CHECKSUM: _hash_of_tensors(text, on_cpu)}
+    tensors = _on_cpu(state.tensors)
     with atomic_file(path) as draft:
-        save_file(on_cpu, draft, metadata)
+        save_file(tensors, draft, _metadata(tensors, state.values))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what `write_tensors` wrote, on the CPU; StateFormatError if a bit of it changed."""
+def read_state(path: Path) -> State:
+    """Return what `write_state` wrote, on the CPU; StateFormatError if a bit of it changed."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise StateFormatError(f"It is no safetensors file: {error}") from error
-    text = metadata.get("values", "")
-    if metadata.get(_CHECKSUM) != _hash_of_tensors(text, tensors):
-        raise StateFormatError("It is not what was written: its checksum differs.")
+    state = _checked(tensors, metadata)
     if _COPIES:
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    return tensors, from_plain(json.loads(text))
+        return State({name: tensor.clone() for name, tensor in tensors.items()}, state.values)
+    return state
+
+
+def _metadata(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> dict[str, str]:
+    text = json.dumps(to_plain(values))
+    return {_KEY: _checksum(text, tensors) + text}
+
+
+def _checked(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> State:
+    found = metadata.get(_KEY, "")
+    checksum, text = found[:64], found[64:]
+    if checksum != _checksum(text, tensors):
+        raise StateFormatError("It is not what was written: its checksum differs.")
+    return State(tensors, from_plain(json.loads(text)))
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,31 +123,9 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _hash_of_state(state: Mapping[str, Any]) -> str:
-    arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
-    rest = {key: value for key, value in state.items() if key not in arrays}
-    try:
-        text = json.dumps(rest, sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise StateFormatError(
-            f"A saved model must hold numbers, text and arrays of bytes. It doesn't: {error}"
-        ) from error
-    return _hash(text, ((f"{key} {a.dtype.str}", a) for key, a in sorted(arrays.items())))
-
-
-def _hash_of_tensors(text: str, tensors: Mapping[str, Tensor]) -> str:
-    return _hash(
-        text,
-        (
-            (f"{name} {t.dtype} {tuple(t.shape)}", t.reshape(-1).view(torch.uint8).numpy())
-            for name, t in sorted(tensors.items())
-        ),
-    )
-
-
-def _hash(text: str, arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
-    for label, array in arrays:
-        digest.update(f"{label} {array.nbytes}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.nbytes}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

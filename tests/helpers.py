@@ -1,10 +1,11 @@
 """What several test modules use and that is no fixture."""
 
+import copy
 import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from typing import Any, ClassVar, NamedTuple
@@ -12,8 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import Tensor
 
 from skgpt import GPTTextClassifier, LoRA
+from skgpt.tensor_files import State, from_bytes, to_bytes
 from skgpt.testing.text_checks import global_random_states
 
 _KEYWORDS = {
@@ -174,3 +177,13 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
+
+
+def rewritten(
+    state: NDArray[np.uint8], change: Callable[[dict[str, Any], dict[str, Tensor]], object]
+) -> NDArray[np.uint8]:
+    """Change the values and tensors of a saved model as somebody does who knows how."""
+    saved = from_bytes(state)
+    values, tensors = copy.deepcopy(dict(saved.values)), dict(saved.tensors)
+    change(values, tensors)
+    return to_bytes(State(tensors, values))

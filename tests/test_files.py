@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from skgpt import tensor_files
 from skgpt._files import LockedError, atomic_file, atomic_folder, locked, remove_drafts
 from skgpt.exceptions import FolderTakenError, StateFormatError
-from skgpt.tensor_files import read_tensors, write_tensors
+from skgpt.tensor_files import State, from_bytes, read_state, to_bytes, write_state
 
 TENSORS = {
     "weights": torch.arange(6, dtype=torch.float32).reshape(2, 3).T,  # not contiguous
@@ -38,7 +38,7 @@ VALUES: dict[str, Any] = {
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    write_tensors(tmp_path / "file", TENSORS, VALUES)
+    write_state(tmp_path / "file", State(TENSORS, VALUES))
     return tmp_path / "file"
 
 
@@ -46,41 +46,61 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_read_tensors__a_file__is_what_was_written_and_ordinary_safetensors(file: Path) -> None:
-    tensors, values = read_tensors(file)
-    assert tensors.keys() == TENSORS.keys()
+def by_path(file: Path) -> State:
+    return read_state(file)
+
+
+def by_bytes(file: Path) -> State:
+    return from_bytes(np.fromfile(file, np.uint8))
+
+
+each_way = pytest.mark.parametrize("read", [by_path, by_bytes])
+
+
+@each_way
+def test_read_state__a_file__is_what_was_written_and_ordinary_safetensors(
+    read: Callable[[Path], State], file: Path
+) -> None:
+    state = read(file)
+    assert state.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
-        assert tensors[name].dtype == tensor.dtype
-        assert torch.equal(tensors[name], tensor)
+        assert state.tensors[name].dtype == tensor.dtype
+        assert torch.equal(state.tensors[name], tensor)
+    values = dict(state.values)
     assert np.isnan(values.pop("not a number"))
     assert values == {k: v for k, v in VALUES.items() if k != "not a number"}
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in load_file(file).items())
+    assert to_bytes(State(TENSORS, VALUES)).tobytes() == file.read_bytes()
 
 
-def test_read_tensors__any_bit_flipped__is_seen(file: Path) -> None:
+@each_way
+def test_read_state__any_bit_flipped__is_seen(read: Callable[[Path], State], file: Path) -> None:
     whole = file.read_bytes()
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         file.write_bytes(damaged)
         with pytest.raises(StateFormatError):
-            read_tensors(file)
+            read(file)
 
 
-def test_read_tensors__cut_off_longer_or_of_another_kind__is_refused(file: Path) -> None:
+@each_way
+def test_read_state__cut_off_longer_or_of_another_kind__is_refused(
+    read: Callable[[Path], State], file: Path
+) -> None:
     whole = file.read_bytes()
     parts = (whole[:n] for n in range(0, len(whole), 7))
     for damaged in (*parts, whole[:-1], whole + b"\x00", os.urandom(3000)):
         file.write_bytes(damaged)
         with pytest.raises(StateFormatError):
-            read_tensors(file)
+            read(file)
 
 
-def test_read_tensors__where_files_in_use_stay__lets_go_of_the_file(
+def test_read_state__where_files_in_use_stay__lets_go_of_the_file(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tensor_files, "_COPIES", True)
-    tensors, _ = read_tensors(file)
+    tensors = read_state(file).tensors
     with file.open("r+b") as opened:  # a view would see it
         opened.write(b"\xff" * file.stat().st_size)
     assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in tensors.items())
@@ -92,31 +112,30 @@ from pathlib import Path
 import torch
 from skgpt._files import storage_errors
 from skgpt.exceptions import StorageError
-from skgpt.tensor_files import write_tensors
+from skgpt.tensor_files import State, write_state
 file = Path(sys.argv[1])
-write_tensors(file, {"a": torch.ones(1000)}, {})
+write_state(file, State({"a": torch.ones(1000)}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
     with storage_errors("`folder`", file.parent, "name another"):
-        write_tensors(file, {"a": torch.ones(10**6)}, {})
+        write_state(file, State({"a": torch.ones(10**6)}))
 except StorageError:
     print("refused")
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_write_tensors__a_disk_with_no_room__leaves_the_file_before_and_nothing_else(
+def test_write_state__a_disk_with_no_room__leaves_the_file_before_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     command = [sys.executable, "-c", _LIMITED, str(tmp_path / "file")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "refused\n"
     assert names(tmp_path) == ["file"]
-    tensors, _ = read_tensors(tmp_path / "file")
-    assert torch.equal(tensors["a"], torch.ones(1000))
+    assert torch.equal(read_state(tmp_path / "file").tensors["a"], torch.ones(1000))
 
 
-def test_write_tensors__a_disk_that_syncs_no_folder__writes_with_the_usual_permissions(
+def test_write_state__a_disk_that_syncs_no_folder__writes_with_the_usual_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = os.fsync
@@ -127,7 +146,7 @@ def test_write_tensors__a_disk_that_syncs_no_folder__writes_with_the_usual_permi
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", no_folders)
-    write_tensors(tmp_path / "file", TENSORS, {})
+    write_state(tmp_path / "file", State(TENSORS))
     assert names(tmp_path) == ["file"]
     (tmp_path / "usual").touch()
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -33,7 +33,7 @@ _VALUES = st.recursive(
 
 
 def round_trip(value: Any) -> Any:
-    return from_plain(json.loads(json.dumps(to_plain(value), allow_nan=False)))
+    return from_plain(json.loads(json.dumps(to_plain(value))))
 
 
 @given(_VALUES)
@@ -90,7 +90,6 @@ def test_to_plain__something_else__is_refused(value: Any) -> None:
         {"!": "array", "dtype": "<i1", "shape": [1], "items": [1000]},
         {"!": "tuple"},
         {"!": "dict", "items": [[[], 1]]},
-        {"!": "float", "value": "x"},
         {"!": ["a"]},
     ],
     ids=str,

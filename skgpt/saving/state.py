@@ -1,4 +1,4 @@
-"""A FittedModel as numbers, text and arrays of bytes, and back: for pickles and `skgpt.save`.
+"""A FittedModel as a `State`, tensors and plain values by name, and back: for pickles and folders.
 
 What was learned is always inside. The base model is inside only if its name is not enough to get it
 again, or if the user asks for it; otherwise its name, revision and fingerprint are.
@@ -11,7 +11,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.template import Template
@@ -29,7 +31,7 @@ from skgpt.pretrained.default_models import ALIASES, cache_folder, no_downloads,
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained, make_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config
-from skgpt.tensor_files import check_checksum, from_bytes, to_bytes, with_checksum
+from skgpt.tensor_files import State
 from skgpt.training.optimizer import Moments
 from skgpt.trunk.layers import copy_with_tensors, find_blocks, truncate
 
@@ -45,49 +47,50 @@ _PLAIN = (
 )
 
 
-def pack(model: FittedModel, store_base: StoreBase = "auto") -> dict[str, Any]:
-    """Return a fitted model as a dict of plain values, the array of classes, and weights as bytes.
-
-    The weights, with a checksum over all of ``network``, are in ``learned``, in ``moments`` after
-    `partial_fit`, and in ``base``, with ``config`` and ``tokenizer``, if the base goes in.
-    """
+def pack(model: FittedModel, store_base: StoreBase = "auto") -> State:
+    """Return a fitted model but for its classes, which need not be plain values (dates, say)."""
     template = model.template
-    return {
+    values = {
         "format": FORMAT,
         **{name: getattr(model, name) for name in _PLAIN},
-        "classes": model.classes,
         "columns": dict(model.columns),
         "template": {"words": template.words, "fields": template.fields},
         "fitted_on": str(model.network.device),
-        "network": _pack_network(model.network, store_base),
-        "moments": None if model.moments is None else model.moments.pack(),
     }
+    parts = {"model": State(values=values), "network": _pack_network(model.network, store_base)}
+    if model.moments is not None:
+        parts["moments"] = model.moments.state()
+    return State.of(**parts)
 
 
 @torch.inference_mode(False)  # an opened model may be fitted on, whatever the caller is in
-def unpack(state: Mapping[str, Any], fitted_by: str) -> FittedModel:
+def unpack(state: State, classes: NDArray[Any], fitted_by: str) -> FittedModel:
     """Make the fitted model again, on the device that its fit asked for if this machine has it.
 
-    Raises StateFormatError if it is damaged or of another format, ModelNotFoundError if the base
-    is not here, or is not what it was.
+    Raises StateFormatError if it is of another format or makes no sense, ModelNotFoundError if the
+    base is not here, or is not what it was.
     """
-    if state.get("format") != FORMAT:
-        raise StateFormatError(
-            f"A saved model must be of format {FORMAT}. Got {state.get('format')!r}: open it with "
-            "the version of skgpt that wrote it."
-        )
-    device, dtype = _where_to_open(state["device"], state["precision"])
-    if state["fitted_on"] != str(device):
-        _LOG.warning("%s was fitted on %s and is on %s now", fitted_by, state["fitted_on"], device)
-    moments = state["moments"]
+    values = state.part("model").values
+    if values.get("format") != FORMAT:
+        raise _other_version(f"be of format {FORMAT}", repr(values.get("format")))
+    device, dtype = _where_to_open(values["device"], values["precision"])
+    if values["fitted_on"] != str(device):
+        _LOG.warning("%s was fitted on %s and is on %s now", fitted_by, values["fitted_on"], device)
     return FittedModel(
-        **{name: state[name] for name in _PLAIN},
-        classes=state["classes"],
-        columns=state["columns"],
-        template=Template(**state["template"]),
-        network=_unpack_network(state["network"], dtype, device),
-        moments=None if moments is None else Moments.unpack(moments, device),
+        **{name: values[name] for name in _PLAIN},
+        classes=classes,
+        columns=values["columns"],
+        template=Template(**values["template"]),
+        network=_unpack_network(state.part("network"), dtype, device),
+        moments=Moments.of_state(state.part("moments")) if "moments" in state.values else None,
         fitted_by=fitted_by,
+    )
+
+
+def _other_version(wanted: str, got: str) -> StateFormatError:
+    return StateFormatError(
+        f"A saved model must {wanted}. Got {got}: open it with the versions of skgpt and "
+        "transformers that wrote it."
     )
 
 
@@ -103,27 +106,36 @@ def _where_to_open(device: str, precision: Any) -> tuple[torch.device, torch.dty
         return found, resolve_precision("auto", found)
 
 
-def _pack_network(network: TextNetwork, store_base: StoreBase) -> dict[str, Any]:
-    """Return the network as text, numbers and uint8 arrays, with a checksum."""
+def _pack_network(network: TextNetwork, store_base: StoreBase) -> State:
+    """Return what was learned and, if it goes in, the base with its tokenizer."""
     pretrained = network.pretrained
+    values = {
+        "spec": asdict(network.spec),
+        "model": pretrained.model,
+        "revision": pretrained.revision,
+        "fingerprint": pretrained.fingerprint,
+        "downloadable": pretrained.downloadable,
+    }
     learned = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     learned["head.weight"] = network.head.weight
-    state: dict[str, Any] = {
-        "spec": asdict(network.spec),
-        "pretrained": {
-            "model": pretrained.model,
-            "revision": pretrained.revision,
-            "fingerprint": pretrained.fingerprint,
-            "downloadable": pretrained.downloadable,
-        },
-        "learned": to_bytes(learned),
-    }
+    parts = {"learned": State(learned, values)}
     if _holds_base(pretrained, store_base):
-        # The uncut configuration: cutting one is up to the class that it belongs to.
-        state["config"] = json.dumps(pretrained.config, sort_keys=True)
-        state["tokenizer"] = pretrained.tokenizer.files()
-        state["base"] = to_bytes(_base_of(network))
-    return with_checksum(state)
+        # The uncut configuration: cutting one is up to the class that it belongs to. As a text
+        # with sorted keys, as its dicts come in another order from another process.
+        config = json.dumps(pretrained.config, sort_keys=True)
+        parts["base"] = State(_base_of(network), {"config": config})
+        parts["tokenizer"] = State(_pack_files(pretrained.tokenizer.files()))
+    return State.of(**parts)
+
+
+def _pack_files(files: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return files as tensors of bytes: a tokenizer is too large for safetensors' metadata."""
+    arrays = {name: np.frombuffer(text.encode("latin-1"), np.uint8) for name, text in files.items()}
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def _unpack_files(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: tensor.numpy().tobytes().decode("latin-1") for name, tensor in tensors.items()}
 
 
 def _holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
@@ -147,14 +159,13 @@ def _base_of(network: TextNetwork) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in whole.items() if name in base}
 
 
-def _unpack_network(state: dict[str, Any], dtype: torch.dtype, device: torch.device) -> TextNetwork:
-    check_checksum(state, "A saved model")
-    learned = from_bytes(state["learned"])
-    spec = _read_spec(state["spec"])
-    if "base" in state:
-        pretrained = _pretrained_inside(state, spec, learned)
+def _unpack_network(state: State, dtype: torch.dtype, device: torch.device) -> TextNetwork:
+    learned, values = state.part("learned").tensors, state.part("learned").values
+    spec = _read_spec(values["spec"])
+    if "base" in state.values:
+        pretrained = _pretrained_inside(state, spec)
     else:
-        pretrained = _pretrained_by_name(state["pretrained"])
+        pretrained = _pretrained_by_name(values)
     _check_outputs(spec, learned, pretrained)
 
     # Copy what was learned into a new network on that base.
@@ -162,7 +173,7 @@ def _unpack_network(state: dict[str, Any], dtype: torch.dtype, device: torch.dev
     network.spec = spec
     targets = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     targets["head.weight"] = network.head.weight
-    _check_same(learned, targets, "weights that were learned")
+    _check_same(learned, targets)
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(learned[name])
@@ -175,10 +186,7 @@ def _read_spec(plain: Mapping[str, Any]) -> NetworkSpec:
         adapters = plain["lora"] and AdapterSpec(**plain["lora"])
         return NetworkSpec(**{**plain, "lora": adapters})
     except TypeError as error:
-        raise StateFormatError(
-            f"A saved model must have settings that this version of skgpt knows. It doesn't: "
-            f"{error}. Open it with the version that wrote it, or a later one."
-        ) from error
+        raise _other_version("have settings that are known", str(error)) from error
 
 
 def _check_outputs(
@@ -188,15 +196,10 @@ def _check_outputs(
     head = learned.get("head.weight")
     expected = (spec.n_outputs, pretrained.capabilities.hidden_size)
     if head is None or tuple(head.shape) != expected:
-        found = "none" if head is None else tuple(head.shape)
-        raise StateFormatError(
-            f"The head of a saved model must have the shape {expected}. Got {found}: the file is "
-            "damaged. Take another copy of it."
-        )
+        found = "none" if head is None else str(tuple(head.shape))
+        raise _other_version(f"have a head of the shape {expected}", found)
     if spec.pooling not in POOLINGS or not 1 <= spec.n_layers <= pretrained.full_depth:
-        raise StateFormatError(
-            f"A saved model must be of a shape that {pretrained.model!r} can have. Got {spec}."
-        )
+        raise _other_version(f"be of a shape that {pretrained.model!r} can have", str(spec))
 
 
 def _with_module_names(
@@ -215,24 +218,19 @@ def _with_module_names(
     for name, down in adapters.items():
         sizes = tuple(linear[name].weight.shape) if name in linear else ()
         if down.ndim != 2 or down.shape[0] != spec.lora.rank or down.shape[1] not in sizes:
-            raise StateFormatError(
-                f"Adapters in a saved model must be of rank {spec.lora.rank} and beside linear "
-                f"layers. Got one of shape {tuple(down.shape)} at {name!r}: the file is damaged. "
-                "Take another copy of it."
+            raise _other_version(
+                f"have adapters of rank {spec.lora.rank} beside linear layers",
+                f"one of shape {tuple(down.shape)} at {name!r}",
             )
     return replace(spec, lora=replace(spec.lora, target_modules=tuple(adapters)))
 
 
-def _check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+def _check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Check names and shapes; copying a tensor of one value into a large one would be silent."""
     for name, tensor in expected.items():
         if name not in found or found[name].shape != tensor.shape:
             shape = tuple(found[name].shape) if name in found else "nothing"
-            raise StateFormatError(
-                f"The {what} must hold {name!r} of shape {tuple(tensor.shape)}. Got {shape}: the "
-                "file is damaged, or this version of transformers lays the model out in another "
-                "way. Open it with the versions that wrote it."
-            )
+            raise _other_version(f"hold {name!r} of shape {tuple(tensor.shape)}", str(shape))
 
 
 def _pretrained_by_name(named: Mapping[str, Any]) -> PretrainedModel:
@@ -284,22 +282,21 @@ def _looked_in(model: str, is_path: bool) -> str:
     return f"the hub's cache folder {HF_HUB_CACHE}"
 
 
-def _pretrained_inside(
-    state: dict[str, Any], spec: NetworkSpec, learned: dict[str, Tensor]
-) -> PretrainedModel:
-    tensors = from_bytes(state["base"])
-    for name, tensor in learned.items():
+def _pretrained_inside(state: State, spec: NetworkSpec) -> PretrainedModel:
+    learned, base = state.part("learned"), state.part("base")
+    named = learned.values
+    tensors = dict(base.tensors)
+    for name, tensor in learned.tensors.items():
         if name.startswith("trunk."):
             tensors[name.removeprefix("trunk.")] = tensor
-    named = state["pretrained"]
     try:
         # What is inside is all that there is to it: nothing is fetched for it.
         with no_downloads(), quiet_transformers():
-            config = harmless_config(json.loads(state["config"]))
+            config = harmless_config(json.loads(base.values["config"]))
             trunk, full_depth = _trunk_of(config, spec, tensors)
             pretrained = make_pretrained(
                 trunk,
-                TextTokenizer.from_files(state["tokenizer"]),
+                TextTokenizer.from_files(_unpack_files(state.part("tokenizer").tensors)),
                 model=named["model"],
                 revision=named["revision"],
                 downloadable=named["downloadable"],
@@ -310,11 +307,7 @@ def _pretrained_inside(
     except (SkgptError, MemoryError):
         raise
     except Exception as error:  # transformers raises whatever it likes about a configuration
-        raise StateFormatError(
-            f"The base inside a saved model must be one that transformers can make. It can't "
-            f"({error!r}): the file is damaged, or needs the version of transformers it was "
-            "written with."
-        ) from error
+        raise _other_version("hold a base that transformers can make", repr(error)) from error
     # The fingerprint of the base that was fitted, not of what it has learned since.
     return replace(pretrained, fingerprint=named["fingerprint"])
 
@@ -330,5 +323,5 @@ def _trunk_of(
         skeleton = AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
     full_depth = len(find_blocks(skeleton))
     truncate(skeleton, spec.n_layers)
-    _check_same(tensors, dict(skeleton.named_parameters()), "base inside a saved model")
+    _check_same(tensors, dict(skeleton.named_parameters()))
     return copy_with_tensors(skeleton, tensors), full_depth

@@ -12,16 +12,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from skgpt._files import LockedError, locked, remove_drafts, storage_errors, to_plain
 from skgpt.exceptions import ContinuationError, DivergedError, StateFormatError, StorageError
-from skgpt.tensor_files import read_tensors, write_tensors
+from skgpt.tensor_files import State, read_state, write_state
 from skgpt.training.callbacks import FitStopped
 
 _LOG = logging.getLogger("skgpt")
@@ -31,32 +28,6 @@ _FILE = "checkpoint.safetensors"
 _LOCK = "lock"
 _ROOT_LOCK = ".lock"
 _LOCK_SECONDS = 60.0  # claims and removals take an instant
-_OF = "/"
-
-
-@dataclass(frozen=True)
-class State:
-    """Tensors and plain values (of `skgpt._files.to_plain`) of a part of a run, by name.
-
-    The tensors are those in use, not copies: write them before the next step.
-    """
-
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, **parts: "State") -> "State":
-        """Return the states of several parts as one."""
-        return cls(
-            {f"{p}{_OF}{k}": t for p, state in parts.items() for k, t in state.tensors.items()},
-            {p: state.values for p, state in parts.items()},
-        )
-
-    def part(self, name: str) -> "State":
-        """Return one of the states that `of` was given."""
-        own = f"{name}{_OF}"
-        tensors = {k.removeprefix(own): t for k, t in self.tensors.items() if k.startswith(own)}
-        return State(tensors, self.values[name])
 
 
 class Checkpoint:
@@ -77,14 +48,14 @@ class Checkpoint:
 
     def _read(self) -> None:
         try:
-            tensors, values = read_tensors(self.file)
+            found = read_state(self.file)
         except (OSError, StateFormatError) as error:
             raise StorageError(
                 f"A checkpoint must be as it was written. {self.file} can't be gone on from: "
                 f"{error} Delete it to start this fit anew, or set `checkpoint_dir` to another "
                 "folder."
             ) from error
-        theirs = values.get("belongs_to", {})
+        theirs = found.values.get("belongs_to", {})
         names = sorted({*theirs, *self.belongs_to})
         # As they come back from the file: lists for tuples and the like are no difference.
         own = {name: _text(value) for name, value in self.belongs_to.items()}
@@ -95,8 +66,8 @@ class Checkpoint:
                 f"{self.file} belongs to a fit of which this differs: {', '.join(other)}. Delete "
                 "it, or set `checkpoint_dir` to another folder."
             )
-        self.seed = values["seed"]
-        self.found = State(tensors, values["state"])
+        self.seed = found.values["seed"]
+        self.found = State(found.tensors, found.values["state"])
         _LOG.info("goes on from the checkpoint %s", self.file)
 
     def is_due(self) -> bool:
@@ -107,7 +78,7 @@ class Checkpoint:
         """Write a state; the one before stays until this one is there whole."""
         values = {"belongs_to": self.belongs_to, "seed": self.seed, "state": state.values}
         with _storage_errors(self.file):
-            write_tensors(self.file, state.tensors, values)
+            write_state(self.file, State(state.tensors, values))
         self._written = time.monotonic()
 
 

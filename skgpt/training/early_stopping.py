@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.network import TextNetwork
-from skgpt.training.checkpoint import State
+from skgpt.tensor_files import State
 from skgpt.training.signals import defer_sigint
 
 

@@ -8,7 +8,6 @@ implements it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 from skgpt.exceptions import DivergedError
 from skgpt.network.network import TextNetwork
-from skgpt.tensor_files import check_checksum, from_bytes, to_bytes, with_checksum
-from skgpt.training.checkpoint import State
+from skgpt.tensor_files import State
 from skgpt.training.config import TrainingConfig
 from skgpt.training.signals import defer_sigint
 
@@ -33,40 +31,42 @@ _GROW_AFTER = 1000
 class Moments:
     """AdamW's running means of the gradients and of their squares, for another run to go on with.
 
-    `step` counts the updates so far; `scale` is fp16's loss scale, 1 in other precisions. The
-    tensors are fp32, by the name of the parameter: those of the trunk, and ``head.weight``.
+    `steps` counts the updates so far; `scale` is fp16's loss scale, 1 in other precisions. The
+    tensors are fp32. All are by the name of the parameter: those of the trunk, ``head.weight``.
     """
 
-    step: int
+    steps: dict[str, float]
     scale: float
     means: dict[str, Tensor]
     squares: dict[str, Tensor]
 
+    @property
+    def step(self) -> int:
+        """Number of updates of the head, which takes part in each."""
+        return int(self.steps[HEAD])
+
     def grown(self, rows: NDArray[np.int64], n_rows: int) -> "Moments":
         """Return the moments of a head of `n_rows` rows; `rows` says where the old ones go."""
         return Moments(
-            self.step,
+            self.steps,
             self.scale,
             {**self.means, HEAD: _spread(self.means[HEAD], rows, n_rows)},
             {**self.squares, HEAD: _spread(self.squares[HEAD], rows, n_rows)},
         )
 
-    def pack(self) -> dict[str, Any]:
-        """Return them as numbers, one uint8 array and a hash of it all."""
-        tensors = {f"means.{name}": t for name, t in self.means.items()}
-        tensors |= {f"squares.{name}": t for name, t in self.squares.items()}
-        return with_checksum({"step": self.step, "scale": self.scale, "tensors": to_bytes(tensors)})
+    def state(self) -> State:
+        """Return them as tensors and numbers, to be saved."""
+        return State.of(
+            means=State(self.means, {"steps": self.steps, "scale": self.scale}),
+            squares=State(self.squares),
+        )
 
     @classmethod
-    def unpack(cls, state: dict[str, Any], device: torch.device) -> "Moments":
-        """Make them again from what `pack` returned."""
-        check_checksum(state, "The optimiser's moments in a saved model")
-        tensors = {name: t.to(device) for name, t in from_bytes(state["tensors"]).items()}
-        halves = [
-            {k.removeprefix(half): t for k, t in tensors.items() if k.startswith(half)}
-            for half in ("means.", "squares.")
-        ]
-        return cls(state["step"], state["scale"], *halves)
+    def of_state(cls, state: State) -> "Moments":
+        """Make them again from what `state` returned."""
+        means, squares = state.part("means"), state.part("squares")
+        values = means.values
+        return cls(values["steps"], values["scale"], dict(means.tensors), dict(squares.tensors))
 
 
 def _spread(tensor: Tensor, rows: NDArray[np.int64], n_rows: int) -> Tensor:
@@ -263,9 +263,11 @@ class Optimizer:
             if name not in moments.means:  # it acts on nothing, as an encoder's own pooler
                 continue
             self._adam.state[parameter] = {
-                "step": torch.tensor(float(moments.step), device=parameter.device),
-                "exp_avg": moments.means[name].to(parameter.device, copy=True),
-                "exp_avg_sq": moments.squares[name].to(parameter.device, copy=True),
+                "step": torch.tensor(
+                    moments.steps[name], dtype=torch.float32, device=parameter.device
+                ),
+                "exp_avg": torch.empty_like(parameter).copy_(moments.means[name]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(moments.squares[name]),
             }
 
     def moments(self) -> Moments | None:
@@ -275,7 +277,7 @@ class Optimizer:
         if not known:
             return None
         return Moments(
-            int(known[HEAD]["step"]),
+            {name: float(kept["step"]) for name, kept in known.items()},
             self._scale,
             {name: kept["exp_avg"] for name, kept in known.items()},
             {name: kept["exp_avg_sq"] for name, kept in known.items()},
@@ -283,37 +285,28 @@ class Optimizer:
 
     def state(self) -> State:
         """Return what to go on from, what was learned included."""
-        named = self._named()
-        kept = {name: self._adam.state[p] for name, p in named.items() if p in self._adam.state}
-        tensors = {f"learned.{name}": p for name, p in named.items()}
-        tensors |= {f"means.{name}": state["exp_avg"] for name, state in kept.items()}
-        tensors |= {f"squares.{name}": state["exp_avg_sq"] for name, state in kept.items()}
         values = {
-            "updates": {name: float(state["step"]) for name, state in kept.items()},
             "n_updates": self.n_updates,
             "step": self._step,
             "scaler": self._scaler.state_dict(),
         }
-        return State(tensors, values)
+        parts = {"learned": State(self._named(), values)}
+        if (moments := self.moments()) is not None:
+            parts["moments"] = moments.state()
+        return State.of(**parts)
 
     @torch.no_grad()
     def load_state(self, state: State) -> None:
         """Go on from what `state` returned."""
-        values, tensors = state.values, state.tensors
+        learned = state.part("learned")
         for name, parameter in self._named().items():
-            parameter.copy_(tensors[f"learned.{name}"])
-            if name in values["updates"]:
-                self._adam.state[parameter] = {
-                    "step": torch.tensor(
-                        values["updates"][name], dtype=torch.float32, device=parameter.device
-                    ),
-                    "exp_avg": torch.empty_like(parameter).copy_(tensors[f"means.{name}"]),
-                    "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"squares.{name}"]),
-                }
+            parameter.copy_(learned.tensors[name])
+        if "moments" in state.values:
+            self._load_moments(Moments.of_state(state.part("moments")))
         self.network.refresh()
-        self._n_made, self._step = values["n_updates"], values["step"]
-        if values["scaler"]:
-            self._scaler.load_state_dict(values["scaler"])
+        self._n_made, self._step = learned.values["n_updates"], learned.values["step"]
+        if learned.values["scaler"]:
+            self._scaler.load_state_dict(learned.values["scaler"])
 
 
 def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict[str, object]:

@@ -18,8 +18,9 @@ from skgpt.device import to_device
 from skgpt.exceptions import DivergedError
 from skgpt.network.features import TextFeatures
 from skgpt.network.microbatches import MicroBatcher
+from skgpt.tensor_files import State
 from skgpt.training.callbacks import EpochRecord, StepDone
-from skgpt.training.checkpoint import Checkpoint, State
+from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.config import TrainingConfig
 from skgpt.training.early_stopping import EarlyStopping, Validation
 from skgpt.training.loss import Loss

@@ -143,7 +143,7 @@ def test_fit__no_folder__writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "skgpt.training.checkpoint.write_tensors", lambda *_: pytest.fail("something is written")
+        "skgpt.training.checkpoint.write_state", lambda *_: pytest.fail("something is written")
     )
     make(tiny_llama).fit(*two_class_data)
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.pretrained.trust import harmless_config, harmless_tokenizer
 from skgpt.testing import tiny_gpt
-from tests.helpers import TextData, make
+from tests.helpers import TextData, make, rewritten
 
 _CODE = {
     "auto_map": {"AutoModel": "evil--modeling.Evil", "AutoConfig": "configuration.Evil"},
@@ -61,9 +61,12 @@ def test_harmless_config__no_configuration__is_refused(config: Any) -> None:
 
 def planted(state: dict[str, Any], config: dict[str, Any]) -> GPTTextClassifier:
     """Open a state with these settings in its configuration."""
-    network = state["_model"]["network"]
-    network["config"] = json.dumps({**json.loads(network["config"]), **config})
-    network.pop("sha256")
+
+    def change(values: dict[str, Any], tensors: dict[str, Any]) -> None:
+        base = values["network"]["base"]
+        base["config"] = json.dumps({**json.loads(base["config"]), **config})
+
+    state["_model"]["state"] = rewritten(state["_model"]["state"], change)
     clf = GPTTextClassifier.__new__(GPTTextClassifier)
     clf.__setstate__(state)
     return clf

@@ -12,8 +12,9 @@ import torch
 from skgpt.data.splits import Split
 from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
 from skgpt.network.lora import AdapterSpec
+from skgpt.tensor_files import State
 from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
-from skgpt.training.checkpoint import Checkpoint, State, claimed_checkpoint
+from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.early_stopping import StoppingRule, Validation
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import CODES, TEXTS, run

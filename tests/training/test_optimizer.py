@@ -11,6 +11,7 @@ import torch
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork, TrainableLayers, build_network
 from skgpt.pretrained.loading import load_pretrained
+from skgpt.tensor_files import from_bytes, to_bytes
 from skgpt.training.callbacks import StepDone, TrainingCallback
 from skgpt.training.optimizer import HEAD, Moments, Optimizer
 from tests.training.test_config import make_config
@@ -175,7 +176,7 @@ def test_train__in_pieces_with_moments__equals_one_run(
         moments = result.moments
         assert moments is not None
         if packed:
-            moments = Moments.unpack(moments.pack(), torch.device("cpu"))
+            moments = Moments.of_state(from_bytes(to_bytes(moments.state())))
     assert network is not None and moments is not None
     assert moments.step == 6
     assert np.array_equal(scores_of(network), scores_of(whole))
