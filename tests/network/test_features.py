@@ -3,7 +3,6 @@
 import logging
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.testing import tiny_gpt
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.training.loop import raw_scores
-from tests.helpers import TextData, make, make_text_data
+from tests.helpers import TextData, make
 from tests.network.test_network import build
 
 TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far", "x"]
@@ -340,21 +339,6 @@ def test_fits__of_one_model__share_what_is_frozen(
     skgpt.clear_cache()
     cold = clone(clf).set_params(learning_rate=1e-3).fit(X[:30], y[:30])
     np.testing.assert_allclose(cold.predict_proba(X), second.predict_proba(X), atol=1e-2)
-
-
-def test_fits__four_threads_with_one_store__are_each_right(tiny_llama: str) -> None:
-    X, y = make_text_data(3)
-    clf = make(tiny_llama, trainable_layers=1, max_epochs=2, precision="fp32")
-    parts = [np.arange(start, 60, 2 + start % 2) for start in range(8)]
-
-    def fit(rows: np.ndarray) -> np.ndarray:
-        return clone(clf).fit(X[rows], y[rows]).predict_proba(X)
-
-    expected = [fit(rows) for rows in parts]
-    skgpt.clear_cache()
-    with ThreadPoolExecutor(4) as threads:
-        for got, want in zip(threads.map(fit, parts), expected, strict=True):
-            np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 # On disk, beyond what memory holds.
