@@ -343,7 +343,9 @@ def test_store_base__false_and_a_relative_path__the_hub_is_not_asked_for_it(
     clf = make("models/base", max_epochs=1, store_base=False).fit(*two_class_data)
     data = pickle.dumps(clf)
     monkeypatch.chdir("/")
-    monkeypatch.setattr("skgpt.pretrained.loading._read", lambda *a: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", lambda *a, **k: pytest.fail("asked the hub")
+    )
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
         pickle.loads(data)
 
