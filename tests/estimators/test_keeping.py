@@ -442,7 +442,7 @@ def test_open__one_bit_flipped_or_cut_short__is_refused(state: dict[str, Any]) -
         flipped.append(whole.copy())
         flipped[-1][place] ^= np.uint8(1 << rng.integers(8))
     for damaged in (*flipped, whole[:-5], whole[:4]):
-        with pytest.raises(StateFormatError, match=r"not what was written|no safetensors"):
+        with pytest.raises(StateFormatError, match="the file is damaged"):
             opened({**state, "_model": {**state["_model"], "state": damaged}})
 
 
