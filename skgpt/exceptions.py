@@ -2,11 +2,14 @@
 
 import sys
 import warnings
+from contextvars import ContextVar
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 # Packages whose frames may lie between a user's call and a warning of ours.
-_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch", "contextlib"}
+_NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch"}
+_NOT_THE_USER |= {"concurrent", "contextlib", "threading"}
 
 
 class SkgptError(Exception):
@@ -108,13 +111,33 @@ def import_optional(name: str, what: str) -> Any:
         ) from error
 
 
-def warn_user(message: str, category: type[Warning]) -> None:
-    """Warn at the user's line: the innermost frame outside skgpt and what calls it for the user.
+# A line's file, number and module, and the registry of warnings that were shown in that module.
+Line = tuple[str, int, str, dict[Any, Any]]
 
-    Python 3.12's `skip_file_prefixes`, for 3.11 too. In a thread of skgpt's or joblib's no frame is
-    the user's; then it is the outermost.
+# Where the user called what this thread works on; set in threads that skgpt starts.
+CALLED_FROM: ContextVar[Line | None] = ContextVar("skgpt_called_from", default=None)
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the user's line; Python 3.12's `skip_file_prefixes`, for 3.11 too."""
+    warnings.warn_explicit(message, category, *line_of_user())
+
+
+def line_of_user() -> Line:
+    """Return the innermost line outside skgpt and of what calls it for the user.
+
+    In a thread without one it is `CALLED_FROM`, or else the outermost line.
     """
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USER:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
+    frame = sys._getframe(1)
+    while frame.f_back and _is_ours(frame):
+        frame = frame.f_back
+    called_from = CALLED_FROM.get()
+    if called_from is not None and _is_ours(frame):
+        return called_from
+    names = frame.f_globals
+    registry: dict[Any, Any] = names.setdefault("__warningregistry__", {})
+    return frame.f_code.co_filename, frame.f_lineno, names.get("__name__", ""), registry
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).split(".")[0] in _NOT_THE_USER

@@ -156,9 +156,11 @@ class MicroBatcher:
         _LOWERED.put_many({self._key: self.n_tokens}, lambda n: 1)
         if not self._warned:
             self._warned = True
+            lora = self._network.spec.lora
+            drawn = " and what dropout draws" if lora is not None and lora.dropout else ""
             warn_user(
                 f"Memory of {device} ran out with {tried} tokens at once; going on with at most "
-                f"{self.n_tokens}. Results stay the same to within rounding.",
+                f"{self.n_tokens}. Results stay the same to within rounding{drawn}.",
                 LowMemoryWarning,
             )
 

@@ -88,10 +88,8 @@ class PruningCallback:
 
         Parameters
         ----------
-        estimator : estimator
-            The one that is to be fitted.
-        context : sklearn.callback.CallbackContext
-            Not used.
+        estimator, context : object
+            Of the fit that begins.
 
         Raises
         ------
@@ -112,9 +110,7 @@ class PruningCallback:
 
         Parameters
         ----------
-        estimator : estimator
-            Not used.
-        context : sklearn.callback.CallbackContext
+        estimator, context : object
             Not used.
         """
 
@@ -123,12 +119,8 @@ class PruningCallback:
 
         Parameters
         ----------
-        estimator : estimator
-            Not used.
-        context : sklearn.callback.CallbackContext
-            The task that ended; all but epochs are passed over.
-        fitted_estimator : estimator
-            What it is at the end of this epoch; its ``history_`` is read.
+        estimator, context, fitted_estimator : object
+            Of the task that ended; all but epochs are passed over.
 
         Raises
         ------
@@ -156,9 +148,7 @@ class PruningCallback:
 
         Parameters
         ----------
-        estimator : estimator
-            Not used.
-        context : sklearn.callback.CallbackContext
+        estimator, context : object
             Not used.
         """
 

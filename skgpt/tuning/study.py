@@ -30,7 +30,7 @@ from optuna.pruners import (
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from scipy import sparse
 from sqlalchemy.exc import DBAPIError
 
@@ -91,51 +91,24 @@ def make_sampler(sampler: BaseSampler | None, seed: int) -> BaseSampler:
     return SeededByTrial(seed) if sampler is None else copy.deepcopy(sampler)
 
 
-class SeededByTrial(BaseSampler):
-    """TPE that draws from the seed and the number of the trial.
+class SeededByTrial(TPESampler):
+    """TPE that is seeded anew for each trial, from the search's seed and the trial's number.
 
-    A search that was killed goes on with what it would have drawn next, not with its first points
-    once more; and no two workers draw the same.
+    So a resumed search draws what it would have drawn next, and no two workers draw the same.
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._number = -1
-        self._sampler = TPESampler()
+        super().__init__(seed=seed)
+        self._seed_of_search = seed
 
-    def _of(self, trial: FrozenTrial) -> TPESampler:
-        if trial.number != self._number:
-            drawn = np.random.SeedSequence([self.seed, trial.number]).generate_state(1)
-            self._number, self._sampler = trial.number, TPESampler(seed=int(drawn[0]))
-        return self._sampler
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Seed this trial's draws."""
+        seeds = np.random.SeedSequence([self._seed_of_search, trial.number])
+        super().__init__(seed=int(seeds.generate_state(1)[0]))
+        super().before_trial(study, trial)
 
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return what is drawn together."""
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw what is drawn together."""
-        return self._of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        """Draw one parameter by itself."""
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Take note of a trial that has ended."""
-        self._of(trial).after_trial(study, trial, state, values)
+    def reseed_rng(self) -> None:
+        """Do nothing: the trials' numbers make the workers differ."""
 
 
 # --- Storage
@@ -200,7 +173,9 @@ def _open_database(where: str) -> BaseStorage:
     for seconds in _WAITS:
         try:
             return connect()
-        except DBAPIError:
+        except DBAPIError as error:
+            if error.statement is None:  # no connection: a wrong password, a missing folder
+                raise
             time.sleep(seconds * random.uniform(0.5, 1.0))
     return connect()
 

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
 from skgpt.device import free_memory, total_memory
-from skgpt.exceptions import TuningError
+from skgpt.exceptions import CALLED_FROM, TuningError, line_of_user
 from skgpt.fitting import fit_observer
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, FitStopped, StepDone, TrainingCallback
@@ -215,6 +215,7 @@ class Fold:
         if self._thread is None:
             # Context variables and scikit-learn's configuration are the calling thread's.
             context, config = contextvars.copy_context(), sklearn.get_config()
+            context.run(CALLED_FROM.set, line_of_user())
             self._thread = threading.Thread(
                 target=context.run, args=(self._run, config), daemon=True, name="skgpt-fold"
             )

@@ -7,22 +7,25 @@ tried again, but no more than twice, as they may be what the workers died of.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BruteForceSampler, GridSampler
-from optuna.storages import fail_stale_trials
+from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy import text
 
 from skgpt.tuning.space import draw
-from skgpt.tuning.study import MAX_RETRIES, ignore_heartbeat_warnings
+from skgpt.tuning.study import GRACE_SECONDS, MAX_RETRIES, ignore_heartbeat_warnings
 from skgpt.tuning.trial import Outcome
 
 _LOG = logging.getLogger("skgpt")
 _RESULT = "skgpt:result"
 _NOT_COUNTED = "skgpt:not_counted"  # why a trial counts for nothing
+_HEARTBEATS = text("SELECT heartbeat FROM trial_heartbeats WHERE trial_id = :id")
 
 
 class TrialStore:
@@ -61,6 +64,7 @@ class TrialStore:
 
     def take(self) -> Trial | None:
         """Begin a trial; return None if there is none to begin for now."""
+        self._mark_without_heartbeat()
         with ignore_heartbeat_warnings():
             fail_stale_trials(self.study)
         while len(self.counted()) < self.n_trials and not self._has_nothing_left():
@@ -80,6 +84,24 @@ class TrialStore:
             else:
                 return trial
         return None
+
+    def _mark_without_heartbeat(self) -> None:
+        """Give a heartbeat to trials that never had one: then they become stale like others.
+
+        Their worker died right after Optuna had begun them.
+        """
+        backend = getattr(self.storage, "_backend", self.storage)
+        if not isinstance(backend, RDBStorage) or not is_heartbeat_enabled(backend):
+            return
+        began_before = datetime.now() - timedelta(seconds=GRACE_SECONDS)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.datetime_start is None or trial.datetime_start > began_before:
+                continue
+            with backend.engine.connect() as connection:
+                rows = connection.execute(_HEARTBEATS, {"id": trial._trial_id})
+                has_one = rows.first() is not None
+            if not has_one:
+                backend.record_heartbeat(trial._trial_id)
 
     @property
     def _draws_once(self) -> bool:

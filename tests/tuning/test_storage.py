@@ -249,10 +249,10 @@ def test_open_storage__a_file_of_another_kind__is_refused_and_left_as_it_is(
         ("nosuchdb://me:se:cret@host/db", r"'nosuchdb://me:\*\*\*@host/db' can't"),
     ],
 )
-def test_open_storage__that_can_not_be_opened__is_an_error_without_its_password(
+def test_open_storage__that_can_not_be_opened__is_an_error_at_once_and_without_its_password(
     tmp_path: Path, where: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_module, "_WAITS", ())
+    monkeypatch.setattr(study_module.time, "sleep", lambda seconds: pytest.fail("tries again"))
     with pytest.raises(StorageError, match=message) as caught:
         open_storage(where if "://" in where else tmp_path / where)
     assert "cret" not in str(caught.value)

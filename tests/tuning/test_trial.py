@@ -17,6 +17,7 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import StratifiedKFold, cross_validate
 
 from skgpt import GPTTextClassifier, clear_cache
+from skgpt.exceptions import warn_user
 from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning.trial import Evaluator, Room, drop_tracebacks
 from tests.estimators.dying import folders_in
@@ -97,6 +98,19 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
     assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     threads = [thread for _, thread in seen]
     assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
+
+
+def test_evaluate__a_warning_in_a_fold__points_at_the_callers_line(
+    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Warns(TrainingCallback):
+        def on_epoch_begin(self, epoch: int) -> None:
+            warn_user("slow", UserWarning)
+
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Warns()])
+    with pytest.warns(UserWarning, match="slow") as caught:
+        evaluation(make(tiny_llama, max_epochs=1), two_class_data).evaluate({}, never)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(

@@ -8,7 +8,13 @@ from optuna.distributions import FloatDistribution
 from optuna.storages import InMemoryStorage
 from optuna.trial import Trial, TrialState
 
-from skgpt.tuning.study import make_pruner, make_sampler, open_storage, open_study
+from skgpt.tuning.study import (
+    ignore_heartbeat_warnings,
+    make_pruner,
+    make_sampler,
+    open_storage,
+    open_study,
+)
 from skgpt.tuning.trial import Outcome
 from skgpt.tuning.trial_store import TrialStore, result_of
 from tests.tuning.processes import let_die
@@ -97,3 +103,15 @@ def test_counted__trials_in_memory__nobody_waits_for_those_that_run() -> None:
     store = store_in(InMemoryStorage(), n_trials=1)
     taken(store)
     assert len(store.counted()) == 1 and store.is_over()
+
+
+def test_take__killed_before_its_first_heartbeat__becomes_stale_like_others(
+    store: TrialStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.tuning.trial_store.GRACE_SECONDS", 0)
+    store.n_trials = 1
+    with ignore_heartbeat_warnings():
+        lost = store.study.ask()
+    assert store.take() is None and store.is_anybody_working()
+    let_die(store.study, lost)  # it has a heartbeat now
+    assert taken(store).number != lost.number
