@@ -28,14 +28,12 @@ GRID = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
 METRICS = ["accuracy", "neg_log_loss"]
 
 
-@pytest.mark.parametrize("in_pipeline", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_search__a_grid_without_pruning__is_grid_search(
-    tiny_llama: str, two_class_data: TextData, in_pipeline: bool
+    tiny_llama: str, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
-    estimator = (piped if in_pipeline else make)(tiny_llama, max_epochs=2)
-    prefix = "gpttextclassifier__" if in_pipeline else ""
-    grid = {prefix + name: values for name, values in GRID.items()}
+    estimator = piped(tiny_llama, max_epochs=2)
+    grid = {f"gpttextclassifier__{name}": values for name, values in GRID.items()}
     common: dict[str, Any] = {"cv": 2, "scoring": METRICS, "refit": "neg_log_loss"}
     common["return_train_score"] = True
     clear_cache()
