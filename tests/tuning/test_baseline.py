@@ -88,16 +88,15 @@ def test_compare__a_cv_that_draws__both_see_the_same_folds(two_class_data: TextD
 def test_compare__our_classifier__scores_are_those_of_cross_val_score(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, max_epochs=2)
     cv = KFold(3)
-    found = compare_with_baseline(clf, X, y, cv=cv, scoring="neg_log_loss")
+    found = compare_with_baseline(clf, *two_class_data, cv=cv, scoring="neg_log_loss")
     np.testing.assert_array_equal(
-        found.scores, cross_val_score(clf, X, y, cv=cv, scoring="neg_log_loss")
+        found.scores, cross_val_score(clf, *two_class_data, cv=cv, scoring="neg_log_loss")
     )
     np.testing.assert_array_equal(
         found.baseline_scores,
-        cross_val_score(LinearTextClassifier(), X, y, cv=cv, scoring="neg_log_loss"),
+        cross_val_score(LinearTextClassifier(), *two_class_data, cv=cv, scoring="neg_log_loss"),
     )
     assert (found.name, found.scoring) == ("GPTTextClassifier", "neg_log_loss")
     assert not hasattr(clf, "classes_")  # clones were fitted

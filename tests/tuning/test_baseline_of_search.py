@@ -67,17 +67,16 @@ def is_gpt(estimator: Any, X: Any, y: Any) -> float:
 def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparison(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    X, y = two_class_data
     estimator = piped(tiny_llama, max_epochs=2)
     name = "gpttextclassifier__head_learning_rate"
     cv = StratifiedKFold(3, shuffle=True, random_state=5)
     options: dict[str, Any] = {"cv": cv, "scoring": "neg_log_loss", "pruner": None}
     found = search(
         tiny_llama, {name: [1e-7, 3e-2]}, estimator=estimator, baseline=True, **options
-    ).fit(X, y)
+    ).fit(*two_class_data)
     report = found.baseline_
     best = clone(estimator).set_params(**found.best_params_)
-    again = compare_with_baseline(best, X, y, cv=cv, scoring="neg_log_loss")
+    again = compare_with_baseline(best, *two_class_data, cv=cv, scoring="neg_log_loss")
     # How texts share a micro-batch may move a last digit.
     np.testing.assert_allclose(report.scores, again.scores, rtol=1e-4)
     np.testing.assert_array_equal(report.baseline_scores, again.baseline_scores)
@@ -207,9 +206,8 @@ def worst(results: Any) -> int:
 def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
     tiny_llama: str, two_class_data: TextData, scoring: Any, refit: Any, metric: str
 ) -> None:
-    X, y = two_class_data
     ours = search(tiny_llama, RATES, scoring=scoring, refit=refit, baseline=True)
-    ours.set_params(sampler=GridSampler(RATES), n_trials=2, pruner=None).fit(X, y)
+    ours.set_params(sampler=GridSampler(RATES), n_trials=2, pruner=None).fit(*two_class_data)
     ranks = ours.cv_results_[f"rank_test_{metric}"]
     index = ranks.argmax() if callable(refit) else ranks.argmin()
     assert ours.baseline_.scoring == metric
@@ -217,7 +215,7 @@ def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
     for i, score in enumerate(ours.baseline_.scores):
         assert score == ours.cv_results_[f"split{i}_test_{metric}"][index]
     single = "neg_log_loss" if metric == "neg_log_loss" else "accuracy"
-    theirs = cross_val_score(LinearTextClassifier(), X, y, cv=2, scoring=single)
+    theirs = cross_val_score(LinearTextClassifier(), *two_class_data, cv=2, scoring=single)
     np.testing.assert_array_equal(ours.baseline_.baseline_scores, theirs)
 
 

@@ -260,7 +260,6 @@ def test_pruning_callback__pickled_with_a_shared_storage__reports(
 def test_objective__a_pipeline_with_our_classifier__is_the_mean_of_cross_val_score(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, max_epochs=2, lora=LoRA())
     pipeline = Pipeline([("same", FunctionTransformer()), ("clf", clf)])
     space = {
@@ -272,9 +271,9 @@ def test_objective__a_pipeline_with_our_classifier__is_the_mean_of_cross_val_sco
     cv = KFold(3, shuffle=True, random_state=0)
     study = new_study()
     study.enqueue_trial(values)
-    study.optimize(objective(pipeline, X, y, space, cv, "neg_log_loss"), n_trials=1)
+    study.optimize(objective(pipeline, *two_class_data, space, cv, "neg_log_loss"), n_trials=1)
     best = clone(pipeline).set_params(**values)
-    scores = cross_val_score(best, X, y, cv=cv, scoring="neg_log_loss")
+    scores = cross_val_score(best, *two_class_data, cv=cv, scoring="neg_log_loss")
     assert study.best_trial.user_attrs["fold_scores"] == scores.tolist()
     assert study.best_value == pytest.approx(scores.mean()) and study.best_params == values
     assert clf.lora.rank == 8  # the user's object is as it was
