@@ -22,7 +22,6 @@ from typing import Any
 import joblib
 import pytest
 
-from skgpt.testing import tiny_gpt
 from tests.helpers import Fitted, FittedModels, TextData, make_text_data
 
 
@@ -107,12 +106,17 @@ def _no_downloads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Return a function from an architecture to the folder of a tiny model, written once."""
+    """Return a function from an architecture to the folder of a tiny model, written once.
+
+    There are those of `skgpt.testing` and those of tests/trunk/architectures.py.
+    """
     root = tmp_path_factory.mktemp("tiny_models")
 
     def folder_of(architecture: str) -> str:
-        folder = root / architecture
-        return str(folder) if folder.exists() else tiny_gpt(folder, architecture)
+        from tests.trunk.architectures import write_tiny
+
+        folder = root / architecture.replace(" ", "_")
+        return str(folder) if folder.exists() else write_tiny(str(folder), architecture)
 
     return folder_of
 

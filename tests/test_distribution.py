@@ -48,10 +48,8 @@ def test_text_files__none__tells_to_install_a_strangers_package() -> None:
     "text",
     [
         'pip install "skgpt[serve]"',
-        "pip install skgpt",
         "pip install -U 'skgpt>=0.1'",
         "uv pip install scikit-gpt",
-        '"skgpt[optuna,plot]"',
     ],
 )
 def test_stranger__old_form__is_found(text: str) -> None:
@@ -62,7 +60,6 @@ def test_stranger__old_form__is_found(text: str) -> None:
     "text",
     [
         'pip install "skgpt-text[serve]"',
-        'pip install -e ".[serve]"',
         "pip install --no-deps skgpt-fake-weights==1.2.3",
         'versions["skgpt"]',
         "import skgpt",

@@ -108,18 +108,8 @@ def described(name: str) -> list[str]:
     ]
 
 
-def test_pages__each__is_in_a_toctree() -> None:
-    assert set(PAGES) - reachable(PAGES) == set()
-
-
-def test_toctrees__each_entry__is_a_page() -> None:
-    assert reachable(PAGES) - set(PAGES) == {"auto_examples/index"}
-
-
-def test_reachable__a_page_in_no_toctree__is_not() -> None:
-    front = "# Front\n\n```{toctree}\n:caption: All\n\na\n```\n"
-    pages = {"index": front, "a": "```{toctree}\n\nb\n```\n", "b": "", "lost": "[b](b.md)"}
-    assert reachable(pages) == {"index", "a", "b"}
+def test_toctrees__all_pages_and_no_others__are_in_one() -> None:
+    assert reachable(PAGES) ^ set(PAGES) == {"auto_examples/index"}  # which the build makes
 
 
 def test_reference__every_public_name__is_there_once() -> None:
@@ -159,10 +149,3 @@ def test_docstring__of_each_public_name__passes_numpydocs_checks(name: str) -> N
         for part in described(name)
     }
     assert {part: errors for part, errors in found.items() if errors} == {}
-
-
-def test_described__a_class__has_its_methods_and_properties() -> None:
-    name = "skgpt.GPTTextClassifier"
-    wanted = ("fit", "predict_proba", "plan", "from_pretrained", "save_pretrained")
-    assert {f"{name}.{member}" for member in wanted} <= set(described(name))
-    assert "skgpt.tuning.BaselineReport.winner" in described("skgpt.tuning.BaselineReport")

@@ -40,25 +40,19 @@ def test_fit_on_cuda__every_precision__learns_and_repeats(
     np.testing.assert_allclose(again.predict_proba(X), clf.predict_proba(X), atol=1e-2)
 
 
-def test_fit_on_cuda__fp32__agrees_with_the_cpu(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
-    on_gpu = make(tiny_llama, device="cuda", precision="fp32").fit(X, y)
-    on_cpu = make(tiny_llama, device="cpu", precision="fp32").fit(X, y)
-    np.testing.assert_allclose(on_gpu.predict_proba(X), on_cpu.predict_proba(X), atol=1e-3)
-
-
-def test_pickle__fitted_on_cuda__opens_on_the_cpu(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_fit_on_cuda__fp32__agrees_with_the_cpu(
+    multilabel: bool, tiny_llama: str, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
-    clf = make(tiny_llama, device="cuda", precision="fp32").fit(X, y)
-    data = pickle.dumps(clf)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    opened = pickle.loads(data)
-    assert opened.device_ == "cpu"
-    np.testing.assert_allclose(
-        opened.predict_proba(X), clf.predict_proba(X), atol=0.05
-    )  # the precision is the CPU's own choice
+    if multilabel:
+        labels = np.column_stack([y == "money", y == "sport", np.arange(len(y)) % 2 == 0])
+        y = labels.astype(int)
+    both = [
+        make(tiny_llama, device=device, precision="fp32").fit(X, y).predict_proba(X)
+        for device in ("cuda", "cpu")
+    ]
+    np.testing.assert_allclose(*both, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -74,14 +68,18 @@ def test_keep__fitted_on_cuda__stays_there_or_goes_to_the_cpu_and_says_so(
     clf = make(tiny_llama, device="cuda", precision=precision)
     clf.partial_fit(X, y, classes=["money", "sport"])
     skgpt.save(clf, tmp_path / "saved")
+    pickled, expected = pickle.dumps(clf), clf.predict_proba(X)
     for again in (copy.deepcopy(clf), skgpt.load(tmp_path / "saved")):
         assert again.device_ == "cuda:0"
-        assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+        assert np.array_equal(again.predict_proba(X), expected)
     assert not caplog.messages
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    opened = skgpt.load(tmp_path / "saved")
-    assert caplog.messages == ["GPTTextClassifier was fitted on cuda:0 and is on cpu now"]
-    np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=0.05)
+    for reopen in (lambda: skgpt.load(tmp_path / "saved"), lambda: pickle.loads(pickled)):
+        caplog.clear()
+        opened = reopen()
+        assert opened.device_ == "cpu"
+        assert caplog.messages == ["GPTTextClassifier was fitted on cuda:0 and is on cpu now"]
+        np.testing.assert_allclose(opened.predict_proba(X), expected, atol=0.05)
     opened.set_params(device="cpu", precision="fp32").partial_fit(X, y)
 
 
@@ -110,16 +108,6 @@ def test_early_stopping_on_cuda__best_weights__come_back(
     clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
     two = make(tiny_llama, max_epochs=2, **flat).fit(X[:30], y[:30])
     np.testing.assert_allclose(clf.predict_proba(X), two.predict_proba(X), atol=1e-3)
-
-
-def test_multilabel_on_cuda__agrees_with_the_cpu(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
-    indicator = np.column_stack([y == "money", y == "sport", np.arange(len(y)) % 2 == 0])
-    both = [
-        make(tiny_llama, device=device, precision="fp32").fit(X, indicator.astype(int))
-        for device in ("cuda", "cpu")
-    ]
-    np.testing.assert_allclose(*(clf.predict_proba(X) for clf in both), atol=1e-3)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 0.02), ("fp16", 0.005)])

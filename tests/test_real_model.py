@@ -11,8 +11,6 @@ from typing import Any
 import joblib
 import numpy as np
 import pytest
-from joblib.externals.loky import get_reusable_executor
-from sklearn.model_selection import GridSearchCV
 
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
@@ -134,35 +132,6 @@ def test_default_model__bf16__a_texts_neighbours_hardly_matter(real_cache: Path)
     alone = np.concatenate([clf.predict_proba([text]) for text in X])
     assert np.ptp(together) > 0.5  # it has learned to be sure of something
     assert np.abs(together - alone).max() < 0.02  # as the user guide says
-
-
-def files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return when each file was written, and how long it is."""
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in found}
-
-
-@pytest.mark.thorough
-def test_default_model__two_worker_processes__read_what_is_converted(
-    real_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clf = classifier(n_layers=4, trainable_layers=0, max_length=32, max_epochs=1, precision="fp32")
-    clf.fit(TEXTS, LABELS)  # converts, if no test before it has
-    before = files_of(real_cache)
-    assert any(name.endswith(".safetensors") for name in before)
-    # Workers inherit it: whoever fetches or converts anew fails.
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
-    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    get_reusable_executor().shutdown(wait=True)  # workers of earlier tests have another cache
-    with joblib.parallel_config(backend="loky", n_jobs=2):
-        search = GridSearchCV(clf, {"head_learning_rate": [1e-3, 1e-2]}, cv=2, error_score="raise")
-        search.fit(TEXTS, LABELS)
-    get_reusable_executor().shutdown(wait=True)
-    assert files_of(real_cache) == before
-    one = GridSearchCV(clf, {"head_learning_rate": [1e-3, 1e-2]}, cv=2).fit(TEXTS, LABELS)
-    assert search.cv_results_["mean_test_score"] == pytest.approx(
-        one.cv_results_["mean_test_score"]
-    )
 
 
 @pytest.mark.thorough

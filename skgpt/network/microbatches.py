@@ -78,7 +78,7 @@ class MicroBatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if not isinstance(error, RuntimeError) or not ran_out(error):
+        if not isinstance(error, Exception) or not ran_out(error):
             return False
         clear_frames(traceback)  # they hold what the layers have computed
         self.failed = True
@@ -156,9 +156,11 @@ class MicroBatcher:
         _LOWERED.put_many({self._key: self.n_tokens}, lambda n: 1)
         if not self._warned:
             self._warned = True
+            lora = self._network.spec.lora
+            drawn = " and what dropout draws" if lora is not None and lora.dropout else ""
             warn_user(
                 f"Memory of {device} ran out with {tried} tokens at once; going on with at most "
-                f"{self.n_tokens}. Results stay the same to within rounding.",
+                f"{self.n_tokens}. Results stay the same to within rounding{drawn}.",
                 LowMemoryWarning,
             )
 
@@ -168,7 +170,7 @@ def explain_no_memory() -> Iterator[None]:
     """Say what to do where memory runs out in the body whatever the size of a micro-batch."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         # A notebook keeps the error, and the error what its frames hold.

@@ -35,7 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from skgpt.exceptions import ContinuationError, StorageError
 from skgpt.pretrained.loading import hash_model_files
-from skgpt.run_key import described, digest
+from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.tuning.folds import Split
 from skgpt.tuning.space import Space
 from skgpt.tuning.trial import Evaluator
@@ -72,8 +72,8 @@ PRUNERS = {
 }
 
 _KEY = "skgpt:belongs_to"
-# Parameters that no score depends on, whatever step they are of.
-_NOT_IN_KEY = frozenset({"verbose", "checkpoint_dir", "store_base", "memory", "n_jobs"})
+# Parameters of scikit-learn's pipelines and ensembles that no score depends on either.
+_WITHOUT_EFFECT_IN_SKLEARN = frozenset({"memory", "n_jobs"})
 
 
 def make_pruner(pruner: str | BasePruner | None) -> BasePruner:
@@ -306,7 +306,8 @@ def check_key(study: Study, key: Mapping[str, Any]) -> None:
 
 def _key_of_parameters(estimator: Any) -> dict[str, Any]:
     deep = estimator.get_params(deep=True)
-    of_results = {n: v for n, v in deep.items() if n.split("__")[-1] not in _NOT_IN_KEY}
+    left_out = WITHOUT_EFFECT | _WITHOUT_EFFECT_IN_SKLEARN
+    of_results = {n: v for n, v in deep.items() if n.split("__")[-1] not in left_out}
     return {
         "the estimator": _kind(estimator),
         **{f"`{name}`": _shallow(value) for name, value in of_results.items()},

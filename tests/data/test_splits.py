@@ -15,7 +15,7 @@ from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
 from skgpt.exceptions import InvalidTextError
 
 SEEDS = st.integers(0, 2**32 - 1)
-FRACTIONS = st.sampled_from([0.05, 0.1, 0.25, 0.5, 0.9])
+FRACTIONS = st.sampled_from([0.05, 0.1, 0.25, 0.5, 0.9, 1 - 1e-12])
 
 
 def random_strata(seed: int, n: int) -> list[np.ndarray]:
@@ -151,24 +151,6 @@ def test_hold_out__the_order_of_the_batches__is_another_draw() -> None:
             assert len(np.intersect1d(end, held)) < 30
 
 
-def test_hold_out__class_of_one_row__stays_in_training() -> None:
-    codes = np.array([0] * 20 + [1] * 20 + [2, 3, 4])
-    sets = np.zeros((40, 3), dtype=np.float32)
-    sets[:20, 0] = 1
-    sets[5, 1] = 1  # the only one with this label; no row has the last
-    for seed in range(20):
-        assert hold_out(codes, 0.5, seed).held_out.max() < 40
-        assert 5 in hold_out(sets, 0.5, seed).train
-
-
-@pytest.mark.parametrize("kind", [0, 1, 2])
-@pytest.mark.parametrize("grouped", [False, True])
-def test_hold_out__almost_all__each_class_keeps_a_row(kind: int, grouped: bool) -> None:
-    strata = random_strata(0, 60)[kind]
-    groups = np.arange(60) if grouped else None
-    check_split(hold_out(strata, 1 - 1e-12, 0, groups), strata)
-
-
 def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None:
     codes = np.tile([0, 1], 50)
     split = hold_out(codes, 0.1, 0, np.repeat([0, 1], 50))
@@ -202,17 +184,12 @@ def test_hold_out__nothing_can_be_held_out__says_why(
     "make",
     [
         list,
-        tuple,
-        np.array,
-        pd.Series,
         pl.Series,
         pd.Categorical,
-        lambda labels: np.array(labels, dtype=object),
         lambda labels: np.array(labels)[:, np.newaxis],
         lambda labels: pd.Series(labels, dtype="string"),
         lambda labels: np.array(labels, dtype=np.dtypes.StringDType()),
         lambda labels: [(label, 0) for label in labels],
-        lambda labels: [ord(label[1]) for label in labels],
         lambda labels: [1 if label == "gb" else label for label in labels],
         lambda labels: pd.to_datetime([f"2020-01-0{ord(label[1]) - 96}" for label in labels]),
     ],

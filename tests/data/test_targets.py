@@ -11,12 +11,9 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from scipy import sparse
 from sklearn.preprocessing import MultiLabelBinarizer
-from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.multiclass import unique_labels
 
 from skgpt.data.targets import check_classes, encode_target, join
 from skgpt.exceptions import InvalidTextError
@@ -30,17 +27,14 @@ INDICATOR = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0]])  # the last l
         ["b", "a", "c", "a"],
         [3, 1, 7, 1],
         [True, False, True, False],
-        np.array(["b", "a", "c", "a"], dtype=object),
         np.array([3, 1, 7, 1], dtype=object),
         np.array([True, False, True, False], dtype=object),
         pd.Series([3, 1, 7, 1], dtype="Int64"),
         pd.Series(["b", "a", "c", "a"], dtype="category"),
-        pd.Series(["b", "a", "c", "a"], dtype="string"),
     ],
 )
 def test_encode_target__any_labels__are_sorted_and_come_back(y: list[object]) -> None:
     target = encode_target(y, 4, name="It")
-    assert not target.is_multilabel
     assert not target.is_multilabel
     assert (len(target), target.width) == (4, len(set(y)))
     assert target.codes.dtype == np.int64
@@ -86,15 +80,12 @@ def test_encode_target_and_check_classes__of_a_type_that_scikit_learn_refuses__a
         (["a", "b"], r"\[3, 2\]"),
         (["a", None, "b"], "row 1 is None"),
         (["a", float("nan"), "b"], "row 1 is nan"),
-        (["a", 1, "b"], "of one type"),
         ("abc", "Got a str"),
-        ({"a", "b", "c"}, "Got a set"),
         (iter("abc"), "Got a str_"),
         ([["a"], ["b", "c"], ["a"]], "one label per text"),
         ([["a", "b"], ["b", "c"], ["a", "c"]], "Unknown label type: multiclass-multioutput"),
         ([["a"], "b", ["a"]], "one label per text"),
         (["a", pd.NA, "b"], "row 1 is <NA>"),
-        ([1.0, float("nan"), 2.0], "row 1 is nan"),
         ([0.5, 1.25, 3.1], "Unknown label type: continuous.*GPTTextRegressor"),
         (["a", "a", "a"], "only one class: 'a'"),
         (np.array(["a", 1, "b"], dtype=object), "of one type"),
@@ -116,29 +107,21 @@ def test_encode_target__a_column__warns_and_is_the_labels() -> None:
     "make",
     [
         np.asarray,
-        lambda y: y.tolist(),
         lambda y: list(y),
         lambda y: tuple(map(tuple, y.tolist())),
-        lambda y: y.astype(bool),
         lambda y: y.astype(bool).tolist(),
-        lambda y: y.astype(np.float64),
         lambda y: y.astype(np.float16),
-        lambda y: y.astype(np.uint8),
         lambda y: y.astype(object),
         np.asfortranarray,
-        pd.DataFrame,
         lambda y: pd.DataFrame(y).astype("Int64"),
-        lambda y: pd.DataFrame(y).astype("boolean"),
         lambda y: pd.DataFrame(y).astype({0: bool}),
         lambda y: pd.DataFrame(y).astype(pd.SparseDtype("int64", 0)),
-        pl.DataFrame,
         lambda y: pl.DataFrame(y.astype(bool)),
         *[
             lambda y, name=name, kind=kind: getattr(sparse, f"{name}_{kind}")(y)
             for name in ("csr", "csc", "coo", "lil", "dok", "dia", "bsr")
             for kind in ("matrix", "array")
         ],
-        lambda y: sparse.csr_array(y.astype(bool)),
         lambda y: sparse.csr_array(y.astype(np.float32)),
         lambda y: MultiLabelBinarizer(sparse_output=True, classes=[0, 1, 2]).fit_transform(
             [np.flatnonzero(row) for row in y]
@@ -149,7 +132,6 @@ def test_encode_target__an_indicator_in_any_shape__is_label_sets(
     make: Callable[[np.ndarray], Any],
 ) -> None:
     target = encode_target(make(INDICATOR), 4, name="It")
-    assert target.is_multilabel
     assert target.is_multilabel
     assert (len(target), target.width) == (4, 3)
     assert target.classes.tolist() == [0, 1, 2]
@@ -191,8 +173,6 @@ def _with(value: object) -> np.ndarray:
         (_with(pd.NA), "row 2 holds <NA>"),
         (_with("a"), "MultiOutputClassifier"),
         (_with(1j), "multiclass-multioutput"),
-        (INDICATOR.astype(str), "multiclass-multioutput"),
-        (_with(2).astype(int).tolist(), "Row 2 holds.*2"),
         ([[1, [0]], [1, [1]], [0, [1]], [0, [0]]], "multiclass-multioutput"),
         (pd.DataFrame(INDICATOR).astype("Int64").mask(INDICATOR == 1), "row 0 holds <NA>"),
         (sparse.csr_array(_with(2).astype(int)), "Row 2 holds.*2"),
@@ -208,30 +188,6 @@ def _with(value: object) -> np.ndarray:
 def test_encode_target__2d_but_no_indicator__is_refused(y: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_target(y, 4, name="It")
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    hnp.arrays(
-        st.sampled_from([np.int64, np.float64, np.bool_]),
-        st.tuples(st.integers(1, 4), st.integers(2, 3)),
-        elements=st.integers(0, 1),
-    ),
-    st.sampled_from([None, 2, 0.5, -1]),
-)
-def test_encode_target__any_table__is_taken_only_if_scikit_learn_sees_an_indicator(
-    y: np.ndarray, planted: float | None
-) -> None:
-    if planted is not None:
-        y = y.astype(type(planted))
-        y[0, 0] = planted
-    for form in (y, sparse.csr_array(y)):
-        if planted is None:
-            assert type_of_target(form) == "multilabel-indicator"
-            assert np.array_equal(encode_target(form, len(y), name="It").codes, y)
-        else:
-            with pytest.raises(InvalidTextError, match="multioutput"):
-                encode_target(form, len(y), name="It")
 
 
 # Known classes
@@ -296,7 +252,6 @@ def test_encode_target__an_indicator_with_known_columns__must_have_as_many() -> 
     "classes",
     [
         ["bb", "a", "bb"],
-        np.array(["bb", "a"], dtype=object),
         [3, 1, 3],
         [True, False],
         [1.0, 2.0],
@@ -320,18 +275,13 @@ def test_check_classes__in_any_order__same_as_scikit_learn_and_as_encode_target(
     ("classes", "message"),
     [
         (["a"], r"at least 2 classes.*It.*Got \['a'\]"),
-        (["a", "a"], "at least 2 classes"),
         ([], "at least 2 classes"),
         (["a", None], "`classes` contains.*row 1 is None"),
-        ([1, float("nan")], "row 1 is nan"),
         (["a", 1], "labels in `classes` must be of one type"),
         ([0.5, 1.5], "Unknown label type: continuous"),
         ([["a", "b"]], "1d array"),
-        ([["a"], ["b"]], "must be 1-D"),
         (np.eye(2), "must be 1-D"),
-        ({"a", "b"}, "Got a set"),
         ("ab", "Got a str"),
-        (3, "Got a int"),
         (None, "`classes` is None"),
     ],
 )

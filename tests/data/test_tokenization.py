@@ -22,19 +22,8 @@ from skgpt.pretrained.loading import load_pretrained
 
 # One, two, three and four bytes of UTF-8; a mark that joins the letter before it, and emoji that
 # are glued into one; half a character; braces and the words of the template below.
-CHARACTERS = [
-    "a",
-    "b",
-    "Q",
-    "é",
-    "e\u0301",
-    "日本",
-    "\U0001f600",
-    "👩\u200d👧",
-    "\ud83d",
-    "{0}",
-    "\n",
-]
+CHARACTERS = ["a", "b", "Q", "é", "e\u0301", "日本", "\U0001f600"]
+CHARACTERS += ["👩\u200d👧", "\ud83d", "{0}", "\n"]
 values = st.lists(st.sampled_from(CHARACTERS), max_size=12).map("".join)
 
 
@@ -375,16 +364,6 @@ def test_tokenise_windows__any_text__is_covered_by_full_windows_that_overlap_by_
         assert all(0 < b - a <= step for a, b in pairwise(starts))
 
 
-def test_tokenise_windows__texts_that_fit__are_those_that_are_cut_nowhere() -> None:
-    texts, encoder = ["abc", "", "hello world", "abc"], Letters((1,), (2,))
-    windows, cut = windows_of(texts, encoder, 13), tokenise(texts, encoder, 13)
-    assert np.array_equal(windows.each.ids, cut.ids)
-    assert np.array_equal(windows.each.offsets, cut.offsets)
-    assert np.array_equal(windows.lengths, cut.lengths)
-    assert windows.distinct() == cut.distinct()
-    assert windows.n_cut == cut.n_cut == 0
-
-
 def test_windows__lengths_and_numbers__are_those_of_all_windows_of_a_text() -> None:
     windows = windows_of(["abcdefghij", "k", "abcdefgh"], Letters(), 4)
     assert windows.counts.tolist() == [4, 1, 3]
@@ -417,12 +396,9 @@ def test_tokenise_windows__words_without_room__are_read_and_not_refused() -> Non
     assert windows.counts.tolist() == [4]  # 19 letters
 
 
-@pytest.mark.parametrize("max_length", [2, 3])
-def test_tokenise_windows__hardly_room_beside_special_tokens__still_reads_every_token(
-    max_length: int,
-) -> None:
+def test_tokenise_windows__no_room_beside_special_tokens__still_reads_every_token() -> None:
     encoder = Letters((1,), (2,))
-    windows = windows_of(["abc"], encoder, max_length)
+    windows = windows_of(["abc"], encoder, 2)
     assert windows.counts.tolist() == [3]
     assert windows.each.ids.reshape(3, -1)[:, 1].tolist() == encoder.encode(["abc"])[0]
 

@@ -18,16 +18,10 @@ from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from tests.helpers import TextData, global_random_state_unchanged, make
 
-FAST: dict[str, Any] = {
-    "lora": LoRA(rank=4),
-    "trainable_layers": "all",
-    "learning_rate": 1e-2,
-    "max_epochs": 4,
-}
-
 
 def with_lora(folder: str, **options: Any) -> GPTTextClassifier:
-    return make(folder, **{**FAST, **options})
+    fast = {"trainable_layers": "all", "learning_rate": 1e-2, "max_epochs": 4}
+    return make(folder, **{"lora": LoRA(rank=4), **fast, **options})
 
 
 @pytest.mark.first_tier(precision=["bf16"], pooling=["mean"])
@@ -85,14 +79,11 @@ def test_clone__adapters__are_a_copy(tiny_llama: str) -> None:
     ("lora", "words"),
     [
         (LoRA(rank=0), "'rank' parameter of LoRA must be an int"),
-        (LoRA(alpha=-1), "'alpha' parameter of LoRA"),
         (LoRA(dropout=1.0), "'dropout' parameter of LoRA"),
-        (LoRA(quantize_base=8), "'quantize_base' parameter of LoRA"),
         (LoRA(target_modules=[]), r"`lora__target_modules` must .* Got \[\]"),
         (LoRA(target_modules=["q_proj", 3]), r"`lora__target_modules` must .* Got \['q_proj', 3\]"),
         (LoRA(target_modules=["query"]), "called down_proj, gate_proj, k_proj"),
         (LoRA(target_modules=["q_proj", "v_prj"]), "Got 'v_prj', and those of"),
-        ({"rank": 8}, "'lora' parameter of GPTTextClassifier must be"),
         (LoRA, "'lora' parameter of GPTTextClassifier must be"),
     ],
 )
@@ -157,13 +148,12 @@ def test_warm_start__adapters_in_more_layers__begin_where_the_model_was(
     np.testing.assert_allclose(clf.predict_proba(X), before, atol=1e-5)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_partial_fit__adapters__equals_fit(
-    dropout: float, tiny_llama: str, two_class_data: TextData
+def test_partial_fit__adapters_with_dropout__equals_fit(
+    tiny_llama: str, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
     options = {"lr_schedule": "constant", "warmup_ratio": 0.0, "max_epochs": 3}
-    lora = LoRA(rank=4, dropout=dropout)
+    lora = LoRA(rank=4, dropout=0.3)
     whole = with_lora(tiny_llama, lora=lora, **options).fit(X, y)
     parts = with_lora(tiny_llama, lora=lora, **options)
     for number in range(3):

@@ -1,11 +1,6 @@
-"""What can be done with each family of models, tried on tiny ones: the table of docs/models.md.
+"""What can be done with each family of models, tried on tiny ones: the table of docs/models.md."""
 
-With SKGPT_WRITE_DOCS=1 the table is written instead of compared.
-"""
-
-import os
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +14,8 @@ from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.features import CacheLevel, cache_level
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from tests.helpers import TextData, make
 from tests.pretrained.fake_weights import make_llama, write_gguf
-from tests.trunk.architectures import write_tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 HEADER = (
@@ -52,24 +45,6 @@ FAMILIES = {
     "RoBERTa (encoder)": "roberta",
     "ModernBERT (encoder)": "modernbert",
 }
-
-
-@pytest.fixture(scope="module")
-def folder_of(
-    tiny_model: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], str]:
-    """Return a function from a name in either table to the folder of its tiny model."""
-    root = tmp_path_factory.mktemp("families")
-    written: dict[str, str] = {}
-
-    def folder(name: str) -> str:
-        if name in TINY:
-            return tiny_model(name)
-        if name not in written:
-            written[name] = write_tiny(str(root / name), name)
-        return written[name]
-
-    return folder
 
 
 def assert_pickles(clf: GPTTextClassifier, X: Any) -> None:
@@ -120,10 +95,10 @@ def exported(folder: str, X: Any, y: Any, where: Path) -> str:
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(
-    family: str, folder_of: Callable[[str], str], two_class_data: TextData, tmp_path: Path
+    family: str, tiny_model: Callable[[str], str], two_class_data: TextData, tmp_path: Path
 ) -> None:
     X, y = two_class_data
-    folder = folder_of(FAMILIES[family])
+    folder = tiny_model(FAMILIES[family])
     source = load_pretrained(folder)
     whole = make(folder, trainable_layers="all", max_epochs=3).fit(X, y)
     assert whole.loss_curve_[-1] < whole.loss_curve_[0]
@@ -134,7 +109,7 @@ def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(
     lora = make(folder, trainable_layers="all", max_epochs=3, lora=LoRA(rank=2)).fit(X, y)
     assert lora.loss_curve_[-1] < lora.loss_curve_[0]
     assert_pickles(lora, X)
-    row = [
+    cells = [
         family,
         f"`{source.trunk.config.model_type}`",
         "end to end" if source.capabilities.supports_packing else "side by side",
@@ -142,26 +117,8 @@ def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(
         "yes",
         exported(folder, X, y, tmp_path / "exported"),
     ]
-    check_or_write(f"| {' | '.join(row)} |")
-
-
-def check_or_write(row: str) -> None:
-    page = PAGE.read_text("utf-8")
-    if os.environ.get("SKGPT_WRITE_DOCS") != "1":
-        assert row in page.splitlines(), f"docs/models.md lacks: {row}"
-        return
-    family = row.split(" | ")[0]
-    old = re.compile(rf"^{re.escape(family)} \|.*$", re.MULTILINE)
-    PAGE.write_text(
-        old.sub(lambda _: row, page) if old.search(page) else _behind(page, row), "utf-8"
-    )
-
-
-def _behind(page: str, row: str) -> str:
-    """Put a row behind the last of the table."""
-    start = page.index(HEADER) + len(HEADER)
-    end = start + re.match(r"(?:\|.*\n)*", page[start:]).end()  # type: ignore[union-attr]
-    return f"{page[:end]}{row}\n{page[end:]}"
+    row = f"| {' | '.join(cells)} |"
+    assert row in PAGE.read_text("utf-8").splitlines(), f"docs/models.md lacks: {row}"
 
 
 def test_gguf_file__by_its_path__is_fitted_and_its_weights_go_into_pickles(

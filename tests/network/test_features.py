@@ -94,15 +94,15 @@ def hidden_of(network: TextNetwork, texts: list[str], **options: Any) -> list[Te
 # Cached or not, texts or windows: the same.
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("trainable", [1, 0])
-def test_features__frozen_layers__give_the_scores_and_gradients_of_the_whole(
-    architecture: str, trainable: int, tiny_model: Callable[[str], str]
+@pytest.mark.parametrize("architecture", ["llama", "bloom", "bert"])
+def test_features__all_layers_frozen__give_the_scores_and_gradients_of_the_whole(
+    architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
-    network = network_of(tiny_model(architecture), trainable)
+    """Layers that learn behind frozen ones: tests/trunk/test_architectures.py."""
+    network = network_of(tiny_model(architecture), 0)
     tokens, rows = tokens_of(network), [3, 0, 2]
     cached = features_of(network, tokens)
-    assert cached.level is LEVELS[trainable]
+    assert cached.level is CacheLevel.POOLED
     assert_same(network, scores_of(cached, rows), scores_of(whole(network, tokens), rows))
 
 
@@ -129,8 +129,7 @@ def test_features__a_text_of_several_windows__has_the_mean_of_their_scores_as_te
         torch.testing.assert_close(scores_of(features, rows), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.first_tier(architecture=["llama", "bloom"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "bert"])
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_features__windows_of_texts_that_fit__are_what_texts_are_to_the_bit(
@@ -149,8 +148,7 @@ def test_features__windows_of_texts_that_fit__are_what_texts_are_to_the_bit(
         assert found is None or torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize(("architecture", "trainable"), [("llama", 1), ("bloom", "all")])
 def test_raw_scores__a_text_far_longer_than_the_budget__runs_within_it(
     architecture: str,
     trainable: Any,
@@ -237,9 +235,8 @@ def test_features__a_trunk_that_cannot_be_split__runs_whole_and_right(
 # What the cache keeps, and for whom.
 
 
-@pytest.mark.first_tier(dtype=[torch.float32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
 def test_hidden_states__from_the_store__are_those_of_each_text_alone(
     architecture: str, dtype: torch.dtype, tiny_model: Callable[[str], str]
 ) -> None:
@@ -251,14 +248,9 @@ def test_hidden_states__from_the_store__are_those_of_each_text_alone(
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
     for text, state in zip(TEXTS, first, strict=True):
         (alone,) = hidden_of(network, [text])
-        assert state.dtype == alone.dtype
+        assert state.dtype == alone.dtype == dtype
         scale = float(alone.float().abs().max())
         torch.testing.assert_close(state, alone, rtol=0, atol=tolerance * scale)
-
-
-def test_hidden_states__in_bf16__are_as_the_trunk_has_them(tiny_llama: str) -> None:
-    states = hidden_of(network_of(tiny_llama, 1, dtype=torch.bfloat16), TEXTS)
-    assert {state.dtype for state in states} == {torch.bfloat16}
 
 
 def test_hidden_states__some_known_some_new__only_the_new_are_computed_and_told(
@@ -431,21 +423,29 @@ def test_hidden_states__those_in_memory_already__take_up_room_too(
     assert skgpt.cache_info()["states on disk"]["entries"] == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full of states"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+)
 def test_hidden_states__memory_runs_out_while_they_are_copied__the_rest_goes_to_disk(
-    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: RuntimeError, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     copied: list[Tensor] = []
+    clone = Tensor.clone
 
     def copy(state: Tensor) -> Tensor:
         if len(copied) == 2:
-            raise torch.OutOfMemoryError("full of states")
-        copied.append(state.clone())
+            raise error
+        copied.append(clone(state))
         return copied[-1]
 
     network = network_of(tiny_llama, 1)
     expected = hidden_of(network, TEXTS, shared=False)
-    monkeypatch.setattr("skgpt.network.features.clone", copy)
+    monkeypatch.setattr(Tensor, "clone", copy)
     found = hidden_of(network, TEXTS)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     info = skgpt.cache_info()

@@ -1,10 +1,8 @@
 """Adapters in a trunk: they add nothing at first, go where they should, and merge exactly."""
 
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +21,7 @@ from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from skgpt.trunk.layers import copy_with_tensors
 from tests.helpers import global_random_state_unchanged
 from tests.network.test_network import CPU, TEXTS, build
-from tests.trunk.architectures import KNOWN, write_tiny
+from tests.trunk.architectures import KNOWN
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -72,20 +70,11 @@ def test_merged__any_architecture__does_alone_what_weights_and_adapters_do(
     tensors = {**base, **dict(source.trunk.named_buffers()), **done}
     alone = copy_with_tensors(source.trunk, {n: t.detach() for n, t in tensors.items()})
     tokens = tokenise(TEXTS, source.tokenizer, 64)
-    for row in range(len(TEXTS)):
-        ids = torch.from_numpy(tokens.row(row)[None])
-        with torch.no_grad():
-            whole = alone(input_ids=ids, use_cache=False).last_hidden_state[0]
-        torch.testing.assert_close(hidden_of(network, [row]), whole, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
-def test_adapted__a_batch__equals_one_by_one(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    network = adapted(tiny_model(architecture))
-    alone = torch.cat([hidden_of(network, [i]) for i in range(4)])
-    torch.testing.assert_close(hidden_of(network, [0, 1, 2, 3]), alone, rtol=1e-4, atol=1e-4)
+    one_by_one = [torch.from_numpy(tokens.row(row)[None]) for row in range(len(TEXTS))]
+    with torch.no_grad():
+        whole = [alone(input_ids=ids, use_cache=False).last_hidden_state[0] for ids in one_by_one]
+    batch = hidden_of(network, [*range(len(TEXTS))])
+    torch.testing.assert_close(batch, torch.cat(whole), rtol=1e-3, atol=1e-4)
 
 
 def test_adapters__seed__decides_them(tiny_llama: str) -> None:
@@ -103,10 +92,7 @@ def test_adapters__seed__decides_them(tiny_llama: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "ends"),
     [
-        (
-            "all-linear",
-            {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-        ),
+        ("all-linear", {*_ATTENTION, *_MLP}),
         (("q_proj", "self_attn.v_proj"), {"q_proj", "v_proj"}),
         (r".*\.mlp\.(up|down)_proj", {"up_proj", "down_proj"}),
     ],
@@ -123,31 +109,26 @@ def test_targets__last_layers__are_in_those_alone(
     assert len(network.learnable) == 2 * len(ends)
 
 
-@pytest.mark.parametrize("wanted", ["elf_attn.q_proj", "proj", "lm_head"])
-def test_targets__one_name_of_several_that_is_no_layers__is_refused(
-    wanted: str, tiny_llama: str
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (("q_proj", "elf_attn.q_proj"), "Got 'elf_attn.q_proj'.*down_proj, gate_proj"),
+        (("q_proj", "lm_head"), "Got 'lm_head'.*down_proj, gate_proj"),
+        ("q_proj", r"whole names, like 'layers\.2.*pass a list"),
+        ("(q_proj", r"Got '\(q_proj'"),
+    ],
+)
+def test_targets__no_layers_of_the_trunk__are_refused(
+    wanted: Any, message: str, tiny_llama: str
 ) -> None:
-    spec = AdapterSpec(2, 2.0, 0.0, ("q_proj", wanted))
-    trunk = load_pretrained(tiny_llama).trunk
-    with pytest.raises(ModelNotSupportedError, match=rf"Got '{wanted}'.*down_proj, gate_proj"):
-        targets_of(trunk, spec, 0)
-
-
-def test_targets__a_name_as_a_text__says_that_a_list_is_for_names(tiny_llama: str) -> None:
-    trunk = load_pretrained(tiny_llama).trunk
-    with pytest.raises(ModelNotSupportedError, match=r"whole names, like 'layers\.0.*pass a list"):
-        targets_of(trunk, AdapterSpec(2, 2.0, 0.0, "q_proj"), 0)
+    with pytest.raises(ModelNotSupportedError, match=message):
+        build(load_pretrained(tiny_llama), lora=replace(ALL, target_modules=wanted))
 
 
 def test_targets__blocks_without_linear_layers__are_refused(tiny_llama: str) -> None:
     trunk = load_pretrained(tiny_llama).trunk
     with pytest.raises(ModelNotSupportedError, match="Got 'all-linear'"):
-        targets_of(trunk, AdapterSpec(2, 2.0, 0.0, "all-linear"), len(trunk.layers))
-
-
-def test_targets__not_a_regular_expression__is_refused(tiny_llama: str) -> None:
-    with pytest.raises(ModelNotSupportedError, match=re.escape("Got '(q_proj'")):
-        build(load_pretrained(tiny_llama), lora=AdapterSpec(2, 2.0, 0.0, "(q_proj"))
+        targets_of(trunk, ALL, len(trunk.layers))
 
 
 def test_adapters__without_layers_that_learn__are_refused(tiny_llama: str) -> None:
@@ -172,14 +153,8 @@ def test_adapters__two_networks__share_the_base_and_own_what_learns(tiny_llama: 
         assert (parameter.data_ptr() == others[name].data_ptr()) != learns, name
 
 
-def test_quantised_base__on_a_cpu__is_refused_before_anything_is_built(tiny_llama: str) -> None:
-    spec = AdapterSpec(2, 2.0, 0.0, "all-linear", quantize_base=4)
-    with pytest.raises(ModelNotSupportedError, match=r"needs a CUDA device\. Got device='cpu'"):
-        build(load_pretrained(tiny_llama), lora=spec)
-
-
-def test_adapters__where_peft_refuses__say_so_by_name(tmp_path: Path) -> None:
-    source = load_pretrained(write_tiny(str(tmp_path / "mamba"), "mamba"))
+def test_adapters__where_peft_refuses__say_so_by_name(tiny_model: Callable[[str], str]) -> None:
+    source = load_pretrained(tiny_model("mamba"))
     with pytest.raises(ModelNotSupportedError, match=r"`lora__target_modules`.*out_proj"):
         build(source, lora=ALL, trainable_layers="all")
     build(source, lora=replace(ALL, target_modules=("in_proj",)), trainable_layers="all")
@@ -187,9 +162,10 @@ def test_adapters__where_peft_refuses__say_so_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.first_tier(name=["gpt_oss", "modernbert"])
 @pytest.mark.parametrize("name", sorted(set(KNOWN) - {"mamba"}))
-def test_base_name__of_every_parameter__is_one_of_the_base(name: str, tmp_path: Path) -> None:
-    folder = write_tiny(str(tmp_path / "model"), name)
-    network = build(load_pretrained(folder), lora=ALL, trainable_layers="all")
+def test_base_name__of_every_parameter__is_one_of_the_base(
+    name: str, tiny_model: Callable[[str], str]
+) -> None:
+    network = build(load_pretrained(tiny_model(name)), lora=ALL, trainable_layers="all")
     base = {n for n, _ in network.pretrained.trunk.named_parameters()}
     names = {n for n, _ in network.trunk.named_parameters() if n not in network.learnable}
     assert {base_name(n) for n in names} == base

@@ -109,7 +109,7 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
         np.testing.assert_allclose(clf.predict_proba(X), expected, atol=atol)
 
 
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("trainable", ["all", 0])
 def test_predict__memory_runs_out__the_scores_are_the_same(
     trainable: Any,
     tiny_llama: str,
@@ -127,7 +127,7 @@ def test_predict__memory_runs_out__the_scores_are_the_same(
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
+@pytest.mark.parametrize("trainable", ["all", 1])
 def test_fit__not_even_one_text_fits__says_so_and_keeps_the_earlier_fit(
     trainable: Any,
     tiny_llama: str,
@@ -146,17 +146,6 @@ def test_fit__not_even_one_text_fits__says_so_and_keeps_the_earlier_fit(
         with pytest.raises(MemoryError):  # as anybody would catch it
             clf.predict(X)
     assert clf.loss_curve_ is losses
-
-
-def test_fit__no_room_for_what_learns__names_what_to_lower(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError("no room for moments")
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", full)
-    with pytest.raises(NoMemoryError, match=r"no room for moments.*n_layers or trainable_layers"):
-        make(tiny_llama).fit(*two_class_data)
 
 
 def test_token_budget__of_one_model__follows_memory_and_what_learns(
@@ -217,29 +206,7 @@ def test_micro_batcher__memory_runs_out_again_and_again__covers_every_row_and_wa
     assert batcher.n_tokens == 20
 
 
-def test_threads__in_a_container_of_few_cores__are_as_many_and_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        monkeypatch.setattr("skgpt.device.loky.cpu_count", lambda: 2)
-        inside = no_more_threads_than_cores()(torch.get_num_threads)
-        assert inside() == 2
-        assert torch.get_num_threads() == 3
-        with pytest.raises(ZeroDivisionError):
-            no_more_threads_than_cores()(divmod)(1, 0)
-        assert torch.get_num_threads() == 3
-        monkeypatch.setattr(
-            "skgpt.device.loky.cpu_count", lambda: 8
-        )  # a joblib worker has its share
-        with no_more_threads_than_cores():
-            assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_fit_and_predict__in_a_container__keep_to_its_cores(
+def test_fit_and_predict__in_a_container__keep_to_its_cores_and_give_threads_back(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -250,6 +217,12 @@ def test_fit_and_predict__in_a_container__keep_to_its_cores(
     assert seen == [2, 64]
     clf.predict(two_class_data.X)
     assert seen == [2, 64] * 2
+    with pytest.raises(ZeroDivisionError), no_more_threads_than_cores():
+        divmod(1, 0)
+    assert seen == [2, 64] * 3
+    monkeypatch.setattr("skgpt.device.loky.cpu_count", lambda: 99)  # more than are in use
+    with no_more_threads_than_cores():
+        assert seen == [2, 64] * 3
 
 
 def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_first(
@@ -272,10 +245,15 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
 
 
 @pytest.mark.parametrize(
-    "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"),
+        MemoryError("Unable to allocate 1. GiB for an array"),  # numpy's
+    ],
 )
 def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
-    said: str, tiny_llama: str
+    error: Exception, tiny_llama: str
 ) -> None:
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths, failed = np.arange(4), np.full(4, 10), []
@@ -283,7 +261,7 @@ def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
     def work(part: np.ndarray) -> None:
         if not failed:
             failed.append(part)
-            raise RuntimeError(said)
+            raise error
 
     assert len(np.concatenate(done(batcher.map(rows, lengths), work))) == 4
 
@@ -294,7 +272,7 @@ def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
         done(batcher.map(rows, lengths), wrong)
 
 
-def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
+def test_fit__no_room_for_what_learns__names_what_to_lower_and_keeps_no_states_alive(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[Any]] = []
@@ -309,7 +287,6 @@ def test_no_memory_error__while_somebody_holds_it__keeps_no_states_alive(
 
     monkeypatch.setattr(TextFeatures, "__init__", noting)
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
-    with pytest.raises(NoMemoryError) as held:
+    with pytest.raises(NoMemoryError, match=r"no room.*n_layers or trainable_layers") as held:
         make(tiny_llama, trainable_layers=1).fit(*two_class_data)
-    assert "no room for moments" in str(held.value)
-    assert made and made[0]() is None
+    assert held.value and made and made[0]() is None  # while somebody holds the error

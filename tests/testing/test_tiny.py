@@ -72,10 +72,13 @@ def test_tiny_gpt__seed__decides_every_byte(architecture: str, tmp_path: Path) -
     assert _digest(tiny_gpt(tmp_path / "other", architecture, seed=4)) != first
 
 
-def test_tiny_gpt__any__leaves_global_random_state(tmp_path: Path) -> None:
+def test_tiny_gpt__any__says_nothing_and_leaves_global_random_state(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     tiny_gpt(tmp_path / "warm")
     with global_random_state_unchanged():
         tiny_gpt(tmp_path / "again")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_tiny_gpt__folder_in_use__files_overwritten(tmp_path: Path) -> None:
@@ -98,8 +101,3 @@ def test_tiny_gpt__relative_folder__absolute_path(
 def test_tiny_gpt__unknown_architecture__error_lists_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"one of bert, bloom, .*qwen3\. Got 'gpt5'"):
         tiny_gpt(tmp_path, "gpt5")
-
-
-def test_tiny_gpt__any__silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tiny_gpt(tmp_path)
-    assert capfd.readouterr() == ("", "")

@@ -171,8 +171,8 @@ FAST = sorted(_FAST)
 
 
 def write_tiny(folder: str, name: str) -> str:
-    """Write a tiny model of this table, with the weights and the tokenizer of `tiny_gpt`."""
-    known = patch.dict(tiny._ARCHITECTURES, {name: KNOWN[name].made})
+    """Write a tiny model of either table, with the weights and the tokenizer of `tiny_gpt`."""
+    known = patch.dict(tiny._ARCHITECTURES, {name: ALL[name].made})
     # `tiny_gpt` adds to the vectors that are there, and some of these families draw theirs.
     with known, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -41,30 +41,14 @@ CAST_BUFFERS = ("openai-gpt", "xglm")
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 1.0, 0.25])
 
 
-@pytest.fixture(scope="module")
-def folder_of(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], str]
-) -> Callable[[str], str]:
-    """Return a function from a name in the table to the folder of its tiny model."""
-    root = tmp_path_factory.mktemp("more_tiny_models")
-
-    def folder(name: str) -> str:
-        if name not in KNOWN:
-            return tiny_model(name)
-        path = root / name.replace(" ", "_")
-        return str(path) if path.exists() else write_tiny(str(path), name)
-
-    return folder
-
-
 @pytest.fixture(params=ALL)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def source(name: str, folder_of: Callable[[str], str]) -> PretrainedModel:
-    return load_pretrained(folder_of(name))
+def source(name: str, tiny_model: Callable[[str], str]) -> PretrainedModel:
+    return load_pretrained(tiny_model(name))
 
 
 def tokens_of(source: PretrainedModel) -> Tokens:
@@ -184,16 +168,6 @@ def test_network__bf16__is_close_to_fp32(source: PretrainedModel) -> None:
     torch.testing.assert_close(
         scores[1], scores[0], rtol=0, atol=0.1 * float(scores[0].abs().max())
     )
-
-
-@pytest.mark.first_tier(name=["modernbert"])
-@pytest.mark.parametrize("name", ["modernbert", "llama4", "openai-gpt"])
-def test_fit__an_architecture_never_seen__learns(
-    name: str, folder_of: Callable[[str], str], two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(folder_of(name), trainable_layers="all", max_epochs=15).fit(X, y)
-    assert clf.score(X, y) > 0.9
 
 
 @pytest.mark.parametrize("far", [1_000, 30_000])

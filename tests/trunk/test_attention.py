@@ -109,13 +109,6 @@ def test_probe__a_trunk__is_left_as_it_is(tiny_llama: str) -> None:
     assert before[0] != NAME
 
 
-def test_text_and_position__asked_by_every_layer__are_made_once() -> None:
-    boundaries = Boundaries.of([2, 3], CPU)
-    texts, positions = boundaries.text_and_position_2T
-    assert (texts.tolist(), positions.tolist()) == ([0, 0, 1, 1, 1], [0, 1, 0, 1, 2])
-    assert boundaries.text_and_position_2T[0] is texts
-
-
 def test_padding__one_long_text_among_short_ones__is_not_cheap() -> None:
     assert padding_is_cheap(Boundaries.of(LENGTHS, CPU))
     assert not padding_is_cheap(Boundaries.of([1] * 100 + [500], CPU))
