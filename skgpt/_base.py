@@ -25,6 +25,7 @@ from skgpt.training.callbacks import SlowFitNotice, TrainingCallback, fit_progre
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
 _DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
 
+# A new parameter that changes no result also goes into `skgpt.run_key.WITHOUT_EFFECT`.
 SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "model": [str],
     "revision": [str, None],

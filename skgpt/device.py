@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt import __version__
-from skgpt.exceptions import ModelNotSupportedError
+from skgpt.exceptions import ModelNotSupportedError, NoMemoryError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -195,8 +195,10 @@ def no_more_threads_than_cores() -> Iterator[None]:
 
 def ran_out(error: Exception) -> bool:
     """Say whether an error means that memory ran out: not all of them are OutOfMemoryError."""
+    if isinstance(error, NoMemoryError):  # no smaller part helps
+        return False
     said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in said for words in _OUT_OF_MEMORY
     )
 

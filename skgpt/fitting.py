@@ -50,7 +50,7 @@ from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.run_key import described, digest, encoded
+from skgpt.run_key import WITHOUT_EFFECT, described, digest, encoded
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallback
@@ -620,11 +620,8 @@ def calibrated(
 
 # The checkpoint: all that a fit's result depends on, by names that a user knows.
 
-# Parameters that change nothing, and those described by what they come to.
-_NOT_IN_KEY = frozenset(
-    {"verbose", "checkpoint_dir", "store_base", "warm_start", "random_state"}
-    | {"device", "precision", "template"}
-)
+# Parameters that a key describes by what they come to.
+_RESOLVED = frozenset({"warm_start", "random_state", "device", "precision", "template"})
 
 
 def open_checkpoint(
@@ -643,8 +640,9 @@ def open_checkpoint(
         return nullcontext()
     root = as_folder(estimator.checkpoint_dir, "checkpoint_dir").absolute()
     parameters = estimator.get_params(deep=False)
+    left_out = WITHOUT_EFFECT | _RESOLVED
     key = {
-        **{f"`{k}`": described(v) for k, v in parameters.items() if k not in _NOT_IN_KEY},
+        **{f"`{k}`": described(v) for k, v in parameters.items() if k not in left_out},
         **_describe_data(inputs, data, with_groups=holds_out(estimator)),
         "the model's weights": network.pretrained.fingerprint,
         "the model's tokenizer": digest([repr(network.pretrained.tokenizer.files()).encode()]),

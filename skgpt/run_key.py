@@ -15,6 +15,10 @@ import numpy as np
 
 from skgpt.exceptions import ContinuationError
 
+# Parameters of an estimator that change no result: checkpoints and studies are found again
+# whatever they are, and model cards don't list them.
+WITHOUT_EFFECT = frozenset({"verbose", "checkpoint_dir", "store_base"})
+
 
 def encoded(columns: list[list[str]]) -> Iterator[bytes]:
     """Yield texts, column by column, so that no two tables yield the same bytes."""

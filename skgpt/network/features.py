@@ -5,7 +5,7 @@ forward pass too. Epochs, folds, trials, a refit and predict ask for the same te
 layers, so states are kept per text, keyed by its token ids and everything upstream of them, in
 stores that the process shares. They are what the layers return to within rounding: how texts share
 a batch may move the last digit. Whether a trunk can be split is probed on two short texts first;
-where it can't, all layers run, slower and no less right.
+where it can't, all layers run each time.
 """
 
 import logging
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from skgpt.caching import Store
 from skgpt.data.tokenization import TextIds, Tokens, Windows, run_by_trunk
-from skgpt.device import prefix_budget, to_device, total_memory
+from skgpt.device import prefix_budget, ran_out, to_device, total_memory
 from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
 from skgpt.network.microbatches import MicroBatcher
@@ -240,15 +240,6 @@ def run_frozen_layers(network: TextNetwork, ids_T: Tensor, layout: Layout) -> Te
 # The states of each text: in memory, on disk, or computed now.
 
 
-def _states(device: str) -> Store[Tensor]:
-    """Return the store of the states that lie in the memory of a device."""
-    return Store.named(f"states on {device}", lambda: prefix_budget(torch.device(device)))
-
-
-def _states_on_disk() -> Store[Tensor]:
-    return Store.named("states on disk", disk_room)
-
-
 def uncached_rows(network: TextNetwork, tokens: Tokens, level: CacheLevel) -> Rows:
     """Return the rows whose states would have to be computed, one for each distinct text."""
     return _StateCache(network, tokens, level, shared=True).uncached()
@@ -269,6 +260,11 @@ class _StateCache:
             where = (*where, network.spec.pooling)
         # The device too: what lies on disk may come from any.
         self.upstream = (*where, *network.cache_key)
+        device = network.device
+        self.memory: Store[Tensor] = Store.named(
+            f"states on {device}", lambda: prefix_budget(device)
+        )
+        self.disk: Store[Tensor] = Store.named("states on disk", disk_room)
         self.ids, self.first = tokens.distinct()
         self.memory_left: int | None = None  # bytes; None is no limit
         self.found: dict[bytes, Tensor] = {}
@@ -302,19 +298,18 @@ class _StateCache:
                 del states  # or they would be there beside the next ones
                 done += int(lengths[part].sum())
                 progress(done, total)
-            self._share(_states_on_disk(), dict(zip(self.on_disk, disk.tensors(), strict=True)))
+            self._share(self.disk, dict(zip(self.on_disk, disk.tensors(), strict=True)))
         return [self.found[text] for text in self.ids]
 
     def uncached(self) -> Rows:
         """Find what the stores hold; return the rows, one for each distinct text, of the rest."""
         texts = list(self.first)
-        in_memory = _states(str(self.network.device))
-        for store in (in_memory, _states_on_disk()) if self.shared else ():
+        for store in (self.memory, self.disk) if self.shared else ():
             texts = [text for text in texts if text not in self.found]
             states = store.find_many([(text, self.upstream) for text in texts])
             known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
             self.found |= known
-            if self.memory_left is not None and store is in_memory:
+            if self.memory_left is not None and store is self.memory:
                 self.memory_left -= sum(state.nbytes for state in known.values())
         new = [row for text, row in self.first.items() if text not in self.found]
         return np.array(new, dtype=np.int64)
@@ -329,15 +324,17 @@ class _StateCache:
                 self.on_disk.append(self.ids[row])
             else:
                 in_memory[self.ids[row]] = copy
-        self._share(_states(str(self.network.device)), in_memory)
+        self._share(self.memory, in_memory)
 
     def _copy(self, state: Tensor) -> Tensor | None:
         """Return a copy of a state; None if there is no room for one."""
         if self.memory_left is not None and state.nbytes > self.memory_left:
             return None
         try:
-            copy = clone(state)
-        except torch.OutOfMemoryError:
+            copy = state.clone()  # a slice would keep the whole batch alive
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
             self.memory_left = 0  # the rest goes to disk, as what learns will need memory too
             return None
         if self.memory_left is not None:
@@ -349,11 +346,6 @@ class _StateCache:
         if self.shared:
             new = {(text, self.upstream): state for text, state in states.items()}
             store.put_many(new, lambda state: state.nbytes)
-
-
-def clone(state: Tensor) -> Tensor:
-    """Copy one text's states; a slice would keep the whole batch alive."""
-    return state.clone()
 
 
 # A mapped file stays open, and its space is taken until nothing in it is in use: neither many

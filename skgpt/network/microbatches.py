@@ -78,7 +78,7 @@ class MicroBatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if not isinstance(error, RuntimeError) or not ran_out(error):
+        if not isinstance(error, Exception) or not ran_out(error):
             return False
         clear_frames(traceback)  # they hold what the layers have computed
         self.failed = True
@@ -170,7 +170,7 @@ def explain_no_memory() -> Iterator[None]:
     """Say what to do where memory runs out in the body whatever the size of a micro-batch."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         # A notebook keeps the error, and the error what its frames hold.

@@ -9,9 +9,9 @@ from typing import Any
 
 from skgpt import __version__
 from skgpt.fitted_model import FittedModel
+from skgpt.run_key import WITHOUT_EFFECT
 
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "numpy")
-_OF_THE_MACHINE = frozenset({"checkpoint_dir", "device", "verbose"})
 # On the hub, by the names that skgpt has for them.
 _HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _COLUMNS = {
@@ -115,7 +115,7 @@ def _parameters(model: FittedModel, params: Mapping[str, Any], defaults: Mapping
         if name == "model" and not model.network.pretrained.downloadable:
             value = _base_name(model)
         shown = repr(value)
-        if name not in _OF_THE_MACHINE and shown != repr(defaults[name]):
+        if name not in WITHOUT_EFFECT | {"device"} and shown != repr(defaults[name]):
             lines.append(f"- `{name}`: {_cell(shown)}")
     return "\n".join(["Those that are not skgpt's defaults:", "", *lines])
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
@@ -36,7 +35,7 @@ from sqlalchemy.exc import DBAPIError
 
 from skgpt.exceptions import ContinuationError, StorageError
 from skgpt.pretrained.loading import hash_model_files
-from skgpt.run_key import described, digest
+from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.tuning.folds import Split
 from skgpt.tuning.space import Space
 from skgpt.tuning.trial import Evaluator
@@ -73,8 +72,8 @@ PRUNERS = {
 }
 
 _KEY = "skgpt:belongs_to"
-# Parameters that no score depends on, whatever step they are of.
-_NOT_IN_KEY = frozenset({"verbose", "checkpoint_dir", "store_base", "memory", "n_jobs"})
+# Parameters of scikit-learn's pipelines and ensembles that no score depends on either.
+_WITHOUT_EFFECT_IN_SKLEARN = frozenset({"memory", "n_jobs"})
 
 
 def make_pruner(pruner: str | BasePruner | None) -> BasePruner:
@@ -307,7 +306,8 @@ def check_key(study: Study, key: Mapping[str, Any]) -> None:
 
 def _key_of_parameters(estimator: Any) -> dict[str, Any]:
     deep = estimator.get_params(deep=True)
-    of_results = {n: v for n, v in deep.items() if n.split("__")[-1] not in _NOT_IN_KEY}
+    left_out = WITHOUT_EFFECT | _WITHOUT_EFFECT_IN_SKLEARN
+    of_results = {n: v for n, v in deep.items() if n.split("__")[-1] not in left_out}
     return {
         "the estimator": _kind(estimator),
         **{f"`{name}`": _shallow(value) for name, value in of_results.items()},
@@ -366,11 +366,7 @@ def _bytes_of_splits(splits: Sequence[Split]) -> Iterator[bytes]:
     for split in splits:
         for rows in split:
             yield f"{len(rows)};".encode()
-            yield _as_int64(rows).tobytes()
-
-
-def _as_int64(rows: Any) -> NDArray[np.int64]:
-    return np.asarray(rows, dtype=np.int64)
+            yield np.asarray(rows, dtype=np.int64).tobytes()
 
 
 def _text(value: Any) -> str:

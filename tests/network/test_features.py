@@ -396,21 +396,29 @@ def test_hidden_states__those_in_memory_already__take_up_room_too(
     assert skgpt.cache_info()["states on disk"]["entries"] == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full of states"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+)
 def test_hidden_states__memory_runs_out_while_they_are_copied__the_rest_goes_to_disk(
-    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: RuntimeError, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     copied: list[Tensor] = []
+    clone = Tensor.clone
 
     def copy(state: Tensor) -> Tensor:
         if len(copied) == 2:
-            raise torch.OutOfMemoryError("full of states")
-        copied.append(state.clone())
+            raise error
+        copied.append(clone(state))
         return copied[-1]
 
     network = network_of(tiny_llama, 1)
     expected = hidden_of(network, TEXTS, shared=False)
-    monkeypatch.setattr("skgpt.network.features.clone", copy)
+    monkeypatch.setattr(Tensor, "clone", copy)
     found = hidden_of(network, TEXTS)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     info = skgpt.cache_info()

@@ -245,10 +245,15 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
 
 
 @pytest.mark.parametrize(
-    "said", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"]
+    "error",
+    [
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x"),
+        MemoryError("Unable to allocate 1. GiB for an array"),  # numpy's
+    ],
 )
 def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
-    said: str, tiny_llama: str
+    error: Exception, tiny_llama: str
 ) -> None:
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths, failed = np.arange(4), np.full(4, 10), []
@@ -256,7 +261,7 @@ def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
     def work(part: np.ndarray) -> None:
         if not failed:
             failed.append(part)
-            raise RuntimeError(said)
+            raise error
 
     assert len(np.concatenate(done(batcher.map(rows, lengths), work))) == 4
 

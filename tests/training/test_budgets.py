@@ -11,8 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from skgpt.caching import clear_cache
 from skgpt.data.splits import Split
-from skgpt.network.features import _states
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
@@ -81,7 +81,7 @@ def start_of(folder: str, trainable: Any, lora: AdapterSpec | None = None) -> Te
 
 def step(folder: str, rows: Rows, budget: int, trainable: Any, **options: Any) -> Step:
     """Make one step over all rows under a token budget."""
-    _states("cpu").clear()  # or the states of the first budget would serve the second
+    clear_cache()  # or the states of the first budget would serve the second
     grads: dict[str, Tensor] = {}
     own = Optimizer.step
 
@@ -114,7 +114,7 @@ def assert_same_step(one: Step, two: Step) -> None:
 
 
 def scores_of(step: Step, rows: Rows, budget: int, window: int | None) -> np.ndarray:
-    _states("cpu").clear()
+    clear_cache()
     return raw_scores(step.network, ids_of(rows.texts, step.network, window), budget, 2**30)
 
 
@@ -200,7 +200,7 @@ def test_held_out_rows__any_token_budget__have_the_same_loss(
     still = ONE_STEP | {"learning_rate": 0.0, "head_learning_rate": 0.0}
     losses = []
     for budget in (1, 50, HUGE):
-        _states("cpu").clear()
+        clear_cache()
         options = {**still, "start": start_of(folder, trainable), "token_budget": budget}
         _, result = run(folder, *rows, trainable=trainable, split=split, **options)
         losses.append(result.history[0]["validation_loss"])
