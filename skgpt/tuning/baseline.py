@@ -323,9 +323,15 @@ def _check_scores(result: FoldScores, of: str) -> None:
         )
 
 
-def warn_unless_won(report: BaselineReport) -> None:
-    """Warn if the estimator of a report did no better than the baseline."""
-    if report.winner != "estimator":
+def warn_unless_won(report: BaselineReport | None) -> None:
+    """Warn if the estimator did no better than the baseline, or has no scores to compare."""
+    if report is None:
+        warn_user(
+            "The trial that `refit` chose has no scores to compare with the baseline, as it was "
+            "pruned or failed: have it choose among those whose trial_state is COMPLETE.",
+            BaselineWarning,
+        )
+    elif report.winner != "estimator":
         warn_user(
             f"{report.verdict} The baseline took {report.baseline_seconds.sum():.1f} s, "
             f"{report.name} {report.seconds.sum():.0f} s: try other parameters (more epochs, "
@@ -371,18 +377,6 @@ def compare_trial(
     if isinstance(scores[0], Mapping):
         scoring = evaluator.metric(scores[0])
     return compare_scores(evaluator.estimator, ours, theirs, evaluator.splits, scoring)
-
-
-def warn_unless_better(report: BaselineReport | None) -> None:
-    """Warn if the best trial did no better than the baseline, or has no scores to compare."""
-    if report is not None:
-        warn_unless_won(report)
-        return
-    warn_user(
-        "The trial that `refit` chose has no scores to compare with the baseline, as it was pruned "
-        "or failed: have it choose among those whose trial_state is COMPLETE.",
-        BaselineWarning,
-    )
 
 
 def _fit_params_of(rival: Any, fit_params: Mapping[str, Any]) -> dict[str, Any]:
@@ -509,22 +503,15 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-class _Constant:
-    """Has one logit for all texts: what is learned of a label that all rows have, or none."""
-
-    def __init__(self, logit: float) -> None:
-        self.logit = logit
-
-    def decision_function(self, features: Any) -> NDArray[np.float64]:
-        return np.full(features.shape[0], self.logit)
-
-
 def _fit_one(
     features: sparse.csr_array, present: NDArray[np.bool_], weight: NDArray[np.float64]
-) -> LogisticRegression | _Constant:
+) -> LogisticRegression:
+    model = LogisticRegression(solver="liblinear", C=_INVERSE_REGULARISATION)
     seen = present[weight > 0]
     if seen.all() or not seen.any():  # in a small fold, or where all rows of a class weigh nothing
-        return _Constant(_CERTAIN if seen.any() else -_CERTAIN)
-    model = LogisticRegression(solver="liblinear", C=_INVERSE_REGULARISATION)
+        model.classes_ = np.array([False, True])
+        model.coef_ = np.zeros((1, features.shape[1]))
+        model.intercept_ = np.array([_CERTAIN if seen.any() else -_CERTAIN])
+        return model
     # A mean of one, so that only the ratios of weights count, as they do for the network.
     return model.fit(features, present, sample_weight=weight / weight.mean())

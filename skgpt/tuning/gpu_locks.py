@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-from optuna.distributions import CategoricalDistribution
 
 from skgpt._base import BaseGPTText
 from skgpt._files import LockedError, locked
@@ -68,30 +67,19 @@ def wanted_gpus(estimator: Any, space: Mapping[str, Any]) -> frozenset[str]:
     Estimators of ours count wherever they are nested, and so do the choices of the space.
     """
     named: list[str] = []
-    found = [estimator]
+    candidates = [estimator]
     for name, among in space.items():
-        values = _values(among)
-        found += values
+        choices = getattr(among, "choices", among)  # of Optuna's categories, or a plain list
+        choices = list(choices) if isinstance(choices, list | tuple | np.ndarray) else []
+        candidates += choices
         if name.rpartition("__")[2] == "device":
-            named += [value for value in values if isinstance(value, str)]
-    for each in found:
-        named += [str(ours.device) for ours in _ours_in(each)]
+            named += [choice for choice in choices if isinstance(choice, str)]
+    for candidate in candidates:
+        if hasattr(candidate, "get_params") and not isinstance(candidate, type):
+            nested = (candidate, *candidate.get_params(deep=True).values())
+            named += [str(each.device) for each in nested if isinstance(each, BaseGPTText)]
     wanted = {"cuda" if device == "auto" else device for device in named}
     return frozenset(device for device in wanted if device.partition(":")[0] == "cuda")
-
-
-def _values(among: Any) -> list[Any]:
-    if isinstance(among, CategoricalDistribution):
-        return list(among.choices)
-    return list(among) if isinstance(among, list | tuple | np.ndarray) else []
-
-
-def _ours_in(thing: Any) -> Iterator[BaseGPTText]:
-    if not hasattr(thing, "get_params") or isinstance(thing, type):
-        return
-    for value in (thing, *thing.get_params(deep=True).values()):
-        if isinstance(value, BaseGPTText):
-            yield value
 
 
 def _choices(wanted: Iterable[str], n_devices: int) -> list[list[int]]:
@@ -116,11 +104,18 @@ def _wait_for_one(
     """Lock the devices of a choice; return the first of them, or None once it is over."""
     first = turn % len(choices)
     choices = [*choices[first:], *choices[:first]]
+    folder = cache_folder() / _FOLDER
     has_said = False
     while not is_over():
         for choice in choices:
             try:
-                stack.enter_context(_lock_all([devices[index] for index in choice]))
+                folder.mkdir(parents=True, exist_ok=True)
+                # All or none: a worker that waits for one while it holds another may deadlock.
+                # A cache may be shared, and its users share the GPU as well.
+                with ExitStack() as locks:
+                    for index in choice:
+                        locks.enter_context(locked(folder / f"{devices[index]}.lock"))
+                    stack.push(locks.pop_all())
             except LockedError:
                 continue
             except OSError as error:  # a disk that knows no locks
@@ -131,15 +126,3 @@ def _wait_for_one(
             _LOG.info("waiting for a GPU: other workers train on all %d", len(choices))
         time.sleep(_POLL_SECONDS)
     return None
-
-
-@contextmanager
-def _lock_all(devices: list[str]) -> Iterator[None]:
-    """Lock all of them or none: a worker that waits for one while it holds another may deadlock."""
-    folder = cache_folder() / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as locks:
-        for device in devices:
-            # A cache may be shared, and its users share the GPU as well.
-            locks.enter_context(locked(folder / f"{device}.lock"))
-        yield

@@ -24,7 +24,7 @@ from skgpt._sklearn import (
 )
 from skgpt.exceptions import ContinuationError, TuningError
 from skgpt.fitting import draw_seed
-from skgpt.tuning.baseline import compare_trial, score_baseline, warn_unless_better
+from skgpt.tuning.baseline import compare_trial, score_baseline, warn_unless_won
 from skgpt.tuning.folds import check_rows
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
 from skgpt.tuning.space import Space, check_names, default_space
@@ -307,7 +307,7 @@ class GPTSearchCV(BaseSearchCV):
             warn_of_failed(trials)
         finally:
             if theirs is not None:
-                warn_unless_better(attributes["baseline_"])
+                warn_unless_won(attributes["baseline_"])
         return self
 
     def _evaluator(

@@ -107,12 +107,12 @@ def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dic
     """Have a trial suggest a value from each distribution."""
     drawn: dict[str, Any] = {}
     for name, among in distributions.items():
-        if isinstance(among, FloatDistribution):
-            drawn[name] = trial.suggest_float(
-                name, among.low, among.high, step=among.step, log=among.log
+        if isinstance(among, FloatDistribution | IntDistribution):
+            is_float = isinstance(among, FloatDistribution)
+            suggest_number: Callable[..., Any] = (
+                trial.suggest_float if is_float else trial.suggest_int
             )
-        elif isinstance(among, IntDistribution):
-            drawn[name] = trial.suggest_int(
+            drawn[name] = suggest_number(
                 name, among.low, among.high, step=among.step, log=among.log
             )
         elif isinstance(among, CategoricalDistribution):

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import (
@@ -367,11 +366,7 @@ def _bytes_of_splits(splits: Sequence[Split]) -> Iterator[bytes]:
     for split in splits:
         for rows in split:
             yield f"{len(rows)};".encode()
-            yield _as_int64(rows).tobytes()
-
-
-def _as_int64(rows: Any) -> NDArray[np.int64]:
-    return np.asarray(rows, dtype=np.int64)
+            yield np.asarray(rows, dtype=np.int64).tobytes()
 
 
 def _text(value: Any) -> str:

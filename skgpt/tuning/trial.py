@@ -33,16 +33,12 @@ Report = Callable[[int, float], bool]
 
 @dataclass
 class Outcome:
-    """What came of a trial: times and scores by fold, no scores unless it is complete.
-
-    `n_epochs` is that of the fold that made the most; `fit_time` leaves out the seconds that a
-    fold waited for others.
-    """
+    """What came of a trial: times and scores by fold, no scores unless it is complete."""
 
     state: Literal["COMPLETE", "PRUNED", "FAIL"]
     value: float = np.nan
-    n_epochs: int = 0
-    fit_time: list[float] = field(default_factory=list)
+    n_epochs: int = 0  # of the fold that made the most
+    fit_time: list[float] = field(default_factory=list)  # without waiting for other folds
     score_time: list[float] = field(default_factory=list)
     test_scores: list[Any] = field(default_factory=list)
     train_scores: list[Any] = field(default_factory=list)
@@ -51,23 +47,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates parameters: what all trials of a search share.
-
-    `scorer` is of one metric, or of several, which returns a dict; `main_metric` is the one that
-    guides the search, the first of several where it is None. `needs_metric` makes it an error if
-    there are several and none was named.
-    """
+    """Evaluates parameters: what all trials of a search share."""
 
     estimator: Any
     X: Any
     y: Any
     splits: Sequence[Split]
-    scorer: Any
+    scorer: Any  # returns a number, or a dict of several metrics
     fit_params: Mapping[str, Any]
     score_params: Mapping[str, Any]
-    main_metric: str | None = None
+    main_metric: str | None = None  # guides the search; None is the first of several
     return_train_score: bool = False
-    needs_metric: bool = False
+    needs_metric: bool = False  # of several metrics one must be named
 
     def evaluate(self, params: Mapping[str, Any], report: Report) -> Outcome:
         """Fit and score all folds; an error in one ends the trial. The last epoch is not reported.

@@ -47,12 +47,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """All that the workers of a search are given.
-
-    `seed` is the sampler's, `n_trials` counts those of all workers together, no trial begins after
-    `deadline` (in `time.time`), and `raises` has an error in a trial end the search. `call` names
-    the study's attribute that is true while the caller waits for its workers; empty without any.
-    """
+    """All that the workers of a search are given."""
 
     evaluator: Evaluator
     param_distributions: dict[str, Any]
@@ -61,12 +56,12 @@ class Job:
     key: dict[str, Any] | None
     sampler: BaseSampler | None
     pruner: str | BasePruner | None
-    seed: int
-    n_trials: int
-    deadline: float
-    raises: bool
+    seed: int  # of the sampler
+    n_trials: int  # of all workers together
+    deadline: float  # no trial begins after it, in `time.time`
+    raises: bool  # whether an error in a trial ends the search
     verbose: int
-    call: str = ""
+    call: str = ""  # the study's attribute that is true while the caller waits for its workers
 
     def open(self, index: int = 0) -> Study:
         """Open the study, as the worker of that index."""

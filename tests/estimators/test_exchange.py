@@ -315,8 +315,8 @@ def edit(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format 1. Got 2"),
-        ({"written_by": "me"}, "save_pretrained wrote"),
+        ({"format": 2}, "format 1 of save_pretrained. Got 2"),
+        ({"written_by": "me"}, "save_pretrained. Got None"),
         (
             {"classes": {"!": "array", "dtype": "<U1", "shape": [2], "items": ["x", "y"]}},
             "id2label",

@@ -343,7 +343,9 @@ def test_store_base__false_and_a_relative_path__the_hub_is_not_asked_for_it(
     clf = make("models/base", max_epochs=1, store_base=False).fit(*two_class_data)
     data = pickle.dumps(clf)
     monkeypatch.chdir("/")
-    monkeypatch.setattr("skgpt.pretrained.loading._read", lambda *a: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", lambda *a, **k: pytest.fail("asked the hub")
+    )
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
         pickle.loads(data)
 
@@ -440,7 +442,7 @@ def test_open__one_bit_flipped_or_cut_short__is_refused(state: dict[str, Any]) -
         flipped.append(whole.copy())
         flipped[-1][place] ^= np.uint8(1 << rng.integers(8))
     for damaged in (*flipped, whole[:-5], whole[:4]):
-        with pytest.raises(StateFormatError, match=r"not what was written|no safetensors"):
+        with pytest.raises(StateFormatError, match="the file is damaged"):
             opened({**state, "_model": {**state["_model"], "state": damaged}})
 
 

@@ -49,7 +49,9 @@ def test_load_pretrained__an_unknown_name__lists_what_there_is(name: str) -> Non
 def test_load_pretrained__a_misspelt_alias__is_told_the_right_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("skgpt.pretrained.loading._read", lambda *a: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", lambda *a, **k: pytest.fail("asked the hub")
+    )
     for name in ("SmolLM2-135M", "smollm2_135m", "smollm2"):
         with pytest.raises(ModelNotFoundError, match=r"did you mean 'smollm2-135m'\?"):
             load_pretrained(name)

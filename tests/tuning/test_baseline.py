@@ -20,7 +20,7 @@ from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier, baseline_for, compare_scores
 from skgpt.tuning.folds import FoldScores, draw_folds, ratio_test_to_train
-from tests.helpers import TextData, make
+from tests.helpers import TextData, make, make_text_data
 
 
 class Oracle(ClassifierMixin, BaseEstimator):
@@ -88,16 +88,15 @@ def test_compare__a_cv_that_draws__both_see_the_same_folds(two_class_data: TextD
 def test_compare__our_classifier__scores_are_those_of_cross_val_score(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, max_epochs=2)
     cv = KFold(3)
-    found = compare_with_baseline(clf, X, y, cv=cv, scoring="neg_log_loss")
+    found = compare_with_baseline(clf, *two_class_data, cv=cv, scoring="neg_log_loss")
     np.testing.assert_array_equal(
-        found.scores, cross_val_score(clf, X, y, cv=cv, scoring="neg_log_loss")
+        found.scores, cross_val_score(clf, *two_class_data, cv=cv, scoring="neg_log_loss")
     )
     np.testing.assert_array_equal(
         found.baseline_scores,
-        cross_val_score(LinearTextClassifier(), X, y, cv=cv, scoring="neg_log_loss"),
+        cross_val_score(LinearTextClassifier(), *two_class_data, cv=cv, scoring="neg_log_loss"),
     )
     assert (found.name, found.scoring) == ("GPTTextClassifier", "neg_log_loss")
     assert not hasattr(clf, "classes_")  # clones were fitted
@@ -159,15 +158,13 @@ def test_compare_scores__no_number__names_the_fold(two_class_data: TextData) -> 
         compare_scores(Oracle(), ours, theirs, splits)
 
 
-def test_draw_folds__groups__are_never_split(two_class_data: TextData) -> None:
-    X, y = two_class_data
-    groups = np.arange(len(X)) // 4
-    folds = draw_folds(Oracle(), X, y, GroupKFold(3), groups)
+def test_draw_folds__groups__are_never_split_and_the_ratio_is_the_folds_mean(
+    two_class_data: TextData,
+) -> None:
+    groups = np.arange(len(two_class_data.X)) // 4
+    folds = draw_folds(Oracle(), *two_class_data, GroupKFold(3), groups)
     for train, test in folds.splits:
         assert not set(groups[train]) & set(groups[test])
-
-
-def test_folds__sizes__ratio_is_the_mean() -> None:
     rows = [(np.arange(10), np.arange(5)), (np.arange(10), np.arange(2))]
     assert ratio_test_to_train(rows) == pytest.approx(0.35)
 
@@ -178,23 +175,15 @@ def test_folds__sizes__ratio_is_the_mean() -> None:
         (LinearRegression(), {}, "must be a classifier of texts"),
         (Oracle(), {"scoring": ["accuracy", "f1_macro"]}, "must be one scorer"),
         (Oracle(), {"cv": []}, "at least one fold"),
+        (Oracle(), {"scoring": lambda *_: math.nan}, "none on fold 0"),
     ],
 )
-def test_compare__what_it_can_not_do__is_said_before_anything_is_fitted(
+def test_compare__what_it_can_not_do__is_said_before_the_estimator_is_fitted(
     estimator: Any, options: dict[str, Any], message: str, two_class_data: TextData
 ) -> None:
     Oracle.seen.clear()
     with pytest.raises(TuningError, match=message):
         compare_with_baseline(estimator, *two_class_data, **options)
-    assert not Oracle.seen
-
-
-def test_compare__a_score_that_is_no_number__names_the_fold_before_the_gpt_is_fitted(
-    two_class_data: TextData,
-) -> None:
-    Oracle.seen.clear()
-    with pytest.raises(TuningError, match="none on fold 0"):
-        compare_with_baseline(Oracle(), *two_class_data, scoring=lambda *_: math.nan)
     assert not Oracle.seen
 
 
@@ -238,29 +227,19 @@ def test_report__shown__holds_every_fold_and_nothing_raw() -> None:
     assert frame["difference"].mean() == pytest.approx(found.difference)
 
 
-def test_linear__predictions__agree_with_each_other(three_class_data: TextData) -> None:
-    X, y = three_class_data
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_linear__predictions__agree_and_two_classes_are_one_regression(n_classes: int) -> None:
+    X, y = make_text_data(n_classes=n_classes)
     clf = LinearTextClassifier().fit(X, y)
-    assert clf.score(X, y) == 1.0
+    assert clf.score(X, y) == 1.0 and len(clf.models_) == {2: 1, 3: 3}[n_classes]
     proba = clf.predict_proba(X)
     np.testing.assert_allclose(proba.sum(axis=1), 1)
     assert (clf.classes_[proba.argmax(axis=1)] == clf.predict(X)).all()
     # Each class's own probability, over the sum of them.
-    own = np.stack(
-        [m.predict_proba(clf.vectorizer_.transform(X))[:, 1] for m in clf.models_], axis=1
-    )
+    features = clf.vectorizer_.transform(X)
+    own = np.stack([model.predict_proba(features)[:, 1] for model in clf.models_], axis=1)
+    own = own if n_classes > 2 else np.hstack([1 - own, own])
     np.testing.assert_allclose(proba, own / own.sum(axis=1, keepdims=True), rtol=1e-5)
-
-
-def test_linear__two_classes__is_one_regression(two_class_data: TextData) -> None:
-    X, y = two_class_data
-    clf = LinearTextClassifier().fit(X, y)
-    (model,) = clf.models_
-    np.testing.assert_allclose(
-        clf.predict_proba(X)[:, 1],
-        model.predict_proba(clf.vectorizer_.transform(X))[:, 1],
-        rtol=1e-5,
-    )
 
 
 def test_linear__weights__two_is_the_row_twice_and_scale_is_nothing(

@@ -23,7 +23,7 @@ from skgpt.exceptions import SearchFailedError
 from skgpt.tuning import gpu_locks
 from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu, wanted_gpus
 from skgpt.tuning.trial import Evaluator, Outcome
-from tests.helpers import TextData, make
+from tests.helpers import TextData
 from tests.tuning.processes import begun, epochs_in, trained_on, trials_in, wait_until
 from tests.tuning.searching import RATES, piped, search
 
@@ -92,13 +92,11 @@ def test_search__a_holder_is_killed__who_waits_takes_over(tiny_llama: str, tmp_p
     assert states.count(TrialState.COMPLETE) == 6 and states.count(TrialState.FAIL) <= 1
 
 
-@pytest.mark.parametrize("n_jobs", [pytest.param(2, marks=pytest.mark.thorough), 3])
 def test_search__n_jobs__spread_over_the_devices_and_queue(
     tiny_llama: str,
     two_class_data: TextData,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
-    n_jobs: int,
 ) -> None:
     together = threading.Barrier(2)  # none of two trials ends before the other has begun
     running: dict[int | None, int] = {}
@@ -118,7 +116,7 @@ def test_search__n_jobs__spread_over_the_devices_and_queue(
     file = root / "search.db"
     with parallel_config(backend="threading"):
         options: dict[str, Any] = {"n_trials": 4, "storage": file, "refit": False}
-        found = search(tiny_llama, n_jobs=n_jobs, **options).fit(*two_class_data)
+        found = search(tiny_llama, n_jobs=3, **options).fit(*two_class_data)
     assert most == 2 and len(found.cv_results_["params"]) == 4
 
 
@@ -145,12 +143,10 @@ def test_search__nothing_left_to_do__waits_for_no_device(
     assert again.best_params_ == whole.best_params_
 
 
-@pytest.mark.parametrize("make_it", [pytest.param(make, marks=pytest.mark.thorough), piped])
 def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
     tiny_llama: str,
     two_class_data: TextData,
     root: Path,
-    make_it: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     meant: list[torch.device] = []
@@ -164,9 +160,8 @@ def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
         return fit(self, *given, **more)
 
     monkeypatch.setattr(GPTTextClassifier, "fit", noting)
-    clf = make_it(tiny_llama, max_epochs=2)
-    prefix = "" if make_it is make else "gpttextclassifier__"
-    space = {f"{prefix}head_learning_rate": RATES["head_learning_rate"]}
+    clf = piped(tiny_llama, max_epochs=2)
+    space = {"gpttextclassifier__head_learning_rate": RATES["head_learning_rate"]}
     found = []
     for taken in ("GPU-b", "GPU-a"):
         with lock_of(root, taken):
@@ -177,7 +172,7 @@ def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
     assert meant == [*[trials[0]] * 4, trials[0], *[trials[1]] * 4, trials[0]]
     assert first.study_.study_name == second.study_.study_name
     assert first.best_params_ == second.best_params_ and list(first.best_params_) == list(space)
-    assert second.best_estimator_.get_params()[f"{prefix}device"] == "auto"
+    assert second.best_estimator_.get_params()["gpttextclassifier__device"] == "auto"
     np.testing.assert_array_equal(
         first.cv_results_["mean_test_score"], second.cv_results_["mean_test_score"]
     )
@@ -266,10 +261,6 @@ def test_resolve_device__under_a_lock__moves_those_that_name_no_number(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     names = ("auto", "cuda", "cuda:0", "cpu")
     with on_cuda_device(1):
-        assert [str(resolve_device(name)) for name in names] == [
-            "cuda:1",
-            "cuda:1",
-            "cuda:0",
-            "cpu",
-        ]
+        found = [str(resolve_device(name)) for name in names]
+    assert found == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
     assert [str(resolve_device(name)) for name in names] == ["cuda:0", "cuda:0", "cuda:0", "cpu"]

@@ -1,6 +1,5 @@
 """Samplers of the user's: each point of a grid once, and no draw repeated when a search goes on."""
 
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,8 +79,6 @@ def of_all_points(name: str) -> BaseSampler:
     [
         ("grid", PRUNERS["hyperband"]),
         ("brute force", NopPruner),
-        pytest.param("grid", NopPruner, marks=pytest.mark.thorough),
-        pytest.param("brute force", PRUNERS["hyperband"], marks=pytest.mark.thorough),
     ],
 )
 def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
@@ -205,18 +202,12 @@ def seeded(name: str) -> BaseSampler:
         return getattr(optuna.samplers, name)(seed=0)
 
 
-needs_cmaes = pytest.mark.skipif(
-    importlib.util.find_spec("cmaes") is None, reason="CmaEsSampler needs the package cmaes"
-)
-
-
 @pytest.mark.parametrize(
     ("name", "pruner"),
     [
         ("TPESampler", "hyperband"),
         ("RandomSampler", None),
         pytest.param("QMCSampler", None, marks=pytest.mark.thorough),
-        pytest.param("CmaEsSampler", "hyperband", marks=[needs_cmaes, pytest.mark.thorough]),
     ],
 )
 def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(

@@ -28,14 +28,12 @@ GRID = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
 METRICS = ["accuracy", "neg_log_loss"]
 
 
-@pytest.mark.parametrize("in_pipeline", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_search__a_grid_without_pruning__is_grid_search(
-    tiny_llama: str, two_class_data: TextData, in_pipeline: bool
+    tiny_llama: str, two_class_data: TextData
 ) -> None:
     X, y = two_class_data
-    estimator = (piped if in_pipeline else make)(tiny_llama, max_epochs=2)
-    prefix = "gpttextclassifier__" if in_pipeline else ""
-    grid = {prefix + name: values for name, values in GRID.items()}
+    estimator = piped(tiny_llama, max_epochs=2)
+    grid = {f"gpttextclassifier__{name}": values for name, values in GRID.items()}
     common: dict[str, Any] = {"cv": 2, "scoring": METRICS, "refit": "neg_log_loss"}
     common["return_train_score"] = True
     clear_cache()
@@ -79,11 +77,10 @@ def test_search__a_row_that_is_no_text__has_its_own_number_and_no_trial_begins(
 
 
 def test_search__the_same_seed__the_same_trials(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
     space = {"head_learning_rate": [1e-5, 1e-4, 1e-3, 1e-2, 3e-2]}
     options: dict[str, Any] = {"pruner": None, "refit": False}
-    one, two = (search(tiny_llama, space, **options).fit(X, y) for _ in range(2))
-    other = search(tiny_llama, space, random_state=1, **options).fit(X, y)
+    one, two = (search(tiny_llama, space, **options).fit(*two_class_data) for _ in range(2))
+    other = search(tiny_llama, space, random_state=1, **options).fit(*two_class_data)
     assert one.cv_results_["params"] == two.cv_results_["params"]
     assert one.cv_results_["params"] != other.cv_results_["params"]
     assert (one.cv_results_["mean_test_score"] == two.cv_results_["mean_test_score"]).all()
@@ -110,8 +107,7 @@ def test_search__before_and_after_fit__is_a_scikit_learn_estimator(
 def test_search__in_an_outer_cross_validation__is_stratified_and_scored(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    X, y = two_class_data
-    found = cross_validate(search(tiny_llama), X, y, cv=2, return_estimator=True)
+    found = cross_validate(search(tiny_llama), *two_class_data, cv=2, return_estimator=True)
     assert len(found["test_score"]) == 2 and np.isfinite(found["test_score"]).all()
     names = {inner.study_.study_name for inner in found["estimator"]}
     assert len(names) == 2  # other rows, another study
@@ -178,21 +174,19 @@ def test_search__weights_and_groups__reach_fit_scorer_and_splitter(
 def test_search__a_pipeline_of_other_estimators__is_searched_without_pruning(
     two_class_data: TextData,
 ) -> None:
-    X, y = two_class_data
     other = make_pipeline(TfidfVectorizer(), LogisticRegression())
     found = GPTSearchCV(other, {"logisticregression__C": [0.01, 1.0]}, n_trials=3, cv=2)
-    found.fit(X, y)
+    found.fit(*two_class_data)
     assert (found.cv_results_["n_epochs"] == 0).all() and found.best_score_ > 0.9
 
 
 def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    X, y = two_class_data
     grid = {"trainable_layers": [1, 99]}
     ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2, error_score=7.0)
     with pytest.warns(FitFailedWarning, match=r"1 of 2 trials failed; 1 of them with: ModelNot"):
-        ours.fit(X, y)
+        ours.fit(*two_class_data)
     results = ours.cv_results_
     failed = [params["trainable_layers"] for params in results["params"]].index(99)
     assert results["trial_state"].tolist()[failed] == "FAIL"
@@ -200,7 +194,7 @@ def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(
     assert results["mean_test_score"][failed] == 7.0 == results["split1_test_score"][failed]
     assert results["rank_test_score"][failed] == 2 and ours.best_index_ == 1 - failed
     with pytest.raises(ValueError, match="at most the"):
-        clone(ours).set_params(error_score="raise").fit(X, y)
+        clone(ours).set_params(error_score="raise").fit(*two_class_data)
 
 
 def test_search__the_last_fit_fails__the_error_says_what_was_found(
@@ -245,9 +239,8 @@ def test_search__all_trials_fail__raises_and_keeps_the_fit_before(
 def test_search__bad_input__is_refused_before_any_training(
     tiny_llama: str, two_class_data: TextData, options: dict[str, Any], message: str
 ) -> None:
-    X, y = two_class_data
     with pytest.raises(ValueError, match=message):
-        search(tiny_llama, **options).fit(X, y)
+        search(tiny_llama, **options).fit(*two_class_data)
 
 
 def test_search__a_callback_of_its_own__is_refused(

@@ -12,7 +12,6 @@ from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
-    KFold,
     RandomizedSearchCV,
     StratifiedKFold,
     cross_val_score,
@@ -21,7 +20,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
-from skgpt import GPTTextClassifier, LoRA, fitting
+from skgpt import GPTTextClassifier, LoRA
 from tests.helpers import TextData, make
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -157,34 +156,6 @@ def test_halving__epochs_as_the_resource__fewer_candidates_train_longer_and_star
     assert epochs == [1] * 8 + [2] * 4 + [4] * 2 + [4]  # two folds each, and the refit
     assert search.best_estimator_.n_iter_ == 4
     assert_computed_once(X, n_depths=1)
-
-
-def test_grid__class_weights_and_early_stopping__see_their_own_fold_only(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    X, y = two_class_data
-    rows = np.flatnonzero((y == "sport") | (np.arange(len(y)) % 3 == 0))  # lopsided
-    X, y = X[rows], y[rows]
-    given: list[tuple[list[str], list[str], np.ndarray]] = []
-    whole = fitting.training_rows
-
-    def noted(estimator: Any, data: Any, network: Any) -> Any:
-        rows = whole(estimator, data, network)
-        (texts,) = data.cells
-        train = rows.split.train
-        balance = [rows.weight[train][rows.target[train] == k].sum() for k in range(2)]
-        given.append((texts, [texts[i] for i in rows.split.held_out], np.array(balance)))
-        return rows
-
-    monkeypatch.setattr(fitting, "training_rows", noted)
-    clf = make(tiny_llama, max_epochs=1, class_weight="balanced", early_stopping=True)
-    cv = KFold(2)
-    folds = [X[train].tolist() for train, _ in cv.split(X)]
-    GridSearchCV(clf, {"pooling": ["mean", "last"]}, cv=cv, refit=False, **STRICT).fit(X, y)
-    assert [texts for texts, _, _ in given] == folds * 2
-    for texts, held, (first, second) in given:
-        assert held and set(held) <= set(texts)
-        assert first == pytest.approx(second)
 
 
 # --- optuna-integration's OptunaSearchCV

@@ -1,6 +1,5 @@
 """Search spaces: what Optuna draws from, and what is made of what it draws."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-import skgpt.tuning
 from skgpt import LoRA
-from skgpt.exceptions import MissingPackageError, SearchSpaceError
+from skgpt.exceptions import SearchSpaceError
 from skgpt.tuning import GPTSearchCV, default_space, suggest
 from skgpt.tuning.space import Space, check_names, draw
 from tests.helpers import TextData, make
@@ -165,16 +163,6 @@ def test_default_space__pipeline__reaches_into_its_last_step(tiny_llama: str) ->
     params = suggest(optuna.create_study().ask(), outer)
     outer.set_params(**params)
     assert outer[-1][-1].batch_size == params[prefix + "batch_size"]
-
-
-def test_tuning__without_optuna__says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("skgpt.tuning.")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    for name in [name for name in sys.modules if name.startswith("optuna.")]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(MissingPackageError, match="`GPTSearchCV` needs the package optuna"):
-        _ = skgpt.tuning.GPTSearchCV
 
 
 def test_default_space__no_estimator_of_ours__is_refused() -> None:

@@ -51,11 +51,10 @@ def _no_thread_stays() -> Iterator[None]:
 def test_evaluate__folds_together__are_those_one_after_the_other_bit_for_bit(
     tiny_llama: str, two_class_data: TextData, make_it: Any, options: dict[str, Any]
 ) -> None:
-    X, y = two_class_data
     estimator = make_it(tiny_llama, max_epochs=4, **options)
     work = evaluation(estimator, two_class_data)
     clear_cache()
-    expected = cross_validate(estimator, X, y, cv=work.splits, scoring="neg_log_loss")
+    expected = cross_validate(estimator, *two_class_data, cv=work.splits, scoring="neg_log_loss")
     clear_cache()
     outcome = work.evaluate({}, never)
     assert outcome.test_scores == expected["test_score"].tolist()
@@ -254,7 +253,6 @@ def test_search__trials_that_are_pruned__are_pruned_not_failed(
 def test_search__median_pruner__saves_epochs_and_finds_the_same(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
-    X, y = two_class_data
     space = {"head_learning_rate": [1e-7, 1e-6, 1e-5, 3e-2]}
     clf = make(tiny_llama, max_epochs=4)
     options: dict[str, Any] = {
@@ -263,8 +261,8 @@ def test_search__median_pruner__saves_epochs_and_finds_the_same(
         "scoring": "neg_log_loss",
         "estimator": clf,
     }
-    pruned = search(tiny_llama, space, **options).fit(X, y)
-    whole = search(tiny_llama, space, pruner=None, **options).fit(X, y)
+    pruned = search(tiny_llama, space, **options).fit(*two_class_data)
+    whole = search(tiny_llama, space, pruner=None, **options).fit(*two_class_data)
     assert pruned.best_params_ == whole.best_params_
     assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 40
     assert "PRUNED" in pruned.cv_results_["trial_state"]
