@@ -1,8 +1,8 @@
 """How an estimator is fitted: check the inputs, build the network, train it, record the result.
 
-`fit`, `partial_fit` and `plan` read the estimator's parameters and ask it for three things:
-`_encode_target` checks y, `_loss_weights` weighs the rows, `_loss` is what is minimised. It has
-the callbacks that show a fit, too: `_training_callbacks`.
+`fit`, `partial_fit` and `plan` read the estimator's parameters and call four of its methods:
+`_encode_target` checks y, `_loss_weights` weighs the rows, `_loss` is what is minimised, and
+`_training_callbacks` show the fit.
 """
 
 import copy

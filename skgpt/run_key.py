@@ -1,4 +1,4 @@
-"""Values described such that another process can tell whether its own are the same.
+"""Descriptions of values that are equal in every process, to recognise a run by.
 
 A checkpoint and a search's study belong to a run by such a key. A callable goes by its module and
 qualified name, as in joblib; a lambda or local function has no name of its own and is refused.
@@ -41,7 +41,7 @@ def digest(pieces: Iterable[bytes | memoryview]) -> str:
 def described(value: Any) -> Any:
     """Return a parameter as numbers, texts, None and lists that are the same in every process.
 
-    A ContinuationError says of a value that there is no telling.
+    Raises ContinuationError for a value that can't be described.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -86,7 +86,7 @@ class Checkpoint:
 def claimed_checkpoint(
     root: Path, belongs_to: Mapping[str, Any], seed: int
 ) -> Iterator[Checkpoint]:
-    """Have a checkpoint in `root`, which is made if needed, for the length of a fit.
+    """Lock a checkpoint in `root` while a fit runs; make `root` if needed.
 
     It is removed where the body ends well, where training diverged, as it would again, and where
     the fit was stopped for good. Otherwise it stays for the next fit of the kind, if anything was

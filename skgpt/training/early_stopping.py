@@ -68,7 +68,8 @@ class EarlyStopping:
                 self._keep_weights()
         if self.rule is None:
             return False
-        # As in scikit-learn's MLPClassifier: a rise of less than tol is kept, but buys no time.
+        # As in scikit-learn's MLPClassifier: a rise of less than tol is the best so far,
+        # but doesn't reset the count.
         rises = score >= self._to_beat + self.rule.tol
         self._n_without = 0 if rises or not counts else self._n_without + 1
         self._to_beat = max(self._to_beat, score)

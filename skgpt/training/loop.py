@@ -80,7 +80,7 @@ def train(
                 # Score the held-out rows, stop or keep the best weights, tell the callbacks.
                 if len(rows.split.held_out):
                     run.is_over = evaluate(run, record, checkpoint, sigterm)
-                run.history.append(record)  # whole: an interrupt leaves no half of it
+                run.history.append(record)  # only once it is complete, should Ctrl-C come
                 stops = [callback.on_epoch(record) for callback in callbacks]
                 run.end_epoch(stop=any(stops))
                 if not run.is_over:
@@ -97,7 +97,7 @@ def train_step(run: TrainingRun, rows: Rows) -> None:
     """Make one optimizer step: the gradient of the batch's weighted mean loss, then AdamW.
 
     The loss is the weighted sum over the rows divided by the sum of their weights, however the
-    batch is cut into micro-batches. A batch that weighs nothing counts and changes nothing.
+    batch is cut into micro-batches. A batch without weight counts as a step and changes nothing.
     """
     network, optimizer = run.network, run.optimizer
     batch_weight = float(run.row_weight[rows].sum())

@@ -1,4 +1,4 @@
-"""Loss and inverse link as one value: what is trained and what the scores mean belong together.
+"""Losses, each with its inverse link from raw scores to probabilities.
 
 Raw scores come in fp32; probabilities are fp64, as those of scikit-learn's own classifiers. What
 averages or compares them takes them to add up to one to more digits than fp32 has.

@@ -1,4 +1,4 @@
-"""What a training run is at any step: its parts, how far it is, and what an interrupt leaves."""
+"""The state of a training run: its parts, its progress, and what remains after an interrupt."""
 
 import time
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ class _EpochProgress:
 
 
 class TrainingRun:
-    """The state of one training run; a context manager that decides what an interrupt leaves."""
+    """The state of one training run; a context manager that handles interrupts."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class TrainingRun:
     def share_of_loss(self, logits_BK: Tensor, part: Rows, weight: float) -> Tensor:
         """Return what some rows add to a mean over rows of this weight in all."""
         device = self.network.device
-        # Divided in fp64: weights may be so small or so large that fp32 has no word for them.
+        # Divided in fp64: weights may be too small or too large for fp32.
         share = to_device((self.rows.weight[part] / weight).astype(np.float32), device)
         return self.loss.total(logits_BK, self.target_N[to_device(part, device)], share)
 
@@ -173,10 +173,10 @@ class TrainingRun:
 
     def end_epoch(self, *, stop: bool) -> None:
         """Go on to the next epoch, unless this was the last or something wants to stop."""
-        stop = stop or self.is_over
-        if not stop:
+        if stop or self.is_over:
+            self.is_over = True
+        else:
             self._begin_epoch(self.epoch + 1)
-        self.is_over = stop or self.is_over
 
     def _check_steps(self) -> None:
         if self.non_finite.too_many:
@@ -184,7 +184,7 @@ class TrainingRun:
             raise self._diverged_steps(f"They didn't in {in_a_row} steps in a row")
 
     def check_learned(self) -> None:
-        """Raise if no step was any good, or if what was learned ran off to infinity."""
+        """Raise if every step was skipped, or if a learned weight is not finite."""
         if self.non_finite.n_steps and not self.optimizer.n_updates:
             raise self._diverged_steps("They did in no step")
         if not self.optimizer.is_finite():  # the last step's harm shows in no loss any more
@@ -204,22 +204,22 @@ class TrainingRun:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        """Keep what Ctrl-C or a divergence leaves, if it is any good; end the optimizer's run."""
+        """Keep a usable network after Ctrl-C or a divergence; end the optimizer's run."""
         with self.optimizer:
-            if isinstance(error, KeyboardInterrupt) and self._is_any_good():
+            if isinstance(error, KeyboardInterrupt) and self._is_usable():
                 self.interrupt = error
             elif isinstance(error, DivergedError):
                 self.interrupt = self._restored(error)
             return self.interrupt is not None
 
-    def _is_any_good(self) -> bool:
+    def _is_usable(self) -> bool:
         return self.optimizer.n_updates > 0 and self.optimizer.is_finite()
 
     def _restored(self, error: DivergedError) -> DivergedError:
         """Restore the best weights if there are any; return the error with what is left."""
         if self.early_stopping.has_weights:
             self.early_stopping.restore_best()
-            if self._is_any_good():
+            if self._is_usable():
                 return DivergedError(
                     f"{error} The estimator is fitted with the weights of epoch "
                     f"{self.early_stopping.best_epoch}, the best so far."
@@ -288,7 +288,7 @@ class TrainingRun:
 
 
 def diverged(config: TrainingConfig, what: str) -> DivergedError:
-    """Return the error for training that ran off to infinity, with what to do about it."""
+    """Return the error for training that diverged, with what to do about it."""
     return DivergedError(
         f"{what}: lower `learning_rate` ({config.learning_rate}) or `head_learning_rate` "
         f"({config.head_learning_rate}), set `max_grad_norm=1.0`, or use precision='fp32'."

@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def defer_sigint() -> Iterator[None]:
-    """Keep Ctrl-C waiting until the body is done: half an update must not be what is kept."""
+    """Keep Ctrl-C waiting until the body is done: an update must not be left half done."""
     if threading.current_thread() is not threading.main_thread():
         yield  # the interrupt goes to the main thread
         return

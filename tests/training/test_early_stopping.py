@@ -174,17 +174,6 @@ def test_multilabel__weights_of_single_elements__are_what_the_loss_is_made_of(
     assert result.history[-1]["validation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_multilabel__weight_two__equals_the_row_twice_in_one_batch(tiny_llama: str) -> None:
-    target = (np.arange(36).reshape(12, 3) % 4 == 0).astype(np.float32)
-    options: dict[str, Any] = {"loss": BinaryCrossEntropy(), "batch_size": 64}
-    weight = np.ones((12, 3))
-    weight[:4] = 2.0
-    weighted, _ = run(tiny_llama, TEXTS, target, weight, **options)
-    twice = [*TEXTS, *TEXTS[:4]], np.concatenate([target, target[:4]]), np.ones((16, 3))
-    repeated, _ = run(tiny_llama, *twice, **options)
-    np.testing.assert_allclose(scores_of(weighted), scores_of(repeated), rtol=1e-3, atol=1e-4)
-
-
 def test_restore_best__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_one_epoch(
     tiny_llama: str,
 ) -> None:

@@ -103,15 +103,6 @@ def test_skipped_steps__five_in_a_row__end_the_fit_and_name_the_rates(
     assert str(caught.value).endswith("The estimator is as it was before this fit.")
 
 
-def test_skipped_steps__four_in_a_row_again_and_again__do_not_end_it(
-    looks: str, tiny_llama: str
-) -> None:
-    at = {*range(2, 6), *range(7, 11), *range(12, 16)}
-    _, result = run(tiny_llama, TEXTS, CODES, loss=PoisonedLoss(at), **SIX_STEPS)
-    assert result.n_skipped == 12
-    assert [r["skipped_steps"] for r in result.history] == [4, 5, 3, 0]
-
-
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_skipped_steps__all_of_a_short_run__are_an_error(
     n_steps: int, looks: str, tiny_llama: str
