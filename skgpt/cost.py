@@ -155,27 +155,18 @@ class FitEstimate:
         }
 
     def __repr__(self) -> str:
+        layers = f"{self.n_layers} layer{'s' * (self.n_layers > 1)}"
+        title = f"A fit of {self.model}, {layers}, on {self.device} in {self.precision}"
         lines = self._lines()
         width = max(map(len, lines))
-        text = [self._title(), *(f"  {name:<{width}}  {said}" for name, said in lines.items())]
-        return "\n".join([*text, *(f"  - {line}" for line in self._remarks())])
+        remarks = list(self.advice)
+        if self.classes_assumed is not None:
+            remarks.append(f"{self.classes_assumed} classes are assumed, as there is no y.")
+        text = [title, *(f"  {name:<{width}}  {said}" for name, said in lines.items())]
+        return "\n".join([*text, *(f"  - {line}" for line in remarks)])
 
     def _repr_html_(self) -> str:
-        cell = '<td style="text-align: left">'
-        rows = "".join(
-            f'<tr><th style="text-align: left">{escape(name)}</th>{cell}{escape(said)}</td></tr>'
-            for name, said in self._lines().items()
-        )
-        remarks = "".join(f"<li>{escape(line)}</li>" for line in self._remarks())
-        return (
-            f"<div><strong>{escape(self._title())}</strong><table><tbody>{rows}</tbody></table>"
-            + (f"<ul>{remarks}</ul>" if remarks else "")
-            + "</div>"
-        )
-
-    def _title(self) -> str:
-        layers = f"{self.n_layers} layer{'s' * (self.n_layers > 1)}"
-        return f"A fit of {self.model}, {layers}, on {self.device} in {self.precision}"
+        return f"<pre>{escape(repr(self))}</pre>"
 
     def _lines(self) -> dict[str, str]:
         """Return what there is to say, line by line."""
@@ -211,12 +202,6 @@ class FitEstimate:
             "memory": f"about {_size(self.memory_bytes)} ({shares}){disk}",
             "predictions": f"about {duration(self.seconds_per_1000_predictions)} for 1,000 texts",
         }
-
-    def _remarks(self) -> list[str]:
-        remarks = list(self.advice)
-        if self.classes_assumed is not None:
-            remarks.append(f"{self.classes_assumed} classes are assumed, as there is no y.")
-        return remarks
 
 
 def duration(seconds: float) -> str:
@@ -557,6 +542,7 @@ def _timed(
 ) -> tuple[float, Any]:
     """Return how long work takes, without what ran out of memory and was done again; its result."""
     taken: list[float] = []
+    # It ends: what runs out of memory halves the batcher's tokens, until NoMemoryError.
     while sum(taken) < _LEAST_SECONDS:
         n_tokens = None if batcher is None else batcher.n_tokens
         began = _now(network.device)
@@ -715,7 +701,8 @@ class Prices:
         device, spec = self.network.device, self.network.spec
         here = "on this CPU" if device.type == "cpu" else f"on {device}"
         learning = spec.n_layers - spec.n_frozen
-        fewer = fewer_layers(spec) if self._pays_to_freeze() else {}
+        values = smaller_values(spec, self.max_length, self.long_text)
+        fewer = values if self._pays_to_freeze() else {}
         if n := fewer.get("trainable_layers"):
             frozen = spec.n_layers - n
             yield (
@@ -727,11 +714,11 @@ class Prices:
                 f"n_layers={n} drops the last {spec.n_layers - n} layers",
                 self.seconds_at_depth(n, min(n, learning)),
             )
-        if self.long_text == "windows":
+        if "long_text" in values:
             share = self.share_cut(self.max_length)
             said = f"long_text='cut' cuts {percent(share)} of the texts"
             yield said, self.seconds_at_length(self.max_length)
-        elif n := shorter_texts(self.max_length):
+        elif n := values.get("max_length"):
             share = self.share_cut(n)
             yield f"max_length={n} cuts {percent(share)} of the texts", self.seconds_at_length(n)
 
@@ -747,41 +734,26 @@ def _total(work: Work, rates: Rates) -> float:
     return sum(work.seconds(rates).values())
 
 
-def fewer_layers(spec: NetworkSpec) -> dict[str, int]:
-    """Return smaller, legal values to try, one by one, of `trainable_layers` and `n_layers`."""
+def smaller_values(spec: NetworkSpec, max_length: int, long_text: LongText) -> dict[str, Any]:
+    """Return legal values of parameters that make a fit shorter, to be tried one by one."""
     learning = spec.n_layers - spec.n_frozen
-    values = {}
+    values: dict[str, Any] = {}
     if spec.n_frozen == 0 and spec.n_layers > 1:
         values["trainable_layers"] = max(1, spec.n_layers // 4)
     elif learning > 1:
         values["trainable_layers"] = learning // 2
     if spec.n_layers > 12 and (spec.n_frozen == 0 or learning <= spec.n_layers // 2):
         values["n_layers"] = spec.n_layers // 2
+    if long_text == "windows":
+        values["long_text"] = "cut"
+    elif max_length > _SHORT:
+        values["max_length"] = max_length // 2
     return values
 
 
-def shorter_texts(max_length: int) -> int | None:
-    """Return a smaller `max_length` to try; None if texts are cut short enough already."""
-    return max_length // 2 if max_length > _SHORT else None
-
-
 def how_to_shorten(network: TextNetwork, max_length: int, long_text: LongText = "cut") -> str:
-    """Say which smaller parameters would make a fit shorter, the most effective first."""
-    fewer, steps = fewer_layers(network.spec), []
-    if n := fewer.get("trainable_layers"):
-        steps.append(
-            f"train only the last layers (trainable_layers={n}), the others are then computed "
-            "once, not once per epoch"
-            if network.spec.n_frozen == 0
-            else f"train fewer layers (trainable_layers={n})"
-        )
-    if n := fewer.get("n_layers"):
-        steps.append(f"keep fewer layers (n_layers={n})")
-    if long_text == "windows":
-        steps.append(f"cut long texts at {max_length} tokens (long_text='cut')")
-    elif n := shorter_texts(max_length):
-        steps.append(f"cut texts shorter (max_length={n})")
-    steps.append("make fewer passes (max_epochs)")
-    if network.device.type == "cpu":
-        steps.append("use a GPU")
-    return "; ".join(steps)
+    """List what would make a fit shorter, for a warning."""
+    values = smaller_values(network.spec, int(max_length), long_text)
+    changes = [f"{name}={value!r}" for name, value in values.items()]
+    gpu = ["a GPU"] if network.device.type == "cpu" else []
+    return ", ".join([*changes, "fewer max_epochs", *gpu])

@@ -58,6 +58,7 @@ from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.config import TrainingConfig, resolve_epochs
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
 from skgpt.training.loop import train
+from skgpt.training.optimizer import Moments
 from skgpt.training.run import FitResult, TrainingRows
 
 _ASSUMED_CLASSES = 2  # of a plan without labels
@@ -77,15 +78,7 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
             data = check_inputs(estimator, inputs, **_as_before(previous, seed))
         config = make_config(estimator, network, len(data.split.train), seed)
         sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs)
-        run = train(
-            network,
-            training_rows(estimator, data, network),
-            loss=estimator._loss(data.target),
-            config=config,
-            validation=make_validation(estimator, data, network),
-            callbacks=[*make_callbacks(estimator, data, network), sklearn_callbacks],
-            checkpoint=checkpoint,
-        )
+        run = _train(estimator, data, network, config, sklearn_callbacks, checkpoint=checkpoint)
         model = model_of_run(estimator, data, network, run)
         if data.held_out is not None and getattr(estimator, "calibrate", False):
             model, run = calibrated(model, run, data, estimator.verbose)
@@ -116,18 +109,16 @@ def partial_fit(
         if moments is not None and places is not None:
             moments = moments.grown(places, network.spec.n_outputs)
 
-    n_before = 0 if previous is None else len(previous.history)
-    config = make_partial_config(estimator, network, len(data.split.train), seed, n_before)
-    sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs, previous)
-    run = train(
-        network,
-        training_rows(estimator, data, network),
-        loss=estimator._loss(data.target),
-        config=config,
-        validation=make_validation(estimator, data, network),
-        moments=moments,
-        callbacks=[*make_callbacks(estimator, data, network), sklearn_callbacks],
+    config = replace(  # one pass at a constant rate
+        make_config(estimator, network, len(data.split.train), seed),
+        n_epochs=1,
+        warmup_ratio=0.0,
+        schedule="constant",
+        first_epoch=0 if previous is None else len(previous.history),
+        head_first_epochs=0,
     )
+    sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs, previous)
+    run = _train(estimator, data, network, config, sklearn_callbacks, moments=moments)
     model = model_of_run(estimator, data, network, run, previous)
     estimator._set_fitted(replace(model, moments=run.moments))
     raise_if_interrupted(run)
@@ -389,17 +380,25 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
     )
 
 
-def make_partial_config(
-    estimator: Any, network: TextNetwork, n_rows: int, seed: int, n_before: int
-) -> TrainingConfig:
-    """Return the configuration of one call of `partial_fit`: a pass at a constant rate."""
-    return replace(
-        make_config(estimator, network, n_rows, seed),
-        n_epochs=1,
-        warmup_ratio=0.0,
-        schedule="constant",
-        first_epoch=n_before,
-        head_first_epochs=0,
+def _train(
+    estimator: Any,
+    data: FitData,
+    network: TextNetwork,
+    config: TrainingConfig,
+    sklearn_callbacks: SklearnCallbacks,
+    *,
+    moments: Moments | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> FitResult:
+    return train(
+        network,
+        training_rows(estimator, data, network),
+        loss=estimator._loss(data.target),
+        config=config,
+        validation=make_validation(estimator, data, network),
+        moments=moments,
+        callbacks=[*make_callbacks(estimator, data, network), sklearn_callbacks],
+        checkpoint=checkpoint,
     )
 
 

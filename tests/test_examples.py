@@ -191,7 +191,7 @@ def test_tune_with_optuna__its_plots__show_every_trial_once(run: Callable[[str],
     assert_array_equal(results["mean_fit_time"][:3], first["mean_fit_time"])
     states = Counter(map(str, results["trial_state"]))
     assert set(states) == {"COMPLETE", "PRUNED"}
-    assert not page["journal"].exists()
+    assert not page["file"].exists()
 
     history, curves, importances, (folds, test) = (figure.axes for figure in page["figures"])
     for ax in [ax for figure in page["figures"] for ax in figure.axes]:

@@ -3,12 +3,11 @@
 All that is shown goes to stderr, so that what a program prints stays clean.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TextIO, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from tqdm.auto import tqdm
 
@@ -81,23 +80,20 @@ class TrainingCallback:
 
 
 _SLOW_SECONDS = 600.0
-# The estimate is made once steps have been timed for this long, so that a first slow step or a
-# short one at the end of an epoch can't raise a false alarm.
-_MEASURE_STEPS = 5
+# The estimate is made from no less, so that a slow step can't raise a false alarm.
+_MEASURE_STEPS = 2
 _MEASURE_SECONDS = 10.0
-_LONG_SECONDS = 30.0
 
 
 class SlowFitNotice(TrainingCallback):
     """Warns once, from the first measured steps, when a fit will take more than ten minutes.
 
-    `advice` says what would make it shorter; tests pass a `clock` of their own.
+    `advice` says what would make it shorter.
     """
 
-    def __init__(self, advice: str, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, advice: str) -> None:
         self.advice = advice
-        self.clock = clock
-        self._began = clock()
+        self._began = time.perf_counter()
         self._first: float | None = None  # when the first step was done
         self._n_steps = 0
         self._first_step = 1
@@ -105,7 +101,7 @@ class SlowFitNotice(TrainingCallback):
 
     def on_progress(self, done: int, total: int) -> None:
         """Estimate from the frozen layers alone, where they alone take that long."""
-        spent = self.clock() - self._began
+        spent = time.perf_counter() - self._began
         if done < total and spent >= _MEASURE_SECONDS:
             self._warn_if_slow(spent * total / done, "at least ")
 
@@ -121,14 +117,13 @@ class SlowFitNotice(TrainingCallback):
         """Estimate, once enough steps were timed; the first is left out, it warms things up."""
         if self._warned:
             return
-        now = self.clock()
+        now = time.perf_counter()
         if self._first is None:
             self._first = now
             return
         n_timed = event.step - self._first_step
         timed = now - self._first
-        # Long steps are much of a kind: two of them tell, and nobody waits for five in silence.
-        if timed < _MEASURE_SECONDS or (n_timed < _MEASURE_STEPS and timed < _LONG_SECONDS):
+        if timed < _MEASURE_SECONDS or n_timed < _MEASURE_STEPS:
             return
         left = timed / n_timed * (self._n_steps - event.step)
         self._warn_if_slow(now - self._began + left, "about ")
@@ -148,20 +143,15 @@ _SHORT_SECONDS = 1.0  # a prediction that takes no longer shows nothing
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
-def shows_bars(file: TextIO | None = None) -> bool:
+def shows_bars() -> bool:
     """Say whether a bar can be drawn: in a terminal, or in a notebook that has widgets.
 
     Elsewhere, as in a log file, each step of a bar would be one more piece of text.
     """
-    if file is None and any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
+    # Not tqdm's own `disable=None`: a notebook's output is no terminal.
+    if any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
         return True
-    file = file or sys.stderr
-    if not (_is_open(file) and hasattr(file, "isatty") and file.isatty()):
-        return False
-    try:
-        return os.get_terminal_size(file.fileno()).columns > 0  # some have not been told a width
-    except (AttributeError, OSError, ValueError):
-        return True
+    return _is_open(sys.stderr) and hasattr(sys.stderr, "isatty") and sys.stderr.isatty()
 
 
 def fit_progress(verbose: int) -> list[TrainingCallback]:
@@ -176,11 +166,37 @@ def fit_progress(verbose: int) -> list[TrainingCallback]:
     return [ProgressBar(), EpochLines()] if verbose > 1 else [ProgressBar()]
 
 
+class _TokenBar:
+    """A bar of the tokens of some work, which is gone once it is closed."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self._delay = delay
+        self._bar: Any = None
+        self._name = ""
+
+    def move(self, name: str, done: int, total: int) -> None:
+        """Show how far the work of this name is, in place of what was shown before."""
+        if name != self._name:
+            self.close()
+            self._name = name
+        if self._bar is None:
+            unit = {"unit": " tok", "unit_scale": True}
+            shown = {"leave": False, "delay": self._delay, "dynamic_ncols": True}
+            self._bar = tqdm(total=total, desc=name, **unit, **shown)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
 class ProgressBar(TrainingCallback):
     """A tqdm bar with epoch, loss, validation score, tokens per second and the time left."""
 
-    def __init__(self, **options: Any) -> None:
-        self.options = {"dynamic_ncols": True, **options}
+    def __init__(self) -> None:
+        self._frozen = _TokenBar()
         self._bar: Any = None
         self._n_epochs = 0
         self._shown = 0.0
@@ -189,9 +205,7 @@ class ProgressBar(TrainingCallback):
 
     def on_progress(self, done: int, total: int) -> None:
         """Show how far the frozen layers are."""
-        if self._bar is None:
-            self._bar = _token_bar("frozen layers", total, **self.options)
-        self._bar.update(done - self._bar.n)
+        self._frozen.move("frozen layers", done, total)
 
     def on_train_begin(
         self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
@@ -201,7 +215,7 @@ class ProgressBar(TrainingCallback):
         self._n_epochs = config.n_epochs
         self._score = history[-1].get("validation_score") if history else None
         steps = {"total": config.n_steps, "initial": n_steps}
-        self._bar = tqdm(**steps, desc="fit", bar_format=_BAR, **self.options)
+        self._bar = tqdm(**steps, desc="fit", bar_format=_BAR, dynamic_ncols=True)
 
     def on_epoch_begin(self, epoch: int) -> None:
         """Measure anew, so that the time between epochs doesn't count."""
@@ -224,7 +238,8 @@ class ProgressBar(TrainingCallback):
         return False
 
     def on_train_end(self) -> None:
-        """Close the bar."""
+        """Close the bars."""
+        self._frozen.close()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -237,15 +252,9 @@ class ProgressBar(TrainingCallback):
 
 
 class EpochLines(TrainingCallback):
-    """A line per epoch; beside a bar it stands above it. Tests pass their own clock."""
+    """A line per epoch; beside a bar it stands above it."""
 
-    def __init__(
-        self,
-        write: Callable[[str], None] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._write = write or write_line
-        self._clock = clock
+    def __init__(self) -> None:
         self._n_epochs = self._n_of_head = 0
         self._done = 0
         self._began = 0.0
@@ -255,7 +264,7 @@ class EpochLines(TrainingCallback):
     ) -> None:
         """Note how many epochs there will be."""
         self._n_epochs, self._n_of_head = config.n_epochs, config.head_first_epochs
-        self._done, self._began = 0, self._clock()
+        self._done, self._began = 0, time.perf_counter()
 
     def on_epoch(self, record: EpochRecord) -> bool:
         """Write the line."""
@@ -264,17 +273,17 @@ class EpochLines(TrainingCallback):
         time_left = ""
         # Epochs of the head alone say nothing of how long the others take.
         if n_left and record["epoch"] > self._n_of_head:
-            seconds = (self._clock() - self._began) / self._done * n_left
+            seconds = (time.perf_counter() - self._began) / self._done * n_left
             time_left = f", {tqdm.format_interval(seconds)} left"
         elif record["epoch"] == self._n_of_head:
-            self._done, self._began = 0, self._clock()
+            self._done, self._began = 0, time.perf_counter()
         held_out = ""
         if "validation_score" in record:
             held_out = (
                 f", validation loss {record['validation_loss']:.4f}, "
                 f"score {record['validation_score']:.4f}"
             )
-        self._write(
+        write_line(
             f"epoch {record['epoch']}/{self._n_epochs}: loss {record['loss']:.4f}{held_out}, "
             f"{record['seconds']:.1f} s, {record['tokens_per_second']:.0f} tokens/s{time_left}"
         )
@@ -284,40 +293,25 @@ class EpochLines(TrainingCallback):
 class PredictBar:
     """A bar of a prediction that takes more than a second; at its end it is gone."""
 
-    def __init__(self, verbose: int, **options: Any) -> None:
-        self._wanted = bool(verbose) and shows_bars(options.get("file"))
-        self._options = {"delay": _SHORT_SECONDS, "dynamic_ncols": True, **options}
-        self._bar: Any = None
-        self._name = ""
+    def __init__(self, verbose: int) -> None:
+        self._bar = _TokenBar(_SHORT_SECONDS) if verbose and shows_bars() else None
 
     def frozen(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""
-        self._move("predict, frozen layers", done, total)
+        if self._bar is not None:
+            self._bar.move("predict, frozen layers", done, total)
 
     def scored(self, done: int, total: int) -> None:
         """There are raw scores for `done` of `total` tokens."""
-        self._move("predict", done, total)
+        if self._bar is not None:
+            self._bar.move("predict", done, total)
 
     def __enter__(self) -> "PredictBar":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def _move(self, name: str, done: int, total: int) -> None:
-        if not self._wanted:
-            return
-        if name != self._name:
-            self._close()
-            self._name = name
-        if self._bar is None:
-            self._bar = _token_bar(name, total, **self._options)
-        self._bar.update(done - self._bar.n)
-
-    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
 
 
 class _Speed:
@@ -333,11 +327,6 @@ class _Speed:
     @property
     def per_second(self) -> float:
         return self._n_tokens / max(time.perf_counter() - self._began, 1e-9)
-
-
-def _token_bar(name: str, total: int, **options: Any) -> Any:
-    """Return a bar of tokens that is gone once it is closed."""
-    return tqdm(total=total, desc=name, unit=" tok", unit_scale=True, leave=False, **options)
 
 
 def write_line(line: str) -> None:

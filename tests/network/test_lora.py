@@ -193,7 +193,7 @@ def test_unpack__a_rank_that_is_not_that_of_the_adapters__is_refused_before_any_
         _unpack_network(state, torch.float32, CPU)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("p", [0.1, 0.9])
 def test_dropout__many_values__drops_its_share_and_keeps_the_mean(p: float) -> None:
     dropout = SeededDropout(p, CPU)
     with global_random_state_unchanged(), dropout.seeded(3, 0):

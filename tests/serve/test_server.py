@@ -33,11 +33,11 @@ def slow(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
         yield started
 
 
-def start(variables: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Start a server that is not to come up."""
+def refusal(variables: dict[str, str], folder: Path) -> str:
+    """Return what a server says that is not to come up."""
     own = {f"SKGPT_SERVE_{name}": value for name, value in variables.items()}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, str(SERVE)],
         cwd=folder,
         env=os.environ | own | {"PYTHONPATH": path},
@@ -45,6 +45,9 @@ def start(variables: dict[str, str], folder: Path) -> subprocess.CompletedProces
         text=True,
         check=False,
     )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def requests_of(n: int) -> list[list[str]]:
@@ -226,14 +229,9 @@ def test_server__port_in_use__says_so_before_a_model_is_read(tmp_path: Path) -> 
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = start({"FOLDER": "nowhere", "PORT": str(port)}, tmp_path)
-    assert done.returncode == 1
-    assert f"free. Got 127.0.0.1, port {port}: " in done.stderr
-    assert "Traceback" not in done.stderr
+        said = refusal({"FOLDER": "nowhere", "PORT": str(port)}, tmp_path)
+    assert f"free. Got 127.0.0.1, port {port}: " in said
 
 
 def test_server__can_not_start__one_sentence_and_no_trace(tmp_path: Path) -> None:
-    done = start({"FOLDER": "nowhere"}, tmp_path)
-    assert done.returncode == 1
-    assert "there is no such folder" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "there is no such folder" in refusal({"FOLDER": "nowhere"}, tmp_path)

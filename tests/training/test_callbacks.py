@@ -48,9 +48,27 @@ def fit(model: str, verbose: int) -> GPTTextClassifier:
     return clf.set_params(early_stopping=True, scoring="accuracy").fit(DATA.X, DATA.y)
 
 
-def test_progress_bar__a_fit__shows_epoch_loss_score_speed_and_time_left() -> None:
-    screen = io.StringIO()
-    bar = ProgressBar(file=screen, mininterval=0, ncols=100, dynamic_ncols=False)
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("skgpt.training.callbacks.time.perf_counter", made)
+    return made
+
+
+def test_progress_bar__a_fit__shows_epoch_loss_score_speed_and_time_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bar = ProgressBar()
     bar.on_progress(50, 100)
     bar.on_progress(100, 100)
     bar.on_train_begin(make_config(n_rows=16, batch_size=8, n_epochs=2))
@@ -60,14 +78,14 @@ def test_progress_bar__a_fit__shows_epoch_loss_score_speed_and_time_left() -> No
         bar.on_step(StepDone(step, (step + 1) // 2, 10, lambda: 0.25))
         if step == 2:
             bar.on_epoch(record(1, validation_loss=0.3, validation_score=0.875))
-    shown = screen.getvalue()
+    shown = capsys.readouterr().err
     assert "frozen layers" in shown
     assert re.search(
         r"epoch 1/2  50%.* 2/4 \[00:00<00:00, loss 0.250, score 0.875, 20.0 tok/s\]", shown
     )
     bar.on_epoch(record(2, validation_loss=0.3, validation_score=0.5))
     bar.on_train_end()
-    last = screen.getvalue().rstrip().rpartition("\r")[2]
+    last = capsys.readouterr().err.rstrip().rpartition("\r")[2]
     assert re.search(r"epoch 2/2 100%.* 4/4 \[00:00<00:00, loss 0.250, score 0.500", last)
 
 
@@ -79,7 +97,7 @@ def test_progress_bar__many_steps__the_loss_is_read_now_and_then() -> None:
         read += 1
         return 0.25
 
-    bar = ProgressBar(file=io.StringIO())
+    bar = ProgressBar()
     bar.on_train_begin(make_config(n_rows=8000, batch_size=8, n_epochs=1))
     bar.on_epoch_begin(1)
     for step in range(1, 1001):
@@ -88,29 +106,24 @@ def test_progress_bar__many_steps__the_loss_is_read_now_and_then() -> None:
     assert read < 100  # a wait for the device each time
 
 
-def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left() -> None:
-    lines: list[str] = []
-    times = iter([10.0, 12.0, 14.0, 16.0])
-    callback = EpochLines(lines.append, clock=lambda: next(times))
-    callback.on_train_begin(make_config(n_epochs=3))
-    for epoch in (1, 2, 3):
-        callback.on_epoch(record(epoch))
-    assert lines == [
-        "epoch 1/3: loss 0.2500, 2.0 s, 20 tokens/s, 00:04 left",
-        "epoch 2/3: loss 0.2500, 2.0 s, 20 tokens/s, 00:02 left",
-        "epoch 3/3: loss 0.2500, 2.0 s, 20 tokens/s",
+@pytest.mark.parametrize(
+    ("head_first", "left"),
+    [
+        (0, [", 00:06 left", ", 00:04 left", ", 00:02 left", ""]),
+        (1, ["", ", 00:04 left", ", 00:02 left", ""]),  # its epochs say nothing of the others
+    ],
+)
+def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left(
+    head_first: int, left: list[str], capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    lines = EpochLines()
+    lines.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=head_first))
+    for epoch in range(1, 5):
+        clock.now += 2.0 if epoch > head_first else 0.5
+        lines.on_epoch(record(epoch))
+    assert capsys.readouterr().err.splitlines() == [
+        f"epoch {i}/4: loss 0.2500, 2.0 s, 20 tokens/s{left[i - 1]}" for i in range(1, 5)
     ]
-
-
-def test_epoch_lines__the_head_first__its_epochs_say_nothing_of_the_time_left() -> None:
-    lines: list[str] = []
-    times = iter([0.0, 1.0, 101.0, 201.0])
-    callback = EpochLines(lines.append, clock=lambda: next(times))
-    callback.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=1))
-    for epoch in (1, 2, 3, 4):
-        callback.on_epoch(record(epoch))
-    left = [line.partition("tokens/s")[2] for line in lines]
-    assert left == ["", ", 03:20 left", ", 01:40 left", ""]
 
 
 def test_fit_and_predict__verbose_0__write_nothing(
@@ -174,8 +187,12 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
     assert lines_of(screen) == []
 
 
-def test_predict_bar__an_error__takes_it_away(terminal: Terminal) -> None:
-    bar = PredictBar(1, file=terminal.file, delay=0)
+def test_predict_bar__an_error__takes_it_away(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.file)
+    monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
+    bar = PredictBar(1)
     with suppress(ZeroDivisionError), bar:
         bar.frozen(1, 3)
         bar.scored(1, 3)
@@ -185,24 +202,10 @@ def test_predict_bar__an_error__takes_it_away(terminal: Terminal) -> None:
     assert lines_of(screen) == []
 
 
-def test_predict_bar__a_file__gets_nothing() -> None:
-    file = io.StringIO()
-    with PredictBar(1, file=file, delay=0) as bar:
-        bar.scored(1, 3)
-    assert file.getvalue() == ""
-
-
 def closed_file() -> TextIO:
     file = io.StringIO()
     file.close()
     return file
-
-
-def test_shows_bars__a_terminal_that_has_no_width__has_no_room(terminal: Terminal) -> None:
-    termios = pytest.importorskip("termios")
-    assert shows_bars(terminal.file)
-    termios.tcsetwinsize(terminal.file.fileno(), (0, 0))
-    assert not shows_bars(terminal.file)
 
 
 class Bare:
@@ -243,30 +246,16 @@ def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
     assert [type(shown) for shown in fit_progress(2)] == [ProgressBar, EpochLines]
 
 
-class Clock:
-    """Seconds that pass only when told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def run_steps(notice: SlowFitNotice, clock: Clock, n_steps: int, seconds_per_step: float) -> None:
-    config = make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1)
-    notice.on_train_begin(config)
+    notice.on_train_begin(make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1))
     for step in range(1, n_steps + 1):
         clock.now += seconds_per_step
         notice.on_step(StepDone(step, 1, 100, lambda: 0.5))
 
 
-def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice() -> None:
-    clock = Clock()
+def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice(clock: Clock) -> None:
     with pytest.warns(SlowFitWarning, match=r"about 20 minutes.*fewer layers") as caught:
-        run_steps(
-            SlowFitNotice("keep fewer layers", clock), clock, n_steps=600, seconds_per_step=2.0
-        )
+        run_steps(SlowFitNotice("fewer layers"), clock, n_steps=600, seconds_per_step=2.0)
     assert len(caught) == 1
 
 
@@ -275,17 +264,17 @@ def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice() -> None:
     [(0.0, 280, 2.0), (60.0, 100, 1.0)],  # whatever it warms up
 )
 def test_slow_fit_notice__under_ten_minutes_or_one_slow_step__is_silent(
-    first: float, n_steps: int, each: float
+    first: float, n_steps: int, each: float, clock: Clock
 ) -> None:
-    clock = Clock()
-    notice = SlowFitNotice("", clock)
+    notice = SlowFitNotice("")
     clock.now += first
     run_steps(notice, clock, n_steps, each)  # warnings are errors
 
 
-def test_slow_fit_notice__frozen_layers_alone__are_enough_until_they_are_done() -> None:
-    clock = Clock()
-    notice = SlowFitNotice("cut texts shorter", clock)
+def test_slow_fit_notice__frozen_layers_alone__are_enough_until_they_are_done(
+    clock: Clock,
+) -> None:
+    notice = SlowFitNotice("cut texts shorter")
     clock.now = 30.0
     notice.on_progress(10_000, 10_000)  # nothing left to estimate
     with pytest.warns(SlowFitWarning, match="at least 50 minutes"):

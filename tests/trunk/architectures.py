@@ -75,9 +75,7 @@ KNOWN: dict[str, Known] = {
     "phi": _packs(_Architecture("phi", _PLAIN | {"partial_rotary_factor": 0.5})),
     "phi3": _packs(_Architecture("phi3", _GROUPED | {"sliding_window": WINDOW})),
     "olmo2": _packs(_Architecture("olmo2", _GROUPED)),
-    "granite": _packs(_Architecture("granite", _GROUPED)),
     "cohere2": _packs(_Architecture("cohere2", _GROUPED | {"sliding_window": WINDOW} | _ONE_FULL)),
-    "starcoder2": _packs(_Architecture("starcoder2", _GROUPED | {"sliding_window": WINDOW})),
     "mixtral": _packs(_Architecture("mixtral", _GROUPED | {"num_local_experts": 4})),
     "gemma2 without caps": _packs(
         _Architecture(
@@ -127,15 +125,6 @@ KNOWN: dict[str, Known] = {
             | {"num_local_experts": 2, "intermediate_size_mlp": 64},
         )
     ),
-    "qwen2_moe": _pads(
-        _Architecture(
-            "qwen2_moe",
-            _GROUPED
-            | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
-            | {"num_experts": 4, "num_experts_per_tok": 2}
-            | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
-        )
-    ),
     # Attention of their own, or none.
     "gptj": _pads(_Architecture("gptj", _AS_GPT2 | {"rotary_dim": 4})),
     "falcon": _pads(
@@ -144,7 +133,6 @@ KNOWN: dict[str, Known] = {
             {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "alibi": False},
         )
     ),
-    "stablelm": _pads(_Architecture("stablelm", _GROUPED | {"partial_rotary_factor": 0.5})),
     "mamba": _pads(
         _Architecture("mamba", {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8})
     ),

@@ -178,22 +178,6 @@ def test_varlen_kernel__wrong_values__are_noticed(
     assert ("is wrong on cpu" in caplog.text) == (factor != 1.0)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
-def test_layout__tokens_laid_out_and_back__are_the_same(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    layout = Layout.of(np.array(LENGTHS), load_pretrained(tiny_model(architecture)), CPU)
-    hidden = random(sum(LENGTHS), 4)
-    laid_out = layout.lay(hidden)
-    assert laid_out.shape == ((1, 96, 4) if layout.packed else (4, 70, 4))  # 86, filled up to 96
-    assert layout.lengths == tuple(LENGTHS)
-    assert torch.equal(layout.flat(laid_out), hidden)
-    assert layout.ends_B.tolist() == [2, 3, 73, 85]
-    if layout.packed:
-        positions = layout.inputs()["position_ids"][0].tolist()
-        assert positions == [i for n in [*LENGTHS, 10] for i in range(n)]
-
-
 def test_layout__any_number_of_tokens__few_widths_and_little_filler(tiny_llama: str) -> None:
     pretrained = load_pretrained(tiny_llama)
     widths = set()
