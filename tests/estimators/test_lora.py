@@ -15,6 +15,8 @@ from sklearn.preprocessing import FunctionTransformer
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
+from skgpt.saving.state import pack
+from skgpt.tensor_files import to_bytes
 from tests.helpers import TextData, global_random_state_unchanged, make
 
 
