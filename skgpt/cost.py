@@ -155,18 +155,32 @@ class FitEstimate:
         }
 
     def __repr__(self) -> str:
-        layers = f"{self.n_layers} layer{'s' * (self.n_layers > 1)}"
-        title = f"A fit of {self.model}, {layers}, on {self.device} in {self.precision}"
         lines = self._lines()
         width = max(map(len, lines))
-        remarks = list(self.advice)
-        if self.classes_assumed is not None:
-            remarks.append(f"{self.classes_assumed} classes are assumed, as there is no y.")
-        text = [title, *(f"  {name:<{width}}  {said}" for name, said in lines.items())]
-        return "\n".join([*text, *(f"  - {line}" for line in remarks)])
+        text = [self._title(), *(f"  {name:<{width}}  {said}" for name, said in lines.items())]
+        return "\n".join([*text, *(f"  - {line}" for line in self._remarks())])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
+        cell = '<td style="text-align: left">'
+        rows = "".join(
+            f'<tr><th style="text-align: left">{escape(name)}</th>{cell}{escape(said)}</td></tr>'
+            for name, said in self._lines().items()
+        )
+        remarks = "".join(f"<li>{escape(line)}</li>" for line in self._remarks())
+        return (
+            f"<div><strong>{escape(self._title())}</strong><table><tbody>{rows}</tbody></table>"
+            + (f"<ul>{remarks}</ul>" if remarks else "")
+            + "</div>"
+        )
+
+    def _title(self) -> str:
+        layers = f"{self.n_layers} layer{'s' * (self.n_layers > 1)}"
+        return f"A fit of {self.model}, {layers}, on {self.device} in {self.precision}"
+
+    def _remarks(self) -> list[str]:
+        if self.classes_assumed is None:
+            return list(self.advice)
+        return [*self.advice, f"{self.classes_assumed} classes are assumed, as there is no y."]
 
     def _lines(self) -> dict[str, str]:
         """Return what there is to say, line by line."""

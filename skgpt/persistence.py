@@ -112,6 +112,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
         "classes": _to_plain("classes_", model["classes"]),
     }
     weights = model["state"]
+    manifest["weights"] = hashlib.sha256(weights.data).hexdigest()  # so that no two saves mix
     with (
         storage_errors("`folder`", root, "name another", weights.nbytes),
         atomic_folder(root, _may_replace) as draft,
@@ -161,7 +162,10 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
             f"{MANIFEST} must name one of {', '.join(ESTIMATORS)}. Got {manifest.get('class')!r}: "
             "open the folder with the version of skgpt that wrote it."
         )
-    weights = np.frombuffer(_read_regular(root / WEIGHTS), dtype=np.uint8)
+    content = _read_regular(root / WEIGHTS)
+    if hashlib.sha256(content).hexdigest() != manifest.get("weights"):
+        raise _damaged(root / WEIGHTS)
+    weights = np.frombuffer(content, dtype=np.uint8)
     estimator = kind.__new__(kind)
     with nullcontext() if allow_download else no_downloads():
         try:

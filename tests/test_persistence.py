@@ -1,6 +1,7 @@
 """skgpt.save and skgpt.load: whole folders, nothing unpickled, damage and strangers refused."""
 
 import copy
+import hashlib
 import json
 import os
 import pickle
@@ -233,6 +234,17 @@ def test_load__one_bit_flipped_anywhere__is_refused_by_name(saved: Path) -> None
     skgpt.load(saved)
 
 
+def test_load__the_weights_of_another_save__are_refused(
+    fitted: GPTTextClassifier, saved: Path, tmp_path: Path
+) -> None:
+    other = GPTTextClassifier(**fitted.get_params(deep=False)).set_params(random_state=1)
+    data = make_text_data(2)
+    skgpt.save(other.fit(data.X, data.y), tmp_path / "other")
+    (saved / "model.safetensors").write_bytes((tmp_path / "other/model.safetensors").read_bytes())
+    with pytest.raises(StateFormatError, match=r"model\.safetensors"):
+        skgpt.load(saved)
+
+
 def test_load__a_pickle_planted_among_the_files__is_not_opened(saved: Path) -> None:
     ran = saved.parent / "ran"
     evil = pickle.dumps(Evil(ran))
@@ -323,7 +335,10 @@ def test_load__a_manifest_that_makes_no_sense__is_refused(change: Any, saved: Pa
 )
 def test_load__a_model_that_makes_no_sense__is_refused(change: Any, saved: Path) -> None:
     file = saved / "model.safetensors"
-    file.write_bytes(rewritten(np.fromfile(file, np.uint8), change).tobytes())
+    content = rewritten(np.fromfile(file, np.uint8), change).tobytes()
+    file.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    rewrite(saved, lambda manifest: manifest.update(weights=digest))
     with pytest.raises(StateFormatError, match="Take another copy"):
         skgpt.load(saved)
 

@@ -3,6 +3,7 @@
 All that is shown goes to stderr, so that what a program prints stays clean.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -151,7 +152,12 @@ def shows_bars() -> bool:
     # Not tqdm's own `disable=None`: a notebook's output is no terminal.
     if any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__):
         return True
-    return _is_open(sys.stderr) and hasattr(sys.stderr, "isatty") and sys.stderr.isatty()
+    if not (_is_open(sys.stderr) and hasattr(sys.stderr, "isatty") and sys.stderr.isatty()):
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0  # some don't know their width
+    except (AttributeError, OSError, ValueError):
+        return True
 
 
 def fit_progress(verbose: int) -> list[TrainingCallback]:

@@ -61,6 +61,8 @@ def test_html__what_users_name__is_escaped() -> None:
     shown = ESTIMATE._repr_html_()
     assert "&lt;a &amp; b&gt;" in shown and "<a" not in shown
     assert "&lt;b&gt;is&lt;/b&gt;" in shown and "<b>" not in shown
+    assert shown.count("<tr>") == shown.count("</tr>") == len(repr(ESTIMATE).splitlines()) - 3
+    assert "<ul>" not in replace(ESTIMATE, advice=(), classes_assumed=None)._repr_html_()
 
 
 def test_estimate__its_sums__are_those_of_the_parts() -> None:

@@ -234,6 +234,16 @@ def test_shows_bars__no_terminal__never(
     assert [type(shown) for shown in fit_progress(1)] == [EpochLines]
 
 
+def test_shows_bars__a_terminal_that_has_no_width__has_no_room(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    termios = pytest.importorskip("termios")
+    monkeypatch.setattr(sys, "stderr", terminal.file)
+    assert shows_bars()
+    termios.tcsetwinsize(terminal.file.fileno(), (0, 0))
+    assert not shows_bars()
+
+
 def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
