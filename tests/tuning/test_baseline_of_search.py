@@ -236,6 +236,17 @@ def test_baseline_of_search__a_callable_that_chooses_a_pruned_trial__warns_that_
     assert len(ours.predict(two_class_data.X)) == 40
 
 
+@loses
+def test_baseline_of_search__label_sets__are_compared(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    X, y = two_class_data
+    tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
+    ours = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring="f1_micro").fit(X, tags)
+    again = compare_with_baseline(ours.estimator, X, tags, cv=2, scoring="f1_micro")
+    np.testing.assert_array_equal(ours.baseline_.baseline_scores, again.baseline_scores)
+
+
 def no_baseline(estimator: Any, X: Any, y: Any) -> float:
     if isinstance(estimator, LinearTextClassifier):
         raise RuntimeError("no such thing")

@@ -197,6 +197,18 @@ def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(
         clone(ours).set_params(error_score="raise").fit(*two_class_data)
 
 
+@pytest.mark.filterwarnings("error::sklearn.exceptions.FitFailedWarning")
+def test_search__a_trial_fails_and_warnings_are_errors__the_search_is_kept(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    grid = {"trainable_layers": [1, 99]}
+    ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2)
+    with pytest.raises(FitFailedWarning, match="1 of 2 trials failed"):
+        ours.fit(*two_class_data)
+    assert ours.best_params_ == {"trainable_layers": 1}
+    assert len(ours.predict(two_class_data.X)) == len(two_class_data.X)
+
+
 def test_search__the_last_fit_fails__the_error_says_what_was_found(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
