@@ -323,5 +323,5 @@ def _trunk_of(
         skeleton = AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
     full_depth = len(find_blocks(skeleton))
     truncate(skeleton, spec.n_layers)
-    _check_same(tensors, dict(skeleton.named_parameters()))
+    _check_same(tensors, dict(skeleton.named_parameters()) | dict(skeleton.named_buffers()))
     return copy_with_tensors(skeleton, tensors), full_depth
