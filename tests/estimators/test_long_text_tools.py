@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_rows, window_starts
+from skgpt.data.tokenization import Tokens, lengths_in_windows, tokenise_rows, window_starts
 from skgpt.pretrained.loading import load_pretrained
 from tests.helpers import TextData, make, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 16, "max_epochs": 2}
 
 
-def windows_of(folder: str, texts: Any, max_length: int = 16) -> Windows:
+def windows_of(folder: str, texts: Any, max_length: int = 16) -> Tokens:
     template = parse_template(None, 1, None)
     return tokenise_rows(
         [list(texts)], template, load_pretrained(folder).tokenizer, max_length, "windows"
@@ -48,12 +48,12 @@ def test_plan__windows__counts_their_tokens_and_cuts_nothing(
     clf = make(tiny_llama, **LONG, **options)
     estimate = clf.plan(X, y)
     windows = windows_of(tiny_llama, X)
-    assert windows.counts.max() > 1
-    assert estimate.n_tokens == windows.each.lengths.sum()
+    assert np.diff(windows.first).max() > 1
+    assert estimate.n_tokens == windows.run.lengths.sum()
     assert estimate.tokens_per_text["max"] == windows_of(tiny_llama, X, 10**6).lengths.max()
     assert (estimate.n_cut, estimate.tokens_cut, estimate.share_cut) == (0, 0, 0)
     assert estimate.to_dict()["long_text"] == "windows"
-    assert estimate.n_windows == windows.counts.sum() > len(X)
+    assert estimate.n_windows == np.diff(windows.first).sum() > len(X)
     said = f"none, long ones are read in windows of max_length=16; {estimate.n_windows} of all"
     assert said in repr(estimate)
     assert make(tiny_llama, max_length=16).plan(X, y).n_windows is None
