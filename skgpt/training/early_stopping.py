@@ -85,11 +85,13 @@ class EarlyStopping:
     @torch.no_grad()
     def restore_best(self) -> bool:
         """Give the network the weights of the best epoch; say whether they were kept."""
+        if not self._weights:
+            return False
         with deferred(signal.SIGINT):
-            for name, kept in self._weights.items():
-                self._learned()[name].copy_(kept)
+            for name, tensor in self._learned().items():
+                tensor.copy_(self._weights[name])
             self.network.refresh()
-        return bool(self._weights)
+        return True
 
     def state(self) -> State:
         """Return what to go on from."""
