@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-from sklearn.base import clone, is_classifier
+from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skgpt import GPTTextClassifier
 from skgpt.testing import check_text_estimator
 from tests.helpers import TextData, global_random_state_unchanged, make
 
@@ -53,17 +52,6 @@ def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
     # Any other failure would have raised; this one may also pass, where batches fall luckily.
     named = {*report.expected_failures, *report.unexpected_passes}
     assert named == set(EXPECTED_FAILURES)
-
-
-def test_clone__parameters__survive(tiny_llama: str) -> None:
-    clf = GPTTextClassifier(tiny_llama, n_layers=2, class_weight={"a": 2.0}, random_state=3)
-    copy = clone(clf)
-    assert copy is not clf
-    assert copy.get_params() == clf.get_params()
-    assert is_classifier(clf)
-    assert clf.set_params(n_layers=1).n_layers == 1
-    with pytest.raises(ValueError, match="Invalid parameter"):
-        clf.set_params(nlayers=1)
 
 
 def test_pipeline__a_cleaning_step__is_applied(tiny_llama: str, two_class_data: TextData) -> None:

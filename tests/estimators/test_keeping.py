@@ -3,10 +3,7 @@
 import copy
 import logging
 import pickle
-import pickletools
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ import joblib
 import numpy as np
 import pytest
 import skops.io
-from joblib.externals.loky import get_reusable_executor
 from sklearn.base import clone
 
 import skgpt
@@ -25,7 +21,7 @@ from skgpt.pretrained.default_models import ALIASES, WheelFile, alias_folder, no
 from skgpt.saving.state import FORMAT
 from skgpt.tensor_files import from_bytes
 from skgpt.testing import tiny_gpt
-from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
+from tests.estimators.test_processes import run_python
 from tests.helpers import (
     Fitted,
     FittedModels,
@@ -130,58 +126,10 @@ def test_keep__columns_labels_and_scores__come_back(
     assert again.class_weight == clf.class_weight
 
 
-@pytest.mark.thorough
-def test_loky__a_fitted_model__comes_back_from_another_process(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=1, warm_start=True)
-
-    try:
-        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-            fitted = joblib.Parallel(n_jobs=2)(joblib.delayed(clf.fit)(X, y) for _ in range(2))
-    finally:
-        get_reusable_executor().shutdown(wait=True)
-    here = make(tiny_llama, max_epochs=1, warm_start=True).fit(X, y)
-    for other in fitted:
-        np.testing.assert_allclose(other.predict_proba(X), here.predict_proba(X), atol=1e-5)
-        other.fit(X, y).partial_fit(X, y)
-
-
-@pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_pickle__every_architecture_cut_short_in_bf16__predicts_identically(
-    architecture: str, tiny_model: Callable[[str], str], two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_model(architecture), n_layers=2, max_epochs=1, precision="bf16").fit(X, y)
-    again = pickle.loads(pickle.dumps(clf))
-    twice = pickle.loads(pickle.dumps(again))
-    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert np.array_equal(twice.predict_proba(X), clf.predict_proba(X))
-
-
-def modules_in(data: bytes) -> set[str]:
-    """Return the top-level modules that a pickle names."""
-    strings: list[str] = []
-    modules = set()
-    for opcode, argument, _ in pickletools.genops(data):
-        if "UNICODE" in opcode.name:
-            strings.append(argument)
-        elif opcode.name == "STACK_GLOBAL":
-            # module and name are the two strings that were pushed or recalled last
-            modules |= {s.split(".")[0] for s in strings[-4:] if s.replace(".", "").isidentifier()}
-        elif opcode.name == "GLOBAL":
-            modules.add(argument.split(".")[0])
-    return modules
-
-
-def test_pickle__its_content__names_no_torch_object(
+def test_pickle__its_content__is_plain_values_and_arrays_alone(
     fitted_model: Callable[[str], Fitted],
 ) -> None:
     clf, _, _ = fitted_model("calibrated")
-    data = pickle.dumps(clf)
-    assert not modules_in(data) & {"torch", "transformers", "tokenizers", "safetensors"}
 
     def leaves(value: Any) -> Any:
         if isinstance(value, dict):
@@ -197,33 +145,22 @@ def test_pickle__its_content__names_no_torch_object(
     assert kinds <= {str, int, float, bool, type(None), np.ndarray}
 
 
-_OPEN = """
-import sys, joblib, numpy as np
-clf = joblib.load(sys.argv[1])
-texts, expected = joblib.load(sys.argv[2])
-assert np.array_equal(clf.predict_proba(texts), expected), "other predictions"
-print("same", clf.predict(texts)[0])
-"""
-
-
 def test_pickle__in_a_fresh_process__predicts_identically(
     two_class_data: TextData, tmp_path: Path
 ) -> None:
     X, y = two_class_data
     folder = tmp_path / "base"
     clf = make(tiny_gpt(folder), max_epochs=2).fit(X, y)
-    joblib.dump(clf, tmp_path / "clf.joblib")
-    joblib.dump((list(X), clf.predict_proba(X)), tmp_path / "expected.joblib")
-    for path in sorted(folder.iterdir()):  # a local folder's weights are inside the pickle
-        path.unlink()
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", _OPEN, "clf.joblib", "expected.joblib"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("same")
+    joblib.dump((clf, X, clf.predict_proba(X)), tmp_path / "clf.joblib")
+    shutil.rmtree(folder)  # a local folder's weights are inside the pickle
+    code = """
+import sys, joblib, numpy as np
+clf, texts, expected = joblib.load(sys.argv[1])
+assert np.array_equal(clf.predict_proba(texts), expected), "other predictions"
+print("same", clf.predict(texts)[0])
+"""
+    printed = run_python("-W", "error", "-c", code, str(tmp_path / "clf.joblib"))
+    assert printed.startswith("same")
 
 
 def test_pickle__of_the_same_fit__has_the_same_hash(
@@ -251,12 +188,6 @@ def test_deepcopy__whatever_the_base__shares_it_in_memory(
         assert (other.data_ptr() == parameter.data_ptr()) == (
             name not in clf._model.network.learnable
         )
-
-
-def test_pickle__an_unfitted_estimator__is_tiny(tiny_llama: str) -> None:
-    clf = GPTTextClassifier(tiny_llama)
-    assert len(pickle.dumps(clf)) < 2_000
-    assert clone(pickle.loads(pickle.dumps(clf))).get_params() == clf.get_params()
 
 
 # Whether the base model goes in, what opening asks for, and which damage it sees.
@@ -404,7 +335,7 @@ def test_open__a_hub_model_without_downloads__is_not_asked_for(
     assert asked == [True, True, False]
 
 
-@pytest.mark.parametrize("other", [0, FORMAT + 1, 999])
+@pytest.mark.parametrize("other", [0, FORMAT + 1])
 def test_open__an_earlier_or_later_format__is_refused_by_name(
     other: int, state: dict[str, Any]
 ) -> None:
@@ -436,7 +367,7 @@ def test_open__any_tensor_of_another_shape__is_refused(state: dict[str, Any]) ->
         def cut(values: dict[str, Any], tensors: dict[str, Any], name: str = name) -> None:
             tensors[name] = tensors[name][:1]
 
-        with pytest.raises(StateFormatError, match="must (hold|have a head)"):
+        with pytest.raises(StateFormatError, match=r"must (hold|have a head)"):
             opened(changed(state, cut))
 
 
