@@ -6,6 +6,7 @@ import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.training.callbacks import TrainingCallback
+from tests.helpers import FittedModels
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def begins_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail a test in which training begins."""
+def no_training(_fitted_models: FittedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test in which training begins, but for the model that it may be refused on."""
+    _fitted_models.get("two classes")
     monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))

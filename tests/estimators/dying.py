@@ -1,6 +1,7 @@
 """Fits that are watched, or die in the middle, in the test's own process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ class AfterSteps(TrainingCallback):
             self.call()
 
 
-def watched(clf: GPTTextClassifier, call: Callable[[], object], *steps: int) -> GPTTextClassifier:
+@contextmanager
+def watched(clf: GPTTextClassifier, call: Callable[[], object], *steps: int) -> Iterator[None]:
     """Have fits of this estimator call a function after some of their steps."""
     clf._training_callbacks = lambda *_: [AfterSteps(call, *steps)]  # type: ignore[method-assign]
-    return clf
+    try:
+        yield
+    finally:
+        del clf._training_callbacks
 
 
 def raising(error: BaseException | type[BaseException]) -> Callable[[], object]:
@@ -36,10 +41,16 @@ def raising(error: BaseException | type[BaseException]) -> Callable[[], object]:
 
 def broken_off(clf: GPTTextClassifier, X: Any, y: Any, *, step: int = 3, **options: Any) -> None:
     """Fit, and die at this step as of a fault of something else."""
-    watched(clf, raising(MemoryError("of somebody else")), step)
-    with pytest.raises(MemoryError, match="somebody else"):
+    fails = raising(MemoryError("of somebody else"))
+    with watched(clf, fails, step), pytest.raises(MemoryError, match="somebody else"):
         clf.fit(X, y, **options)
-    del clf._training_callbacks
+
+
+@contextmanager
+def interrupted(clf: GPTTextClassifier, step: int) -> Iterator[None]:
+    """Press Ctrl-C after this step of a fit, which is to come through."""
+    with pytest.raises(KeyboardInterrupt), watched(clf, raising(KeyboardInterrupt), step):
+        yield
 
 
 def checkpoints_in(root: Path) -> list[Path]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import polars as pl
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -46,30 +45,18 @@ NOT_TEXT = st.one_of(st.none(), st.integers(), st.floats(), st.binary(max_size=3
 
 
 def contained(texts: list[Any], how: str) -> Any:
-    if how == "polars":
-        assume(all(isinstance(t, str) and t.isprintable() for t in texts))
-        return pl.Series(texts)
-    if how == "StringDType":
-        assume(all(isinstance(t, str) and max(t, default="") < "\ud800" for t in texts))
-        return np.array(texts, dtype=np.dtypes.StringDType())
-    if how == "lists":
-        return [[text] for text in texts]
     column = np.empty(len(texts), dtype=object)
     column[:] = texts
     makers: dict[str, Any] = {
         "list": list,
-        "tuple": tuple,
         "object": lambda texts: column,
         "series": lambda texts: pd.Series(texts, dtype=object, index=range(7, 7 + len(texts))),
         "frame": lambda texts: pd.DataFrame({"a": column, "b": column}),
-        "column": lambda texts: column[:, None],
     }
     return makers[how](texts)
 
 
-CONTAINERS = ["list", "tuple", "object", "series", "frame", "column", "lists", "polars"]
-CONTAINERS += ["StringDType"]
-
+CONTAINERS = ["list", "object", "series", "frame"]
 LABELS = st.one_of(
     st.lists(st.integers(-3, 3), min_size=4, max_size=4),
     st.lists(st.booleans(), min_size=4, max_size=4),

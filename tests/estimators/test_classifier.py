@@ -15,9 +15,10 @@ from scipy.special import expit, softmax
 
 from skgpt import GPTTextClassifier
 from skgpt._base import BaseGPTText
-from skgpt.cost import how_to_shorten
 from skgpt.exceptions import ModelNotSupportedError
-from tests.helpers import Fitted, TextData, make
+from tests.helpers import Fitted, TextData, make, make_text_data
+
+X, y = make_text_data(n_classes=2)
 
 
 def test_fit__three_classes__learns_and_reports(
@@ -57,10 +58,7 @@ def test_decision_function__classes__is_what_probabilities_are_made_of(
     np.testing.assert_allclose(expit(scores), clf.predict_proba(X)[:, 1], rtol=1e-4)
 
 
-def test_fit__random_state_none__follows_numpy_as_scikit_learn_does(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_fit__random_state_none__follows_numpy_as_scikit_learn_does(tiny_llama: str) -> None:
     results = []
     for seed in (5, 5, 6):
         np.random.seed(seed)
@@ -69,10 +67,7 @@ def test_fit__random_state_none__follows_numpy_as_scikit_learn_does(
     assert not np.array_equal(results[0], results[2])
 
 
-def test_fit__again_on_other_labels__starts_from_the_pretrained_model(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_fit__again_on_other_labels__starts_from_the_pretrained_model(tiny_llama: str) -> None:
     clf = make(tiny_llama).fit(X, np.where(y == y[0], 7, 3))
     assert clf.classes_.tolist() == [3, 7]
     again = clf.fit(X, y).predict_proba(X)
@@ -154,9 +149,8 @@ def test_fit__fp16_on_cpu__is_refused(tiny_llama: str) -> None:
 
 
 def test_fit__interrupted__keeps_the_earlier_fit(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, max_epochs=1).fit(X, y)
     before = clf.predict_proba(X)
 
@@ -185,10 +179,8 @@ def test_constructor__parameters__all_have_a_constraint_and_a_description() -> N
     assert "__init__" not in vars(BaseGPTText)
 
 
-def test_del__a_fitted_estimator__frees_its_share_at_once(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+def test_del__a_fitted_estimator__frees_its_share_at_once(tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(X, y)
     modules = [weakref.ref(module) for module in clf._model.network.modules()]
     parameters = [weakref.ref(master) for master in clf._model.network.learnable.values()]
     del clf
@@ -197,19 +189,9 @@ def test_del__a_fitted_estimator__frees_its_share_at_once(
 
 @pytest.mark.parametrize("trainable", [np.int64(1), np.int32(0)])
 def test_fit__numpy_integers__are_as_good_as_plain_ones(
-    trainable: np.integer[Any], tiny_llama: str, two_class_data: TextData
+    trainable: np.integer[Any], tiny_llama: str
 ) -> None:
     clf = make(tiny_llama, n_layers=np.int64(2), trainable_layers=trainable, max_epochs=1)
     clf.set_params(max_length=np.int64(32), batch_size=np.int64(4))
-    proba = clf.fit(*two_class_data).predict_proba(two_class_data.X)
-    assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(two_class_data.X), proba)
-
-
-def test_advice__for_a_slow_fit__names_values_that_are_legal_and_smaller(tiny_llama: str) -> None:
-    shown = []
-    for options in ({"trainable_layers": "all"}, {"trainable_layers": 2}, {"trainable_layers": 1}):
-        clf = make(tiny_llama, max_length=128, max_epochs=1, **options).fit(["a", "b"], [0, 1])
-        shown.append(how_to_shorten(clf._model.network, 128))
-    assert "trainable_layers=1" in shown[0] and "trainable_layers=1" in shown[1]
-    assert "trainable_layers" not in shown[2]
-    assert all("max_length=64" in line for line in shown)
+    proba = clf.fit(X, y).predict_proba(X)
+    assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(X), proba)

@@ -1,5 +1,6 @@
 """The scikit-learn contract: its own checks, all of them, and its tools."""
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.testing import check_text_estimator
+from tests.estimators.recorders import Listener
 from tests.helpers import TextData, global_random_state_unchanged, make
 
 # How many of scikit-learn's checks must run, by version: a wrong tag runs one and reports success.
@@ -82,3 +84,15 @@ def test_cross_val_score__folds__are_what_fits_by_hand_give(
     by_hand = [clone(clf).fit(X[a], y[a]).score(X[b], y[b]) for a, b in folds]
     assert scores.tolist() == by_hand
     assert cross_val_score(clf, pd.Series(X), y, cv=folds).tolist() == by_hand
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sklearn.callback") is not None, reason="scikit-learn has callbacks"
+)
+def test_set_callbacks__scikit_learn_without_them__is_no_attribute(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, max_epochs=1)
+    with pytest.raises(AttributeError, match="set_callbacks"):
+        clf.set_callbacks(Listener())
+    assert clf.fit(*two_class_data).partial_fit(*two_class_data).n_iter_ == 2

@@ -25,12 +25,13 @@ from tests.estimators.test_processes import run_python
 from tests.helpers import (
     Fitted,
     FittedModels,
-    TextData,
     global_random_state_unchanged,
     make,
+    make_text_data,
     rewritten,
 )
 
+X, y = make_text_data(n_classes=2)
 Keep = Callable[[GPTTextClassifier, Path], GPTTextClassifier]
 
 
@@ -90,9 +91,8 @@ def test_keep__every_kind_of_model__is_the_same(
 
 @pytest.mark.parametrize("keep", WAYS)
 def test_keep__between_two_fits__changes_nothing(
-    keep: Keep, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    keep: Keep, tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama).partial_fit(X[:20], y[:20], classes=["money", "sport"])
     before = clf.predict_proba(X)
     again = keep(clf, tmp_path).partial_fit(X[20:], y[20:])
@@ -107,10 +107,9 @@ def test_keep__between_two_fits__changes_nothing(
 
 @pytest.mark.parametrize("keep", [by_skops, by_folder])
 def test_keep__columns_labels_and_scores__come_back(
-    keep: Keep, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    keep: Keep, tiny_llama: str, tmp_path: Path
 ) -> None:
     pd = pytest.importorskip("pandas")
-    X, y = two_class_data
     table = pd.DataFrame({"title": X, "body": X[::-1]})
     clf = make(tiny_llama, template="{title}: {body}", early_stopping=True, scoring="accuracy")
     clf.fit(table, y == "money")
@@ -145,10 +144,7 @@ def test_pickle__its_content__is_plain_values_and_arrays_alone(
     assert kinds <= {str, int, float, bool, type(None), np.ndarray}
 
 
-def test_pickle__in_a_fresh_process__predicts_identically(
-    two_class_data: TextData, tmp_path: Path
-) -> None:
-    X, y = two_class_data
+def test_pickle__in_a_fresh_process__predicts_identically(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     clf = make(tiny_gpt(folder), max_epochs=2).fit(X, y)
     joblib.dump((clf, X, clf.predict_proba(X)), tmp_path / "clf.joblib")
@@ -163,22 +159,20 @@ print("same", clf.predict(texts)[0])
     assert printed.startswith("same")
 
 
-def test_pickle__of_the_same_fit__has_the_same_hash(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+def test_pickle__of_the_same_fit__has_the_same_hash(tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(X, y)
     assert joblib.hash(pickle.loads(pickle.dumps(clf))) == joblib.hash(clf)
-    other = make(tiny_llama, max_epochs=1, random_state=1).fit(*two_class_data)
+    other = make(tiny_llama, max_epochs=1, random_state=1).fit(X, y)
     assert joblib.hash(other) != joblib.hash(clf)
 
 
 def test_deepcopy__whatever_the_base__shares_it_in_memory(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: Any) -> None:
         raise AssertionError("serialised")
 
-    clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
+    clf = make(tiny_llama, max_epochs=1).fit(X, y)
     monkeypatch.setattr("skgpt._base.pack", never)
     twin = copy.deepcopy([clf, clf])
     assert twin[0] is twin[1]
@@ -229,9 +223,8 @@ def holds_base(clf: GPTTextClassifier) -> bool:
 
 
 def test_store_base__true__an_alias_is_inside_and_opens_where_it_is_not(
-    tiny_alias: Path, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_alias: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     clf = make("tiny", max_epochs=1, store_base=True).fit(X, y)
     data = pickle.dumps(clf)
     assert len(data) > 2 * len(pickle.dumps(clf.set_params(store_base="auto")))
@@ -248,9 +241,8 @@ def test_store_base__true__an_alias_is_inside_and_opens_where_it_is_not(
 
 
 def test_store_base__false__a_folder_stays_out_and_must_be_there(
-    two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_gpt(tmp_path / "base"), max_epochs=1, store_base=False).fit(X, y)
     data = pickle.dumps(clf)
     assert len(data) < len(pickle.dumps(clf.set_params(store_base="auto"))) / 2
@@ -267,11 +259,11 @@ def test_store_base__false__a_folder_stays_out_and_must_be_there(
 
 
 def test_store_base__false_and_a_relative_path__the_hub_is_not_asked_for_it(
-    two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_gpt(tmp_path / "models" / "base")
-    clf = make("models/base", max_epochs=1, store_base=False).fit(*two_class_data)
+    clf = make("models/base", max_epochs=1, store_base=False).fit(X, y)
     data = pickle.dumps(clf)
     monkeypatch.chdir("/")
     monkeypatch.setattr(
@@ -289,10 +281,8 @@ def test_store_base__something_else__is_refused(fitted_model: Callable[[str], Fi
         pickle.dumps(copy.copy(clf).set_params(store_base="yes"))
 
 
-def test_store_base__after_opening__frozen_tensors_are_shared(
-    tiny_alias: Path, two_class_data: TextData
-) -> None:
-    data = pickle.dumps(make("tiny", max_epochs=1).fit(*two_class_data))
+def test_store_base__after_opening__frozen_tensors_are_shared(tiny_alias: Path) -> None:
+    data = pickle.dumps(make("tiny", max_epochs=1).fit(X, y))
     one, two = pickle.loads(data), pickle.loads(data)
     for name, parameter in one._model.network.trunk.named_parameters():
         shared = parameter.data_ptr() == two._model.network.trunk.get_parameter(name).data_ptr()
@@ -300,9 +290,9 @@ def test_store_base__after_opening__frozen_tensors_are_shared(
 
 
 def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(
-    tiny_alias: Path, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_alias: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = pickle.dumps(make("tiny", max_epochs=1).fit(*two_class_data))
+    data = pickle.dumps(make("tiny", max_epochs=1).fit(X, y))
     skgpt.clear_cache()
     cache = tiny_alias.parent / "cache"
     monkeypatch.setenv("SKGPT_CACHE", str(cache))
@@ -385,13 +375,8 @@ def test_open__one_bit_flipped_or_cut_short__is_refused(state: dict[str, Any]) -
 
 @pytest.mark.parametrize("asked", ["cuda:7", "auto"])
 def test_open__the_device_it_was_fitted_on_is_missing__says_which_it_is_on(
-    asked: str,
-    tiny_llama: str,
-    two_class_data: TextData,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    asked: str, tiny_llama: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, max_epochs=1, precision="fp32", device="cpu").fit(X, y)
     was = {"device": asked, "fitted_on": "cuda:7"}
     state = changed(clf.__getstate__(), lambda values, _: values["model"].update(was))

@@ -15,7 +15,7 @@ from sklearn.metrics import make_scorer, matthews_corrcoef
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import CheckpointError, ContinuationError, InterruptedFitWarning
 from skgpt.run_key import described
-from tests.estimators.dying import broken_off, checkpoints_in, folders_in, raising, watched
+from tests.estimators.dying import broken_off, checkpoints_in, folders_in, interrupted, watched
 from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
 from tests.estimators.recorders import Recorder
 from tests.helpers import make, make_text_data, needs_sigterm
@@ -99,7 +99,8 @@ def test_sigterm__a_handler_that_returns__leaves_the_fit_going(
     clf = make(tiny_llama, checkpoint_dir=tmp_path)
     former = signal.signal(signal.SIGTERM, own)
     try:
-        watched(clf, lambda: signal.raise_signal(signal.SIGTERM), 2, 4).fit(X, Y)
+        with watched(clf, lambda: signal.raise_signal(signal.SIGTERM), 2, 4):
+            clf.fit(X, Y)
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, former)
@@ -114,13 +115,13 @@ def test_sigterm__a_fit_in_a_thread_or_without_a_folder__keeps_its_hands_off(
     before = signal.getsignal(signal.SIGTERM)
     during = []
     clf = make(tiny_llama, max_epochs=1, checkpoint_dir=tmp_path if given else None)
-    watched(clf, lambda: during.append(signal.getsignal(signal.SIGTERM)))
-    if given:
-        thread = threading.Thread(target=clf.fit, args=(X, Y))
-        thread.start()
-        thread.join()
-    else:
-        clf.fit(X, Y)
+    with watched(clf, lambda: during.append(signal.getsignal(signal.SIGTERM))):
+        if given:
+            thread = threading.Thread(target=clf.fit, args=(X, Y))
+            thread.start()
+            thread.join()
+        else:
+            clf.fit(X, Y)
     assert set(during) == {before} == {signal.getsignal(signal.SIGTERM)}
     assert clf.n_iter_ == 1
 
@@ -195,10 +196,9 @@ def test_warm_start__adapters_drawn_for_more_layers__goes_on_without_a_seed_too(
 def test_fit__ctrl_c__is_fitted_and_keeps_the_checkpoint(
     tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
-    clf = watched(make(tiny_llama, checkpoint_dir=tmp_path), raising(KeyboardInterrupt), 4)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
+    clf = make(tiny_llama, checkpoint_dir=tmp_path)
+    with interrupted(clf, 4), pytest.warns(InterruptedFitWarning):
         clf.fit(X, Y)
-    del clf._training_callbacks
     assert clf.predict(X).shape == (40,)
     clf.fit(X, Y)
     assert begins_at == [3]
