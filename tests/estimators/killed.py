@@ -1,10 +1,10 @@
 """Fits in processes of their own, which a test may end as it pleases."""
 
-import os
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_validate
 
 from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
-from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.helpers import make, make_text_data, process_context
 
 _CONTEXT = process_context(
@@ -40,10 +40,6 @@ class _Telling(TrainingCallback):
     def on_step(self, event: StepDone) -> None:
         self.pipe.send(("step", event.step))
         time.sleep(0.02)
-
-    def on_epoch(self, record: EpochRecord) -> bool:
-        self.pipe.send(("epoch", record["epoch"]))
-        return False
 
 
 def learned(clf: GPTTextClassifier) -> dict[str, Any]:
@@ -118,21 +114,13 @@ class FitProcess:
             n -= kind == "step"
         return self
 
-    def signalled(self, number: int) -> int:
-        """Send a signal; return the exit code that came of it."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-        self.process.join(_PATIENCE)
-        self.pipe.close()
-        assert self.process.exitcode is not None
-        return self.process.exitcode
-
-    def kill(self) -> None:
-        """End it at once, as the system does where memory has run out."""
-        self.process.kill()
+    def ended(self, end: Callable[[], None]) -> int:
+        """End it by its process' `kill` or `terminate`; return the exit code that came of it."""
+        end()
         self.process.join(_PATIENCE)
         self.pipe.close()
         assert self.process.exitcode
+        return self.process.exitcode
 
     def result(self) -> list[dict[str, Any]]:
         """Let it come to its end; return what was learned, of every fold."""

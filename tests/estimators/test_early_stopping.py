@@ -203,13 +203,6 @@ def test_pipeline__transform_input__cleans_x_val_too(tiny_llama: str) -> None:
 
 def test_routing__groups__go_to_the_splitter_alone_unless_asked_for(tiny_llama: str) -> None:
     groups = np.arange(40) % 4
-    seen = []
-
-    class Told(GPTTextClassifier):
-        def fit(self, X: Any, y: Any, sample_weight: Any = None, **options: Any) -> Any:
-            seen.append(options.get("groups"))
-            return super().fit(X, y, sample_weight, **options)
-
     with sklearn.config_context(enable_metadata_routing=True):
         clf = make(tiny_llama, max_epochs=1, early_stopping=True)
         options: dict[str, Any] = {"cv": GroupKFold(2), "params": {"groups": groups}}

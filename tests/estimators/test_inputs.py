@@ -8,8 +8,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from sklearn.base import clone
-from sklearn.compose import ColumnTransformer, make_column_selector
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import LabelEncoder
 
 from skgpt import GPTTextClassifier
@@ -180,37 +178,6 @@ def test_pairs_of_sentences__their_order__matters(tiny_llama: str) -> None:
     y = [0, 1] * 8
     clf = make(tiny_llama, template="A: {0} B: {1}", trainable_layers="all", max_epochs=25)
     assert clf.fit(X, y).score(X, y) == 1.0
-
-
-def test_column_transformer__before_the_classifier__hands_its_columns_on(tiny_llama: str) -> None:
-    X = pd.DataFrame({"id": range(16), "title": HEADLINES, "body": TEXTS})
-    keep = ColumnTransformer(
-        [("texts", "passthrough", ["title", "body"])], verbose_feature_names_out=False
-    ).set_output(transform="pandas")
-    clf = make(tiny_llama, template="{title}\n{body}", max_epochs=1)
-    pipe = make_pipeline(keep, clf).fit(X, LABELS)
-    expected = clone(clf).fit(X[["title", "body"]], LABELS)
-    assert np.array_equal(pipe.predict_proba(X), expected.predict_proba(X[["title", "body"]]))
-
-
-class Scored(GPTTextClassifier):
-    """The classifier as a transformer, as a step of feature extraction would use it."""
-
-    def transform(self, X: Any) -> np.ndarray:
-        return self.predict_proba(X)
-
-
-@pytest.mark.parametrize("columns", ["body", ["body"], make_column_selector("body")])
-def test_column_transformer__a_branch_of_texts__fits_inside(columns: Any, tiny_llama: str) -> None:
-    X = pd.DataFrame({"number": np.arange(16.0), "body": TEXTS})
-    options = make(tiny_llama, max_epochs=1).get_params()
-    branch = ColumnTransformer(
-        [("score", Scored(**options), columns), ("rest", "passthrough", ["number"])]
-    )
-    out = branch.fit(X, LABELS).transform(X)
-    assert out.shape == (16, 3)
-    expected = make(tiny_llama, max_epochs=1).fit(TEXTS, LABELS).predict_proba(TEXTS)
-    np.testing.assert_allclose(out[:, :2].astype(float), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("template", [None, "{0} {1}"])

@@ -5,6 +5,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +129,14 @@ def test_keep__columns_labels_and_scores__come_back(
 def test_pickle__its_content__is_plain_values_and_arrays_alone(
     fitted_model: Callable[[str], Fitted],
 ) -> None:
-    clf, _, _ = fitted_model("calibrated")
-
-    def leaves(value: Any) -> Any:
+    def leaves(value: Any) -> list[Any]:
         if isinstance(value, dict):
-            for item in value.values():
-                yield from leaves(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                yield from leaves(item)
-        else:
-            yield value
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            return [leaf for item in value for leaf in leaves(item)]
+        return [value]
 
-    kinds = {type(leaf) for leaf in leaves(clf.__getstate__())}
+    kinds = {type(leaf) for leaf in leaves(fitted_model("calibrated").clf.__getstate__())}
     assert kinds <= {str, int, float, bool, type(None), np.ndarray}
 
 
@@ -166,22 +162,22 @@ def test_pickle__of_the_same_fit__has_the_same_hash(tiny_llama: str) -> None:
     assert joblib.hash(other) != joblib.hash(clf)
 
 
+def assert_frozen_is_shared(one: GPTTextClassifier, two: GPTTextClassifier) -> None:
+    assert one._model.network is not two._model.network
+    learnable = one._model.network.learnable
+    for name, parameter in one._model.network.trunk.named_parameters():
+        shared = parameter.data_ptr() == two._model.network.trunk.get_parameter(name).data_ptr()
+        assert shared == (name not in learnable)
+
+
 def test_deepcopy__whatever_the_base__shares_it_in_memory(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*args: Any) -> None:
-        raise AssertionError("serialised")
-
     clf = make(tiny_llama, max_epochs=1).fit(X, y)
-    monkeypatch.setattr("skgpt._base.pack", never)
+    monkeypatch.setattr("skgpt._base.pack", lambda *_: pytest.fail("serialised"))
     twin = copy.deepcopy([clf, clf])
     assert twin[0] is twin[1]
-    assert twin[0]._model.network is not clf._model.network
-    for name, parameter in clf._model.network.trunk.named_parameters():
-        other = twin[0]._model.network.trunk.get_parameter(name)
-        assert (other.data_ptr() == parameter.data_ptr()) == (
-            name not in clf._model.network.learnable
-        )
+    assert_frozen_is_shared(clf, twin[0])
 
 
 # Whether the base model goes in, what opening asks for, and which damage it sees.
@@ -283,10 +279,7 @@ def test_store_base__something_else__is_refused(fitted_model: Callable[[str], Fi
 
 def test_store_base__after_opening__frozen_tensors_are_shared(tiny_alias: Path) -> None:
     data = pickle.dumps(make("tiny", max_epochs=1).fit(X, y))
-    one, two = pickle.loads(data), pickle.loads(data)
-    for name, parameter in one._model.network.trunk.named_parameters():
-        shared = parameter.data_ptr() == two._model.network.trunk.get_parameter(name).data_ptr()
-        assert shared == (name not in one._model.network.learnable)
+    assert_frozen_is_shared(pickle.loads(data), pickle.loads(data))
 
 
 def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(
@@ -346,19 +339,15 @@ def test_open__a_setting_that_makes_no_sense__is_refused_before_anything_is_made
 
 
 def test_open__any_tensor_of_another_shape__is_refused(state: dict[str, Any]) -> None:
-    names = [
-        name
-        for name in from_bytes(state["_model"]["state"]).tensors
-        if name.startswith(("network/learned/", "network/base/"))
-    ]
+    def cut(name: str, values: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors[name] = tensors[name][:1]
+
+    tensors = from_bytes(state["_model"]["state"]).tensors
+    names = [name for name in tensors if name.startswith(("network/learned/", "network/base/"))]
     assert any(name.startswith("network/base/") for name in names)
     for name in names:
-
-        def cut(values: dict[str, Any], tensors: dict[str, Any], name: str = name) -> None:
-            tensors[name] = tensors[name][:1]
-
         with pytest.raises(StateFormatError, match=r"must (hold|have a head)"):
-            opened(changed(state, cut))
+            opened(changed(state, partial(cut, name)))
 
 
 def test_open__one_bit_flipped_or_cut_short__is_refused(state: dict[str, Any]) -> None:

@@ -365,14 +365,3 @@ def test_explain__windows_of_columns__tokens_lie_in_their_cells(tiny_llama: str)
     each = table.groupby("text")
     sums = each["value"].sum() + each["baseline"].first()
     np.testing.assert_allclose(sums, np.abs(clf.decision_function(X)), atol=1e-4)
-
-
-def test_explain__texts_of_one_window__are_explained_as_where_texts_are_cut(
-    tiny_llama: str,
-) -> None:
-    short = [text[:8] for text in SHORT]
-    windows, cut = (
-        windowed(tiny_llama, long_text=long_text).fit(short, y).explain(short[:4])
-        for long_text in ("windows", "cut")
-    )
-    pd.testing.assert_frame_equal(windows, cut)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -66,14 +65,6 @@ def test_set_params__adapters_while_lora_is_none__says_to_pass_one(tiny_llama: s
         clf.set_params(lora__ranks=3)
     with pytest.raises(ValueError, match=r"which must be a LoRA\(\) or None. Got 8"):
         make(tiny_llama, lora=8).set_params(lora__rank=4)
-
-
-def test_clone__adapters__are_a_copy(tiny_llama: str) -> None:
-    clf = with_lora(tiny_llama)
-    twin = clone(clf)
-    assert twin.lora is not clf.lora
-    assert twin.get_params()["lora__rank"] == 4
-    assert repr(twin).count("LoRA(rank=4)") == 1
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_partial_fit__what_does_not_fit_the_fitted_model__is_refused_and_loses_n
     with pytest.raises(ValueError, match=message):
         clf.partial_fit(X, y, classes=classes)
     assert clf._model is model
-    if "must be as it was" in message:
+    if {"n_layers", "pooling", "model"} & options.keys():
         with pytest.raises(ContinuationError, match=message):
             clf.set_params(warm_start=True).fit(*fitted_model("two classes")[1:])
         assert clf._model is model

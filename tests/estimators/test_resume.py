@@ -46,7 +46,7 @@ def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
     for _ in range(n_kills):
         process = FitProcess(folder=tiny_llama, **options).steps(int(rng.integers(2, 4)))
         time.sleep(rng.uniform(0.0, 0.03))
-        process.kill()
+        process.ended(process.process.kill)
         begun += process.began_at
     process = FitProcess(folder=tiny_llama, **options)
     assert_same(process.result(), expected)
@@ -62,7 +62,7 @@ def test_cross_validation__killed__ends_as_an_unbroken_one(tiny_llama: str, tmp_
     options["checkpoint_dir"] = tmp_path
     for n in (5, 17):  # twelve steps a fold
         process = FitProcess(**options).steps(n)
-        process.kill()
+        process.ended(process.process.kill)
         assert len(checkpoints_in(tmp_path)) == 1
     process = FitProcess(**options)
     assert_same(process.result(), expected)
@@ -79,7 +79,7 @@ def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
     options = {"folder": tiny_llama, "checkpoint_dir": tmp_path, "every": 1e9, **WHOLE}
     process = FitProcess(handler=handler, **options).steps(3)
     expected = EXIT_OF_HANDLER if handler else -signal.SIGTERM
-    assert process.signalled(signal.SIGTERM) == expected
+    assert process.ended(process.process.terminate) == expected
     assert len(checkpoints_in(tmp_path)) == 1
     process = FitProcess(**options)
     found = process.result()
