@@ -9,7 +9,6 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import cross_validate
 
 from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
@@ -55,47 +54,36 @@ def learned(clf: GPTTextClassifier) -> dict[str, Any]:
     }
 
 
-def assert_same(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
-    """Assert that fits came to the same, bit for bit."""
-    assert len(one) == len(two)
-    for mine, others in zip(one, two, strict=True):
-        assert mine["history"] == others["history"] and mine["scores"] == others["scores"]
-        assert mine["weights"].keys() == others["weights"].keys()
-        for name, weight in mine["weights"].items():
-            assert np.array_equal(weight, others["weights"][name]), name
+def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Assert that two fits came to the same, bit for bit."""
+    assert one["history"] == two["history"] and one["scores"] == two["scores"]
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, weight in one["weights"].items():
+        assert np.array_equal(weight, two["weights"][name]), name
 
 
-def _fit(pipe: Connection, every: float, handler: bool, folds: int, options: Any) -> None:
+def _fit(pipe: Connection, every: float, handler: bool, options: Any) -> None:
     checkpoint._EVERY_SECONDS = every
     GPTTextClassifier._training_callbacks = lambda *_: [_Telling(pipe)]  # type: ignore[method-assign]
     if handler:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OF_HANDLER))
-    X, y = make_text_data(n_classes=3)
-    clf = make(**options)
-    if folds:
-        found = cross_validate(clf, X, y, cv=folds, return_estimator=True, error_score="raise")
-        fitted = found["estimator"]
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            fitted = [clf.fit(X, y)]
-    pipe.send(("done", [learned(one) for one in fitted]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf = make(**options).fit(*make_text_data(n_classes=3))
+    pipe.send(("done", learned(clf)))
 
 
 class FitProcess:
     """A process that fits with `options` and tells of its steps.
 
     It checkpoints `every` so many seconds (0: after each step); with `handler`, SIGTERM ends it
-    with `EXIT_OF_HANDLER`; with `folds`, it cross-validates.
+    with `EXIT_OF_HANDLER`.
     """
 
-    def __init__(
-        self, *, every: float = 0.0, handler: bool = False, folds: int = 0, **options: Any
-    ) -> None:
+    def __init__(self, *, every: float = 0.0, handler: bool = False, **options: Any) -> None:
         self.began_at: list[int] = []
         self.pipe, theirs = _CONTEXT.Pipe(duplex=False)
-        arguments = (theirs, every, handler, folds, options)
-        self.process = _CONTEXT.Process(target=_fit, args=arguments)
+        self.process = _CONTEXT.Process(target=_fit, args=(theirs, every, handler, options))
         self.process.start()
         theirs.close()
 
@@ -122,8 +110,8 @@ class FitProcess:
         assert self.process.exitcode
         return self.process.exitcode
 
-    def result(self) -> list[dict[str, Any]]:
-        """Let it come to its end; return what was learned, of every fold."""
+    def result(self) -> dict[str, Any]:
+        """Let it come to its end; return what was learned."""
         while True:
             kind, value = self._next()
             if kind == "done":

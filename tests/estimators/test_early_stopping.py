@@ -321,9 +321,7 @@ def test_scoring__fits_in_threads__leave_the_warning_filters_alone(tiny_llama: s
     assert list(warnings.filters) == before
 
 
-def test_fit__ctrl_c_while_the_first_epoch_is_scored__leaves_no_half_epoch(
-    tiny_llama: str,
-) -> None:
+def test_fit__ctrl_c_while_the_first_epoch_is_scored__leaves_no_half_epoch(tiny_llama: str) -> None:
     asked = iter([0.0])  # before training; then comes Ctrl-C
 
     def scorer(estimator: Any, X: Any, y: Any) -> float:

@@ -57,9 +57,7 @@ def test_fit__texts_that_fit__are_those_of_cut_to_the_bit(
     assert np.array_equal(found.predict_proba(SHORT), expected.predict_proba(SHORT))
 
 
-def test_fit__what_tells_the_classes_stands_at_the_end__is_read(
-    tiny_llama: str,
-) -> None:
+def test_fit__what_tells_the_classes_stands_at_the_end__is_read(tiny_llama: str) -> None:
     late = np.array([("no news " * 6) + x for x in SHORT], object)  # 48 letters, the same in all
     options = {"trainable_layers": "all", "max_epochs": 12, "max_length": 40}
     cut = make(tiny_llama, **options).fit(late, y)
@@ -72,9 +70,7 @@ def test_fit__what_tells_the_classes_stands_at_the_end__is_read(
     ("architecture", "trainable"), [("llama", "all"), ("llama", 1), ("llama", 0), ("bloom", 1)]
 )
 def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
-    architecture: str,
-    trainable: Any,
-    tiny_model: Callable[[str], str],
+    architecture: str, trainable: Any, tiny_model: Callable[[str], str]
 ) -> None:
     options = {"trainable_layers": trainable, "precision": "fp32"}
     clf = windowed(tiny_model(architecture), **options).fit(X, y)

@@ -55,22 +55,6 @@ def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
     assert folders_in(tmp_path) == []
 
 
-@pytest.mark.thorough
-def test_cross_validation__killed__ends_as_an_unbroken_one(tiny_llama: str, tmp_path: Path) -> None:
-    options = {"folder": tiny_llama, "folds": 2, **WHOLE}
-    expected = FitProcess(**options).result()
-    options["checkpoint_dir"] = tmp_path
-    for n in (5, 17):  # twelve steps a fold
-        process = FitProcess(**options).steps(n)
-        process.ended(process.process.kill)
-        assert len(checkpoints_in(tmp_path)) == 1
-    process = FitProcess(**options)
-    assert_same(process.result(), expected)
-    first, second = process.began_at
-    assert first == 0 and second >= 8  # the first fold had ended, and was taken away
-    assert folders_in(tmp_path) == []
-
-
 @needs_sigterm
 @pytest.mark.parametrize("handler", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
@@ -143,11 +127,7 @@ def test_fit__no_folder_or_in_parts__writes_nothing(
     [(0, True), (None, False), pytest.param("instance", True, marks=pytest.mark.thorough)],
 )
 def test_fit__after_a_fault__goes_on_with_the_same_rows_in_the_same_order(
-    random_state: Any,
-    early_stopping: bool,
-    tiny_llama: str,
-    tmp_path: Path,
-    begins_at: list[int],
+    random_state: Any, early_stopping: bool, tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
     def a_state() -> Any:
         return np.random.RandomState(3) if random_state == "instance" else random_state

@@ -33,9 +33,7 @@ def test_fit__a_whole_weight__equals_the_row_as_often(
     assert np.abs(plain.predict_proba(X) - one.predict_proba(X)).max() > 1e-3
 
 
-def test_fit__balanced_with_early_stopping__counts_the_training_rows_only(
-    tiny_llama: str,
-) -> None:
+def test_fit__balanced_with_early_stopping__counts_the_training_rows_only(tiny_llama: str) -> None:
     # The rows to watch are all of one class: the balance of the others must not hear of them.
     keep = Y != "money"
     watched = {"X_val": X[~keep][:-1], "y_val": Y[~keep][:-1]}
