@@ -48,15 +48,22 @@ def test_fit__some_steps_skipped_where_warnings_are_errors__is_fitted_all_the_sa
     assert clf.predict(X).shape == (40,)
 
 
-@pytest.mark.parametrize("early_stopping", [False, True])
-def test_fit__diverging_in_the_first_epoch__leaves_a_fitted_model_as_it_was(
-    early_stopping: bool, tiny_llama: str, poison: Any
+@pytest.mark.parametrize(
+    ("method", "early_stopping", "at"),
+    [
+        ("fit", False, {"loss_at": range(2, 99)}),
+        ("fit", True, {"loss_at": range(2, 99)}),
+        ("partial_fit", False, {"gradient_at": range(3, 99)}),
+    ],
+)
+def test_fit_and_partial_fit__diverging_in_the_first_epoch__leave_a_fitted_model_as_it_was(
+    method: str, early_stopping: bool, at: dict[str, Any], tiny_llama: str, poison: Any
 ) -> None:
     clf = make(tiny_llama, early_stopping=early_stopping, batch_size=4).fit(X, y)
     before = pickle.dumps(clf)
-    poison(loss_at=range(2, 99))
+    poison(**at)
     with pytest.raises(DivergedError, match="as it was before"):
-        clf.fit(X[::-1], y[::-1])
+        getattr(clf, method)(X[::-1], y[::-1])
     assert pickle.dumps(clf) == before
 
 
@@ -73,16 +80,6 @@ def test_fit__diverging_after_a_best_epoch__is_fitted_with_its_weights_and_goes_
     expected = make(tiny_llama, **settings, warmup_ratio=0.0, max_epochs=clf.best_iter_)
     expected.set_params(batch_size=6).fit(X, y)
     assert np.array_equal(clf.predict_proba(X), expected.predict_proba(X))
-
-
-def test_partial_fit__diverging__leaves_the_model_as_it_was(tiny_llama: str, poison: Any) -> None:
-    clf = make(tiny_llama, batch_size=4).partial_fit(X, y, classes=["money", "sport"])
-    before = clf.predict_proba(X)
-    poison(gradient_at=range(3, 99))
-    with pytest.raises(DivergedError, match="as it was before"):
-        clf.partial_fit(X, y)
-    assert np.array_equal(clf.predict_proba(X), before)
-    assert clf.n_iter_ == 1
 
 
 @pytest.mark.parametrize("fitted_before", [False, True])

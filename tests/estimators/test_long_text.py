@@ -18,6 +18,7 @@ from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_rows, 
 from skgpt.exceptions import CutTextsWarning, ModelNotSupportedError
 from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.dying import broken_off, folders_in
+from tests.estimators.test_explain import assert_adds_up
 from tests.helpers import make, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 24, "max_epochs": 3}
@@ -353,11 +354,8 @@ def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
 def test_explain__windows_of_columns__tokens_lie_in_their_cells(tiny_llama: str) -> None:
     X = pd.DataFrame({"title": ["a goal", "rates"], "body": ["in the last minute", "rose " * 9]})
     clf = windowed(tiny_llama, template="T: {title}\nB: {body}").fit(X, ["sport", "money"])
-    table = clf.explain(X)
+    table = assert_adds_up(clf, X)
     tokens = table.groupby(["text", "column"])["token"].sum()
     assert tokens.to_dict() == {
         (row, column): X[column][row] for row in range(2) for column in ("title", "body")
     }
-    each = table.groupby("text")
-    sums = each["value"].sum() + each["baseline"].first()
-    np.testing.assert_allclose(sums, np.abs(clf.decision_function(X)), atol=1e-4)
