@@ -336,10 +336,10 @@ def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
 ) -> None:
     data = make_text_data(3)
     Y = np.array([[label == "sport", "the" in text] for text, label in zip(*data, strict=True)])
-    clf = windowed(tiny_llama).fit(data.X, Y.astype(int))
+    clf = windowed(tiny_llama, max_length=16).fit(data.X, Y.astype(int))
     text = "a late goal won the match on Sunday"  # a character is a token, and there is one more
     encoder = clf._model.network.pretrained.tokenizer
-    room = LONG["max_length"] - len(encoder.prefix_ids) - len(encoder.suffix_ids)
+    room = 16 - len(encoder.prefix_ids) - len(encoder.suffix_ids)
     starts = window_starts(len(text), room)
     assert len(starts) > 2
     expected = np.zeros((len(text), 2))
