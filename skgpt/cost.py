@@ -417,9 +417,7 @@ class Rates:
     forward: float  # through all other layers, without a gradient
     learning: float  # through them and back
     update: float
-    head_learning: float = (
-        0.0  # a step in which the head learns alone
-    )
+    head_learning: float = 0.0  # a step in which the head learns alone
     states: float = 0.0  # bytes kept of each token
     activations: float = 0.0  # bytes held for the way back
 
