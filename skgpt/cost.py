@@ -389,7 +389,8 @@ def count_memory(
     if level is CacheLevel.POOLED:
         states = 4 * len(first) * network.head.in_features
     elif level is CacheLevel.HIDDEN:
-        states = round(rates.states * int(texts.lengths[first].sum()))
+        n_values = network.head.in_features * int(texts.lengths[first].sum())
+        states = network.dtype.itemsize * n_values
     in_memory = states if level is CacheLevel.POOLED else min(states, config.memory_budget)
     batches = optimiser_batches(config.n_rows, config.batch_size, config.seed, config.first_epoch)
     largest = max(int(lengths[rows.split.train[batch]].sum()) for batch in batches)
@@ -418,7 +419,6 @@ class Rates:
     learning: float  # through them and back
     update: float
     head_learning: float = 0.0  # a step in which the head learns alone
-    states: float = 0.0  # bytes kept of each token
     activations: float = 0.0  # bytes held for the way back
 
 
@@ -462,8 +462,6 @@ def measure(
     _forward(features, passing, everything[-max(1, len(of_pass) // 8) :])  # the shortest
     forward, _ = _timed(network, lambda: _forward(features, passing, everything), passing)
     per_pass = int(lengths[of_pass].sum())
-    distinct = pass_tokens.run.distinct()[1]
-    n_distinct = sum(len(text) // 8 for text in distinct)  # tokens are int64
     # Training steps, of all that learns and of the head alone.
     sample = TrainingRows(
         step_tokens,
@@ -479,14 +477,12 @@ def measure(
             step_features.freeze_trunk()
             gradient, head_update, _ = _measure_step(run)
             head_learning = gradient + head_update / int(run.lengths.sum())
-    caches = level is not CacheLevel.TOKENS
     return Rates(
-        frozen=frozen / per_pass if caches else 0.0,
+        frozen=0.0 if level is CacheLevel.TOKENS else frozen / per_pass,
         forward=forward / per_pass,
         learning=learning,
         update=update,
         head_learning=head_learning,
-        states=features.n_cached_bytes / n_distinct if caches else 0.0,
         activations=activations,
     )
 

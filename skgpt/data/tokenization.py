@@ -8,7 +8,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from sys import getsizeof
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,8 +21,8 @@ Ids = NDArray[np.int32]
 LongText = Literal["cut", "windows"]
 Span = tuple[int, int]
 
-_ENTRY_BYTES = 400  # of a store's entry, beside its ids and its text
-_IDS: Store[tuple[Ids, int]] = Store("token ids", 2**27)  # with the bytes of ids and text
+_ENTRY_BYTES = 400  # of a store's entry, beside its ids and its text, which takes about as much
+_IDS: Store[Ids] = Store("token ids", 2**27)
 
 
 class TextEncoder(Protocol):
@@ -257,13 +256,12 @@ def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
     if encoder.identity is None:
         return [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(texts)]
     found = _IDS.find_many([(encoder.identity, text) for text in texts])
-    missing = list(dict.fromkeys(t for t, entry in zip(texts, found, strict=True) if entry is None))
+    missing = list(dict.fromkeys(t for t, ids in zip(texts, found, strict=True) if ids is None))
     encoded = [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(missing)]
     new = dict(zip(missing, encoded, strict=True))
-    kept = {(encoder.identity, t): (ids, ids.nbytes + getsizeof(t)) for t, ids in new.items()}
-    _IDS.put_many(kept, lambda entry: entry[1] + _ENTRY_BYTES)
-    known = zip(texts, found, strict=True)
-    return [new[text] if entry is None else entry[0] for text, entry in known]
+    kept = {(encoder.identity, text): ids for text, ids in new.items()}
+    _IDS.put_many(kept, lambda ids: 2 * ids.nbytes + _ENTRY_BYTES)
+    return [new[t] if ids is None else ids for t, ids in zip(texts, found, strict=True)]
 
 
 def _lay_end_to_end(

@@ -9,6 +9,7 @@ where it can't, all layers run each time.
 """
 
 import logging
+import math
 import mmap
 import shutil
 import tempfile
@@ -87,12 +88,6 @@ class TextFeatures:
                 # As text: a handler that keeps records would keep the error's states alive.
                 _LOG.warning("%s All layers run instead, each time.", str(error))
                 self.level = CacheLevel.TOKENS
-
-    @property
-    def n_cached_bytes(self) -> int:
-        """Bytes of the states of all texts, each distinct one once."""
-        states = self._hidden if self._pooled_NH is None else [self._pooled_NH]
-        return sum({state.data_ptr(): state.nbytes for state in states}.values())
 
     def pooled(self, rows: Rows) -> Tensor:
         """Return the pooled states of these rows, shape (B, H), fp32."""
@@ -263,12 +258,12 @@ class _StateCache:
         )
         self.disk: Store[Tensor] = Store.named("states on disk", disk_room)
         self.ids, self.first = tokens.distinct()
-        self.memory_left: int | None = None  # bytes; None is no limit
+        self.memory_left: float = math.inf  # bytes
         self.found: dict[bytes, Tensor] = {}
         self.on_disk: list[bytes] = []
 
     def states(
-        self, token_budget: int, progress: Progress, memory_budget: int | None = None
+        self, token_budget: int, progress: Progress, memory_budget: float = math.inf
     ) -> list[Tensor]:
         """Return the state of each text: (length, H) or, pooled, (H,).
 
@@ -306,7 +301,7 @@ class _StateCache:
             states = store.find_many([(text, self.upstream) for text in texts])
             known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
             self.found |= known
-            if self.memory_left is not None and store is self.memory:
+            if store is self.memory:
                 self.memory_left -= sum(state.nbytes for state in known.values())
         new = [row for text, row in self.first.items() if text not in self.found]
         return np.array(new, dtype=np.int64)
@@ -325,7 +320,7 @@ class _StateCache:
 
     def _copy(self, state: Tensor) -> Tensor | None:
         """Return a copy of a state; None if there is no room for one."""
-        if self.memory_left is not None and state.nbytes > self.memory_left:
+        if state.nbytes > self.memory_left:
             return None
         try:
             copy = state.clone()  # a slice would keep the whole batch alive
@@ -334,8 +329,7 @@ class _StateCache:
                 raise
             self.memory_left = 0  # the rest goes to disk, as what learns will need memory too
             return None
-        if self.memory_left is not None:
-            self.memory_left -= copy.nbytes
+        self.memory_left -= copy.nbytes
         return copy
 
     def _share(self, store: Store[Tensor], states: Mapping[bytes, Tensor]) -> None:
