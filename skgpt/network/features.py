@@ -13,7 +13,7 @@ import math
 import mmap
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -28,12 +28,10 @@ from skgpt.data.tokenization import Tokens, ranges
 from skgpt.device import prefix_budget, ran_out, to_device, total_memory
 from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
-from skgpt.network.microbatches import MicroBatcher
+from skgpt.network.microbatches import MicroBatcher, Progress, no_progress
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
 from skgpt.pretrained.default_models import cache_errors, cache_folder
 from skgpt.trunk.layers import PROBE_ERRORS, SplitTrunk, agree
-
-Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 
 class CacheLevel(Enum):
@@ -61,7 +59,7 @@ class TextFeatures:
         token_budget: int,
         memory_budget: int,
         disk_budget: int = 0,
-        progress: Progress = lambda done, total: None,
+        progress: Progress = no_progress,
         level: CacheLevel | None = None,
         shared: bool = True,
     ) -> None:
@@ -108,14 +106,11 @@ class TextFeatures:
             return
         # All rows in one order, whatever batches they will be in: a fit that goes on from a
         # checkpoint is given the same to the last bit.
-        done, total = 0, int(self.lengths.sum())
         pooled_NH = torch.empty(shape, device=device)
         batcher = MicroBatcher(self.network, self._token_budget)
-        for micro_batch in batcher.map(np.arange(shape[0]), self.lengths):
+        for micro_batch in batcher.map(np.arange(shape[0]), self.lengths, self._progress):
             with micro_batch as part:
                 pooled_NH[to_device(part, device)] = self.pooled(part)
-                done += int(self.lengths[part].sum())
-                self._progress(done, total)
         self._pooled_NH = pooled_NH
 
     def unfreeze_trunk(self) -> None:
@@ -272,10 +267,9 @@ class _StateCache:
         """
         self.memory_left = memory_budget
         network, lengths = self.network, self.tokens.lengths
-        rows = self.uncached()
-        done, total = 0, int(lengths[rows].sum())
+        batcher = MicroBatcher(network, token_budget)
         with DiskCache() as disk, torch.no_grad():
-            for micro_batch in MicroBatcher(network, token_budget).map(rows, lengths):
+            for micro_batch in batcher.map(self.uncached(), lengths, progress):
                 # Run texts up to the level of the cache: one tensor per text.
                 with micro_batch as part:
                     layout = Layout.of(lengths[part], network.pretrained, network.device)
@@ -284,12 +278,9 @@ class _StateCache:
                         states = network.pooled(ids_T, layout).unbind()
                     else:
                         states = run_frozen_layers(network, ids_T, layout).split(layout.lengths)
-                if micro_batch.failed:
-                    continue
-                self._put(part, states, disk)
-                del states  # or they would be there beside the next ones
-                done += int(lengths[part].sum())
-                progress(done, total)
+                if not micro_batch.failed:
+                    self._put(part, states, disk)
+                    del states  # or they would be there beside the next ones
             self._share(self.disk, dict(zip(self.on_disk, disk.tensors(), strict=True)))
         return [self.found[text] for text in self.ids]
 

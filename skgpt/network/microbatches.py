@@ -5,7 +5,7 @@ to be free, so that a fit is the same on a busy machine. Only an out-of-memory e
 a batch is cut changes no result beyond rounding, so what failed is run again in smaller parts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from traceback import clear_frames
@@ -33,6 +33,13 @@ _OTHER_ACTIVATIONS = 1.5
 
 # What ran out of memory once would do so in each fold; the budget that held is tried at once.
 _LOWERED: Store[int] = Store("lowered budgets", 1 << 20)
+
+
+Progress = Callable[[int, int], None]  # tokens done, tokens in all
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 def token_budget(network: TextNetwork, *, learning: bool, frozen_too: bool = False) -> int:
@@ -100,9 +107,12 @@ class MicroBatcher:
         """Cut rows into micro-batches; `lengths` are the tokens of every row of the data set."""
         return micro_batches(rows, lengths, self.n_tokens, padded=self._padded)
 
-    def map(self, rows: Rows, lengths: NDArray[np.int64]) -> Iterator[MicroBatch]:
+    def map(
+        self, rows: Rows, lengths: NDArray[np.int64], progress: Progress = no_progress
+    ) -> Iterator[MicroBatch]:
         """Yield micro-batches whose results stand for themselves; one that fails comes smaller."""
         todo = self.split(rows, lengths)
+        done, total = 0, int(lengths[rows].sum())
         while todo:
             batch = MicroBatch(todo[0])
             yield batch
@@ -110,7 +120,8 @@ class MicroBatcher:
                 self._make_room(lengths[todo[0]])
                 todo = self.split(np.concatenate(todo), lengths)
             else:
-                del todo[0]
+                done += int(lengths[todo.pop(0)].sum())
+                progress(done, total)
 
     def accumulate(self, rows: Rows, lengths: NDArray[np.int64]) -> Iterator[MicroBatch]:
         """Yield micro-batches whose results add up; if one fails, all rows come again, smaller."""

@@ -174,10 +174,8 @@ def raw_scores(
             memory_budget=memory_budget,
             progress=shown.frozen,
         )
-        done, total = 0, int(features.lengths[rows].sum())
-        for micro_batch in MicroBatcher(network, token_budget).map(rows, features.lengths):
+        batcher = MicroBatcher(network, token_budget)
+        for micro_batch in batcher.map(rows, features.lengths, shown.scored):
             with micro_batch as part:
                 logits_NK[part] = network.score(features.pooled(part)).cpu().numpy()
-                done += int(features.lengths[part].sum())
-                shown.scored(done, total)
     return logits_NK[[first[text] for text in texts]]
