@@ -377,10 +377,9 @@ def count_memory(
     if pretrained.shared and network.spec.quantize_base is None:
         on_device += pretrained.tensors(network.dtype, network.device).values()
     # What learns, beside the weights of the trunk and the head themselves.
-    learned = [*network.learnable.values(), network.head.weight]
     learning = training_bytes(network, keeps_best=keeps_best)
     if network.dtype == torch.float32:
-        learning -= 4 * sum(tensor.numel() for tensor in learned)
+        learning -= 4 * count_weights(network)[0]
     # States, each distinct text's once, and what the largest micro-batch holds.
     lengths = rows.tokens.lengths
     texts = rows.tokens.run

@@ -20,6 +20,7 @@ from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.layers import SplitTrunk, find_blocks, parameters_after_blocks
 
 TrainableLayers = int | Literal["all"]
+HEAD = "head.weight"  # among the names of the trunk's parameters
 
 
 # --- Pooling ----------------------------------------------------------------------------------
@@ -170,6 +171,11 @@ class TextNetwork(nn.Module):
         names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.dropout)
         drawn = first_values(self.trunk, names, seed)
         return {name: value.to(device) for name, value in drawn.items()}
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """The fp32 originals of all that learns: what is `learnable`, and the head."""
+        return {**self.learnable, HEAD: self.head.weight}
 
     @property
     def cache_key(self) -> tuple[Hashable, ...]:

@@ -71,12 +71,9 @@ class EarlyStopping:
         self._to_beat = max(self._to_beat, score)
         return counts and self._n_without >= self.rule.n_iter_no_change
 
-    def _learned(self) -> dict[str, Tensor]:
-        return {**self.network.learnable, "": self.network.head.weight}
-
     @torch.no_grad()
     def _keep_weights(self) -> None:
-        for name, tensor in self._learned().items():
+        for name, tensor in self.network.learned.items():
             if name in self._weights:
                 self._weights[name].copy_(tensor)
             else:
@@ -88,7 +85,7 @@ class EarlyStopping:
         if not self._weights:
             return False
         with deferred(signal.SIGINT):
-            for name, tensor in self._learned().items():
+            for name, tensor in self.network.learned.items():
                 tensor.copy_(self._weights[name])
             self.network.refresh()
         return True

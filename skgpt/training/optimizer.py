@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from skgpt.exceptions import DivergedError
-from skgpt.network.network import TextNetwork
+from skgpt.network.network import HEAD, TextNetwork
 from skgpt.tensor_files import State
 from skgpt.training.config import TrainingConfig
 from skgpt.training.signals import deferred
-
-HEAD = "head.weight"
 
 _FIRST_SCALE = 2.0**14
 _LAST_SCALE = 2.0**-10
@@ -100,9 +98,7 @@ class Optimizer:
         self._n_made = 0
         self._n_void = torch.zeros((), device=network.device)  # of these, skipped by the device
         self._step = 0
-        self._names = list(network.learnable)
-        self._weights = list(network.learnable.values())
-        self._copies = [network.trunk.get_parameter(name) for name in self._names]
+        self._copies = {name: network.trunk.get_parameter(name) for name in network.learnable}
         self._separate = network.dtype != torch.float32
         self._memory: dict[str, Tensor] = {}  # of gradients
         self._embeddings = self._sparse_embeddings()
@@ -110,6 +106,7 @@ class Optimizer:
             embedding.sparse = True
         self._head = network.head.weight
         self._head.requires_grad_(True)
+        self._learned = network.learned
         first_scale = _FIRST_SCALE if self._is_fp16 else 1.0
         self._scaler = torch.amp.GradScaler(
             network.device.type,
@@ -119,8 +116,8 @@ class Optimizer:
         )
         decay, rate = config.weight_decay, config.learning_rate
         groups = [
-            ([w for w in self._weights if w.ndim > 1], rate, decay),
-            ([w for w in self._weights if w.ndim <= 1], rate, 0.0),
+            ([w for w in network.learnable.values() if w.ndim > 1], rate, decay),
+            ([w for w in network.learnable.values() if w.ndim <= 1], rate, 0.0),
             ([self._head], config.head_learning_rate, decay),
         ]
         self._adam = torch.optim.AdamW(
@@ -140,7 +137,7 @@ class Optimizer:
         self._memory.clear()
         for embedding in self._embeddings:
             embedding.sparse = False
-        for parameter in [*self._copies, *self._weights, self._head]:
+        for parameter in [*self._copies.values(), *self._learned.values()]:
             parameter.requires_grad_(False)
 
     def _sparse_embeddings(self) -> list[nn.Embedding]:
@@ -151,7 +148,7 @@ class Optimizer:
         """
         if not self._separate or self.network.device.type != "cpu":
             return []
-        learning = {id(parameter) for parameter in self._copies}
+        learning = {id(parameter) for parameter in self._copies.values()}
         modules = self.network.trunk.modules()
         return [m for m in modules if isinstance(m, nn.Embedding) and id(m.weight) in learning]
 
@@ -176,7 +173,8 @@ class Optimizer:
         """Add the copies' gradients to those of the fp32 weights."""
         to_copy: list[tuple[Tensor, Tensor]] = []
         to_add: list[tuple[Tensor, Tensor]] = []
-        for name, weight, copy in zip(self._names, self._weights, self._copies, strict=True):
+        for name, weight in self.network.learnable.items():
+            copy = self._copies[name]
             grad, copy.grad = copy.grad, None
             if grad is None:
                 continue
@@ -204,7 +202,7 @@ class Optimizer:
         An overflow in fp16 voids the step as well, but isn't counted: the scale is lowered until
         it fits.
         """
-        learned = [*self._weights, self._head]
+        learned = list(self._learned.values())
         if self._scaler.is_enabled():
             if losses and self._head.grad is not None:
                 # A loss that is not finite voids the step even where its gradient is.
@@ -240,7 +238,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget the gradients so far, those of a backward pass that broke off among them."""
-        for parameter in [*self._copies, *self._weights, self._head]:
+        for parameter in [*self._copies.values(), *self._learned.values()]:
             parameter.grad = None
 
     def check_scale(self) -> None:
@@ -253,18 +251,14 @@ class Optimizer:
 
     def is_finite(self) -> bool:
         """Say whether everything that was learned is a number."""
-        learned = [*self._weights, self._head]
-        return all(bool(torch.isfinite(tensor).all()) for tensor in learned)
-
-    def _named(self) -> dict[str, Tensor]:
-        return {**dict(zip(self._names, self._weights, strict=True)), HEAD: self._head}
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self._learned.values())
 
     @property
     def _scale(self) -> float:
         return float(self._scaler.get_scale()) if self._is_fp16 else 1.0
 
     def _load_moments(self, moments: Moments) -> None:
-        for name, parameter in self._named().items():
+        for name, parameter in self._learned.items():
             if name not in moments.means:  # it acts on nothing, as an encoder's own pooler
                 continue
             self._adam.state[parameter] = {
@@ -277,7 +271,7 @@ class Optimizer:
 
     def moments(self) -> Moments | None:
         """Return what AdamW remembers; None before the first update."""
-        state = {name: self._adam.state.get(p) for name, p in self._named().items()}
+        state = {name: self._adam.state.get(p) for name, p in self._learned.items()}
         known = {name: kept for name, kept in state.items() if kept}
         if not known:
             return None
@@ -295,7 +289,7 @@ class Optimizer:
             "step": self._step,
             "scaler": self._scaler.state_dict(),
         }
-        parts = {"learned": State(self._named(), values)}
+        parts = {"learned": State(self._learned, values)}
         if (moments := self.moments()) is not None:
             parts["moments"] = moments.state()
         return State.of(**parts)
@@ -304,7 +298,7 @@ class Optimizer:
     def load_state(self, state: State) -> None:
         """Go on from what `state` returned."""
         learned = state.part("learned")
-        for name, parameter in self._named().items():
+        for name, parameter in self._learned.items():
             parameter.copy_(learned.tensors[name])
         if "moments" in state.values:
             self._load_moments(Moments.of_state(state.part("moments")))
@@ -316,7 +310,7 @@ class Optimizer:
 
 def training_bytes(network: TextNetwork, *, keeps_best: bool) -> int:
     """Return the bytes of what learns: fp32 weights, gradients, moments, the trunk's copies."""
-    n_learned = sum(t.numel() for t in [*network.learnable.values(), network.head.weight])
+    n_learned = sum(tensor.numel() for tensor in network.learned.values())
     copies = 0 if network.dtype == torch.float32 else n_learned * network.dtype.itemsize
     return 4 * (4 + keeps_best) * n_learned + copies
 
