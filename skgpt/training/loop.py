@@ -124,16 +124,14 @@ def evaluate(run: TrainingRun, record: EpochRecord) -> bool:
     """Score the held-out rows as they stand, into the record; say whether to stop for it."""
     rows = run.rows.split.held_out
     weight = float(run.row_weight[rows].sum())
-    place_of = np.empty(len(run.lengths), dtype=np.int64)
-    place_of[rows] = np.arange(len(rows))
     logits_NK = np.empty((len(rows), run.network.spec.n_outputs), dtype=np.float32)
     loss = 0.0
     batcher = MicroBatcher(run.network, run.config.token_budget)
-    for micro_batch in batcher.map(rows, run.lengths):
+    for micro_batch in batcher.map(np.arange(len(rows)), run.lengths[rows]):
         with micro_batch as part:
-            logits_BK = run.network.score(run.features.pooled(part))
-            part_loss = float(run.share_of_loss(logits_BK, part, weight))
-            logits_NK[place_of[part]] = logits_BK.cpu().numpy()
+            logits_BK = run.network.score(run.features.pooled(rows[part]))
+            part_loss = float(run.share_of_loss(logits_BK, rows[part], weight))
+            logits_NK[part] = logits_BK.cpu().numpy()
         if not micro_batch.failed:
             loss += part_loss
             run.save_if_due()

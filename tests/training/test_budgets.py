@@ -86,7 +86,7 @@ def step(folder: str, rows: Rows, budget: int, trainable: Any, **options: Any) -
     own = Optimizer.step
 
     def spied(self: Optimizer, shares: Sequence[Tensor]) -> Tensor:
-        named = {name: p.grad for name, p in self._named().items()}
+        named = {name: p.grad for name, p in self.network.learned.items()}
         grads.update({name: grad.clone() for name, grad in named.items() if grad is not None})
         return own(self, shares)
 
