@@ -104,33 +104,35 @@ def test_save_pretrained__a_file_of_the_users_in_its_folder__is_refused_and_kept
     assert (out / ".git").is_dir()
 
 
+@pytest.mark.parametrize("write", [skgpt.save, GPTTextClassifier.save_pretrained])
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "on a disk with room"),
+        (OSError(errno.ENOSPC, "No space left on device"), "on a disk with"),
         (
             OSError("Error while serializing: I/O error: No space (os error 28)"),
-            "on a disk with room",
+            "on a disk with",
         ),
         (PermissionError(errno.EACCES, "no"), "can be written to"),
     ],
     ids=["full", "full, in words", "read-only"],
 )
-def test_save_pretrained__a_folder_that_cannot_be_written__says_so_and_leaves_the_earlier_one(
+def test_save__a_folder_that_cannot_be_written__says_so_and_leaves_the_earlier_one(
     error: OSError,
     words: str,
+    write: Callable[..., object],
     fitted: GPTTextClassifier,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fitted.save_pretrained(tmp_path / "out")
+    write(fitted, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
-    def fails(*args: Any, **options: Any) -> None:
+    def fails(descriptor: int) -> None:
         raise error
 
-    monkeypatch.setattr("skgpt.saving.huggingface.write_checkpoint", fails)
+    monkeypatch.setattr("os.fsync", fails)
     with pytest.raises(StorageError, match=words):
-        fitted.save_pretrained(tmp_path / "out")
+        write(fitted, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
