@@ -251,6 +251,8 @@ def test_load__a_manifest_that_makes_no_sense__is_refused(
     def change(manifest: dict[str, Any]) -> None:
         if isinstance(value, dict):
             manifest[key].update(value)
+        elif value is None:
+            del manifest[key]
         else:
             manifest[key] = value
 

@@ -27,13 +27,13 @@ from tests.network.test_network import build
 
 TEXTS = ["short", "a somewhat longer text", "x", "the longest text of these four, by far", "x"]
 LONG = ["short", "a text of just about three windows", "x", "one that is longer than these" * 4]
-SHORT = ["short", "a few words", "x", "short"]
 WINDOW = 20  # tokens of a text's own
 LEVELS = {"all": CacheLevel.TOKENS, 1: CacheLevel.HIDDEN, 0: CacheLevel.POOLED}
 
 
 @pytest.fixture(autouse=True)
-def empty_stores() -> Iterator[None]:
+def empty_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     skgpt.clear_cache()
     yield
     skgpt.clear_cache()  # lowered budgets too
@@ -93,19 +93,7 @@ def hidden_of(network: TextNetwork, texts: list[str], **options: Any) -> list[Te
 # Cached or not, texts or windows: the same.
 
 
-@pytest.mark.parametrize("architecture", ["llama", "bloom", "bert"])
-def test_features__all_layers_frozen__give_the_scores_and_gradients_of_the_whole(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    """Layers that learn behind frozen ones: tests/trunk/test_architectures.py."""
-    network = network_of(tiny_model(architecture), 0)
-    tokens, rows = tokens_of(network), [3, 0, 2]
-    cached = features_of(network, tokens)
-    assert cached.level is CacheLevel.POOLED
-    assert_same(network, scores_of(cached, rows), scores_of(whole(network, tokens), rows))
-
-
-@pytest.mark.first_tier(pooling=["mean"], trainable=["all", 1])
+@pytest.mark.first_tier(pooling=["mean"], trainable=["all", 1, 0])
 @pytest.mark.first_tier(architecture=["llama", "gpt2", "bert"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
@@ -126,25 +114,6 @@ def test_features__a_text_of_several_windows__has_the_mean_of_their_scores_as_te
     assert_same(network, scores_of(features, rows), expected)
     with torch.no_grad():  # in parts
         torch.testing.assert_close(scores_of(features, rows), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "bloom"])
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_features__windows_of_texts_that_fit__are_what_texts_are_to_the_bit(
-    architecture: str, trainable: Any, dtype: torch.dtype, tiny_model: Callable[[str], str]
-) -> None:
-    network = network_of(tiny_model(architecture), trainable, dtype=dtype)
-    windows = windows_of(network, SHORT)
-    cut = tokenise(SHORT, network.pretrained.tokenizer, int(windows.lengths.max()))
-    both = []
-    for tokens in (windows, cut):
-        scores = scores_of(features_of(network, tokens, token_budget=64), [2, 0, 1])
-        both.append([scores, *gradients(network, scores).values()])
-        both[-1].append(torch.from_numpy(raw_scores(network, tokens, 64, 2**30)))
-    for found, expected in zip(*both, strict=True):
-        assert (found is None) == (expected is None)
-        assert found is None or torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(("architecture", "trainable"), [("llama", 1), ("bloom", "all")])
@@ -199,15 +168,6 @@ def test_raw_scores__a_text_many_times__runs_once_and_is_right(
 
 
 # Which level.
-
-
-@pytest.mark.parametrize("trainable", [1, 0])
-def test_features__states_beyond_the_budgets__run_every_layer(
-    trainable: int, tiny_llama: str
-) -> None:
-    network = network_of(tiny_llama, trainable)
-    features = features_of(network, tokens_of(network), memory_budget=10)
-    assert features.level is CacheLevel.TOKENS
 
 
 @pytest.mark.parametrize("error", [None, IndexError, AttributeError, AssertionError, RuntimeError])
@@ -365,7 +325,6 @@ def test_features__states_beyond_memory__lie_on_disk_and_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     monkeypatch.setattr("skgpt.network.features._FILE_BYTES", 2_000)  # several files
     network = network_of(tiny_llama, 1, dtype=dtype)
     tokens, rows = tokens_of(network), [3, 0, 2]
@@ -383,10 +342,7 @@ def test_features__states_beyond_memory__lie_on_disk_and_change_nothing(
     assert list((tmp_path / "states").iterdir()) == []
 
 
-def test_hidden_states__those_in_memory_already__take_up_room_too(
-    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
+def test_hidden_states__those_in_memory_already__take_up_room_too(tiny_llama: str) -> None:
     network = network_of(tiny_llama, 1)
     known, disk = ["the goal", "a match"], {"disk_budget": 2**30}
     in_memory = sum(state.nbytes for state in hidden_of(network, known))
@@ -404,9 +360,8 @@ def test_hidden_states__those_in_memory_already__take_up_room_too(
     ],
 )
 def test_hidden_states__memory_runs_out_while_they_are_copied__the_rest_goes_to_disk(
-    error: RuntimeError, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: RuntimeError, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     copied: list[Tensor] = []
     clone = Tensor.clone
 
@@ -454,9 +409,8 @@ def test_predict__more_texts_than_memory_holds_states_of__writes_nothing(
 
 
 def test_states_on_disk__of_another_device__are_others(
-    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     network = network_of(tiny_llama, 1)
     for device in ("cpu", "cpu:0"):  # the same place by two names
         monkeypatch.setattr(network, "device", torch.device(device))

@@ -144,15 +144,6 @@ def test_adapters__without_peft__say_what_to_install(
         build(load_pretrained(tiny_llama), lora=ALL)
 
 
-def test_adapters__two_networks__share_the_base_and_own_what_learns(tiny_llama: str) -> None:
-    one, two = (build(load_pretrained(tiny_llama), lora=ALL, trainable_layers="all") for _ in "ab")
-    others = dict(two.trunk.named_parameters())
-    for name, parameter in one.trunk.named_parameters():
-        learns = name in one.learnable
-        assert parameter.requires_grad == learns
-        assert (parameter.data_ptr() == others[name].data_ptr()) != learns, name
-
-
 def test_adapters__where_peft_refuses__say_so_by_name(tiny_model: Callable[[str], str]) -> None:
     source = load_pretrained(tiny_model("mamba"))
     with pytest.raises(ModelNotSupportedError, match=r"`lora__target_modules`.*out_proj"):

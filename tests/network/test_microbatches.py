@@ -13,6 +13,7 @@ import skgpt
 from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.network.features import TextFeatures
+from skgpt.network.layout import Layout
 from skgpt.network.microbatches import MicroBatch, MicroBatcher, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
@@ -34,21 +35,19 @@ def empty_stores() -> Iterator[None]:
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     """Return a function that has more tokens than its argument run out of memory, and counts."""
-    from skgpt.network import layout
+    lay = Layout.lay
 
     def limit_to(most: int) -> list[int]:
         refused: list[int] = []
-        lay = layout.Layout.lay
 
         def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
             laid_out = lay(self, *args, **kwargs)
-            n_tokens = laid_out.shape[0] * laid_out.shape[1]
-            if n_tokens > most:
+            if (n_tokens := laid_out.shape[0] * laid_out.shape[1]) > most:
                 refused.append(n_tokens)
                 raise torch.OutOfMemoryError(f"tried to run {n_tokens} tokens")
             return laid_out
 
-        monkeypatch.setattr(layout.Layout, "lay", limited)
+        monkeypatch.setattr(Layout, "lay", limited)
         return refused
 
     return limit_to
@@ -58,7 +57,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 @pytest.mark.first_tier(architecture=[PADDED], trainable=[1])
 @pytest.mark.parametrize("architecture", ["llama", PADDED])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_fit__memory_runs_out__the_result_is_the_same(
+def test_fit_and_predict__memory_runs_out__the_result_is_the_same(
     architecture: str,
     trainable: Any,
     tiny_model: Callable[[str], str],
@@ -69,8 +68,13 @@ def test_fit__memory_runs_out__the_result_is_the_same(
     clf = make(tiny_model(architecture), trainable_layers=trainable, precision="fp32")
     expected = clf.fit(X, y).predict_proba(X)
     losses = clf.loss_curve_
-    skgpt.clear_cache()
     refused = small_memory(LIMIT)
+    skgpt.clear_cache()
+    with pytest.warns(LowMemoryWarning, match="ran out with .* tokens at once"):
+        np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-4)
+    assert refused
+    refused.clear()
+    skgpt.clear_cache()
     with pytest.warns(LowMemoryWarning, match="ran out with .* tokens at once"):
         clf.fit(X, y)
     assert refused
@@ -107,24 +111,6 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
                 clf.fit(X, y)
         atol = 1e-4 if precision == "fp32" else 3e-2
         np.testing.assert_allclose(clf.predict_proba(X), expected, atol=atol)
-
-
-@pytest.mark.parametrize("trainable", ["all", 0])
-def test_predict__memory_runs_out__the_scores_are_the_same(
-    trainable: Any,
-    tiny_llama: str,
-    two_class_data: TextData,
-    small_memory: Callable[[int], list[int]],
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, trainable_layers=trainable, precision="fp32").fit(X, y)
-    expected = clf.decision_function(X)
-    skgpt.clear_cache()
-    refused = small_memory(LIMIT)
-    with pytest.warns(LowMemoryWarning):
-        found = clf.decision_function(X)
-    assert refused
-    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("trainable", ["all", 1])

@@ -168,11 +168,10 @@ def test_step__adapters_with_dropout__seed_decides_what_is_dropped(
     trainable: Any, tiny_llama: str
 ) -> None:
     lora = AdapterSpec(rank=2, alpha=4.0, dropout=0.3, target_modules="all-linear")
-    rows = ROWS
-    one, again = (step(tiny_llama, rows, 40, trainable, lora=lora) for _ in "ab")
+    one, again = (step(tiny_llama, ROWS, 40, trainable, lora=lora) for _ in "ab")
     assert one.loss == again.loss
     for changed in ({"seed": 1}, {"lora": replace(lora, dropout=0.0)}):
-        other = step(tiny_llama, rows, 40, trainable, **{"lora": lora, **changed})
+        other = step(tiny_llama, ROWS, 40, trainable, **{"lora": lora, **changed})
         assert other.loss != pytest.approx(one.loss, rel=1e-5)
 
 

@@ -17,7 +17,7 @@ from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.early_stopping import StoppingRule, Validation
 from tests.training.poison import PoisonedLoss
-from tests.training.test_loop import CODES, TEXTS, run
+from tests.training.test_loop import run
 from tests.training.test_skips import assert_same, assert_same_moments, looks
 
 __all__ = ["looks"]
@@ -99,8 +99,6 @@ def test_run__broken_off__ends_as_an_unbroken_one(
     def go(done: int, checkpoint: Checkpoint | None = None, *callbacks: TrainingCallback) -> Any:
         return run(
             tiny_llama,
-            TEXTS,
-            CODES,
             dtype=dtype,
             trainable=trainable,
             split=SPLIT,
@@ -143,8 +141,6 @@ def test_run__broken_off__counts_skipped_steps_on(
     with pytest.raises(_Fault):
         run(
             tiny_llama,
-            TEXTS,
-            CODES,
             checkpoint=Checkpoint(file, {}, 0),
             loss=PoisonedLoss({3, 4, 5}),
             callbacks=(_Dies(6),),
@@ -153,8 +149,6 @@ def test_run__broken_off__counts_skipped_steps_on(
     with pytest.raises(DivergedError, match="5 steps in a row"):
         run(
             tiny_llama,
-            TEXTS,
-            CODES,
             checkpoint=Checkpoint(file, {}, 0),
             loss=PoisonedLoss({1, 2}),
             **options,

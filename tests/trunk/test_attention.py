@@ -18,7 +18,6 @@ from skgpt.trunk.attention import (
     in_padded_rows,
     in_varlen_kernel,
     pack,
-    packed_attention,
     padding_is_cheap,
     text_by_text,
     varlen_kernel_is_right,
@@ -55,35 +54,27 @@ def by_the_formula(
 
 @pytest.mark.parametrize("attend", [text_by_text, in_padded_rows])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize(
-    ("causal", "window"),
-    [(True, None), (False, None), *((c, w) for c in (True, False) for w in (5, 1, 70))],
-)
+@pytest.mark.parametrize("window", [None, 1, 5, 70])
+@pytest.mark.parametrize(("causal", "ends_only"), [(True, False), (False, False), (True, True)])
 def test_packed_attention__each_text__attends_to_itself_alone(
-    heads: tuple[int, int], causal: bool, window: int | None, attend: Callable[..., Tensor]
+    causal: bool,
+    ends_only: bool,
+    window: int | None,
+    heads: tuple[int, int],
+    attend: Callable[..., Tensor],
 ) -> None:
     inputs, boundaries = drawn(heads), Boundaries.of(LENGTHS, CPU)
-    got = attend(*inputs, boundaries, 0.3, causal, window)
-    expected = by_the_formula(*inputs, 0.3, causal, window)
+    asked = boundaries.ends_B if ends_only else torch.arange(sum(LENGTHS))
+    (q, k, v) = inputs
+    got = attend(q[asked], k, v, boundaries, 0.3, causal, window, ends_only=ends_only)
+    expected = by_the_formula(*inputs, 0.3, causal, window)[asked]
     grads = [torch.autograd.grad(out.square().sum(), inputs) for out in (got, expected)]
     for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attend", [text_by_text, in_padded_rows])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-@pytest.mark.parametrize("window", [None, 1, 5, 70])
-def test_packed_attention__ends_only__is_what_the_last_tokens_get_from_the_whole(
-    window: int | None, heads: tuple[int, int], attend: Callable[..., Tensor]
-) -> None:
-    (q, k, v), boundaries = drawn(heads), Boundaries.of(LENGTHS, CPU)
-    ends = boundaries.ends_B
-    assert ends.tolist() == [2, 3, 73, 85]
-    got = attend(q[ends], k, v, boundaries, 0.3, True, window, ends_only=True)
-    expected = packed_attention(q, k, v, boundaries, scale=0.3, window=window)[ends]
-    grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (got, expected)]
-    for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+def test_boundaries__ends__are_those_of_the_texts() -> None:
+    assert Boundaries.of(LENGTHS, CPU).ends_B.tolist() == [2, 3, 73, 85]
 
 
 @pytest.mark.parametrize("option", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}])
