@@ -87,15 +87,6 @@ def test_networks__of_one_pretrained_model__share_frozen_tensors_and_no_module(
         assert ones[name] is not twos[name]
 
 
-def test_network__working_copies__follow_their_fp32_originals(tiny_llama: str) -> None:
-    network = build(load_pretrained(tiny_llama), dtype=torch.bfloat16)
-    name, master = next(iter(network.learnable.items()))
-    assert master.dtype == torch.float32
-    master.mul_(2)
-    network.refresh()
-    assert torch.equal(network.trunk.get_parameter(name), master.to(torch.bfloat16))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

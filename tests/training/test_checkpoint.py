@@ -188,32 +188,12 @@ def test_claimed_checkpoint__left_by_a_fault__is_found_with_its_seed_and_gone_in
         assert checkpoint.found is None and checkpoint.seed == 8
 
 
-def test_claimed_checkpoint__diverged__is_gone(tmp_path: Path) -> None:
-    with suppress(DivergedError), claimed_checkpoint(tmp_path, {}, 0) as checkpoint:
-        checkpoint.write(STATE)
-        assert checkpoint.file.exists()
-        raise DivergedError
-    assert folders_in(tmp_path) == []
-
-
 def test_claimed_checkpoint__a_fault_before_anything_is_written__leaves_no_folder(
     tmp_path: Path,
 ) -> None:
     with suppress(ZeroDivisionError), claimed_checkpoint(tmp_path, {}, 0):
         assert len(folders_in(tmp_path)) == 1
         raise ZeroDivisionError
-    assert folders_in(tmp_path) == []
-
-
-def test_claimed_checkpoint__several_of_one_kind__have_a_folder_each(tmp_path: Path) -> None:
-    with (
-        claimed_checkpoint(tmp_path, {}, 1) as one,
-        claimed_checkpoint(tmp_path, {}, 2) as two,
-        claimed_checkpoint(tmp_path, {}, 3) as three,
-    ):
-        name = one.file.parent.name
-        names = [checkpoint.file.parent.name for checkpoint in (two, three)]
-        assert names == [f"{name}-2", f"{name}-3"]
     assert folders_in(tmp_path) == []
 
 
