@@ -103,35 +103,22 @@ def test_skipped_steps__a_whole_epoch__has_no_loss(looks: str, tiny_llama: str) 
 def test_diverged_run__a_best_epoch_kept__gives_its_weights_back(
     poison: dict[str, Any], looks: str, tiny_llama: str
 ) -> None:
-    def to_the_end(n_epochs: int, loss: PoisonedLoss) -> tuple[TextNetwork, FitResult]:
-        validation = Validation(rule=StoppingRule(9, 0.0))
-        options = {**SIX_STEPS, "schedule": "constant", "warmup_ratio": 0.0}
-        return run(
-            tiny_llama,
-            split=HELD_OUT,
-            validation=validation,
-            loss=loss,
-            n_epochs=n_epochs,
-            **options,
-        )
-
-    network, result = to_the_end(4, PoisonedLoss(**poison))
+    options = {**SIX_STEPS, "split": HELD_OUT, "schedule": "constant", "warmup_ratio": 0.0}
+    rule, loss = StoppingRule(9, 0.0), PoisonedLoss(**poison)
+    network, result = run(tiny_llama, loss=loss, validation=Validation(rule=rule), **options)
     assert isinstance(result.interrupt, DivergedError)
     assert f"weights of epoch {result.best_iteration}" in str(result.interrupt)
     assert len(result.history) == len(result.validation_scores) == 2
-    expected, _ = to_the_end(result.best_iteration, PoisonedLoss())
+    expected, _ = run(
+        tiny_llama, n_epochs=result.best_iteration, validation=Validation(rule=rule), **options
+    )
     assert_same(network, expected)
 
 
 def test_diverged_run__no_rule_to_keep_weights_by__is_an_error(tiny_llama: str) -> None:
+    options = {**SIX_STEPS, "split": HELD_OUT, "validation": Validation()}
     with pytest.raises(DivergedError, match="as it was before this fit"):
-        run(
-            tiny_llama,
-            split=HELD_OUT,
-            validation=Validation(),
-            loss=PoisonedLoss(held_out_at={3}),
-            **SIX_STEPS,
-        )
+        run(tiny_llama, loss=PoisonedLoss(held_out_at={3}), **options)
 
 
 def test_fp16__an_overflow_of_scaled_gradients__is_no_skipped_step(
