@@ -3,6 +3,7 @@
 import signal
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.tensor_files import from_bytes, to_bytes
-from skgpt.training.callbacks import StepDone, TrainingCallback
+from skgpt.training.callbacks import TrainingCallback
 from skgpt.training.optimizer import HEAD, Moments, Optimizer
 from tests.network.test_network import build
 from tests.training.test_config import make_config
@@ -141,20 +142,13 @@ def test_grown__a_head_with_more_rows__old_rows_move_and_new_ones_are_zero(
     assert result.moments.means[HEAD].shape[0] == 3
 
 
-class _InterruptAt(TrainingCallback):
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def on_step(self, event: StepDone) -> None:
-        if event.step == self.at:
-            raise KeyboardInterrupt
-
-
 def test_train__interrupted__is_as_the_last_step_left_it(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two steps an epoch: step 3 is the first of the second epoch.
-    network, result = run(tiny_llama, callbacks=(_InterruptAt(3),), **FLAT)
+    callback = Mock(spec=TrainingCallback, on_epoch=Mock(return_value=False))
+    callback.on_step.side_effect = [None, None, KeyboardInterrupt]
+    network, result = run(tiny_llama, callbacks=(callback,), **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert len(result.history) == 1
     assert result.moments is not None and result.moments.step == 3
