@@ -16,7 +16,7 @@ from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.early_stopping import StoppingRule, Validation
 from skgpt.training.run import FitResult
-from tests.estimators.dying import Dies
+from tests.estimators.dying import AfterSteps, raising
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import run
 from tests.training.test_skips import HELD_OUT, SIX_STEPS, assert_same, assert_same_moments, looks
@@ -91,7 +91,11 @@ def test_run__broken_off__ends_as_an_unbroken_one(
     network, expected = go(0)
     file = tmp_path / "c"
     with pytest.raises(MemoryError):
-        go(0, checkpoint=Checkpoint(file, {}, 0), callbacks=(Dies(die_at),))
+        go(
+            0,
+            checkpoint=Checkpoint(file, {}, 0),
+            callbacks=(AfterSteps(raising(MemoryError), die_at),),
+        )
     assert file.exists() == (die_at > 5 or every_step)
     found = Checkpoint(file, {}, 0)
     done = die_at - 1 if every_step else (die_at - 1) // 5 * 5
@@ -115,7 +119,7 @@ def test_run__broken_off__counts_skipped_steps_on(
     monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 0.0)
     file = tmp_path / "c"
     loss = PoisonedLoss({3, 4, 5})
-    options: dict[str, Any] = {"callbacks": (Dies(6),), **SIX_STEPS}
+    options: dict[str, Any] = {"callbacks": (AfterSteps(raising(MemoryError), 6),), **SIX_STEPS}
     with pytest.raises(MemoryError):
         run(tiny_llama, checkpoint=Checkpoint(file, {}, 0), loss=loss, **options)
     loss = PoisonedLoss({1, 2})
@@ -156,6 +160,14 @@ def test_claimed_checkpoint__left_by_a_fault__is_found_with_its_seed_and_gone_in
         assert checkpoint.found is None and checkpoint.seed == 8
 
 
+def test_claimed_checkpoint__diverged__is_gone(tmp_path: Path) -> None:
+    with suppress(DivergedError), claimed_checkpoint(tmp_path, {}, 0) as checkpoint:
+        checkpoint.write(STATE)
+        assert checkpoint.file.exists()
+        raise DivergedError
+    assert folders_in(tmp_path) == []
+
+
 def test_claimed_checkpoint__a_fault_before_anything_is_written__leaves_no_folder(
     tmp_path: Path,
 ) -> None:
@@ -165,15 +177,16 @@ def test_claimed_checkpoint__a_fault_before_anything_is_written__leaves_no_folde
     assert folders_in(tmp_path) == []
 
 
-def test_claimed_checkpoint__the_second_was_left__is_preferred_to_a_new_one(
-    tmp_path: Path,
-) -> None:
-    with claimed_checkpoint(tmp_path, {}, 1):
-        file = leave_one(tmp_path, 2)
-    with claimed_checkpoint(tmp_path, {}, 3) as checkpoint:
-        assert checkpoint.file == file and checkpoint.seed == 2
-        with claimed_checkpoint(tmp_path, {}, 4) as another:
-            assert another.found is None and another.seed == 4
+def test_claimed_checkpoint__an_equal_fit_at_once__has_none_and_says_so(tmp_path: Path) -> None:
+    with claimed_checkpoint(tmp_path, {}, 1) as one:
+        for _ in range(2):
+            with (
+                pytest.warns(UserWarning, match="An equal fit is running"),
+                claimed_checkpoint(tmp_path, {}, 2) as two,
+            ):
+                assert two is None
+        assert folders_in(tmp_path) == [one.file.parent]
+        one.write(STATE)
     assert folders_in(tmp_path) == []
 
 

@@ -9,7 +9,7 @@ import torch
 
 from skgpt.data.splits import Split, all_rows
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import TextIds, tokenise, tokenise_rows
+from skgpt.data.tokenization import Tokens, tokenise, tokenise_rows
 from skgpt.exceptions import DivergedError
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork
@@ -72,7 +72,7 @@ def run(
     return network, result
 
 
-def ids_of(texts: list[str], network: TextNetwork, window: int | None = None) -> TextIds:
+def ids_of(texts: list[str], network: TextNetwork, window: int | None = None) -> Tokens:
     """Return the ids of texts, cut or in windows of so many tokens."""
     if window is None:
         return tokenise(texts, network.pretrained.tokenizer, 64)
@@ -111,6 +111,21 @@ def test_history__tokens_per_second__are_of_all_windows(tiny_llama: str) -> None
     (record,) = result.history
     n_tokens = record["tokens_per_second"] * record["seconds"]
     assert n_tokens == pytest.approx(ids_of(TEXTS, network, 16).lengths.sum())
+
+
+def test_train__weight_zero__equals_the_row_left_out_of_the_batch(tiny_llama: str) -> None:
+    weight = np.where(np.arange(len(TEXTS)) < 4, 0.0, 1.0)
+    weighted, result = run(tiny_llama, weight=weight, batch_size=64)
+    left_out, expected = run(tiny_llama, TEXTS[4:], CODES[4:], batch_size=64)
+    np.testing.assert_allclose(scores_of(weighted), scores_of(left_out), rtol=1e-3, atol=1e-4)
+    losses = [[record["loss"] for record in each.history] for each in (result, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_train__weights_times_a_constant__change_nothing(tiny_llama: str) -> None:
+    ones, _ = run(tiny_llama)
+    eights, _ = run(tiny_llama, weight=np.full(len(TEXTS), 8.0))
+    assert np.array_equal(scores_of(ones), scores_of(eights))  # a power of two: not one bit
 
 
 def test_train__batches_that_weigh_nothing__count_as_steps(tiny_llama: str) -> None:

@@ -3,7 +3,6 @@
 import signal
 import threading
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.tensor_files import from_bytes, to_bytes
-from skgpt.training.callbacks import TrainingCallback
 from skgpt.training.optimizer import HEAD, Moments, Optimizer
+from tests.estimators.dying import AfterSteps, raising
 from tests.network.test_network import build
 from tests.training.test_config import make_config
 from tests.training.test_loop import run, scores_of
@@ -146,9 +145,8 @@ def test_train__interrupted__is_as_the_last_step_left_it(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two steps an epoch: step 3 is the first of the second epoch.
-    callback = Mock(spec=TrainingCallback, on_epoch=Mock(return_value=False))
-    callback.on_step.side_effect = [None, None, KeyboardInterrupt]
-    network, result = run(tiny_llama, callbacks=(callback,), **FLAT)
+    interrupts = AfterSteps(raising(KeyboardInterrupt), 3)
+    network, result = run(tiny_llama, callbacks=(interrupts,), **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert len(result.history) == 1
     assert result.moments is not None and result.moments.step == 3
