@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -150,22 +151,15 @@ def test_raw_scores__a_text_many_times__runs_once_and_is_right(
 ) -> None:
     network = network_of(tiny_llama, trainable)
     alone = np.stack([raw_scores(network, tokens_of(network, [t]), 60, 2**30)[0] for t in TEXTS])
-    seen: list[int] = []
-    score = TextNetwork.score
-
-    def counted(self: TextNetwork, pooled: Tensor) -> Tensor:
-        seen.append(len(pooled))
-        return score(self, pooled)
-
-    monkeypatch.setattr(TextNetwork, "score", counted)
+    score = Mock(wraps=network.score)
+    monkeypatch.setattr(network, "score", score)
     many = [*range(5), 3, 0, 3]
     texts = [TEXTS[i] for i in many]
     for tokens in (tokens_of(network, texts), windows_of(network, texts)):
-        seen.clear()
+        score.reset_mock()
         scores = raw_scores(network, tokens, 60, 2**30)
-        assert sum(seen) == 4
+        assert sum(len(told.args[0]) for told in score.mock_calls) == 4
         assert np.array_equal(scores[5:], scores[[3, 0, 3]])
-    seen.clear()
     found = raw_scores(network, tokens_of(network, texts), 60, 2**30)
     np.testing.assert_allclose(found, alone[many], atol=1e-5)
 
@@ -219,20 +213,17 @@ def test_hidden_states__some_known_some_new__only_the_new_are_computed_and_told(
     tiny_llama: str,
 ) -> None:
     network = network_of(tiny_llama, 1)
-    told: list[tuple[int, int]] = []
-
-    def progress(done: int, total: int) -> None:
-        told.append((done, total))
-
+    progress = Mock()
     hidden_of(network, TEXTS[:2], progress=progress)
-    assert told[-1] == (n := len(tokens_of(network, TEXTS[:2]).ids), n)
-    assert [done for done, _ in told] == sorted({done for done, _ in told})
-    told.clear()
+    n_tokens = len(tokens_of(network, TEXTS[:2]).ids)
+    assert progress.call_args == call(n_tokens, n_tokens)
+    done = [told.args[0] for told in progress.mock_calls]
+    assert done == sorted(set(done))
     hidden_of(network, TEXTS, progress=progress)
-    assert told[-1][1] == len(tokens_of(network, TEXTS[2:4]).ids)  # the fifth is the third
-    told.clear()
+    assert progress.call_args.args[1] == len(tokens_of(network, TEXTS[2:4]).ids)  # x is there twice
+    progress.reset_mock()
     hidden_of(network, TEXTS, progress=progress)
-    assert told == []
+    assert not progress.mock_calls
 
 
 def test_hidden_states__anything_upstream_that_differs__is_another_entry(
