@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -416,13 +417,10 @@ def test_save__a_folder_that_cannot_be_written__says_so_and_leaves_the_earlier_o
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write(fitted, tmp_path / "out")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = content(tmp_path / "out")
 
-    def fails(descriptor: int) -> None:
-        raise error
-
-    monkeypatch.setattr("os.fsync", fails)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=error))
     with pytest.raises(StorageError, match=words):
         write(fitted, tmp_path / "out")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert content(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

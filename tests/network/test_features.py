@@ -301,11 +301,8 @@ def test_fits__of_one_model__share_what_is_frozen(
 def test_disk_room__a_folder_that_can_not_be_asked__has_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def forbidden(self: Path) -> bool:
-        raise PermissionError(13, "Permission denied")
-
     assert disk_room() > 0
-    monkeypatch.setattr(Path, "exists", forbidden)
+    monkeypatch.setattr(Path, "exists", Mock(side_effect=PermissionError(13, "denied")))
     assert disk_room() == 0
 
 
@@ -377,9 +374,7 @@ def test_hidden_states__memory_runs_out_while_they_are_copied__the_rest_goes_to_
 def test_features__a_full_disk__run_all_layers_and_say_so(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(**options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr("skgpt.network.features.tempfile.TemporaryFile", full)
     network = network_of(tiny_llama, 1)
     with caplog.at_level(logging.WARNING):

@@ -4,6 +4,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -242,20 +243,11 @@ def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
     error: Exception, tiny_llama: str
 ) -> None:
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
-    rows, lengths, failed = np.arange(4), np.full(4, 10), []
-
-    def work(part: np.ndarray) -> None:
-        if not failed:
-            failed.append(part)
-            raise error
-
+    rows, lengths = np.arange(4), np.full(4, 10)
+    work = Mock(side_effect=[error, *4 * [None]])
     assert len(np.concatenate(done(batcher.map(rows, lengths), work))) == 4
-
-    def wrong(part: np.ndarray) -> None:
-        raise RuntimeError("shapes don't fit")
-
     with pytest.raises(RuntimeError, match="shapes"):
-        done(batcher.map(rows, lengths), wrong)
+        done(batcher.map(rows, lengths), Mock(side_effect=RuntimeError("shapes don't fit")))
 
 
 def test_fit__no_room_for_what_learns__names_what_to_lower_and_keeps_no_states_alive(
@@ -268,9 +260,7 @@ def test_fit__no_room_for_what_learns__names_what_to_lower_and_keeps_no_states_a
         begin(self, *args, **options)
         made.append(weakref.ref(self))
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError("no room for moments")
-
+    full = Mock(side_effect=torch.OutOfMemoryError("no room for moments"))
     monkeypatch.setattr(TextFeatures, "__init__", noting)
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
     with pytest.raises(NoMemoryError, match=r"no room.*n_layers or trainable_layers") as held:

@@ -3,6 +3,7 @@
 import signal
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -170,10 +171,7 @@ def test_train__interrupted__is_as_the_last_step_left_it(
 def test_train__interrupted_before_the_first_step__raises(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Optimizer, "step", interrupt)
+    monkeypatch.setattr(Optimizer, "step", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tiny_llama)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -114,20 +115,15 @@ def test_varlen_kernel__with_and_without_groups_of_heads__is_called_as_it_wants(
     def attend(*args: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
         query, key, value, _, cumulative_keys, *_ = args
         assert window_size == (-1, 0)
+        assert takes_groups or query.shape[1] == key.shape[1]
         boundaries = Boundaries.of(cumulative_keys.diff().tolist(), CPU)
         return in_padded_rows(query, key, value, boundaries, scale, True, None)
 
-    def with_groups(
-        *args: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool = False
-    ) -> Tensor:
+    def with_groups(*args: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
         assert enable_gqa == (args[0].shape[1] != args[1].shape[1])
-        return attend(*args, scale=scale, window_size=window_size)
+        return attend(*args, **options)
 
-    def without(*args: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
-        assert args[0].shape[1] == args[1].shape[1]
-        return attend(*args, scale=scale, window_size=window_size)
-
-    kernel = with_groups if takes_groups else without
+    kernel = with_groups if takes_groups else attend
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     boundaries = Boundaries.of(LENGTHS, CPU)
     for heads in ((4, 4), (4, 2)):
@@ -146,9 +142,7 @@ def test_varlen_kernel__it_does_not_run__is_said(caplog: pytest.LogCaptureFixtur
 def test_varlen_kernel__memory_runs_out__is_no_verdict(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def kernel(*args: Any) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
+    kernel = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory."))
     monkeypatch.setattr(attention, "in_varlen_kernel", kernel)
     with pytest.raises(torch.OutOfMemoryError):
         varlen_kernel_is_right(CPU)
