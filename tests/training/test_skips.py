@@ -144,19 +144,3 @@ def test_running_loss__looking_later__reads_many_steps_at_a_time_and_in_order() 
     assert running.mean() == (42 * 2.0 + 0.75 * 84.0) / (42 * 2.0 + 84.0)
     assert running.n_skipped == 23 == running.n_skipped_in_all
     assert running.n_steps == 66 and running.in_a_row == 0
-
-
-def test_running_loss__five_skipped_in_a_row__are_too_many_whatever_comes_later() -> None:
-    running = RunningLoss(at_once=True)
-
-    def note(*steps: bool) -> None:
-        for skipped in steps:
-            running.add([torch.tensor(1.0)], 1.0, torch.tensor(float(skipped)))
-
-    note(True, True, True, True, False, True, True)
-    running.begin_epoch()
-    note(True, True)
-    assert not running.too_many
-    note(True, False)
-    assert running.too_many and running.n_skipped_in_all == 9 and running.n_steps == 11
-    assert running.n_skipped == 3
