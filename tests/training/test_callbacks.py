@@ -33,10 +33,8 @@ DATA = make_text_data(n_classes=2, n_per_class=8)
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
-    """Make stderr a terminal."""
+def terminal() -> Iterator[Terminal]:
     made = Terminal()
-    monkeypatch.setattr(sys, "stderr", made.file)
     yield made
     made.close()
 
@@ -139,8 +137,13 @@ def test_fit_and_predict__stderr_is_a_file__a_line_per_epoch(
 
 @pytest.mark.parametrize(("verbose", "n_epoch_lines"), [(1, 0), (2, 3)])
 def test_fit__in_a_terminal__one_bar_stays_and_lines_stand_above_it(
-    verbose: int, n_epoch_lines: int, tiny_llama: str, terminal: Terminal
+    verbose: int,
+    n_epoch_lines: int,
+    tiny_llama: str,
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.file)
     clf = fit(tiny_llama, verbose)
     left = lines_of(terminal.read())
     assert len(left) == n_epoch_lines + 1
@@ -159,6 +162,7 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
 ) -> None:
     clf = GPTTextClassifier(tiny_llama, trainable_layers=trainable_layers, max_epochs=1)
     clf.set_params(random_state=0).fit(DATA.X, DATA.y).set_params(verbose=1)
+    monkeypatch.setattr(sys, "stderr", terminal.file)
     expected = clf.predict_proba(DATA.X)
     clear_cache()
     assert terminal.read() == ""  # too short to be worth it
@@ -173,6 +177,7 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
 def test_predict_bar__an_error__takes_it_away(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.file)
     monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
     bar = PredictBar(1)
     with suppress(ZeroDivisionError), bar:
@@ -207,8 +212,11 @@ def test_fit__a_stderr_that_can_do_little__has_no_bars_and_is_no_reason_to_end(
     assert fit(tiny_llama, 2).n_iter_ == 3
 
 
-def test_shows_bars__a_terminal_that_has_no_width__has_no_room(terminal: Terminal) -> None:
+def test_shows_bars__a_terminal_that_has_no_width__has_no_room(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     termios = pytest.importorskip("termios")
+    monkeypatch.setattr(sys, "stderr", terminal.file)
     assert shows_bars()
     termios.tcsetwinsize(terminal.file.fileno(), (0, 0))
     assert not shows_bars()
