@@ -129,17 +129,11 @@ def test_raw_scores__a_text_far_longer_than_the_budget__runs_within_it(
 ) -> None:
     network = network_of(tiny_model(architecture), trainable)
     windows = windows_of(network, ["a chapter " * 300, "and a note"])
-    at_once: list[int] = []
-    layout_of = Layout.of
-
-    def noting(lengths: Any, *args: Any) -> Layout:
-        at_once.append(int(lengths.sum()))
-        return layout_of(lengths, *args)
-
-    monkeypatch.setattr(Layout, "of", noting)
+    layout_of = Mock(wraps=Layout.of)
+    monkeypatch.setattr(Layout, "of", layout_of)
     found = raw_scores(network, windows, 100, 0)  # no memory to keep anything in
     assert windows.lengths[0] > 5000
-    assert at_once and max(at_once) <= 100
+    assert max(told.args[0].sum() for told in layout_of.mock_calls) <= 100
     monkeypatch.undo()
     at_once_scores = raw_scores(network, windows, 1_000_000, 0)
     np.testing.assert_allclose(found, at_once_scores, rtol=1e-4, atol=1e-5)

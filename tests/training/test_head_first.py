@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -58,20 +59,12 @@ def test_head_first__its_epochs__are_those_of_a_head_only_run(tiny_llama: str) -
 
 
 @pytest.mark.parametrize("trainable", ["all", 1])
-def test_head_first__layers__run_once_for_all_its_epochs(
-    trainable: Any, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows_run: list[int] = []
-    own = TextFeatures._run
-
-    def spied(self: TextFeatures, rows: np.ndarray) -> torch.Tensor:
-        rows_run.extend(rows.tolist())
-        return own(self, rows)
-
-    monkeypatch.setattr(TextFeatures, "_run", spied)
+def test_head_first__layers__run_once_for_all_its_epochs(trainable: Any, tiny_llama: str) -> None:
     split = Split(train=np.arange(9), held_out=np.arange(9, 12))
     options = {"trainable": trainable, "split": split, "n_epochs": 4}
-    run(tiny_llama, head_first_epochs=4, **options)
+    with patch.object(TextFeatures, "_run", autospec=True, side_effect=TextFeatures._run) as spied:
+        run(tiny_llama, head_first_epochs=4, **options)
+    rows_run = np.concatenate([call.args[1] for call in spied.mock_calls])
     assert sorted(rows_run) == list(range(12))
 
 

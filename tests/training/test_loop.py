@@ -113,15 +113,6 @@ def test_history__tokens_per_second__are_of_all_windows(tiny_llama: str) -> None
     assert n_tokens == pytest.approx(ids_of(TEXTS, network, 16).lengths.sum())
 
 
-def test_train__weight_zero__equals_the_row_left_out_of_the_batch(tiny_llama: str) -> None:
-    weight = np.where(np.arange(len(TEXTS)) < 4, 0.0, 1.0)
-    weighted, result = run(tiny_llama, weight=weight, batch_size=64)
-    left_out, expected = run(tiny_llama, TEXTS[4:], CODES[4:], batch_size=64)
-    np.testing.assert_allclose(scores_of(weighted), scores_of(left_out), rtol=1e-3, atol=1e-4)
-    losses = [[record["loss"] for record in each.history] for each in (result, expected)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-
-
 def test_train__weights_times_a_constant__change_nothing(tiny_llama: str) -> None:
     ones, _ = run(tiny_llama)
     eights, _ = run(tiny_llama, weight=np.full(len(TEXTS), 8.0))
