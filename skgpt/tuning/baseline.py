@@ -31,11 +31,11 @@ from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.tuning.folds import (
     FoldScores,
     Split,
-    draw_folds,
+    draw_splits,
     last_step,
     one_scorer,
     path_to_last_step,
-    ratio_test_to_train,
+    score_folds,
 )
 from skgpt.tuning.trial import Evaluator
 
@@ -278,12 +278,12 @@ def compare_with_baseline(
             f"{type(estimator).__name__}: the baseline knows labels only."
         )
     scorer = one_scorer(estimator, scoring)
-    folds = draw_folds(estimator, X, y, cv, groups, sample_weight)
+    splits = draw_splits(estimator, X, y, cv, groups=groups)
     rival = baseline_for(estimator) if baseline is None else clone(baseline)
-    theirs = folds.score(rival, scorer)
+    theirs = score_folds(rival, X, y, splits, scorer, sample_weight)
     _check_scores(theirs, "the baseline")
-    ours = folds.score(estimator, scorer, n_jobs=n_jobs)
-    report = compare_scores(estimator, ours, theirs, folds.splits, scoring)
+    ours = score_folds(estimator, X, y, splits, scorer, sample_weight, n_jobs)
+    report = compare_scores(estimator, ours, theirs, splits, scoring)
     warn_unless_won(report)
     return report
 
@@ -307,7 +307,7 @@ def compare_scores(
         baseline_scores=theirs.scores,
         seconds=ours.seconds,
         baseline_seconds=theirs.seconds,
-        test_to_train=ratio_test_to_train(splits),
+        test_to_train=float(np.mean([len(test) / len(train) for train, test in splits])),
         scoring=scoring,
         name=name,
     )

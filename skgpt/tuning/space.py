@@ -105,24 +105,19 @@ def _plain(value: Any) -> Any:
 
 def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """Have a trial suggest a value from each distribution."""
-    drawn: dict[str, Any] = {}
-    for name, among in distributions.items():
-        if isinstance(among, FloatDistribution | IntDistribution):
-            is_float = isinstance(among, FloatDistribution)
-            suggest_number: Callable[..., Any] = (
-                trial.suggest_float if is_float else trial.suggest_int
-            )
-            drawn[name] = suggest_number(
-                name, among.low, among.high, step=among.step, log=among.log
-            )
-        elif isinstance(among, CategoricalDistribution):
-            drawn[name] = trial.suggest_categorical(name, among.choices)
-        else:
-            raise TuningError(
-                "A distribution must be Optuna's of floats, ints or categories. "
-                f"Got {among!r} for {name!r}."
-            )
-    return drawn
+    suggest: Any = trial._suggest  # type: ignore[attr-defined]  # the public ones take no distribution
+    return {name: suggest(name, among) for name, among in distributions.items()}
+
+
+def choices_in(space: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what a space lists value by value, each value with its parameter's name."""
+    listed = ((name, getattr(given, "choices", given)) for name, given in space.items())
+    return [
+        (name, choice)
+        for name, choices in listed
+        if isinstance(choices, list | tuple | np.ndarray)
+        for choice in choices
+    ]
 
 
 def check_names(

@@ -37,7 +37,7 @@ from skgpt.exceptions import ContinuationError, StorageError
 from skgpt.pretrained.loading import hash_model_files
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.tuning.folds import Split
-from skgpt.tuning.space import Space
+from skgpt.tuning.space import Space, choices_in
 from skgpt.tuning.trial import Evaluator
 
 try:
@@ -316,11 +316,7 @@ def _key_of_parameters(estimator: Any) -> dict[str, Any]:
 
 def _key_of_files(estimator: Any, space: Space) -> dict[str, Any]:
     """Hash the models in local folders: somebody may write another one under the same name."""
-    named = list(estimator.get_params(deep=True).items())
-    for name, given in space.given.items():
-        choices = getattr(given, "choices", given)
-        if isinstance(choices, list | tuple | np.ndarray):
-            named += [(name, choice) for choice in choices]
+    named = [*estimator.get_params(deep=True).items(), *choices_in(space.given)]
     models = {v for n, v in named if n.split("__")[-1] == "model" and isinstance(v, str)}
     digests = {model: hash_model_files(model) for model in sorted(models)}
     return {f"the files of {model!r}": found for model, found in digests.items() if found}
