@@ -99,15 +99,10 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         nested = [name for name in params if name.startswith("lora__")]
         if nested:
             lora = params.get("lora", self.lora)
-            if lora is None:
-                raise ModelNotSupportedError(
-                    f"`{nested[0]}` sets a parameter of `lora`, which is None: pass lora=LoRA() "
-                    "first, or along with it."
-                )
             if not isinstance(lora, LoRA):
                 raise ModelNotSupportedError(
-                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA() or None. "
-                    f"Got {lora!r}."
+                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA(). Got "
+                    f"{lora!r}: pass lora=LoRA() first, or along with it."
                 )
             # scikit-learn would write into the very object that the caller passed.
             params["lora"] = clone(lora)

@@ -168,7 +168,12 @@ def atomic_folder(
     try:
         draft.mkdir()
         yield draft
-        _publish(draft)
+        for path in draft.iterdir():
+            if path.is_file():
+                # safetensors gives its files to the owner alone.
+                path.chmod(draft.stat().st_mode & 0o666)
+                sync(path)
+        sync(draft)
         _check_free(folder, may_replace)  # writing took a while
         _swap(draft, folder)
     finally:
@@ -215,18 +220,6 @@ def _check_free(folder: Path, may_replace: Callable[[Path], bool]) -> None:
             f"`folder` must be new, empty, or one that was saved in the same way before. "
             f"{str(folder)!r} holds other files: name another, or empty it."
         )
-
-
-def _publish(draft: Path) -> None:
-    """Give the files the usual permissions, and have them all on the disk."""
-    usual = draft / ".usual"
-    usual.touch()
-    for path in sorted(draft.iterdir()):
-        if path.is_file():
-            shutil.copymode(usual, path)  # safetensors gives its files to the owner alone
-            sync(path)
-    usual.unlink()
-    sync(draft)
 
 
 def _swap(draft: Path, folder: Path) -> None:

@@ -46,6 +46,11 @@ _MAX_MANIFEST = 1 << 24  # bytes; it has about a thousand
 # What comes of values that are of the right kind of JSON and make no sense.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
+# What a user knows attributes of scikit-learn's by.
+_SET_BY = {
+    "_skl_callbacks": "What set_callbacks has set",
+    "_metadata_request": "What set_fit_request or its like has set",
+}
 
 
 def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
@@ -172,12 +177,13 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
             classes = from_plain(manifest["classes"])
             state = {**_params_of(manifest, kind), "_model": {"classes": classes, "state": weights}}
             estimator.__setstate__(state)
-        except SkgptError as error:
-            if not isinstance(error, StateFormatError):
-                raise
-            raise _unreadable(root, error) from error
         except _MALFORMED as error:
-            raise _unreadable(root, error) from error
+            if isinstance(error, SkgptError) and not isinstance(error, StateFormatError):
+                raise
+            raise StateFormatError(
+                f"{MANIFEST} and {WEIGHTS} in {str(root)!r} must hold what skgpt.save wrote. They "
+                f"don't: {error!r} Take another copy of the folder."
+            ) from error
     return estimator
 
 
@@ -186,18 +192,10 @@ def _to_plain(name: str, value: Any) -> Any:
         return to_plain(value, _own_to_plain)
     except TypeError as error:
         raise InvalidArgumentError(
-            f"What is saved in a folder must be made of numbers and text. {_named(name)} is not "
-            f"({error}): set another value, or use skops.io.dump or joblib.dump."
+            "What is saved in a folder must be made of numbers and text. "
+            f"{_SET_BY.get(name, f'`{name}`')} is not ({error}): set another value, or use "
+            "skops.io.dump or joblib.dump."
         ) from error
-
-
-def _named(attribute: str) -> str:
-    """Return what a user calls an attribute."""
-    by_scikit_learn = {
-        "_skl_callbacks": "What set_callbacks has set",
-        "_metadata_request": "What set_fit_request or its like has set",
-    }
-    return by_scikit_learn.get(attribute, f"`{attribute}`")
 
 
 def _own_to_plain(value: Any) -> Any:
@@ -207,13 +205,6 @@ def _own_to_plain(value: Any) -> Any:
         parameters = value.get_params(deep=False)
         return {"!": "object", "class": name, "params": to_plain(parameters, _own_to_plain)}
     return None
-
-
-def _unreadable(root: Path, error: Exception) -> StateFormatError:
-    return StateFormatError(
-        f"{MANIFEST} and {WEIGHTS} in {str(root)!r} must hold what skgpt.save wrote. They don't: "
-        f"{error!r} Take another copy of the folder."
-    )
 
 
 def _params_of(manifest: Mapping[str, Any], estimator_class: type) -> dict[str, Any]:

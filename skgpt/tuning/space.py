@@ -66,8 +66,7 @@ def _dimension(name: str, given: Any) -> tuple[BaseDistribution, Callable[[Any],
     if hasattr(given, "rvs"):
         return _of_scipy(given)
     if isinstance(given, list | tuple | np.ndarray) and len(given):
-        values = list(given.tolist() if isinstance(given, np.ndarray) else given)
-        values = [value.item() if isinstance(value, np.generic) else value for value in values]
+        values = [_plain(value) for value in given]
         if all(value is None or isinstance(value, bool | int | float | str) for value in values):
             return CategoricalDistribution(values), None
         places = {f"{i}: {type(value).__name__}": value for i, value in enumerate(values)}
@@ -85,7 +84,8 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
         if kind == "randint":
             return IntDistribution(int(low), int(high)), None
         # One that was shifted is no longer log-uniform, and its mean is another.
-        if kind == "uniform" or math.isclose(given.mean(), _log_mean(low, high), rel_tol=1e-9):
+        log_mean = (high - low) / math.log(high / low) if kind != "uniform" else 0.0
+        if kind == "uniform" or math.isclose(given.mean(), log_mean, rel_tol=1e-9):
             return FloatDistribution(low, high, log=kind != "uniform"), None
     if hasattr(given, "ppf"):
         # Quantiles of whole numbers come as floats, which parameters such as layers don't take.
@@ -93,10 +93,6 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
         return FloatDistribution(_EDGE, 1 - _EDGE), lambda quantile: number(given.ppf(quantile))
     # Nothing is known of it but that it can be drawn from.
     return IntDistribution(0, _SEEDS), lambda seed: _plain(given.rvs(random_state=seed))
-
-
-def _log_mean(low: float, high: float) -> float:
-    return (high - low) / math.log(high / low)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -36,7 +36,6 @@ from sqlalchemy.exc import DBAPIError
 from skgpt.exceptions import ContinuationError, StorageError
 from skgpt.pretrained.loading import hash_model_files
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
-from skgpt.tuning.folds import Split
 from skgpt.tuning.space import Space, choices_in
 from skgpt.tuning.trial import Evaluator
 
@@ -266,11 +265,20 @@ def study_key(evaluator: Evaluator, scoring: Any, space: Space) -> dict[str, Any
     if evaluator.score_params:
         passed["what is passed to the scorers"] = described(dict(evaluator.score_params))
     return {
-        **_key_of_parameters(evaluator.estimator),
+        "the estimator": _kind(evaluator.estimator),
+        **{
+            f"`{name}`": _shallow(value)
+            for name, value in evaluator.estimator.get_params(deep=True).items()
+            if name.split("__")[-1] not in WITHOUT_EFFECT | _WITHOUT_EFFECT_IN_SKLEARN
+        },
         **_key_of_files(evaluator.estimator, space),
-        "X": digest(_bytes_of_rows(evaluator.X)),
-        "y": digest(_bytes_of_rows(evaluator.y)),
-        "`cv`": digest(_bytes_of_splits(evaluator.splits)),
+        "X": _hash_of_rows(evaluator.X),
+        "y": _hash_of_rows(evaluator.y),
+        "`cv`": digest(
+            f"{len(rows)};".encode() + np.asarray(rows, dtype=np.int64).tobytes()
+            for split in evaluator.splits
+            for rows in split
+        ),
         "`param_distributions`": {
             name: _key_of_distribution(distribution, space.given[name])
             for name, distribution in space.distributions.items()
@@ -304,16 +312,6 @@ def check_key(study: Study, key: Mapping[str, Any]) -> None:
         )
 
 
-def _key_of_parameters(estimator: Any) -> dict[str, Any]:
-    deep = estimator.get_params(deep=True)
-    left_out = WITHOUT_EFFECT | _WITHOUT_EFFECT_IN_SKLEARN
-    of_results = {n: v for n, v in deep.items() if n.split("__")[-1] not in left_out}
-    return {
-        "the estimator": _kind(estimator),
-        **{f"`{name}`": _shallow(value) for name, value in of_results.items()},
-    }
-
-
 def _key_of_files(estimator: Any, space: Space) -> dict[str, Any]:
     """Hash the models in local folders: somebody may write another one under the same name."""
     named = [*estimator.get_params(deep=True).items(), *choices_in(space.given)]
@@ -343,26 +341,12 @@ def _key_of_distribution(distribution: BaseDistribution, given: Any) -> Any:
     return described(list(given) if isinstance(given, list | tuple | np.ndarray) else given)
 
 
-def _bytes_of_rows(values: Any) -> Iterator[bytes]:
-    """Yield the bytes of a table or column of whatever container; equal values give equal bytes."""
-    if sparse.issparse(values):
-        yield _text(described(values.tocsr().toarray())).encode()
-        return
-    table = np.asarray(values, dtype=object)
+def _hash_of_rows(values: Any) -> str:
+    """Hash a table or column of whatever container; equal values give equal hashes."""
+    table = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=object)
     columns = [str(name) for name in getattr(values, "columns", ())]
-    yield f"{table.shape}{columns};".encode()
-    for value in table.reshape(-1):
-        text = value if isinstance(value, str) else f"{type(value).__name__} {value!r}"
-        data = text.encode("utf-8", "surrogatepass")
-        yield f"{len(data)};".encode()
-        yield data
-
-
-def _bytes_of_splits(splits: Sequence[Split]) -> Iterator[bytes]:
-    for split in splits:
-        for rows in split:
-            yield f"{len(rows)};".encode()
-            yield np.asarray(rows, dtype=np.int64).tobytes()
+    cells = (v if isinstance(v, str) else [type(v).__name__, repr(v)] for v in table.reshape(-1))
+    return digest(_text(part).encode() for part in ([table.shape, columns], *cells))
 
 
 def _text(value: Any) -> str:
