@@ -30,7 +30,12 @@ from skgpt._files import (
     to_plain,
 )
 from skgpt.classifier import GPTTextClassifier
-from skgpt.exceptions import InvalidArgumentError, ModelNotFoundError, SkgptError, StateFormatError
+from skgpt.exceptions import (
+    InvalidArgumentError,
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    StateFormatError,
+)
 from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
@@ -177,9 +182,9 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
             classes = from_plain(manifest["classes"])
             state = {**_params_of(manifest, kind), "_model": {"classes": classes, "state": weights}}
             estimator.__setstate__(state)
+        except ModelNotSupportedError:  # this machine or what is installed here lacks something
+            raise
         except _MALFORMED as error:
-            if isinstance(error, SkgptError) and not isinstance(error, StateFormatError):
-                raise
             raise StateFormatError(
                 f"{MANIFEST} and {WEIGHTS} in {str(root)!r} must hold what skgpt.save wrote. They "
                 f"don't: {error!r} Take another copy of the folder."
