@@ -7,12 +7,13 @@ tried again, but no more than twice, as they may be what the workers died of.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BruteForceSampler, GridSampler
-from optuna.storages import fail_stale_trials
+from optuna.storages import BaseStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -26,17 +27,19 @@ _RESULT = "skgpt:result"
 _NOT_COUNTED = "skgpt:not_counted"  # why a trial counts for nothing
 
 
+@dataclass
 class TrialStore:
     """The trials of a study, as one of its workers reads and writes them."""
 
-    def __init__(
-        self, study: Study, distributions: Mapping[str, BaseDistribution], n_trials: int
-    ) -> None:
-        self.study = study
-        self.storage = study._storage
-        self.distributions = dict(distributions)
-        self.n_trials = n_trials  # of all workers together
-        self.is_exhausted = False
+    study: Study
+    distributions: Mapping[str, BaseDistribution]
+    n_trials: int  # of all workers together
+    is_exhausted: bool = False
+
+    @property
+    def storage(self) -> BaseStorage:
+        """Where the study is stored."""
+        return self.study._storage
 
     def counted(self) -> list[FrozenTrial]:
         """Return the trials that count, running ones included, in order of their numbers."""
