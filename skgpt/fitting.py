@@ -7,7 +7,6 @@
 
 import copy
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -649,24 +648,20 @@ def _hash_learned(network: TextNetwork) -> str:
 
 # Warned of in this process already: each fold and candidate would warn again.
 _WARNED: set[tuple[str, int]] = set()
-_WARNING = threading.Lock()
 
 
 def warn_of_cut_texts(estimator: str, max_length: int, tokens: TextIds) -> None:
     """Warn how many texts were cut, once in a process for each kind of estimator and length."""
-    if not tokens.n_cut:
-        return
     kind = (estimator, int(max_length))
-    with _WARNING:
-        if kind in _WARNED:
-            return
-        warn_user(
-            f"{tokens.n_cut} of {len(tokens)} texts are longer than "
-            f"max_length={max_length} tokens and were cut at the end: raise max_length, "
-            "or set long_text='windows' to have them read whole. This is said once.",
-            CutTextsWarning,
-        )
-        _WARNED.add(kind)  # only now: if warnings are errors, the next fit is to fail as well
+    if not tokens.n_cut or kind in _WARNED:
+        return
+    warn_user(
+        f"{tokens.n_cut} of {len(tokens)} texts are longer than "
+        f"max_length={max_length} tokens and were cut at the end: raise max_length, "
+        "or set long_text='windows' to have them read whole. This is said once.",
+        CutTextsWarning,
+    )
+    _WARNED.add(kind)  # only now: if warnings are errors, the next fit is to fail as well
 
 
 def raise_if_interrupted(run: FitResult) -> None:
