@@ -42,10 +42,9 @@ from skgpt.pretrained.default_models import no_downloads
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 
-# What a folder may hold: an estimator of one of these classes ...
+# What a folder may hold; a subclass has code of its own and doesn't count.
 ESTIMATORS: dict[str, Any] = {"GPTTextClassifier": GPTTextClassifier}
-# ... with parameters that may be of one of these, which have parameters but no fit.
-PARAMETER_OBJECTS: dict[str, Any] = {"LoRA": LoRA}
+_LORA = "LoRA"  # marks the one parameter that is no plain value
 
 _MAX_MANIFEST = 1 << 24  # bytes; it has about a thousand
 # What comes of values that are of the right kind of JSON and make no sense.
@@ -104,8 +103,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
             "first: swap them."
         )
     root = as_folder(folder, "folder")
-    name = _name_in(ESTIMATORS, estimator)
-    if name is None:
+    if type(estimator) not in ESTIMATORS.values():
         raise InvalidArgumentError(
             f"skgpt.save takes a fitted {' or '.join(ESTIMATORS)}. Got {_kind_of(estimator)}: save "
             "a Pipeline, a search or another estimator with skops.io.dump or joblib.dump, or only "
@@ -116,7 +114,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
     model = params.pop("_model")
     manifest = {
         "format": FORMAT,
-        "class": name,
+        "class": type(estimator).__name__,
         "versions": {"skgpt": __version__, **{package: version(package) for package in _PACKAGES}},
         "params": {key: _to_plain(key, value) for key, value in params.items()},
         "classes": _to_plain("classes_", model["classes"]),
@@ -194,7 +192,11 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
 
 def _to_plain(name: str, value: Any) -> Any:
     try:
-        return to_plain(value, _own_to_plain)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)  # what a path does as a parameter, its text does too
+        if type(value) is LoRA:
+            return {"!": _LORA, "params": to_plain(value.get_params(deep=False))}
+        return to_plain(value)
     except TypeError as error:
         raise InvalidArgumentError(
             "What is saved in a folder must be made of numbers and text. "
@@ -203,34 +205,15 @@ def _to_plain(name: str, value: Any) -> Any:
         ) from error
 
 
-def _own_to_plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)  # what a path does as a parameter, its text does too
-    if (name := _name_in(PARAMETER_OBJECTS, value)) is not None:
-        parameters = value.get_params(deep=False)
-        return {"!": "object", "class": name, "params": to_plain(parameters, _own_to_plain)}
-    return None
-
-
 def _params_of(manifest: Mapping[str, Any], estimator_class: type) -> dict[str, Any]:
-    own = {"object": _parameter_object}
-    params: dict[str, Any] = from_plain(manifest["params"], own)
-    for name in params:  # a value in a method's place, or in that of what links are made of
-        if hasattr(estimator_class, str(name)):
+    params: dict[str, Any] = {}
+    for name, plain in manifest["params"].items():
+        # A value in a method's place, or in that of what links are made of.
+        if hasattr(estimator_class, name):
             raise StateFormatError(f"No parameter has the name of a method. Got {name!r}.")
+        is_lora = isinstance(plain, dict) and plain.get("!") == _LORA
+        params[name] = LoRA(**from_plain(plain["params"])) if is_lora else from_plain(plain)
     return params
-
-
-def _parameter_object(tagged: Mapping[str, Any]) -> Any:
-    kind = PARAMETER_OBJECTS.get(tagged["class"])
-    if kind is None:
-        raise StateFormatError(f"{tagged['class']!r} is no class that a parameter may be of.")
-    return kind(**from_plain(tagged["params"], {"object": _parameter_object}))
-
-
-def _name_in(registry: Mapping[str, Any], value: Any) -> str | None:
-    """Return the name of the value's class; a subclass has code of its own and doesn't count."""
-    return next((name for name, kind in registry.items() if type(value) is kind), None)
 
 
 def _kind_of(value: Any) -> str:

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
-from skgpt import GPTTextClassifier, persistence
+from skgpt import GPTTextClassifier, LoRA, persistence
 from skgpt.exceptions import (
     ModelNotFoundError,
     NotSavableError,
@@ -176,30 +175,16 @@ def test_save__a_full_disk__leaves_the_earlier_one(
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
-class Knobs(BaseEstimator):
-    """Stands for a parameter object."""
-
-    def __init__(self, rank: int = 8, targets: Any = "all", inner: Any = None) -> None:
-        self.rank = rank
-        self.targets = targets
-        self.inner = inner
-
-
-def test_save__a_parameter_object_that_is_known__comes_back(
-    fitted: GPTTextClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_save__adapters__come_back_unless_they_are_of_another_class(
+    fitted: GPTTextClassifier, tmp_path: Path
 ) -> None:
     clf = copy.copy(fitted)
-    clf.class_weight = Knobs(rank=4, targets=("q", "v"), inner=Knobs())
-    with pytest.raises(NotSavableError, match="`class_weight` is not"):
-        skgpt.save(clf, tmp_path / "clf")
-    monkeypatch.setitem(persistence.PARAMETER_OBJECTS, "Knobs", Knobs)
+    clf.lora = LoRA(rank=4, target_modules=("q_proj", "v_proj"))
     skgpt.save(clf, tmp_path / "clf")
-    knobs: Any = skgpt.load(tmp_path / "clf").class_weight
-    assert repr(knobs) == repr(clf.class_weight)
-    assert type(knobs.inner) is Knobs
-    monkeypatch.delitem(persistence.PARAMETER_OBJECTS, "Knobs")
-    with pytest.raises(StateFormatError, match="'Knobs'"):
-        skgpt.load(tmp_path / "clf")
+    assert repr(skgpt.load(tmp_path / "clf").lora) == repr(clf.lora)
+    clf.lora = type("Ours", (LoRA,), {})()
+    with pytest.raises(NotSavableError, match="`lora` is not"):
+        skgpt.save(clf, tmp_path / "clf")
 
 
 def test_load__every_file_cut_short_or_missing__is_refused_by_name(saved: Path) -> None:
