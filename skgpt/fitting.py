@@ -625,7 +625,9 @@ def _describe_data(inputs: FitInputs, data: FitData, *, with_groups: bool) -> di
         groups = digest([group_codes(inputs.groups, len(data.target)).tobytes()])
     codes = data.target.codes
     return {
-        "the texts": digest(json.dumps(column).encode() for column in data.cells),
+        "the texts": digest(
+            json.dumps(part).encode() for column in data.cells for part in (len(column), *column)
+        ),
         "`template`": [list(data.template.words), list(data.template.fields)],
         "the labels": [str(codes.dtype), list(codes.shape), digest([codes.tobytes()])],
         "the classes": described(data.target.classes.tolist()),

@@ -163,19 +163,17 @@ def _open_database(where: str) -> BaseStorage:
     if url.startswith("sqlite"):
         options["engine_kwargs"] = {"connect_args": {"timeout": _LOCK_SECONDS}}
 
-    def connect() -> RDBStorage:
-        with ignore_heartbeat_warnings():
-            return RDBStorage(url, **options)
-
     # Of those that find a database empty at the same time, one makes the tables; the others fail.
-    for seconds in _WAITS:
+    waits = list(_WAITS)
+    while True:
         try:
-            return connect()
+            with ignore_heartbeat_warnings():
+                return RDBStorage(url, **options)
         except DBAPIError as error:
-            if error.statement is None:  # no connection: a wrong password, a missing folder
+            # Without a statement there is no connection: a wrong password, a missing folder.
+            if error.statement is None or not waits:
                 raise
-            time.sleep(seconds * random.uniform(0.5, 1.0))
-    return connect()
+            time.sleep(waits.pop(0) * random.uniform(0.5, 1.0))
 
 
 def _retry(study: Study, trial: FrozenTrial) -> None:
