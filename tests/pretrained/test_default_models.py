@@ -348,10 +348,7 @@ def test_read_gguf__quantised_file__plain_model_near_the_original(tmp_path: Path
 
 @pytest.mark.parametrize("bars", [False, True])
 def test_read_gguf__global_state__left_alone(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    bars: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], bars: bool
 ) -> None:
     monkeypatch.setattr(transformers_logging, "_tqdm_active", bars)
     write_gguf(tmp_path / "t.gguf", make_llama())

@@ -21,7 +21,8 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
-from tests.helpers import TextData, make
+from tests.helpers import make
+from tests.tuning.searching import DATA, X, y
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -52,9 +53,8 @@ def assert_computed_once(X: Any, n_depths: int) -> None:
 
 
 def test_grid__rates_and_batches__every_text_runs_through_the_frozen_layers_once(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = two_class_data
     grid = {"head_learning_rate": [1e-3, 1e-2], "batch_size": [4, 8], "max_length": [32]}
     search = GridSearchCV(make(tiny_llama, max_epochs=2), grid, cv=3, **STRICT).fit(X, y)
     search.predict(X)
@@ -62,8 +62,7 @@ def test_grid__rates_and_batches__every_text_runs_through_the_frozen_layers_once
     assert len(search.cv_results_["params"]) == 4 and is_classifier(search)
 
 
-def test_grid__depths__each_once(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
+def test_grid__depths__each_once(tiny_llama: str) -> None:
     grid = {"trainable_layers": [1, 2], "n_layers": [2, 3], "learning_rate": [1e-4, 1e-3]}
     clf = make(tiny_llama, max_epochs=1)
     depths = {n - trained for n in grid["n_layers"] for trained in grid["trainable_layers"]}
@@ -75,10 +74,7 @@ def test_grid__depths__each_once(tiny_llama: str, two_class_data: TextData) -> N
     assert_computed_once(X, n_depths=len(depths - {0}))
 
 
-def test_grid__lora_ranks__share_the_frozen_layers_in_front(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_grid__lora_ranks__share_the_frozen_layers_in_front(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_epochs=2, lora=LoRA(), learning_rate=1e-2)
     grid = {"lora__rank": [1, 2, 4], "lora__alpha": [8, 16]}
     search = GridSearchCV(clf, grid, cv=2, **STRICT).fit(X, y)
@@ -87,10 +83,7 @@ def test_grid__lora_ranks__share_the_frozen_layers_in_front(
     assert (clf.lora.rank, clf.lora.alpha) == (8, 16)  # the user's object is as it was
 
 
-def test_grid__its_scores__are_those_without_any_store(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_grid__its_scores__are_those_without_any_store(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_epochs=3, precision="fp32")
     rates = [1e-3, 1e-2, 1e-1]
     cv = StratifiedKFold(3, shuffle=True, random_state=0)
@@ -106,10 +99,7 @@ def test_grid__its_scores__are_those_without_any_store(
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "randomized", "nested"])
-def test_search__of_every_kind__computes_the_frozen_layers_once(
-    tiny_llama: str, two_class_data: TextData, kind: str
-) -> None:
-    X, y = two_class_data
+def test_search__of_every_kind__computes_the_frozen_layers_once(tiny_llama: str, kind: str) -> None:
     clf = make(tiny_llama, max_epochs=1)
     rates = {"head_learning_rate": [1e-12, 1e-1]}
     if kind == "pipeline":
@@ -128,9 +118,8 @@ def test_search__of_every_kind__computes_the_frozen_layers_once(
 
 
 def test_halving__epochs_as_the_resource__fewer_candidates_train_longer_and_start_anew(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     epochs: list[int] = []
     whole = GPTTextClassifier.fit
 
@@ -169,10 +158,7 @@ def optuna_search(clf: Any, space: dict[str, Any], **options: Any) -> Any:
 
 
 @of_optuna_integration
-def test_optuna_search__without_pruning__computed_once_and_predicts(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_optuna_search__without_pruning__computed_once_and_predicts(tiny_llama: str) -> None:
     space = {
         "head_learning_rate": FloatDistribution(1e-3, 1e-1, log=True),
         "lora__rank": IntDistribution(1, 4),
@@ -186,11 +172,10 @@ def test_optuna_search__without_pruning__computed_once_and_predicts(
 
 @of_optuna_integration
 def test_optuna_search__with_pruning__an_epoch_a_step_and_PRUNED_is_not_FAILED(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
     from optuna.trial import TrialState
 
-    X, y = two_class_data
     study = optuna.create_study(
         direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1)
     )
@@ -222,14 +207,12 @@ def test_optuna_search__with_pruning__an_epoch_a_step_and_PRUNED_is_not_FAILED(
 
 
 @of_optuna_integration
-def test_optuna_search__its_limits__are_those_that_the_guide_names(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_optuna_search__its_limits__are_those_that_the_guide_names(tiny_llama: str) -> None:
     space = {"gpt__head_learning_rate": FloatDistribution(1e-3, 1e-1)}
     pipeline = Pipeline([("gpt", make(tiny_llama))])
     with pytest.raises(ValueError, match="must support partial_fit"):
-        optuna_search(pipeline, space, enable_pruning=True).fit(*two_class_data)
+        optuna_search(pipeline, space, enable_pruning=True).fit(*DATA)
     stopping = make(tiny_llama, early_stopping=True)
     with pytest.raises(ValueError, match="must support partial_fit"):
-        optuna_search(stopping, {}, enable_pruning=True).fit(*two_class_data)
-    assert optuna_search(pipeline, space, n_trials=1).fit(*two_class_data).score(*two_class_data)
+        optuna_search(stopping, {}, enable_pruning=True).fit(*DATA)
+    assert optuna_search(pipeline, space, n_trials=1).fit(*DATA).score(*DATA)
