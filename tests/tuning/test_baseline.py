@@ -49,6 +49,10 @@ def report(own: list[float], other: list[float], test_to_train: float = 0.25) ->
     return BaselineReport(np.array(own), np.array(other), ones, ones, test_to_train)
 
 
+def right(estimator: Any, X: Any, y: Any) -> float:
+    return float(np.mean(estimator.predict(X) == y))
+
+
 def lower(X: Any) -> list[str]:
     return [text.lower() for text in X]
 
@@ -65,9 +69,10 @@ def test_compare__a_model_that_knows_nothing__warns_and_says_who_won() -> None:
 def test_compare__a_model_that_knows_all__wins_without_a_warning() -> None:
     noisy = np.where(np.arange(len(y)) % 3 == 0, y[::-1], y)  # words don't say these
     names = np.array([f"text{i} {text}" for i, text in enumerate(X)], dtype=object)
-    found = compare_with_baseline(Oracle(dict(zip(names, noisy, strict=True))), names, noisy, cv=5)
+    truth = dict(zip(names, noisy, strict=True))
+    found = compare_with_baseline(Oracle(truth), names, noisy, cv=5, scoring=right)
     assert found.winner == "estimator" and found.scores.tolist() == [1.0] * 5
-    assert found.verdict.startswith("Oracle wins by")
+    assert found.verdict.startswith("Oracle wins by") and "(right)" in found.verdict
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")

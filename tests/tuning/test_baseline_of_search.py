@@ -1,8 +1,8 @@
 """The baseline guard of a search: the same rows, before the trials, and nothing lost by it."""
 
-import inspect
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skgpt import GPTTextClassifier
 from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import compare_with_baseline
@@ -29,38 +28,22 @@ RATE = {"head_learning_rate": [1e-7]}  # nothing is learned, so the baseline win
 METRICS = ["neg_log_loss", "accuracy"]
 loses = pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
 
-Seen = list[tuple[list[str], Any]]
-
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Seen]:
-    """Return, by estimator, the texts and weights of each fit."""
-    made: dict[str, Seen] = {"gpt": [], "baseline": []}
-    for name, kind in (("gpt", GPTTextClassifier), ("baseline", LinearTextClassifier)):
-
-        def noting(
-            self: Any,
-            X: Any,
-            y: Any,
-            sample_weight: Any = None,
-            _fit: Any = kind.fit,
-            _into: Seen = made[name],
-            **more: Any,
-        ) -> Any:
-            weight = None if sample_weight is None else np.asarray(sample_weight).tolist()
-            _into.append((list(X), weight))
-            return _fit(self, X, y, sample_weight, **more)
-
-        # Which metadata it takes is read from the class, so the signature stays.
-        noting.__signature__ = inspect.signature(kind.fit)  # type: ignore[attr-defined]
-        monkeypatch.setattr(kind, "fit", noting)
-    return made
+def baseline_fits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a spy that notes each call of the baseline's `fit`."""
+    spy = create_autospec(LinearTextClassifier.fit, side_effect=LinearTextClassifier.fit)
+    monkeypatch.setattr(LinearTextClassifier, "fit", spy)
+    return spy
 
 
-def is_gpt(estimator: Any, X: Any, y: Any) -> float:
-    """Score a GPT 1 and the baseline 0."""
-    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    return float(isinstance(final, GPTTextClassifier))
+def given_to(spy: Any) -> list[tuple[list[str], Any]]:
+    """Return the texts and the weights of each fit."""
+    given = []
+    for call in spy.call_args_list:
+        weight = call.kwargs.get("sample_weight")
+        given.append((list(call.args[1]), None if weight is None else weight.tolist()))
+    return given
 
 
 @loses
@@ -99,14 +82,6 @@ def test_baseline_of_search__the_gpt_loses__warns_and_without_it_says_nothing(
     assert not hasattr(ours, "baseline_")
 
 
-def test_baseline_of_search__the_gpt_wins__says_nothing(tiny_llama: str) -> None:
-    found = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring=is_gpt)
-    found.fit(*DATA)
-    assert found.baseline_.scores.tolist() == [1, 1]
-    assert found.baseline_.baseline_scores.tolist() == [0, 0]
-    assert found.baseline_.verdict.startswith("GPTTextClassifier wins by 1.0000 (is_gpt)")
-
-
 def test_baseline_of_search__warnings_are_errors__the_search_is_fitted_all_the_same(
     tiny_llama: str,
 ) -> None:
@@ -119,7 +94,7 @@ def test_baseline_of_search__warnings_are_errors__the_search_is_fitted_all_the_s
 @loses
 @pytest.mark.parametrize("nested", [0, 2])
 def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
-    tiny_llama: str, seen: dict[str, Seen], nested: int
+    tiny_llama: str, fits: Any, baseline_fits: Any, nested: int
 ) -> None:
     clf: Any = make(tiny_llama, max_epochs=1)
     prefix = ""
@@ -131,8 +106,9 @@ def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_
     space = {f"{prefix}head_learning_rate": [1e-2]}
     ours = search(tiny_llama, space, estimator=clf, n_trials=1, baseline=True, refit=False)
     ours.fit(X, y, **{prefix + name: value for name, value in given.items()})
-    assert len(seen["gpt"]) == 2 and seen["baseline"] == seen["gpt"]
-    assert seen["gpt"][0][1] != seen["gpt"][1][1] and len(ours.baseline_.scores) == 2
+    first, second = given_to(fits)
+    assert given_to(baseline_fits) == [first, second]
+    assert first[1] != second[1] and len(ours.baseline_.scores) == 2
 
 
 @loses
@@ -146,7 +122,7 @@ def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_
     ],
 )
 def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estimator_wants(
-    tiny_llama: str, seen: dict[str, Seen], in_pipeline: bool, request_: Any
+    tiny_llama: str, fits: Any, in_pipeline: bool, request_: Any
 ) -> None:
     name = request_ if isinstance(request_, str) else "sample_weight"
     given = {name: np.linspace(0.5, 2, len(X)), "groups": np.arange(len(X)) % 4}
@@ -170,8 +146,9 @@ def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estim
             tiny_llama, space, estimator=clf, cv=GroupKFold(2), n_trials=1, refit=False, **options
         )
         ours.set_params(baseline=True).fit(X, y, **given)
-    assert len(seen["gpt"]) == 2 and seen["baseline"] == seen["gpt"]
-    assert (seen["gpt"][0][1] is None) == (request_ is False)
+    first, second = given_to(fits)
+    assert given_to(baseline_fits) == [first, second]
+    assert (first[1] is None) == (request_ is False)
     assert len(ours.baseline_.scores) == 2
 
 
@@ -243,16 +220,16 @@ def no_baseline(estimator: Any, X: Any, y: Any) -> float:
 
 
 def test_baseline_of_search__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
-    tiny_llama: str, tmp_path: Path, seen: dict[str, Seen]
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     storage = tmp_path / "search.db"
     ours = stored(tiny_llama, storage, scoring=no_baseline).fit(*DATA)
-    results, n_fits = ours.cv_results_, len(seen["gpt"])
+    results, n_fits = ours.cv_results_, fits.call_count
     with pytest.raises(TuningError, match=r"RuntimeError: no such thing Mend that, or pass bas"):
         ours.set_params(baseline=True).fit(*DATA)
     assert ours.cv_results_ is results and len(ours.predict(DATA.X)) == 40
     again = stored(tiny_llama, storage, scoring=no_baseline, refit=False).fit(*DATA)
-    assert len(seen["gpt"]) == n_fits  # the trials are there
+    assert fits.call_count == n_fits  # the trials are there
     np.testing.assert_array_equal(again.cv_results_["mean_test_score"], results["mean_test_score"])
 
 
@@ -265,28 +242,28 @@ def test_baseline_of_search__a_baseline_that_fails__before_any_training_and_noth
     ],
 )
 def test_baseline_of_search__what_it_can_not_do__is_said_before_any_training(
-    tiny_llama: str, seen: dict[str, Seen], estimator: Any, options: dict[str, Any], message: str
+    tiny_llama: str, fits: Any, estimator: Any, options: dict[str, Any], message: str
 ) -> None:
     space = RATE if estimator is None else {"logisticregression__C": [1.0]}
     ours = search(tiny_llama, space, estimator=estimator, **{"baseline": True, **options})
     with pytest.raises(ValueError, match=message):
         ours.fit(*DATA)
-    assert not seen["gpt"] and not hasattr(ours, "study_")
+    assert not fits.called and not hasattr(ours, "study_")
 
 
 @pytest.mark.thorough
 @loses
 def test_baseline_of_search__resumed_and_with_workers__is_what_it_is_in_one_go(
-    tiny_llama: str, tmp_path: Path, seen: dict[str, Seen]
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     whole = stored(tiny_llama, None, baseline=True).fit(*DATA)
     storage = tmp_path / "search.db"
     stored(tiny_llama, storage, n_trials=2).fit(*DATA)  # asked for on the way
     again = stored(tiny_llama, storage, baseline=True).fit(*DATA)
-    n_fits = len(seen["gpt"])
+    n_fits = fits.call_count
     shared = stored(tiny_llama, storage, baseline=True, n_jobs=2, refit=False)
     shared.fit(*DATA)
-    assert len(seen["gpt"]) == n_fits
+    assert fits.call_count == n_fits
     for found in (again, shared):
         np.testing.assert_array_equal(found.baseline_.scores, whole.baseline_.scores)
         np.testing.assert_array_equal(

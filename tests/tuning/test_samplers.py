@@ -15,7 +15,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from skgpt import GPTTextClassifier
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import PRUNERS, open_storage
 from skgpt.tuning.trial import Outcome
@@ -174,7 +173,7 @@ def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
 
 
 def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
-    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     grid = {"head_learning_rate": [1e-7, 1e-3, 3e-2], "pooling": ["mean", "last"]}
     options: dict[str, Any] = {"sampler": GridSampler(grid), "pruner": "hyperband", "refit": False}
@@ -184,12 +183,9 @@ def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
     found = whole.cv_results_["params"]
     assert len(found) == 6 == len({repr(sorted(params.items())) for params in found})
     assert whole.best_params_["head_learning_rate"] == 3e-2
-
-    def fit(*given: Any, **more: Any) -> Any:
-        raise AssertionError("there is nothing left to fit")
-
-    monkeypatch.setattr(GPTTextClassifier, "fit", fit)
+    fits.reset_mock()
     again = search(tiny_llama, grid, n_trials=30, **options).fit(*DATA)
+    assert not fits.called  # there is nothing left to fit
     assert again.cv_results_["params"] == found and len(again.study_.trials) == 6
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sklearn.exceptions import FitFailedWarning
 
-from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, StorageError, TuningError
-from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning import study as study_module
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import open_storage
@@ -37,35 +36,21 @@ from tests.tuning.servers import grpc_proxy, postgresql
 _SECONDS = 180.0
 
 
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets an entry for each fit."""
-    made: list[int] = []
-    fit = GPTTextClassifier.fit
-
-    def counting(self: Any, *given: Any, **more: Any) -> Any:
-        made.append(1)
-        return fit(self, *given, **more)
-
-    monkeypatch.setattr(GPTTextClassifier, "fit", counting)
-    return made
-
-
 def test_storage__the_same_call_again__goes_on_without_repeating(
-    tiny_llama: str, tmp_path: Path, fits: list[int]
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     name = "search.journal"  # an SQLite file, whatever its ending
     whole = stored(tiny_llama, None, refit=False).fit(*DATA)
-    fits.clear()
+    fits.reset_mock()
     stored(tiny_llama, tmp_path / name, n_trials=2, refit=False).fit(*DATA)
-    assert len(fits) == 4
+    assert fits.call_count == 4
     again = stored(tiny_llama, str(tmp_path / name), refit=False).fit(*DATA)
-    assert len(fits) == 8
+    assert fits.call_count == 8
     for column, values in whole.cv_results_.items():
         if "time" not in column:
             np.testing.assert_array_equal(again.cv_results_[column], values, column)
     by_url = stored(tiny_llama, f"sqlite:///{tmp_path}/{name}", refit=False).fit(*DATA)
-    assert len(fits) == 8 and by_url.best_params_ == whole.best_params_
+    assert fits.call_count == 8 and by_url.best_params_ == whole.best_params_
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -76,7 +61,7 @@ def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_storage__killed_in_the_middle__goes_on(
-    tiny_llama: str, tmp_path: Path, fits: list[int], soon_dead: None
+    tiny_llama: str, tmp_path: Path, fits: Any, soon_dead: None
 ) -> None:
     whole = stored(tiny_llama, None, refit=False).fit(*DATA)
     storage = tmp_path / "search.db"
@@ -89,9 +74,9 @@ def test_storage__killed_in_the_middle__goes_on(
     wait_until(is_in_its_second_trial)
     process.kill()
     process.join()
-    fits.clear()
+    fits.reset_mock()
     again = stored(tiny_llama, storage, refit=False).fit(*DATA)
-    assert len(fits) == 6  # the first trial was whole, and two folds for each of the others
+    assert fits.call_count == 6  # the first trial was whole, and two folds for each of the others
     states = [trial.state for trial in again.study_.trials]
     assert sorted(states) == [*[TrialState.COMPLETE] * 4, TrialState.FAIL]
     assert states[1] == TrialState.FAIL
@@ -124,17 +109,13 @@ def test_storage__n_jobs__are_processes_on_one_study(tiny_llama: str) -> None:
 
 
 def test_storage__ctrl_c__the_trial_is_tried_again(
-    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_epochs: Any
 ) -> None:
-    class Interrupts(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            raise KeyboardInterrupt
-
     storage = tmp_path / "search.db"
-    with monkeypatch.context() as patched:
-        patched.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Interrupts()])
-        with pytest.raises(KeyboardInterrupt):
-            stored(tiny_llama, storage).fit(*DATA)
+    at_epochs(begin=lambda epoch: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        stored(tiny_llama, storage).fit(*DATA)
+    monkeypatch.undo()
     (lost, waiting) = trials_in(storage)
     assert (lost.state, waiting.state) == (TrialState.FAIL, TrialState.WAITING)
     found = stored(tiny_llama, storage).fit(*DATA)

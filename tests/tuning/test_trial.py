@@ -73,23 +73,16 @@ def test_evaluate__each_epoch__reports_what_a_shorter_fit_would_score(tiny_llama
         assert score == pytest.approx(found["test_score"].mean(), rel=1e-6)
 
 
-def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate__one_fold_at_a_time__epoch_by_epoch(tiny_llama: str, at_epochs: Any) -> None:
     seen: list[tuple[int, int]] = []
     running: set[int] = set()
 
-    class Noting(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            assert not running
-            running.add(threading.get_ident())
-            seen.append((epoch, threading.get_ident()))
+    def begin(epoch: int) -> None:
+        assert not running
+        running.add(threading.get_ident())
+        seen.append((epoch, threading.get_ident()))
 
-        def on_epoch(self, record: Any) -> bool:
-            running.clear()
-            return False
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
+    at_epochs(begin, lambda record: running.clear())
     evaluation(make(tiny_llama, max_epochs=3), DATA).evaluate({}, never)
     assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     threads = [thread for _, thread in seen]
@@ -97,13 +90,9 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
 
 
 def test_evaluate__a_warning_in_a_fold__points_at_the_callers_line(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, at_epochs: Any
 ) -> None:
-    class Warns(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            warn_user("slow", UserWarning)
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Warns()])
+    at_epochs(begin=lambda epoch: warn_user("slow", UserWarning))
     with pytest.warns(UserWarning, match="slow") as caught:
         evaluation(make(tiny_llama, max_epochs=1), DATA).evaluate({}, never)
     assert {warning.filename for warning in caught} == {__file__}
@@ -149,28 +138,21 @@ def test_evaluate__ctrl_c__stops_every_fold_and_keeps_their_checkpoints(
     assert len(folders_in(tmp_path)) == 3
 
 
-def test_evaluate__a_fold_that_fails__ends_the_trial(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate__a_fold_that_fails__ends_the_trial(tiny_llama: str, at_epochs: Any) -> None:
     made = iter(range(100))
 
-    class Fails(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            if next(made) == 4:  # the second fold's second epoch
-                raise MemoryError("no room")
+    def fail(epoch: int) -> None:
+        if next(made) == 4:  # the second fold's second epoch
+            raise MemoryError("no room")
 
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Fails()])
+    at_epochs(fail)
     outcome = evaluation(make(tiny_llama), DATA).evaluate({}, never)
     assert outcome.state == "FAIL" and isinstance(outcome.error, MemoryError)
     assert outcome.n_epochs == 2 and next(made) == 5
 
 
-def test_evaluate__times__are_a_folds_own(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            time.sleep(0.2)
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Slow()])
+def test_evaluate__times__are_a_folds_own(tiny_llama: str, at_epochs: Any) -> None:
+    at_epochs(begin=lambda epoch: time.sleep(0.2))
     began = time.perf_counter()
     outcome = evaluation(make(tiny_llama, max_epochs=2), DATA).evaluate({}, never)
     whole = time.perf_counter() - began
@@ -179,24 +161,15 @@ def test_evaluate__times__are_a_folds_own(tiny_llama: str, monkeypatch: pytest.M
 
 
 def test_evaluate__no_fold__sees_the_rows_of_its_test(
-    tiny_llama: str, three_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, three_class_data: TextData, fits: Any
 ) -> None:
     """Class weights and early stopping included: what a fit is given is what it may know."""
-    X, y = three_class_data
-    given: list[set[str]] = []
-    fit = GPTTextClassifier.fit
-
-    def noting(self: Any, X: Any, y: Any, *rest: Any, **more: Any) -> Any:
-        given.append(set(X))
-        return fit(self, X, y, *rest, **more)
-
-    monkeypatch.setattr(GPTTextClassifier, "fit", noting)
     clf = make(tiny_llama, max_epochs=2, class_weight="balanced", early_stopping=True)
-    unique = np.array([f"{text} {i}" for i, text in enumerate(X)], dtype=object)
-    work = evaluation(clf, TextData(unique, y))
+    unique = np.array([f"{text} {i}" for i, text in enumerate(three_class_data.X)], dtype=object)
+    work = evaluation(clf, TextData(unique, three_class_data.y))
     assert work.evaluate({}, never).state == "COMPLETE"
-    for seen, (_, test) in zip(given, work.splits, strict=True):
-        assert seen.isdisjoint(unique[test])
+    for call, (_, test) in zip(fits.call_args_list, work.splits, strict=True):
+        assert set(call.args[1]).isdisjoint(unique[test])
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from skgpt import GPTTextClassifier
 from skgpt.exceptions import StorageError
-from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import workers
 from tests.tuning.processes import stored, trials_in
 from tests.tuning.searching import DATA
@@ -61,19 +59,17 @@ def test_workers__on_another_disk__are_refused(
 
 
 def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
-    tiny_llama: str, tmp_path: Path, backend: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, backend: Any, at_epochs: Any
 ) -> None:
     begun, gone = threading.Event(), threading.Event()
     epochs: list[int] = []
 
-    class Waits(TrainingCallback):
-        def on_epoch(self, record: EpochRecord) -> bool:
-            epochs.append(record["epoch"])
-            begun.set()
-            assert gone.wait(60)
-            return False
+    def wait(record: Any) -> None:
+        epochs.append(record["epoch"])
+        begun.set()
+        assert gone.wait(60)
 
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Waits()])
+    at_epochs(end=wait)
     threads: list[threading.Thread] = []
 
     def make_one_and_leave(calls: list[Call]) -> None:
