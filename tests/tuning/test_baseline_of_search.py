@@ -122,7 +122,7 @@ def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_
     ],
 )
 def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estimator_wants(
-    tiny_llama: str, fits: Any, in_pipeline: bool, request_: Any
+    tiny_llama: str, fits: Any, baseline_fits: Any, in_pipeline: bool, request_: Any
 ) -> None:
     name = request_ if isinstance(request_, str) else "sample_weight"
     given = {name: np.linspace(0.5, 2, len(X)), "groups": np.arange(len(X)) % 4}

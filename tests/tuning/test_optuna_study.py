@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import LoRA
-from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, SearchSpaceError, TuningError
+from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
 from skgpt.tuning import PruningCallback, objective, optuna_study
 from tests.helpers import make
 from tests.tuning.searching import DATA, X, y
@@ -52,6 +52,14 @@ def new_study(
     return optuna.create_study(
         direction=direction, pruner=pruner or NopPruner(), sampler=sampler, **options
     )
+
+
+def reporting(
+    folder: str, study: optuna.Study, monitor: str = "validation_score", **options: Any
+) -> Any:
+    """Return a classifier that reports each epoch to a new trial of the study."""
+    clf = make(folder, **{"early_stopping": True, "max_epochs": 2, **options})
+    return clf.set_callbacks(PruningCallback(study.ask(), monitor))
 
 
 class Scored(ClassifierMixin, BaseEstimator):
@@ -100,8 +108,7 @@ def no_fits_so_far() -> None:
 @needs_callbacks
 def test_pruning_callback__not_pruned__every_epoch_is_reported(tiny_llama: str) -> None:
     study = new_study()
-    trial = study.ask()
-    clf = make(tiny_llama, max_epochs=3).set_callbacks(PruningCallback(trial))
+    clf = reporting(tiny_llama, study, early_stopping=False, max_epochs=3)
     clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
     reported = study.trials[0].intermediate_values
     assert reported == dict(zip((1, 2, 3), clf.validation_scores_, strict=True))
@@ -111,9 +118,7 @@ def test_pruning_callback__not_pruned__every_epoch_is_reported(tiny_llama: str) 
 @pytest.mark.parametrize("monitor", ["loss", "validation_loss"])
 def test_pruning_callback__a_loss__is_that_of_the_history(monitor: str, tiny_llama: str) -> None:
     study = new_study("minimize")
-    callback = PruningCallback(study.ask(), monitor)
-    clf = make(tiny_llama, max_epochs=2, early_stopping=True).set_callbacks(callback)
-    clf.fit(*DATA)
+    clf = reporting(tiny_llama, study, monitor).fit(*DATA)
     wanted = {record["epoch"]: record[monitor] for record in clf.history_}
     assert study.trials[0].intermediate_values == wanted
 
@@ -141,8 +146,7 @@ def test_pruning_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
     copied: Callable[[Any], Any], tiny_llama: str
 ) -> None:
     study = new_study()
-    clf = make(tiny_llama, max_epochs=2, early_stopping=True)
-    copied(clf.set_callbacks(PruningCallback(study.ask()))).fit(*DATA)
+    copied(reporting(tiny_llama, study)).fit(*DATA)
     assert sorted(study.trials[0].intermediate_values) == [1, 2]
 
 
@@ -150,24 +154,19 @@ def test_pruning_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
 def test_pruning_callback__in_a_pipeline_and_cross_validation__one_fold_works(
     tiny_llama: str,
 ) -> None:
-    study = new_study(pruner=PrunesAt(1))
-    clf = make(tiny_llama, max_epochs=2, early_stopping=True)
-    clf.set_callbacks(PruningCallback(study.ask()))
+    clf = reporting(tiny_llama, new_study(pruner=PrunesAt(1)))
     pipeline = make_pipeline(FunctionTransformer(), clf)
+    fold = (np.arange(30), np.arange(30, 40))
     with pytest.raises(optuna.TrialPruned, match="after epoch 1"):
-        cross_val_score(
-            pipeline, X, y, cv=[(np.arange(30), np.arange(30, 40))], error_score="raise"
-        )
+        cross_val_score(pipeline, X, y, cv=[fold], error_score="raise")
 
 
 @needs_callbacks
 def test_pruning_callback__a_second_fold__is_refused_before_it_trains(tiny_llama: str) -> None:
     study = new_study()
-    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
-    clf.set_callbacks(PruningCallback(study.ask()))
     with pytest.raises(TuningError, match="one fit of one trial"):
-        cross_val_score(clf, *DATA, cv=2, error_score="raise")
-    clf.set_callbacks(PruningCallback(study.ask())).fit(*DATA)
+        cross_val_score(reporting(tiny_llama, study), *DATA, cv=2, error_score="raise")
+    clf = reporting(tiny_llama, study).fit(*DATA)
     with pytest.raises(TuningError, match="one fit of one trial"):
         clf.fit(*DATA)
 
@@ -175,7 +174,7 @@ def test_pruning_callback__a_second_fold__is_refused_before_it_trains(tiny_llama
 @needs_callbacks
 def test_pruning_callback__partial_fit__steps_go_on(tiny_llama: str) -> None:
     study = new_study("minimize")
-    clf = make(tiny_llama).set_callbacks(PruningCallback(study.ask(), "loss"))
+    clf = reporting(tiny_llama, study, "loss", early_stopping=False)
     for _ in range(3):
         clf.partial_fit(*DATA, classes=["money", "sport"])
     assert sorted(study.trials[0].intermediate_values) == [1, 2, 3]
@@ -183,9 +182,8 @@ def test_pruning_callback__partial_fit__steps_go_on(tiny_llama: str) -> None:
 
 @needs_callbacks
 def test_pruning_callback__nothing_held_out__says_what_to_do(tiny_llama: str) -> None:
-    clf = make(tiny_llama, max_epochs=2).set_callbacks(PruningCallback(new_study().ask()))
     with pytest.raises(TuningError, match="early_stopping=True, or pass X_val"):
-        clf.fit(*DATA)
+        reporting(tiny_llama, new_study(), early_stopping=False).fit(*DATA)
 
 
 @needs_callbacks
@@ -219,8 +217,7 @@ def test_pruning_callback__older_scikit_learn__says_which_is_needed(
 def test_pruning_callback__pickled_with_a_study_in_memory__predicts_but_does_not_report(
     tiny_llama: str,
 ) -> None:
-    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
-    clf.set_callbacks(PruningCallback(new_study().ask())).fit(X, y)
+    clf = reporting(tiny_llama, new_study(), max_epochs=1).fit(*DATA)
     opened = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(opened.predict(X), clf.predict(X))
     with pytest.raises(TuningError, match="in memory"):
@@ -234,9 +231,7 @@ def test_pruning_callback__pickled_with_a_shared_storage__reports(
 ) -> None:
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
     study = new_study(storage=storage)
-    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
-    clf.set_callbacks(PruningCallback(study.ask()))
-    pickle.loads(pickle.dumps(clf)).fit(*DATA)
+    pickle.loads(pickle.dumps(reporting(tiny_llama, study, max_epochs=1))).fit(*DATA)
     assert sorted(study.trials[0].intermediate_values) == [1]
 
 
@@ -309,16 +304,12 @@ def test_objective__fixed_trial__needs_no_study() -> None:
         ({}, "must be a dict"),
         ([("quality", FloatDistribution(0, 1))], "must be a dict"),
         ({"quality": [0.1, 0.2]}, "must hold Optuna distributions"),
+        ({"qualty": FloatDistribution(0, 1)}, r"`space` must .*'qualty' is none of.*'quality'"),
     ],
 )
 def test_objective__a_space_that_is_none__is_refused(space: Any, message: str) -> None:
     with pytest.raises(TuningError, match=message):
         scored(space=space)
-
-
-def test_objective__a_name_that_is_no_parameter__is_refused_with_what_is_like_it() -> None:
-    with pytest.raises(SearchSpaceError, match=r"`space` must .*'qualty' is none of.*'quality'"):
-        scored(space={"qualty": FloatDistribution(0, 1)})
 
 
 def test_objective__a_study_that_minimises__is_refused_before_a_fit() -> None:

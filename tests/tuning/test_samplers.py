@@ -73,11 +73,7 @@ def of_all_points(name: str) -> BaseSampler:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "pruner"),
-    [
-        ("grid", PRUNERS["hyperband"]),
-        ("brute force", NopPruner),
-    ],
+    ("sampler", "pruner"), [("grid", PRUNERS["hyperband"]), ("brute force", NopPruner)]
 )
 def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
     sampler: str, pruner: Any

@@ -6,11 +6,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy import stats
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline

@@ -21,15 +21,7 @@ from skgpt.tuning.space import Space
 from skgpt.tuning.study import open_storage
 from skgpt.tuning.trial_store import TrialStore
 from tests.helpers import TextData
-from tests.tuning.processes import (
-    RATES,
-    begun,
-    epochs_in,
-    let_die,
-    stored,
-    trials_in,
-    wait_until,
-)
+from tests.tuning.processes import RATES, begun, epochs_in, let_die, stored, trials_in, wait_until
 from tests.tuning.searching import DATA, X, rows_of, y
 from tests.tuning.servers import grpc_proxy, postgresql
 

@@ -42,11 +42,7 @@ def _no_thread_stays() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("make_it", "options"),
-    [
-        (piped, {}),
-        (make, {"early_stopping": True, "n_iter_no_change": 1}),
-    ],
+    ("make_it", "options"), [(piped, {}), (make, {"early_stopping": True, "n_iter_no_change": 1})]
 )
 def test_evaluate__folds_together__are_those_one_after_the_other_bit_for_bit(
     tiny_llama: str, make_it: Any, options: dict[str, Any]
