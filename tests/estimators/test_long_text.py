@@ -14,7 +14,7 @@ from sklearn.base import clone
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.cost import how_to_shorten
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Windows, lengths_in_windows, tokenise_rows, window_starts
+from skgpt.data.tokenization import Tokens, lengths_in_windows, tokenise_rows, window_starts
 from skgpt.exceptions import CutTextsWarning, ModelNotSupportedError
 from skgpt.pretrained.loading import load_pretrained
 from tests.estimators.dying import broken_off, folders_in
@@ -267,7 +267,7 @@ def test_fit__warnings_as_errors__fails_every_time_before_training(tiny_llama: s
 # `plan` and `explain` where long texts are read in windows
 
 
-def windows_of(folder: str, texts: Any, max_length: int = 24) -> Windows:
+def windows_of(folder: str, texts: Any, max_length: int = 24) -> Tokens:
     template = parse_template(None, 1, None)
     return tokenise_rows(
         [list(texts)], template, load_pretrained(folder).tokenizer, max_length, "windows"
@@ -300,12 +300,12 @@ def test_plan__windows__counts_their_tokens_and_cuts_nothing(
     clf = windowed(tiny_llama, **options)
     estimate = clf.plan(X, y)
     windows = windows_of(tiny_llama, X)
-    assert windows.counts.max() > 1
-    assert estimate.n_tokens == windows.each.lengths.sum()
+    assert np.diff(windows.first).max() > 1
+    assert estimate.n_tokens == windows.run.lengths.sum()
     assert estimate.tokens_per_text["max"] == windows_of(tiny_llama, X, 10**6).lengths.max()
     assert (estimate.n_cut, estimate.tokens_cut, estimate.share_cut) == (0, 0, 0)
     assert estimate.to_dict()["long_text"] == "windows"
-    assert estimate.n_windows == windows.counts.sum() > len(X)
+    assert estimate.n_windows == np.diff(windows.first).sum() > len(X)
     said = f"none, long ones are read in windows of max_length=24; {estimate.n_windows} of all"
     assert said in repr(estimate)
     assert make(tiny_llama, max_length=24).plan(X, y).n_windows is None
