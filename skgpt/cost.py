@@ -8,7 +8,7 @@ computed.
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from html import escape
 from statistics import median
@@ -22,12 +22,7 @@ from torch import Tensor
 from skgpt.data.batching import Rows, optimiser_batches
 from skgpt.data.splits import Split, all_rows
 from skgpt.data.template import Template
-from skgpt.data.tokenization import (
-    LongText,
-    lengths_in_windows,
-    run_by_trunk,
-    tokenise_rows,
-)
+from skgpt.data.tokenization import LongText, lengths_in_windows, tokenise_rows
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
@@ -37,7 +32,6 @@ from skgpt.training.loop import train_step
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Optimizer, training_bytes
 from skgpt.training.run import TrainingRows, TrainingRun
-from skgpt.trunk.layers import find_blocks
 
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -143,10 +137,7 @@ class FitEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, texts, lists and dicts, as JSON has them."""
         return {
-            **{name: value for name, value in vars(self).items() if name != "advice"},
-            "tokens_per_text": dict(self.tokens_per_text),
-            "seconds": dict(self.seconds),
-            "memory": dict(self.memory),
+            **asdict(self),
             "share_cut": self.share_cut,
             "share_of_tokens_cut": self.share_of_tokens_cut,
             "fit_seconds": self.fit_seconds,
@@ -268,7 +259,7 @@ def estimate_fit(
     tokens = tokenise_rows(*of_text, max_length, long_text)
     whole_lengths = tokenise_rows(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, target, weight, split)
-    texts = run_by_trunk(tokens)
+    texts = tokens.run
     level = cache_level(network, texts, config.memory_budget, config.disk_budget)
     work = count_work(network, rows, level, config)
     rates = measure(network, rows, level, loss=loss, config=config)
@@ -327,8 +318,7 @@ class Work:
         """Return how long the parts of the fit take."""
         head_first = 0.0
         if self.head_first_epochs:
-            step = self.steps_per_epoch * rates.head_update
-            each = self.epoch_tokens * rates.head_learning + step
+            each = self.epoch_tokens * rates.head_learning
             head_first = self.n_tokens * rates.forward + self.head_first_epochs * each
         epoch = (
             self.epoch_tokens * rates.learning
@@ -354,7 +344,7 @@ def count_work(
     lengths, split = rows.tokens.lengths, rows.split
     # Rows that weigh nothing are not run.
     weighs = rows.weight.reshape(len(lengths), -1).any(axis=1)
-    texts = run_by_trunk(rows.tokens)
+    texts = rows.tokens.run
     first = np.array(list(texts.distinct()[1].values()))
     new = first[:0] if level is CacheLevel.TOKENS else uncached_rows(network, texts, level)
     return Work(
@@ -393,7 +383,7 @@ def count_memory(
         learning -= 4 * sum(tensor.numel() for tensor in learned)
     # States, each distinct text's once, and what the largest micro-batch holds.
     lengths = rows.tokens.lengths
-    texts = run_by_trunk(rows.tokens)
+    texts = rows.tokens.run
     first = list(texts.distinct()[1].values())
     states = 0
     if level is CacheLevel.POOLED:
@@ -427,8 +417,7 @@ class Rates:
     forward: float  # through all other layers, without a gradient
     learning: float  # through them and back
     update: float
-    head_learning: float = 0.0  # where the head learns alone in front of the others
-    head_update: float = 0.0
+    head_learning: float = 0.0  # a step in which the head learns alone
     states: float = 0.0  # bytes kept of each token
     activations: float = 0.0  # bytes held for the way back
 
@@ -455,8 +444,8 @@ def measure(
     stepping = MicroBatcher(network, config.token_budget, learning=True)
     # Parts are sorted by length and have as many tokens each, so one half of all tokens is in
     # texts longer than those of the middle part.
-    of_pass = _middle(passing.split(np.arange(len(lengths)), lengths))
-    of_step = _middle(stepping.split(batch, lengths))
+    passes, steps = passing.split(np.arange(len(lengths)), lengths), stepping.split(batch, lengths)
+    of_pass, of_step = passes[len(passes) // 2], steps[len(steps) // 2]
     pass_tokens, step_tokens = rows.tokens.take(of_pass), rows.tokens.take(of_step)
     features_of = partial(
         TextFeatures,
@@ -473,7 +462,7 @@ def measure(
     _forward(features, passing, everything[-max(1, len(of_pass) // 8) :])  # the shortest
     forward, _ = _timed(network, lambda: _forward(features, passing, everything), passing)
     per_pass = int(lengths[of_pass].sum())
-    distinct = run_by_trunk(pass_tokens).distinct()[1]
+    distinct = pass_tokens.run.distinct()[1]
     n_distinct = sum(len(text) // 8 for text in distinct)  # tokens are int64
     # Training steps, of all that learns and of the head alone.
     sample = TrainingRows(
@@ -483,12 +472,13 @@ def measure(
         all_rows(len(of_step)),
     )
     run = TrainingRun(step_features, sample, loss, config, Validation())
-    head_learning = head_update = 0.0
+    head_learning = 0.0
     with _TimedOptimizer(network, config) as run.optimizer:
         learning, update, activations = _measure_step(run)
         if config.head_first_epochs:
             step_features.freeze_trunk()
-            head_learning, head_update, _ = _measure_step(run)
+            gradient, head_update, _ = _measure_step(run)
+            head_learning = gradient + head_update / int(run.lengths.sum())
     caches = level is not CacheLevel.TOKENS
     return Rates(
         frozen=frozen / per_pass if caches else 0.0,
@@ -496,14 +486,9 @@ def measure(
         learning=learning,
         update=update,
         head_learning=head_learning,
-        head_update=head_update,
         states=features.n_cached_bytes / n_distinct if caches else 0.0,
         activations=activations,
     )
-
-
-def _middle(parts: list[Rows]) -> Rows:
-    return parts[len(parts) // 2]
 
 
 @torch.no_grad()
@@ -624,19 +609,13 @@ class Prices:
         """Return how long the fit takes."""
         return _total(self.work, self.rates)
 
-    def seconds_at_length(self, max_length: int) -> float:
-        """Return how long it would take with texts cut elsewhere; longer ones are a bit dearer."""
-        return self._seconds_of(self._n_tokens("cut", max_length))
+    def seconds_at_length(self, max_length: int, long_text: LongText = "cut") -> float:
+        """Return how long it would take with long texts cut or read in other windows."""
+        now = self._n_tokens(self.max_length, self.long_text)
+        factor = self._n_tokens(max_length, long_text) / now  # longer texts are a bit dearer
+        return _total(self.work.scaled(factor), self.rates)
 
-    def seconds_in_windows(self) -> float:
-        """Return how long it would take with long texts in windows of `max_length`."""
-        return self._seconds_of(self._n_tokens("windows", self.max_length))
-
-    def _seconds_of(self, n_tokens: int) -> float:
-        now = self._n_tokens(self.long_text, self.max_length)
-        return _total(self.work.scaled(n_tokens / now), self.rates)
-
-    def _n_tokens(self, long_text: LongText, max_length: int) -> int:
+    def _n_tokens(self, max_length: int, long_text: LongText) -> int:
         """Return how many tokens the texts are to the trunk."""
         if long_text == "cut":
             return int(np.minimum(self.lengths, max_length).sum())
@@ -659,19 +638,10 @@ class Prices:
             frozen=forwards * once,
             forward=forwards * n_learning,
             learning=(forwards + backwards) * n_learning,
-            update=rates.update * self._share_of_weights(n_learning),
+            update=rates.update * n_learning / max(1, learning_now),
         )
         new = self.work.new_tokens if spec.n_frozen else self.work.distinct_tokens
         return _total(replace(self.work, new_tokens=new if once else 0), then)
-
-    def _share_of_weights(self, n_learning: int) -> float:
-        """Return which share of the weights that learn now would still do so."""
-        spec = self.network.spec
-        if spec.lora is not None or not self.network.learnable:
-            return n_learning / max(1, spec.n_layers - spec.n_frozen)
-        block = find_blocks(self.network.pretrained.trunk)[0]
-        weights = n_learning * sum(parameter.numel() for parameter in block.parameters())
-        return min(1.0, weights / count_weights(self.network)[0])
 
     def _about_the_cut(self) -> Iterator[str]:
         """Say what it would cost to cut fewer texts, or none."""
@@ -680,7 +650,7 @@ class Prices:
             return
         yield self._about_a_longer_cut(share)
         if share > _FEW_CUT:
-            times = self.seconds_in_windows() / self.seconds()
+            times = self.seconds_at_length(self.max_length, "windows") / self.seconds()
             yield f"long_text='windows' reads all of every text and costs {times:.1f}x."
 
     def _about_a_longer_cut(self, share: float) -> str:
@@ -729,12 +699,13 @@ class Prices:
                 self.seconds_at_depth(n, min(n, learning)),
             )
         if "long_text" in values:
-            share = self.share_cut(self.max_length)
-            said = f"long_text='cut' cuts {percent(share)} of the texts"
-            yield said, self.seconds_at_length(self.max_length)
+            yield self._cheaper_cut("long_text='cut'", self.max_length)
         elif n := values.get("max_length"):
-            share = self.share_cut(n)
-            yield f"max_length={n} cuts {percent(share)} of the texts", self.seconds_at_length(n)
+            yield self._cheaper_cut(f"max_length={n}", n)
+
+    def _cheaper_cut(self, change: str, max_length: int) -> tuple[str, float]:
+        share = percent(self.share_cut(max_length))
+        return f"{change} cuts {share} of the texts", self.seconds_at_length(max_length)
 
     def _pays_to_freeze(self) -> bool:
         """Say whether what frozen layers return is, or would be, kept."""
