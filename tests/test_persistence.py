@@ -261,7 +261,11 @@ def test_load__a_manifest_of_something_else__is_refused(content: str, saved: Pat
         ("params", ["model"], "manifest"),
         ("params", {"predict": "a value in a method's place"}, "manifest"),
         ("params", {"_doc_link_template": "shown as it is"}, "manifest"),
-        ("params", {"model": {"!": "object", "class": "os.system", "params": {}}}, "a kind that is known"),
+        (
+            "params",
+            {"model": {"!": "object", "class": "os.system", "params": {}}},
+            "a kind that is known",
+        ),
         ("classes", None, "manifest"),
     ],
 )
