@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from skgpt.cost import Prices, Rates, Work
 from skgpt.data.tokenization import lengths_in_windows
 from skgpt.fitting import make_config
 from skgpt.network.features import CacheLevel
-from skgpt.network.network import build_network
 from skgpt.pretrained.loading import load_pretrained
 from tests.helpers import make
+from tests.network.test_network import build
 
 WORK = Work(
     new_tokens=300,
@@ -32,22 +31,13 @@ LEVELS |= {0: CacheLevel.POOLED}
 
 def prices(folder: str, trainable: Any, rates: Rates, **fields: Any) -> Prices:
     """Return the prices of a fit of three layers."""
-    network = build_network(
-        load_pretrained(folder),
-        n_layers=None,
-        trainable_layers=trainable,
-        pooling="mean",
-        n_outputs=2,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
-    plan = make_config(make(folder), network, 40, 0)
+    network = build(load_pretrained(folder), trainable_layers=trainable)
     given = {
         "work": WORK,
         "level": LEVELS[trainable],
         "lengths": LENGTHS,
         "max_length": 40,
-        "config": plan,
+        "config": make_config(make(folder), network, 40, 0),
     }
     return Prices(network, rates=rates, **{**given, **fields})
 
