@@ -188,7 +188,7 @@ def _probe_split(network: TextNetwork, tokens: Tokens) -> bool:
     lengths = np.array([len(ids) for ids in heads])
     layout = Layout.of(lengths, network.pretrained, network.device)
     ids_T = torch.from_numpy(np.concatenate(heads)).to(network.device)
-    whole = network.pool(network.hidden(ids_T, layout), layout)
+    whole = network.pooled(ids_T, layout)
     try:
         lower = run_frozen_layers(network, ids_T, layout)
         split = network.pooled_from_hidden(lower, layout)

@@ -220,15 +220,6 @@ class TextNetwork(nn.Module):
         logits_BK: Tensor = self.head(pooled_BH)
         return logits_BK
 
-    def hidden(self, ids_T: Tensor, layout: Layout) -> Tensor:
-        """Return the last hidden states of texts end to end, shape (T, H)."""
-        laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
-        return layout.flat(self.trunk(input_ids=laid_out, **layout.inputs()).last_hidden_state)
-
-    def pool(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
-        """Pool the hidden states of each text, in fp32, shape (B, H)."""
-        return self._pooling.pool(hidden_TH, layout)
-
     # The next three return the pooled states of texts, in fp32, shape (B, H).
 
     def pooled(self, ids_T: Tensor, layout: Layout) -> Tensor:
@@ -239,22 +230,20 @@ class TextNetwork(nn.Module):
 
     def pooled_from_embeddings(self, embedded_TE: Tensor, layout: Layout) -> Tensor:
         """Run all layers on what `embed` returns, and pool."""
-        laid_out = layout.lay(embedded_TE)
         inputs = layout.inputs(ends_only=self._ends_only)
-        output = self.trunk(inputs_embeds=laid_out, **inputs)
+        output = self.trunk(inputs_embeds=layout.lay(embedded_TE), **inputs)
         return self._pool_output(output.last_hidden_state, layout)
 
     def pooled_from_hidden(self, hidden_TH: Tensor, layout: Layout) -> Tensor:
         """Run the layers after the frozen ones on what those return, and pool."""
         assert self._split is not None
-        laid_out = layout.lay(hidden_TH)
         inputs = layout.inputs(ends_only=self._ends_only)
-        return self._pool_output(self._split.run_upper(laid_out, **inputs), layout)
+        return self._pool_output(self._split.run_upper(layout.lay(hidden_TH), **inputs), layout)
 
     def _pool_output(self, last: Tensor, layout: Layout) -> Tensor:
         if self._ends_only:  # the last block returned nothing else
             return last[0, : len(layout.lengths_B)].float()
-        return self.pool(layout.flat(last), layout)
+        return self._pooling.pool(layout.flat(last), layout)
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Return what the trunk's embedding makes of token ids, shape (T, E)."""

@@ -19,7 +19,7 @@ from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, merged, targets_of
 from skgpt.network.microbatches import token_budget
-from skgpt.network.network import TextNetwork
+from skgpt.network.network import TextNetwork, pad_id_of
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.state import _pack_network, _unpack_network
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
@@ -47,7 +47,8 @@ def adapted(folder: str, spec: AdapterSpec = ALL, **options: Any) -> TextNetwork
 def hidden_of(network: TextNetwork, rows: list[int]) -> Tensor:
     tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     layout = Layout.of(tokens.lengths[rows], network.pretrained, CPU)
-    return network.hidden(ids_of(tokens, np.array(rows), CPU), layout)
+    laid_out = layout.lay(ids_of(tokens, np.array(rows), CPU), pad_id_of(network.pretrained))
+    return layout.flat(network.trunk(input_ids=laid_out, **layout.inputs()).last_hidden_state)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
