@@ -21,8 +21,8 @@ from skgpt.exceptions import ModelNotSupportedError, NoMemoryError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
-# The CUDA device that "auto" and "cuda" mean.
-_CUDA_INDEX: ContextVar[int] = ContextVar("skgpt_cuda_index", default=0)
+# The CUDA device that "auto" and "cuda" mean; the first one for None.
+_CUDA_INDEX: ContextVar[int | None] = ContextVar("skgpt_cuda_index", default=None)
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # In the errors of cuBLAS's workspace, pinned memory, Apple's GPUs and the CPU's allocator.
 _OUT_OF_MEMORY = (
@@ -49,7 +49,7 @@ def resolve_device(device: str) -> torch.device:
         ) from error
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = _CUDA_INDEX.get() if wanted.index is None else wanted.index
+        index = (_CUDA_INDEX.get() or 0) if wanted.index is None else wanted.index
         if index >= count:
             raise ModelNotSupportedError(
                 f"`device={device!r}` needs CUDA device {index}; {count} are visible. Use "
@@ -76,6 +76,11 @@ def on_cuda_device(index: int) -> Iterator[None]:
         yield
     finally:
         _CUDA_INDEX.reset(token)
+
+
+def placed_on() -> int | None:
+    """Return the number that `on_cuda_device` was given by a caller; None outside of it."""
+    return _CUDA_INDEX.get()
 
 
 def cuda_devices() -> list[str]:

@@ -8,7 +8,6 @@ import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -319,26 +318,16 @@ _READ_FROM = (
 
 
 def hash_model_files(model: str) -> str | None:
-    """Return a hash of the files that a local model is read from, None for any other name.
-
-    It is taken once for files with the same times and sizes.
-    """
+    """Return a hash of the files that a local model is read from, None for any other name."""
     path, local = place_of(model)
     if not local or (path.is_dir() and not (path / "config.json").is_file()):
         return None
     files = [path]
     if path.is_dir():
         files = sorted({f for pattern in _READ_FROM for f in path.glob(pattern) if f.is_file()})
-    stats = [(str(f.resolve()), f.name, f.stat()) for f in files]
-    return _digest_of(tuple((at, name, s.st_mtime_ns, s.st_size) for at, name, s in stats))
-
-
-@lru_cache(maxsize=64)
-def _digest_of(files: tuple[tuple[str, str, int, int], ...]) -> str:
     whole = hashlib.sha256()
-    for at, name, _, size in files:
-        with open(at, "rb") as file:
-            whole.update(
-                f"{name};{size};{hashlib.file_digest(file, 'sha256').hexdigest()}".encode()
-            )
+    for file in files:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        whole.update(f"{file.name};{digest};".encode())
     return whole.hexdigest()

@@ -8,26 +8,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from skgpt._base import BaseGPTText
 from skgpt._files import LockedError, locked
-from skgpt.device import cuda_devices, on_cuda_device
+from skgpt.device import cuda_devices, on_cuda_device, placed_on
 from skgpt.pretrained.default_models import cache_folder
 from skgpt.tuning.space import choices_in
 
 _LOG = logging.getLogger("skgpt")
 _FOLDER = "gpu_locks"
 _POLL_SECONDS = 0.5
-
-# The number of the GPU that this thread, or its caller, has locked.
-_LOCKED: ContextVar[int | None] = ContextVar("skgpt_locked_gpu", default=None)
-
-
-def locked_gpu() -> int | None:
-    """Return the number of the GPU that the caller has locked; None without."""
-    return _LOCKED.get()
 
 
 @contextmanager
@@ -43,7 +34,7 @@ def gpu_lock(
     Workers that start together try the GPUs from another `turn` on. `inherited` is one that the
     caller of this worker has locked and waits with: the worker uses it, or both would wait.
     """
-    gpu = _LOCKED.get() if inherited is None else inherited
+    gpu = placed_on() if inherited is None else inherited
     with ExitStack() as stack:
         if gpu is None:
             devices = cuda_devices() if wanted else []
@@ -55,7 +46,6 @@ def gpu_lock(
             if gpu is None:
                 yield False
                 return
-        stack.callback(_LOCKED.reset, _LOCKED.set(gpu))
         stack.enter_context(on_cuda_device(gpu))
         yield True
 

@@ -23,10 +23,10 @@ from optuna.trial import Trial
 from sklearn.utils.parallel import Parallel, delayed
 from tqdm.auto import tqdm
 
-from skgpt.device import trim_malloc
+from skgpt.device import placed_on, trim_malloc
 from skgpt.exceptions import StorageError, TuningError
 from skgpt.training.callbacks import shows_bars, write_line
-from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu, wanted_gpus
+from skgpt.tuning.gpu_locks import gpu_lock, wanted_gpus
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import (
     Storage,
@@ -111,7 +111,7 @@ def _run_in_processes(job: Job, n_workers: int) -> Study:
     study = job.open()  # so that an error in it is raised here, and once
     study.set_user_attr(job.call, True)
     try:
-        locked = locked_gpu()
+        locked = placed_on()
         Parallel(n_jobs=n_workers)(
             delayed(run_called)(job, index, locked) for index in range(n_workers)
         )

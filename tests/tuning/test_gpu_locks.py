@@ -18,10 +18,10 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.pipeline import make_pipeline
 
 from skgpt import GPTTextClassifier
-from skgpt.device import on_cuda_device, resolve_device
+from skgpt.device import on_cuda_device, placed_on, resolve_device
 from skgpt.exceptions import SearchFailedError
 from skgpt.tuning import gpu_locks
-from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu, wanted_gpus
+from skgpt.tuning.gpu_locks import gpu_lock, wanted_gpus
 from skgpt.tuning.trial import Evaluator, Outcome
 from tests.tuning.processes import begun, epochs_in, trained_on, trials_in, wait_until
 from tests.tuning.searching import DATA, RATES, piped, search
@@ -100,7 +100,7 @@ def test_search__n_jobs__spread_over_the_devices_and_queue(
 
     def noting(self: Any, params: Any, report: Any) -> Outcome:
         nonlocal most
-        device = locked_gpu()
+        device = placed_on()
         assert device not in running, "two on one device"
         running[device] = threading.get_ident()
         most = max(most, len(running))
@@ -171,14 +171,14 @@ def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
 
 def test_gpu_lock__inside_a_lock__is_the_same_device(root: Path) -> None:
     with gpu_lock(ANY, 1, never) as has_one:
-        assert has_one and locked_gpu() == 1
+        assert has_one and placed_on() == 1
         with lock_of(root, "GPU-a"), gpu_lock(ANY, 0, at_once) as has_one:
-            assert has_one and locked_gpu() == 1
-    assert locked_gpu() is None
+            assert has_one and placed_on() == 1
+    assert placed_on() is None
     with lock_of(root, "GPU-b"), gpu_lock(ANY, 0, at_once, inherited=1) as has_one:  # the caller's
-        assert has_one and locked_gpu() == 1
+        assert has_one and placed_on() == 1
     with gpu_lock(ANY, 0, at_once) as has_one:  # given up before it looked
-        assert not has_one and locked_gpu() is None
+        assert not has_one and placed_on() is None
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_gpu_lock__some_device_is_taken__waits_if_it_is_a_wanted_one(
     wanted: set[str], taken: str, device: int | None, root: Path
 ) -> None:
     with lock_of(root, taken), gpu_lock(frozenset(wanted), 0, first_look()) as has_one:
-        assert has_one is (device is not None) and locked_gpu() == device
+        assert has_one is (device is not None) and placed_on() == device
         if device is None:  # and then it holds nothing that others could have
             other = {"GPU-a": "GPU-b", "GPU-b": "GPU-a"}[taken]
             with lock_of(root, other).acquire(timeout=0):
@@ -208,7 +208,7 @@ def test_gpu_lock__no_device_that_is_there__locks_nothing(
     wanted: frozenset[str], root: Path
 ) -> None:
     with gpu_lock(wanted, 0, at_once) as has_one:  # of cuda:7, the fit will say what is wrong
-        assert has_one and locked_gpu() is None
+        assert has_one and placed_on() is None
     assert not (root / "gpu_locks").exists()
 
 
@@ -217,7 +217,7 @@ def test_gpu_lock__no_cuda__locks_nothing(root: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("SKGPT_CACHE", str(root))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with gpu_lock(ANY, 0, at_once) as has_one:
-        assert has_one and locked_gpu() is None
+        assert has_one and placed_on() is None
     assert list(root.iterdir()) == []
 
 
@@ -226,7 +226,7 @@ def test_gpu_lock__a_folder_that_takes_no_locks__goes_on_and_says_so(
 ) -> None:
     (root / "gpu_locks").write_text("in the way")
     with caplog.at_level(logging.WARNING, "skgpt"), gpu_lock(ANY, 3, never) as has_one:
-        assert has_one and locked_gpu() == 1
+        assert has_one and placed_on() == 1
     assert "GPU 1 may be shared" in caplog.text
 
 

@@ -7,9 +7,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from skgpt import clear_cache
-from skgpt.device import cuda_devices
+from skgpt.device import cuda_devices, placed_on
 from skgpt.pretrained.default_models import cache_folder
-from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu
+from skgpt.tuning.gpu_locks import gpu_lock
 from skgpt.tuning.trial import Room
 from tests.helpers import make
 from tests.tuning.searching import DATA
@@ -51,7 +51,7 @@ def test_gpu_lock__real_devices__are_locked_by_names_of_their_own(
     assert len(set(devices)) == len(devices) == torch.cuda.device_count()
     last = len(devices) - 1
     with gpu_lock(frozenset({"cuda"}), last, lambda: False) as has_one:
-        assert has_one and locked_gpu() == last
+        assert has_one and placed_on() == last
         lock = FileLock(cache_folder() / "gpu_locks" / f"{devices[last]}.lock")
         with pytest.raises(Timeout):
             lock.acquire(timeout=0)
