@@ -17,10 +17,11 @@ from skgpt.exceptions import BaselineWarning
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Page = dict[str, Any]
+Run = Callable[[str], Page]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Page]]:
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Return a function that runs an example in its small mode, and returns names and figures."""
     monkeypatch.setenv("SKGPT_EXAMPLES_SMALL", "1")
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -48,9 +49,7 @@ def test_gallery__each_page__has_a_test() -> None:
     assert {path.stem for path in EXAMPLES.glob("plot_*.py")} <= tested
 
 
-def test_calibration__its_plots__show_the_probabilities_of_all_messages(
-    run: Callable[[str], Page],
-) -> None:
+def test_calibration__its_plots__show_the_probabilities_of_all_messages(run: Run) -> None:
     page = run("plot_calibration")
     clf, before, after = page["clf"], page["before"], page["after"]
     scores = clf.decision_function(page["X_test"]) / clf.calibration_["temperature"]
@@ -67,9 +66,7 @@ def test_calibration__its_plots__show_the_probabilities_of_all_messages(
     assert bars(filed) == np.array(list(page["filed"].values())).T.tolist()
 
 
-def test_explanations__its_plots__show_the_planted_labels_that_are_found(
-    run: Callable[[str], Page],
-) -> None:
+def test_explanations__its_plots__show_the_planted_labels_that_are_found(run: Run) -> None:
     page = run("plot_explanations")
     assert_allclose(page["sums"], page["scores"], atol=1e-3)
     differs = np.flatnonzero(page["given"] != page["train"].topics)
@@ -83,9 +80,7 @@ def test_explanations__its_plots__show_the_planted_labels_that_are_found(
     assert page["errors"]["margin"].is_monotonic_increasing
 
 
-def test_imbalanced_classes__its_plots__show_costs_and_thresholds(
-    run: Callable[[str], Page],
-) -> None:
+def test_imbalanced_classes__its_plots__show_costs_and_thresholds(run: Run) -> None:
     page = run("plot_imbalanced_classes")
     y_test, missed_costs, alarm_costs = page["y_test"], page["MISSED"], page["FALSE_ALARM"]
     for name, (found, missed, alarms) in page["counts"].items():
@@ -108,7 +103,7 @@ def test_imbalanced_classes__its_plots__show_costs_and_thresholds(
     assert_array_equal(fixed.predict(page["X_test"]), (proba >= line).astype(int))
 
 
-def test_news_pipeline__its_plot__is_of_the_predictions(run: Callable[[str], Page]) -> None:
+def test_news_pipeline__its_plot__is_of_the_predictions(run: Run) -> None:
     page = run("plot_news_pipeline")
     (figure,) = page["figures"]
     drawn = np.asarray(figure.axes[0].images[0].get_array())
@@ -124,9 +119,7 @@ def test_news_pipeline__its_plot__is_of_the_predictions(run: Callable[[str], Pag
     assert cleaned.tolist() == ["a reuter b", "c"]
 
 
-def test_training_set_size__its_curves__are_the_accuracies_of_fits(
-    run: Callable[[str], Page],
-) -> None:
+def test_training_set_size__its_curves__are_the_accuracies_of_fits(run: Run) -> None:
     page = run("plot_training_set_size")
     (figure,) = page["figures"]
     for name, ax in zip(page["SIZES"], figure.axes, strict=True):
@@ -137,9 +130,7 @@ def test_training_set_size__its_curves__are_the_accuracies_of_fits(
             assert_allclose(scores, [page["found"][name, line.get_label(), n][0] for n in sizes])
 
 
-def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(
-    run: Callable[[str], Page],
-) -> None:
+def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(run: Run) -> None:
     page = run("plot_two_columns")
     accuracies, test = page["accuracies"], page["test"]
     assert bars(page["figures"][0].axes[0]) == [list(accuracies.values())]
@@ -152,7 +143,7 @@ def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(
     assert_allclose(title + body, 100)
 
 
-def test_tune_with_optuna__its_plots__show_every_trial_once(run: Callable[[str], Page]) -> None:
+def test_tune_with_optuna__its_plots__show_every_trial_once(run: Run) -> None:
     with pytest.warns(BaselineWarning, match="The baseline wins"):  # a model that knows nothing
         page = run("plot_tune_with_optuna")
     first, search = page["first"].cv_results_, page["search"]

@@ -322,18 +322,14 @@ def test_load__a_base_that_is_not_here__is_not_fetched_unless_allowed(
         clf._model.network.pretrained, model="some-org/some-model", downloadable=True
     )
     skgpt.save(clf, tmp_path / "saved")
-    asked: list[bool] = []
-
-    def from_pretrained(where: str, **options: Any) -> None:
-        asked.append(options["local_files_only"])
-        raise OSError("not in the cache.")
-
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    fetch = Mock(side_effect=OSError("not in the cache."))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fetch)
     with pytest.raises(ModelNotFoundError, match="some-org/some-model"):
         skgpt.load(tmp_path / "saved")
-    assert asked == [True]
+    assert fetch.call_count == 1
     with pytest.raises(ModelNotFoundError, match="could not be fetched"):
         skgpt.load(tmp_path / "saved", allow_download=True)
+    asked = [call.kwargs["local_files_only"] for call in fetch.mock_calls]
     assert asked == [True, True, False]
 
 

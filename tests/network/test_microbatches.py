@@ -1,5 +1,6 @@
 """Memory that runs out, simulated: less is run at a time, and the result stays."""
 
+import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -88,30 +89,29 @@ def test_fit_and_predict__memory_runs_out__the_result_is_the_same(
     assert not refused
 
 
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-4), ("bf16", 3e-2)])
 def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    precision: str,
+    atol: float,
+    tiny_llama: str,
+    two_class_data: TextData,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     X, y = two_class_data
     monkeypatch.setattr("skgpt.fitting.token_budget", lambda network, learning: 150)
-    for precision in ("fp32", "bf16"):
-        clf = make(tiny_llama, trainable_layers="all", precision=precision, max_epochs=3)
-        expected = clf.fit(X, y).predict_proba(X)
-        calls = 0
-        backward = Optimizer.backward
+    clf = make(tiny_llama, trainable_layers="all", precision=precision, max_epochs=3)
+    expected = clf.fit(X, y).predict_proba(X)
+    backward, calls = Optimizer.backward, itertools.count(1)
 
-        def breaks(self: Any, loss: torch.Tensor, backward: Any = backward) -> None:
-            nonlocal calls
-            calls += 1
-            backward(self, loss)
-            if calls in (2, 5):  # gradients of this part and of those before it are there
-                raise torch.OutOfMemoryError("in the middle of a step")
+    def breaks(self: Optimizer, loss: torch.Tensor) -> None:
+        backward(self, loss)
+        if next(calls) in (2, 5):  # gradients of this part and of those before it are there
+            raise torch.OutOfMemoryError("in the middle of a step")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Optimizer, "backward", breaks)
-            with pytest.warns(LowMemoryWarning):
-                clf.fit(X, y)
-        atol = 1e-4 if precision == "fp32" else 3e-2
-        np.testing.assert_allclose(clf.predict_proba(X), expected, atol=atol)
+    monkeypatch.setattr(Optimizer, "backward", breaks)
+    with pytest.warns(LowMemoryWarning):
+        clf.fit(X, y)
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=atol)
 
 
 @pytest.mark.parametrize("trainable", ["all", 1])
