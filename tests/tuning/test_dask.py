@@ -79,7 +79,7 @@ def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
 
 
 @pytest.mark.thorough
-def test_dask__a_worker_is_lost__its_trial_is_tried_again(
+def test_dask__a_worker_is_lost__another_goes_on(
     client: Any, tiny_llama: str, tmp_path: Path
 ) -> None:
     storage = tmp_path / "search.db"

@@ -57,9 +57,7 @@ def first_look() -> Any:
     return iter([False, True]).__next__
 
 
-def test_search__three_processes_and_two_devices__one_at_a_time_on_each(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_search__three_processes_two_devices__one_on_each(tiny_llama: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"devices": ["a", "b"], "n_trials": 8, "refit": False}
     storage = tmp_path / "search.db"
     processes = [begun(tiny_llama, storage, tmp_path, **options) for _ in range(3)]
@@ -116,9 +114,7 @@ def test_search__n_jobs__spread_over_the_devices_and_queue(
     assert most == 2 and len(found.cv_results_["params"]) == 4
 
 
-def test_search__timeout_while_all_devices_are_taken__begins_no_trial(
-    tiny_llama: str, root: Path
-) -> None:
+def test_search__timeout_while_all_are_taken__begins_no_trial(tiny_llama: str, root: Path) -> None:
     began = time.monotonic()
     with (
         lock_of(root, "GPU-a"),
@@ -204,9 +200,7 @@ def test_gpu_lock__some_device_is_taken__waits_if_it_is_a_wanted_one(
 
 
 @pytest.mark.parametrize("wanted", [frozenset(), frozenset({"cuda:7"})])
-def test_gpu_lock__no_device_that_is_there__locks_nothing(
-    wanted: frozenset[str], root: Path
-) -> None:
+def test_gpu_lock__no_such_device__locks_nothing(wanted: frozenset[str], root: Path) -> None:
     with gpu_lock(wanted, 0, at_once) as has_one:  # of cuda:7, the fit will say what is wrong
         assert has_one and locked_gpu() is None
     assert not (root / "gpu_locks").exists()
@@ -245,7 +239,7 @@ def test_wanted_gpus__estimators_wherever_they_lie__are_all_found() -> None:
     assert wanted_gpus(of("cpu"), space) == {"cuda:1"}
 
 
-def test_resolve_device__under_a_lock__moves_those_that_name_no_number(
+def test_resolve_device__under_a_lock__moves_those_without_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -75,9 +75,7 @@ def of_all_points(name: str) -> BaseSampler:
 @pytest.mark.parametrize(
     ("sampler", "pruner"), [("grid", PRUNERS["hyperband"]), ("brute force", NopPruner)]
 )
-def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
-    sampler: str, pruner: Any
-) -> None:
+def test_points__more_trials_than_points__each_point_once(sampler: str, pruner: Any) -> None:
     storage = optuna.storages.InMemoryStorage()
 
     def store(n_trials: int) -> TrialStore:
@@ -147,9 +145,7 @@ def test_grid__two_that_draw_the_same_point__one_gives_way(monkeypatch: pytest.M
     assert points(store) == POINTS
 
 
-def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_grid__one_trial_too_many__its_point_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     study = open_study()
     store, other = store_of(study, n_trials=1), store_of(study, n_trials=1)
     ask = study.ask
@@ -168,7 +164,7 @@ def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
     assert points(more) == POINTS
 
 
-def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
+def test_search__a_grid_that_goes_on__every_point_once(
     tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     grid = {"head_learning_rate": [1e-7, 1e-3, 3e-2], "pooling": ["mean", "last"]}

@@ -35,7 +35,7 @@ def key_of(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("build", [make, piped])
-def test_study_key__another_model_in_the_same_folder__is_another_search(
+def test_study_key__another_model_in_a_folder__is_another_search(
     tmp_path: Path, build: Any
 ) -> None:
     folder = tiny_gpt(str(tmp_path / "model"))
@@ -85,7 +85,7 @@ def test_files_digest__what_is_had_by_name_or_is_none__is_none(tmp_path: Path) -
     assert hash_model_files(str(tmp_path)) is None and hash_model_files("") is None
 
 
-def test_files_digest__files_as_they_were__are_read_once(
+def test_files_digest__the_same_files__read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_gpt(str(tmp_path / "model"))
