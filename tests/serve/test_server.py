@@ -148,8 +148,9 @@ def test_server__a_batch_fails__500_for_it_alone(slow: RunningServer) -> None:
 
 def test_server__more_than_may_wait__503_and_when_to_come_back(slow: RunningServer) -> None:
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(slow.post, {"texts": ["a"] * AT_ONCE})
-        slow.wait_until_unanswered(AT_ONCE)
+        # More than the limit, but alone.
+        first = pool.submit(slow.post, {"texts": ["a"] * (AT_ONCE + 1)})
+        slow.wait_until_unanswered(AT_ONCE + 1)
         reply = slow.post({"texts": ["b"]})
         assert (reply.status, reply.headers["retry-after"]) == (503, "1")
         assert first.result().status == 200
