@@ -24,9 +24,7 @@ def test_optimiser_batches__seed_and_epoch__decide_the_order() -> None:
 
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("budget", [1, 5, 16, 1000])
-def test_micro_batches__any_budget__keeps_every_row_and_the_budget(
-    budget: int, padded: bool
-) -> None:
+def test_micro_batches__any_budget__keeps_rows_and_budget(budget: int, padded: bool) -> None:
     lengths = np.array([3, 9, 1, 4, 4, 16, 2])
     rows = np.array([6, 0, 5, 3, 1])
     parts = micro_batches(rows, lengths, budget, padded=padded)

@@ -331,8 +331,6 @@ def test_check_weight__unusable__is_refused(weight: object, message: str) -> Non
         lambda table: pa.table({"a": table[:, 0], "b": table[:, 1]}),
     ],
 )
-def test_check_texts__numbers_in_fp32__are_written_with_the_digits_they_have(
-    container: Any,
-) -> None:
+def test_check_texts__numbers_in_fp32__keep_the_digits_they_have(container: Any) -> None:
     table = np.array([[9.99, 1.0], [0.1, -2.5]], dtype=np.float32)
     assert cells_of(container(table)) == [["9.99", "0.1"], ["1", "-2.5"]]

@@ -173,7 +173,7 @@ def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None
         ),
     ],
 )
-def test_hold_out__nothing_can_be_held_out__says_why(
+def test_hold_out__nothing_to_hold_out__says_why(
     strata: np.ndarray, groups: Any, message: str
 ) -> None:
     with pytest.raises(InvalidTextError, match=message):

@@ -64,9 +64,7 @@ def test_encode_target__members_of_an_enum_of_str__are_their_texts() -> None:
         [True, 2],
     ],
 )
-def test_encode_target_and_check_classes__of_a_type_that_scikit_learn_refuses__are_refused(
-    labels: Any,
-) -> None:
+def test_labels__of_a_type_that_scikit_learn_refuses__are_refused(labels: Any) -> None:
     for y in (labels, np.array(labels, dtype=object), pd.Series(labels, dtype=object)):
         for check in (encode_target, lambda y, n, name: check_classes(y, name=name)):
             with pytest.raises(InvalidTextError, match=r"must be (str, int or bool|of one type)"):
@@ -128,9 +126,7 @@ def test_encode_target__a_column__warns_and_is_the_labels() -> None:
         ),
     ],
 )
-def test_encode_target__an_indicator_in_any_shape__is_label_sets(
-    make: Callable[[np.ndarray], Any],
-) -> None:
+def test_encode_target__any_indicator__is_label_sets(make: Callable[[np.ndarray], Any]) -> None:
     target = encode_target(make(INDICATOR), 4, name="It")
     assert target.is_multilabel
     assert (len(target), target.width) == (4, 3)
@@ -252,9 +248,7 @@ def test_encode_target__an_indicator_with_known_columns__must_have_as_many() -> 
     "classes",
     [["bb", "a", "bb"], [3, 1, 3], [True, False], [1.0, 2.0], pd.Series(["bb", "a"]), range(30)],
 )
-def test_check_classes__in_any_order__same_as_scikit_learn_and_as_encode_target(
-    classes: Any,
-) -> None:
+def test_check_classes__any_order__same_as_scikit_learn(classes: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checked = check_classes(classes, name="It")

@@ -116,7 +116,7 @@ def byte_encoder(tiny_llama: str) -> TextEncoder:
 
 
 @pytest.mark.parametrize("template", [None, "{1}", "Q: {0}\nA: {1}", "{1}{1}", "{{{0}}}"])
-def test_tokenise_rows__rows_that_fit__are_the_rendered_texts(
+def test_tokenise_rows__that_fit__are_rendered(
     template: str | None, byte_encoder: TextEncoder
 ) -> None:
     columns = [["abc", "", "\U0001f600", "abc"], ["dräi", "{0}", "", "dräi"]]
@@ -206,9 +206,7 @@ def test_tokenise_rows__rows_that_fit__are_encoded_once_beside_one_that_does_not
     assert sum("short" in text or "also" in text for text in encoder.asked) == 1
 
 
-def test_tokenise_rows__halves_of_a_character__do_not_meet_across_a_seam(
-    byte_encoder: TextEncoder,
-) -> None:
+def test_tokenise_rows__halves_of_a_character__do_not_meet(byte_encoder: TextEncoder) -> None:
     columns = [["a\ud83d", "a\ud83d" * 20], ["\ude00b", "\ude00b" * 20]]
     tokens = tokenise_rows(columns, parse_template("{0}{1}", 2, None), byte_encoder, 30)
     whole, cut = texts_of(tokens)

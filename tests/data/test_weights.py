@@ -134,9 +134,7 @@ def test_loss_weights__list_of_dicts__multiplies_and_leaves_others_alone() -> No
         (SETS, [{0: 0, 1: 0}] * 3, "zero for all"),
     ],
 )
-def test_loss_weights__unusable__is_refused(
-    target: Target, class_weight: Any, message: str
-) -> None:
+def test_loss_weights__bad__is_refused(target: Target, class_weight: Any, message: str) -> None:
     with pytest.raises(InvalidTextError, match=message):
         loss_weights(target, np.ones(len(target)), class_weight, np.arange(len(target)))
 

@@ -47,9 +47,7 @@ def test_from_estimator__early_stopping__curves_are_the_history(tiny_llama: str)
     assert f"best epoch ({clf.best_iter_})" in names(display)
 
 
-def test_from_estimator__parts_without_held_out_rows__one_curve_and_no_best(
-    tiny_llama: str,
-) -> None:
+def test_from_estimator__nothing_held_out__one_curve_and_no_best(tiny_llama: str) -> None:
     clf = GPTTextClassifier(tiny_llama, random_state=0)
     clf.partial_fit(DATA.X, DATA.y, classes=["money", "sport"]).partial_fit(DATA.X, DATA.y)
     display = TrainingCurveDisplay.from_estimator(clf)

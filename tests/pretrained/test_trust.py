@@ -124,7 +124,7 @@ def test_harmless_tokenizer__settings_that_are_none__are_refused(settings: str) 
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_tokenizer__settings_that_name_code__are_not_followed(
+def test_tokenizer__names_code__is_not_followed(
     fast: bool, tiny_llama: str, tmp_path: Path
 ) -> None:
     """A class that is not a tokenizer, code beside it, files elsewhere."""
@@ -165,9 +165,7 @@ def test_tokenizer__driven_by_another_program__is_refused() -> None:
 
 
 @pytest.mark.parametrize("also_safetensors", [True, False])
-def test_load_pretrained__a_pickle_among_the_weights__is_not_run(
-    also_safetensors: bool, tmp_path: Path
-) -> None:
+def test_load__a_pickle_among_the_weights__not_run(also_safetensors: bool, tmp_path: Path) -> None:
     folder = Path(tiny_gpt(tmp_path / "m"))
     ran = tmp_path / "ran"
     evil = pickle.dumps(Evil(ran))

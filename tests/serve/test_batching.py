@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from examples.serve.batching import Batcher, BusyError, PredictionError, StoppingError
+from examples.serve.batching import Batcher, PredictionError
 
 # On Windows an event loop talks to itself over a socket.
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -150,33 +150,3 @@ def test_batcher__who_gave_up__is_not_predicted() -> None:
     assert [type(each) for each in cancelled] == [asyncio.CancelledError] * 2
     assert rows == [5]
     assert predict.calls == [["first"], ["stays"]]
-
-
-def test_batcher__told_to_refuse__answers_what_it_took() -> None:
-    predict = Lengths()
-
-    async def body(batcher: Batcher) -> Any:
-        first = await running(batcher, predict)
-        others = await submitted(batcher, ["bb"], ["ccc"])
-        batcher.refuse_new()
-        with pytest.raises(StoppingError):
-            await batcher.submit(["late"])
-        predict.held.set()
-        return await asyncio.gather(first, *others)
-
-    assert run(body, predict) == [[5], [2], [3]]
-
-
-def test_batcher__too_much_unanswered__refused_until_there_is_room() -> None:
-    predict = Lengths()
-
-    async def body(batcher: Batcher) -> Any:
-        predict.held.clear()
-        (taken,) = await submitted(batcher, ["a"] * 5)  # larger than the limit, but alone
-        with pytest.raises(BusyError):
-            await batcher.submit(["b"])
-        predict.held.set()
-        await taken
-        return await batcher.submit(["b"] * 3)
-
-    assert run(body, predict, max_unanswered=3) == [1, 1, 1]

@@ -91,7 +91,7 @@ def test_tiny_gpt__folder_in_use__files_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "notes.txt").read_text() == "kept"
 
 
-def test_tiny_gpt__relative_folder__absolute_path(
+def test_tiny__relative_folder__absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

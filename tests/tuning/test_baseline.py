@@ -103,9 +103,7 @@ def test_compare__our_classifier__scores_are_those_of_cross_val_score(tiny_llama
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
-def test_compare__a_pipeline_with_weights__both_get_them_and_the_steps_before(
-    tiny_llama: str,
-) -> None:
+def test_compare__a_pipeline_with_weights__both_get_them_and_its_steps(tiny_llama: str) -> None:
     weight = np.linspace(0.1, 2, len(X))
     pipeline = make_pipeline(FunctionTransformer(lower), Oracle(template="{text}"))
     Oracle.seen.clear()

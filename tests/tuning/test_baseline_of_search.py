@@ -47,9 +47,7 @@ def given_to(spy: Any) -> list[tuple[list[str], Any]]:
 
 
 @loses
-def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparison(
-    tiny_llama: str,
-) -> None:
+def test_search_baseline__best_trial__scores_are_those_of_the_comparison(tiny_llama: str) -> None:
     estimator = piped(tiny_llama, max_epochs=2)
     name = "gpttextclassifier__head_learning_rate"
     cv = StratifiedKFold(3, shuffle=True, random_state=5)
@@ -71,9 +69,7 @@ def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparis
     assert (report.seconds > 0).all() and (report.baseline_seconds > 0).all()
 
 
-def test_baseline_of_search__the_gpt_loses__warns_and_without_it_says_nothing(
-    tiny_llama: str,
-) -> None:
+def test_search_baseline__the_gpt_loses__warns_if_it_was_asked_for(tiny_llama: str) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
     with pytest.warns(BaselineWarning, match=r"The baseline wins by .* deviation") as caught:
         ours.fit(*DATA)
@@ -82,9 +78,7 @@ def test_baseline_of_search__the_gpt_loses__warns_and_without_it_says_nothing(
     assert not hasattr(ours, "baseline_")
 
 
-def test_baseline_of_search__warnings_are_errors__the_search_is_fitted_all_the_same(
-    tiny_llama: str,
-) -> None:
+def test_search_baseline__warnings_are_errors__the_search_is_fitted(tiny_llama: str) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
     with pytest.raises(BaselineWarning):
         ours.fit(*DATA)
@@ -93,7 +87,7 @@ def test_baseline_of_search__warnings_are_errors__the_search_is_fitted_all_the_s
 
 @loses
 @pytest.mark.parametrize("nested", [0, 2])
-def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
+def test_search_baseline__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
     tiny_llama: str, fits: Any, baseline_fits: Any, nested: int
 ) -> None:
     clf: Any = make(tiny_llama, max_epochs=1)
@@ -121,7 +115,7 @@ def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_
         pytest.param(False, False, marks=pytest.mark.thorough),
     ],
 )
-def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estimator_wants(
+def test_search_baseline__metadata_routing__the_baseline_wants_what_the_estimator_wants(
     tiny_llama: str, fits: Any, baseline_fits: Any, in_pipeline: bool, request_: Any
 ) -> None:
     name = request_ if isinstance(request_, str) else "sample_weight"
@@ -172,7 +166,7 @@ def worst(results: Any) -> int:
         pytest.param({"a": "accuracy", "b": "neg_log_loss"}, "a", "a", marks=pytest.mark.thorough),
     ],
 )
-def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
+def test_search_baseline__several_metrics__the_one_that_counts_is_compared(
     tiny_llama: str, scoring: Any, refit: Any, metric: str
 ) -> None:
     ours = search(tiny_llama, RATES, scoring=scoring, refit=refit, baseline=True)
@@ -188,9 +182,7 @@ def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
     np.testing.assert_array_equal(ours.baseline_.baseline_scores, theirs)
 
 
-def test_baseline_of_search__a_callable_that_chooses_a_pruned_trial__warns_that_it_has_no_scores(
-    tiny_llama: str,
-) -> None:
+def test_search_baseline__refit_chooses_a_pruned_trial__warns(tiny_llama: str) -> None:
     grid = {"head_learning_rate": [3e-2, 1e-7, 1e-6, 1e-5]}
 
     def pruned(results: Any) -> int:
@@ -206,7 +198,7 @@ def test_baseline_of_search__a_callable_that_chooses_a_pruned_trial__warns_that_
 
 
 @loses
-def test_baseline_of_search__label_sets__are_compared(tiny_llama: str) -> None:
+def test_search_baseline__label_sets__are_compared(tiny_llama: str) -> None:
     tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring="f1_micro").fit(X, tags)
     again = compare_with_baseline(ours.estimator, X, tags, cv=2, scoring="f1_micro")
@@ -219,7 +211,7 @@ def no_baseline(estimator: Any, X: Any, y: Any) -> float:
     return accuracy_score(y, estimator.predict(X))
 
 
-def test_baseline_of_search__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
+def test_search_baseline__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
     tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     storage = tmp_path / "search.db"
@@ -241,7 +233,7 @@ def test_baseline_of_search__a_baseline_that_fails__before_any_training_and_noth
         (None, {"baseline": "yes"}, "baseline"),
     ],
 )
-def test_baseline_of_search__what_it_can_not_do__is_said_before_any_training(
+def test_search_baseline__what_it_can_not_do__is_said_before_any_training(
     tiny_llama: str, fits: Any, estimator: Any, options: dict[str, Any], message: str
 ) -> None:
     space = RATE if estimator is None else {"logisticregression__C": [1.0]}
@@ -253,7 +245,7 @@ def test_baseline_of_search__what_it_can_not_do__is_said_before_any_training(
 
 @pytest.mark.thorough
 @loses
-def test_baseline_of_search__resumed_and_with_workers__is_what_it_is_in_one_go(
+def test_search_baseline__resumed_and_with_workers__is_what_it_is_in_one_go(
     tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     whole = stored(tiny_llama, None, baseline=True).fit(*DATA)

@@ -106,7 +106,7 @@ def no_fits_so_far() -> None:
 
 
 @needs_callbacks
-def test_pruning_callback__not_pruned__every_epoch_is_reported(tiny_llama: str) -> None:
+def test_callback__not_pruned__every_epoch_is_reported(tiny_llama: str) -> None:
     study = new_study()
     clf = reporting(tiny_llama, study, early_stopping=False, max_epochs=3)
     clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
@@ -116,7 +116,7 @@ def test_pruning_callback__not_pruned__every_epoch_is_reported(tiny_llama: str) 
 
 @needs_callbacks
 @pytest.mark.parametrize("monitor", ["loss", "validation_loss"])
-def test_pruning_callback__a_loss__is_that_of_the_history(monitor: str, tiny_llama: str) -> None:
+def test_callback__a_loss__is_that_of_the_history(monitor: str, tiny_llama: str) -> None:
     study = new_study("minimize")
     clf = reporting(tiny_llama, study, monitor).fit(*DATA)
     wanted = {record["epoch"]: record[monitor] for record in clf.history_}
@@ -124,7 +124,7 @@ def test_pruning_callback__a_loss__is_that_of_the_history(monitor: str, tiny_lla
 
 
 @needs_callbacks
-def test_pruning_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(tiny_llama: str) -> None:
+def test_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(tiny_llama: str) -> None:
     fitted: list[Any] = []
 
     def train(trial: optuna.Trial) -> float:
@@ -142,7 +142,7 @@ def test_pruning_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(tiny_ll
 
 @needs_callbacks
 @pytest.mark.parametrize("copied", [clone, pytest.param(copy.copy, marks=pytest.mark.thorough)])
-def test_pruning_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
+def test_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
     copied: Callable[[Any], Any], tiny_llama: str
 ) -> None:
     study = new_study()
@@ -151,9 +151,7 @@ def test_pruning_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
 
 
 @needs_callbacks
-def test_pruning_callback__in_a_pipeline_and_cross_validation__one_fold_works(
-    tiny_llama: str,
-) -> None:
+def test_callback__in_a_pipeline_and_cross_validation__one_fold_works(tiny_llama: str) -> None:
     clf = reporting(tiny_llama, new_study(pruner=PrunesAt(1)))
     pipeline = make_pipeline(FunctionTransformer(), clf)
     fold = (np.arange(30), np.arange(30, 40))
@@ -162,7 +160,7 @@ def test_pruning_callback__in_a_pipeline_and_cross_validation__one_fold_works(
 
 
 @needs_callbacks
-def test_pruning_callback__a_second_fold__is_refused_before_it_trains(tiny_llama: str) -> None:
+def test_callback__a_second_fold__is_refused_before_it_trains(tiny_llama: str) -> None:
     study = new_study()
     with pytest.raises(TuningError, match="one fit of one trial"):
         cross_val_score(reporting(tiny_llama, study), *DATA, cv=2, error_score="raise")
@@ -172,7 +170,7 @@ def test_pruning_callback__a_second_fold__is_refused_before_it_trains(tiny_llama
 
 
 @needs_callbacks
-def test_pruning_callback__partial_fit__steps_go_on(tiny_llama: str) -> None:
+def test_callback__partial_fit__steps_go_on(tiny_llama: str) -> None:
     study = new_study("minimize")
     clf = reporting(tiny_llama, study, "loss", early_stopping=False)
     for _ in range(3):
@@ -181,7 +179,7 @@ def test_pruning_callback__partial_fit__steps_go_on(tiny_llama: str) -> None:
 
 
 @needs_callbacks
-def test_pruning_callback__nothing_held_out__says_what_to_do(tiny_llama: str) -> None:
+def test_callback__nothing_held_out__says_what_to_do(tiny_llama: str) -> None:
     with pytest.raises(TuningError, match="early_stopping=True, or pass X_val"):
         reporting(tiny_llama, new_study(), early_stopping=False).fit(*DATA)
 
@@ -195,9 +193,7 @@ def test_pruning_callback__nothing_held_out__says_what_to_do(tiny_llama: str) ->
         ("loss", "maximize", "'minimize'"),
     ],
 )
-def test_pruning_callback__wrong_monitor_or_direction__is_refused(
-    monitor: str, direction: str, message: str
-) -> None:
+def test_callback__wrong_direction__is_refused(monitor: str, direction: str, message: str) -> None:
     with pytest.raises(TuningError, match=message):
         PruningCallback(new_study(direction).ask(), monitor)
     two = optuna.create_study(directions=["maximize", "minimize"])
@@ -205,7 +201,7 @@ def test_pruning_callback__wrong_monitor_or_direction__is_refused(
         PruningCallback(two.ask())
 
 
-def test_pruning_callback__older_scikit_learn__says_which_is_needed(
+def test_callback__older_scikit_learn__says_which_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(optuna_study, "HAS_CALLBACKS", False)
@@ -214,9 +210,7 @@ def test_pruning_callback__older_scikit_learn__says_which_is_needed(
 
 
 @needs_callbacks
-def test_pruning_callback__pickled_with_a_study_in_memory__predicts_but_does_not_report(
-    tiny_llama: str,
-) -> None:
+def test_callback__pickled_with_a_study_in_memory__only_predicts(tiny_llama: str) -> None:
     clf = reporting(tiny_llama, new_study(), max_epochs=1).fit(*DATA)
     opened = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(opened.predict(X), clf.predict(X))
@@ -226,9 +220,7 @@ def test_pruning_callback__pickled_with_a_study_in_memory__predicts_but_does_not
 
 
 @needs_callbacks
-def test_pruning_callback__pickled_with_a_shared_storage__reports(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_callback__pickled_with_a_shared_storage__reports(tiny_llama: str, tmp_path: Path) -> None:
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
     study = new_study(storage=storage)
     pickle.loads(pickle.dumps(reporting(tiny_llama, study, max_epochs=1))).fit(*DATA)
@@ -238,9 +230,7 @@ def test_pruning_callback__pickled_with_a_shared_storage__reports(
 # --- the objective
 
 
-def test_objective__a_pipeline_with_our_classifier__is_the_mean_of_cross_val_score(
-    tiny_llama: str,
-) -> None:
+def test_objective__a_pipeline_with_our_classifier__is_cross_val_score(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_epochs=2, lora=LoRA())
     pipeline = Pipeline([("same", FunctionTransformer()), ("clf", clf)])
     space = {

@@ -1,6 +1,5 @@
 """Samplers of the user's: each point of a grid once, and no draw repeated when a search goes on."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from skgpt.tuning.trial import Outcome
 from skgpt.tuning.trial_store import TrialStore
 from tests.tuning.processes import let_die
 from tests.tuning.searching import DATA, search
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 GRID: dict[str, list[Any]] = {"a": [1, 2, 3], "b": ["x", "y"]}
 N_POINTS = 6
@@ -64,24 +65,19 @@ def points(store: TrialStore) -> list[tuple[Any, Any]]:
     return sorted((t.params["a"], t.params["b"]) for t in store.finished())
 
 
-def of_all_points(name: str) -> BaseSampler:
-    if name == "grid":
-        return GridSampler(GRID, seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return BruteForceSampler(seed=0)
-
-
 @pytest.mark.parametrize(
-    ("sampler", "pruner"), [("grid", PRUNERS["hyperband"]), ("brute force", NopPruner)]
+    ("sampler", "pruner"),
+    [
+        (lambda: GridSampler(GRID, seed=0), PRUNERS["hyperband"]),
+        (lambda: BruteForceSampler(seed=0), NopPruner),
+    ],
+    ids=["grid", "brute force"],
 )
-def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
-    sampler: str, pruner: Any
-) -> None:
+def test_points__more_trials_than_points__each_point_once(sampler: Any, pruner: Any) -> None:
     storage = optuna.storages.InMemoryStorage()
 
     def store(n_trials: int) -> TrialStore:
-        return store_of(open_study(storage, of_all_points(sampler), pruner()), n_trials)
+        return store_of(open_study(storage, sampler(), pruner()), n_trials)
 
     first = store(4)
     play(first)
@@ -147,9 +143,7 @@ def test_grid__two_that_draw_the_same_point__one_gives_way(monkeypatch: pytest.M
     assert points(store) == POINTS
 
 
-def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_grid__one_trial_too_many__its_point_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     study = open_study()
     store, other = store_of(study, n_trials=1), store_of(study, n_trials=1)
     ask = study.ask
@@ -168,7 +162,7 @@ def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
     assert points(more) == POINTS
 
 
-def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
+def test_search__a_grid_that_goes_on__every_point_once(
     tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     grid = {"head_learning_rate": [1e-7, 1e-3, 3e-2], "pooling": ["mean", "last"]}
@@ -183,12 +177,6 @@ def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
     again = search(tiny_llama, grid, n_trials=30, **options).fit(*DATA)
     assert not fits.called  # there is nothing left to fit
     assert again.cv_results_["params"] == found and len(again.study_.trials) == 6
-
-
-def seeded(name: str) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return getattr(optuna.samplers, name)(seed=0)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +195,8 @@ def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
         "logisticregression__C": FloatDistribution(1e-3, 1e3, log=True),
         "logisticregression__tol": FloatDistribution(1e-5, 1e-3),
     }
-    options: dict[str, Any] = {"estimator": quick, "sampler": seeded(name), "pruner": pruner}
+    sampler = getattr(optuna.samplers, name)(seed=0)
+    options: dict[str, Any] = {"estimator": quick, "sampler": sampler, "pruner": pruner}
     options |= {"storage": tmp_path / "search.db", "refit": False}
     for n_trials in (4, 12):
         found = search("", space, n_trials=n_trials, **options).fit(*DATA)

@@ -60,9 +60,7 @@ def test_search__a_planted_best_point__is_found(tiny_llama: str) -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("skgpt")]
 
 
-def test_search__a_row_that_is_no_text__has_its_own_number_and_no_trial_begins(
-    tiny_llama: str,
-) -> None:
+def test_search__a_row_that_is_no_text__is_named_and_no_trial_begins(tiny_llama: str) -> None:
     X, y = list(DATA.X), list(DATA.y)
     with pytest.raises(InvalidTextError, match="Row 33 "):
         search(tiny_llama).fit([*X[:33], None, *X[34:]], y)
@@ -186,7 +184,7 @@ def test_search__a_trial_fails_and_warnings_are_errors__the_search_is_kept(tiny_
     assert len(ours.predict(DATA.X)) == len(DATA.X)
 
 
-def test_search__the_last_fit_fails__the_error_says_what_was_found(
+def test_search__the_last_fit_fails__says_what_was_found(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = GPTTextClassifier.fit
@@ -221,7 +219,7 @@ def test_search__all_trials_fail__raises_and_keeps_the_fit_before(tiny_llama: st
         ({"space": {"head_learning_rate": 3}}, "param_distributions"),
     ],
 )
-def test_search__bad_input__is_refused_before_any_training(
+def test_search__bad_input__is_refused(
     tiny_llama: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -240,7 +238,7 @@ def test_search__a_timeout__begins_no_more_trials(tiny_llama: str) -> None:
     assert 1 <= len(ours.cv_results_["params"]) < 10_000
 
 
-def test_search__verbose_in_a_terminal__a_bar_and_a_line_per_trial(
+def test_search__verbose_in_a_terminal__a_bar_and_lines(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal()

@@ -100,9 +100,7 @@ def optuna_search(clf: Any, space: dict[str, Any], **options: Any) -> Any:
 
 
 @of_optuna_integration
-def test_optuna_search__with_pruning__an_epoch_a_step_and_PRUNED_is_not_FAILED(
-    tiny_llama: str,
-) -> None:
+def test_optuna_search__pruning__an_epoch_a_step_and_PRUNED_is_not_FAILED(tiny_llama: str) -> None:
     from optuna.trial import TrialState
 
     study = optuna.create_study(

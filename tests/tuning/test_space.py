@@ -41,9 +41,7 @@ def test_check_names__what_the_estimator_has_not__is_refused_before_any_trial(
         ours.fit(*DATA)
 
 
-def test_check_names__what_depends_on_another_choice__is_left_to_the_trials(
-    tiny_llama: str,
-) -> None:
+def test_check_names__what_depends_on_a_choice__is_left_to_the_trials(tiny_llama: str) -> None:
     check_names({"lora": [None, LoRA()], "lora__rank": [2, 4]}, make(tiny_llama))
     check_names({"lora__rank": [2, 4]}, make(tiny_llama, lora=LoRA()))
     step = "gpttextclassifier"
@@ -85,9 +83,7 @@ def test_space__plain_ranges_of_scipy__are_optunas_own() -> None:
         (stats.binom(4, 0.5), int),
     ],
 )
-def test_space__another_distribution_of_scipy__is_drawn_from_by_quantile(
-    given: Any, kind: type
-) -> None:
+def test_space__another_distribution_of_scipy__drawn_by_quantile(given: Any, kind: type) -> None:
     values = [params["a"] for params in drawn(Space({"a": given}), 300)]
     assert {type(value) for value in values} == {kind}
     assert abs(np.mean(values) - given.mean()) < 4 * given.std() / np.sqrt(len(values))

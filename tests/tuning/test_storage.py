@@ -28,9 +28,7 @@ from tests.tuning.servers import grpc_proxy, postgresql
 _SECONDS = 180.0
 
 
-def test_storage__the_same_call_again__goes_on_without_repeating(
-    tiny_llama: str, tmp_path: Path, fits: Any
-) -> None:
+def test_storage__the_same_call_again__goes_on(tiny_llama: str, tmp_path: Path, fits: Any) -> None:
     name = "search.journal"  # an SQLite file, whatever its ending
     whole = stored(tiny_llama, None, refit=False).fit(*DATA)
     fits.reset_mock()
@@ -52,7 +50,7 @@ def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_module, "GRACE_SECONDS", 2)
 
 
-def test_storage__killed_in_the_middle__goes_on(
+def test_storage__killed__goes_on(
     tiny_llama: str, tmp_path: Path, fits: Any, soon_dead: None
 ) -> None:
     whole = stored(tiny_llama, None, refit=False).fit(*DATA)
@@ -131,9 +129,7 @@ def test_storage__workers_died_of_a_trial__it_is_in_the_results(
     assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
 
 
-def test_storage__without_heartbeats__nobody_waits_for_a_trial_that_may_be_dead(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_storage__without_heartbeats__nobody_waits(tiny_llama: str, tmp_path: Path) -> None:
     journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
     search = stored(tiny_llama, journal, n_trials=1, refit=False).fit(*DATA)
     running = search.study_.ask()
@@ -144,7 +140,7 @@ def test_storage__without_heartbeats__nobody_waits_for_a_trial_that_may_be_dead(
     assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 3
 
 
-def test_storage__other_data_or_settings__another_study_or_refused(
+def test_storage__other_data_or_settings__other_study_or_error(
     tiny_llama: str, tmp_path: Path
 ) -> None:
     storage = tmp_path / "search.db"
@@ -171,9 +167,7 @@ def test_storage__other_data_or_settings__another_study_or_refused(
         stored(tiny_llama, storage, **{**named, "study_name": "theirs"}).fit(X, y)
 
 
-def test_storage__a_lambda__is_refused_only_where_the_search_must_go_on(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_storage__a_lambda__is_refused_if_kept(tiny_llama: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"n_trials": 1, "refit": False}
     options["scoring"] = lambda estimator, X, y: estimator.score(X, y)
     assert stored(tiny_llama, None, **options).fit(*DATA).best_score_ >= 0
@@ -182,9 +176,7 @@ def test_storage__a_lambda__is_refused_only_where_the_search_must_go_on(
 
 
 @pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
-def test_storage__an_empty_study_of_another_direction__is_refused(
-    tiny_llama: str, directions: list[str]
-) -> None:
+def test_storage__another_direction__is_refused(tiny_llama: str, directions: list[str]) -> None:
     memory = InMemoryStorage()
     study = optuna.create_study(storage=memory, study_name="mine", directions=directions)
     with pytest.raises(ContinuationError, match=f"created with '{', '.join(directions)}'"):
@@ -268,7 +260,7 @@ def check_whole(tiny_llama: str, data: TextData, storage: Any, n_trials: int) ->
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # the proxy
 @in_storages("sqlite", "postgresql", "journal", "grpc")
-def test_shared__two_processes_at_once__share_the_trials(
+def test_shared__two_processes__share_the_trials(
     tiny_llama: str, tmp_path: Path, shared: Any
 ) -> None:
     workers = [begun(tiny_llama, shared, tmp_path, n_trials=6, refit=False) for _ in range(2)]

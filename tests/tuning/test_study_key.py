@@ -34,7 +34,7 @@ def key_of(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("build", [make, piped])
-def test_study_key__another_model_in_the_same_folder__is_another_search(
+def test_study_key__another_model_in_a_folder__is_another_search(
     tmp_path: Path, build: Any
 ) -> None:
     folder = tiny_gpt(str(tmp_path / "model"))

@@ -85,7 +85,7 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(tiny_llama: str, at_epochs
     assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
 
 
-def test_evaluate__a_warning_in_a_fold__points_at_the_callers_line(
+def test_evaluate__a_fold_warns__points_at_the_callers_line(
     tiny_llama: str, at_epochs: Any
 ) -> None:
     at_epochs(begin=lambda epoch: warn_user("slow", UserWarning))
@@ -108,7 +108,7 @@ def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(
     assert outcome.n_epochs == 3 and told == []
 
 
-def test_evaluate__pruned__stops_every_fold_and_leaves_no_checkpoint(
+def test_evaluate__pruned__stops_all_and_leaves_no_checkpoint(
     tiny_llama: str, tmp_path: Path
 ) -> None:
     clf = make(tiny_llama, max_epochs=50, checkpoint_dir=tmp_path)
@@ -117,9 +117,7 @@ def test_evaluate__pruned__stops_every_fold_and_leaves_no_checkpoint(
     assert folders_in(tmp_path) == []
 
 
-def test_evaluate__ctrl_c__stops_every_fold_and_keeps_their_checkpoints(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_evaluate__ctrl_c__stops_all_and_keeps_checkpoints(tiny_llama: str, tmp_path: Path) -> None:
     clf = make(tiny_llama, max_epochs=500, random_state=0, checkpoint_dir=tmp_path)
 
     def interrupt(epoch: int, score: float) -> bool:
@@ -156,7 +154,7 @@ def test_evaluate__times__are_a_folds_own(tiny_llama: str, at_epochs: Any) -> No
     assert sum(outcome.fit_time) + sum(outcome.score_time) <= whole
 
 
-def test_evaluate__no_fold__sees_the_rows_of_its_test(
+def test_evaluate__no_fold__sees_its_test(
     tiny_llama: str, three_class_data: TextData, fits: Any
 ) -> None:
     """Class weights and early stopping included: what a fit is given is what it may know."""

@@ -76,29 +76,6 @@ def test_finish__a_worker_was_taken_for_dead__its_result_does_not_count(store: T
     assert [t.value for t in store.finished()] == [0.5]
 
 
-def test_working_on__broken_off__the_trial_is_put_back(store: TrialStore) -> None:
-    trial = taken(store)
-    with pytest.raises(KeyboardInterrupt), store.working_on(trial):
-        raise KeyboardInterrupt
-    assert taken(store).params == trial.params
-
-
-def test_take__two_begin_the_last_trial__one_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = InMemoryStorage()
-    store, other = store_in(memory, n_trials=1), store_in(memory, n_trials=1)
-    ask = store.study.ask
-
-    def late(*given: Any) -> Any:
-        monkeypatch.setattr(store.study, "ask", ask)
-        taken(other)
-        return ask(*given)
-
-    monkeypatch.setattr(store.study, "ask", late)
-    assert store.take() is None
-    assert [trial.number for trial in store.counted()] == [0]
-    assert [trial.state.name for trial in store.study.trials] == ["RUNNING", "FAIL", "WAITING"]
-
-
 def test_counted__trials_in_memory__nobody_waits_for_those_that_run() -> None:
     store = store_in(InMemoryStorage(), n_trials=1)
     taken(store)

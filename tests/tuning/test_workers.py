@@ -38,7 +38,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[Call]],
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_workers__on_another_disk__are_refused(
+def test_workers__another_disk__refused(
     tiny_llama: str, tmp_path: Path, backend: Any, kept: bool
 ) -> None:
     file, copy = tmp_path / "search.db", tmp_path / "copy.db"
