@@ -34,6 +34,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "lora": [LoRA, None],
     "head_first_epochs": [Interval(Integral, 0, None, closed="left")],
     "pooling": [StrOptions({"auto", *POOLINGS})],
+    "attention": [StrOptions({"auto", "causal", "bidirectional"})],
     "template": [str, None],
     "max_length": [Interval(Integral, 2, None, closed="left")],
     "long_text": [StrOptions({"cut", "windows"})],

@@ -77,6 +77,12 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
         the mean: far better on topics, a little worse on sentiment.
+    attention : {"auto", "causal", "bidirectional"}, default="auto"
+        What a token sees in the layers of a decoder that learn (`trainable_layers`): what stands
+        before it, as the decoder was pretrained, or its whole text. Frozen layers stay causal.
+        "auto" is "bidirectional" where the mean of all tokens is pooled behind frozen layers:
+        better on sentiment, no worse on topics. Encoders are bidirectional, and models whose
+        layers need their mask causal.
     template : str or None, default=None
         How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
         DataFrame's columns, positions of an array's, ``{text}`` for a single column. None joins
@@ -179,6 +185,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ``ece_after``, ``brier_before``, ``brier_after``; so those after are a little optimistic.
     pooling_ : {"mean", "last"}
         The pooling that was used.
+    attention_ : {"causal", "bidirectional"}
+        What a token saw in the layers that learned.
     model_id_ : str
         The model that was fine-tuned.
     device_ : str
@@ -226,6 +234,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         lora: LoRA | None = None,
         head_first_epochs: int = 0,
         pooling: Literal["auto", "mean", "last"] = "auto",
+        attention: Literal["auto", "causal", "bidirectional"] = "auto",
         template: str | None = None,
         max_length: int = 256,
         long_text: LongText = "cut",
@@ -260,6 +269,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.lora = lora
         self.head_first_epochs = head_first_epochs
         self.pooling = pooling
+        self.attention = attention
         self.template = template
         self.max_length = max_length
         self.long_text = long_text
@@ -575,7 +585,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ------
         ValueError
             If that format can't say what this estimator does: pooling other than the last
-            token's, a template or several columns, texts in windows, an encoder or another
+            token's, attention both ways, a template or several columns, texts in windows, an encoder or another
             architecture without a class for it. The message names the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.

@@ -75,6 +75,7 @@ class FittedModel:
             "loss_curve_": [record["loss"] for record in self.history],
             "n_iter_": len(self.history),
             "pooling_": self.network.spec.pooling,
+            "attention_": self.network.attention,
             "model_id_": self.network.pretrained.model,
             "device_": str(self.network.device),
             **(held_out if self.validation_scores else {}),

@@ -206,9 +206,12 @@ def make_network(
 def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | None) -> TextNetwork:
     device = resolve_device(estimator.device)
     dtype = resolve_precision(estimator.precision, device)
+    n_bidirectional = None
     if previous is None:
         pretrained = load_pretrained(estimator.model, estimator.revision)
     else:
+        if estimator.attention == "auto":  # as it was, also if more layers learn now
+            n_bidirectional = previous.network.spec.n_bidirectional
         pretrained = previous.network.pretrained
         for name, then in (("model", pretrained.model), ("revision", pretrained.revision)):
             if (now := getattr(estimator, name)) != then:
@@ -229,6 +232,8 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
         n_layers=estimator.n_layers,
         trainable_layers=estimator.trainable_layers,
         pooling=estimator.pooling,
+        attention=estimator.attention,
+        n_bidirectional=n_bidirectional,
         n_outputs=target.width,
         dtype=dtype,
         device=device,
@@ -292,6 +297,9 @@ def check_same_shape(
     for name in ("n_layers", "pooling"):
         if getattr(now, name) != getattr(then, name):
             raise _changed(name, getattr(then, name), getattr(now, name))
+    if bool(now.n_bidirectional) != bool(then.n_bidirectional):
+        kinds = ["bidirectional" if spec.n_bidirectional else "causal" for spec in (then, now)]
+        raise _changed("attention", *kinds)
     if _without_dropout(now) != _without_dropout(then):
         raise _changed("lora", lora_of(then.lora), lora_of(now.lora))
     if now.trainable_layers != then.trainable_layers and not (
