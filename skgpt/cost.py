@@ -8,7 +8,7 @@ computed.
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from html import escape
 from statistics import median
@@ -22,12 +22,7 @@ from torch import Tensor
 from skgpt.data.batching import Rows, optimiser_batches
 from skgpt.data.splits import Split, all_rows
 from skgpt.data.template import Template
-from skgpt.data.tokenization import (
-    LongText,
-    lengths_in_windows,
-    run_by_trunk,
-    tokenise_rows,
-)
+from skgpt.data.tokenization import LongText, lengths_in_windows, tokenise_rows
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
@@ -143,10 +138,7 @@ class FitEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, texts, lists and dicts, as JSON has them."""
         return {
-            **{name: value for name, value in vars(self).items() if name != "advice"},
-            "tokens_per_text": dict(self.tokens_per_text),
-            "seconds": dict(self.seconds),
-            "memory": dict(self.memory),
+            **asdict(self),
             "share_cut": self.share_cut,
             "share_of_tokens_cut": self.share_of_tokens_cut,
             "fit_seconds": self.fit_seconds,
@@ -268,7 +260,7 @@ def estimate_fit(
     tokens = tokenise_rows(*of_text, max_length, long_text)
     whole_lengths = tokenise_rows(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, target, weight, split)
-    texts = run_by_trunk(tokens)
+    texts = tokens.run
     level = cache_level(network, texts, config.memory_budget, config.disk_budget)
     work = count_work(network, rows, level, config)
     rates = measure(network, rows, level, loss=loss, config=config)
@@ -354,7 +346,7 @@ def count_work(
     lengths, split = rows.tokens.lengths, rows.split
     # Rows that weigh nothing are not run.
     weighs = rows.weight.reshape(len(lengths), -1).any(axis=1)
-    texts = run_by_trunk(rows.tokens)
+    texts = rows.tokens.run
     first = np.array(list(texts.distinct()[1].values()))
     new = first[:0] if level is CacheLevel.TOKENS else uncached_rows(network, texts, level)
     return Work(
@@ -393,7 +385,7 @@ def count_memory(
         learning -= 4 * sum(tensor.numel() for tensor in learned)
     # States, each distinct text's once, and what the largest micro-batch holds.
     lengths = rows.tokens.lengths
-    texts = run_by_trunk(rows.tokens)
+    texts = rows.tokens.run
     first = list(texts.distinct()[1].values())
     states = 0
     if level is CacheLevel.POOLED:
@@ -473,7 +465,7 @@ def measure(
     _forward(features, passing, everything[-max(1, len(of_pass) // 8) :])  # the shortest
     forward, _ = _timed(network, lambda: _forward(features, passing, everything), passing)
     per_pass = int(lengths[of_pass].sum())
-    distinct = run_by_trunk(pass_tokens).distinct()[1]
+    distinct = pass_tokens.run.distinct()[1]
     n_distinct = sum(len(text) // 8 for text in distinct)  # tokens are int64
     # Training steps, of all that learns and of the head alone.
     sample = TrainingRows(
@@ -624,19 +616,13 @@ class Prices:
         """Return how long the fit takes."""
         return _total(self.work, self.rates)
 
-    def seconds_at_length(self, max_length: int) -> float:
-        """Return how long it would take with texts cut elsewhere; longer ones are a bit dearer."""
-        return self._seconds_of(self._n_tokens("cut", max_length))
+    def seconds_at_length(self, max_length: int, long_text: LongText = "cut") -> float:
+        """Return how long it would take with long texts cut or read in other windows."""
+        now = self._n_tokens(self.max_length, self.long_text)
+        factor = self._n_tokens(max_length, long_text) / now  # longer texts are a bit dearer
+        return _total(self.work.scaled(factor), self.rates)
 
-    def seconds_in_windows(self) -> float:
-        """Return how long it would take with long texts in windows of `max_length`."""
-        return self._seconds_of(self._n_tokens("windows", self.max_length))
-
-    def _seconds_of(self, n_tokens: int) -> float:
-        now = self._n_tokens(self.long_text, self.max_length)
-        return _total(self.work.scaled(n_tokens / now), self.rates)
-
-    def _n_tokens(self, long_text: LongText, max_length: int) -> int:
+    def _n_tokens(self, max_length: int, long_text: LongText) -> int:
         """Return how many tokens the texts are to the trunk."""
         if long_text == "cut":
             return int(np.minimum(self.lengths, max_length).sum())
@@ -680,7 +666,7 @@ class Prices:
             return
         yield self._about_a_longer_cut(share)
         if share > _FEW_CUT:
-            times = self.seconds_in_windows() / self.seconds()
+            times = self.seconds_at_length(self.max_length, "windows") / self.seconds()
             yield f"long_text='windows' reads all of every text and costs {times:.1f}x."
 
     def _about_a_longer_cut(self, share: float) -> str:
@@ -729,12 +715,13 @@ class Prices:
                 self.seconds_at_depth(n, min(n, learning)),
             )
         if "long_text" in values:
-            share = self.share_cut(self.max_length)
-            said = f"long_text='cut' cuts {percent(share)} of the texts"
-            yield said, self.seconds_at_length(self.max_length)
+            yield self._cheaper_cut("long_text='cut'", self.max_length)
         elif n := values.get("max_length"):
-            share = self.share_cut(n)
-            yield f"max_length={n} cuts {percent(share)} of the texts", self.seconds_at_length(n)
+            yield self._cheaper_cut(f"max_length={n}", n)
+
+    def _cheaper_cut(self, change: str, max_length: int) -> tuple[str, float]:
+        share = percent(self.share_cut(max_length))
+        return f"{change} cuts {share} of the texts", self.seconds_at_length(max_length)
 
     def _pays_to_freeze(self) -> bool:
         """Say whether what frozen layers return is, or would be, kept."""

@@ -15,7 +15,9 @@ to what they have. The sum is then exact, whatever the number of steps or the pr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.tokenization import (
-    Span,
     Tokens,
     TokenSpans,
-    Windows,
     clean,
-    run_by_trunk,
     tokenise_with_spans,
     word_at,
     words_of,
@@ -209,33 +208,17 @@ def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
         model.long_text,
     )
     explained, directions = _explained(scores, model.multilabel)
-    run = run_by_trunk(tokens)
-    counts = tokens.counts if isinstance(tokens, Windows) else np.ones(len(tokens), dtype=np.int64)
-    of_run = np.repeat(np.arange(len(tokens)), counts)
+    run, first = tokens.run, tokens.first
+    of_run = np.repeat(np.arange(len(tokens)), np.diff(first))
     found = _attributed(network, run, spans, explained[of_run], directions[of_run])
-    ends = np.cumsum(counts).tolist()
     parts = [
-        _text_of(found[end - count : end], run.offsets[end - count : end + 1], spans)
-        for end, count in zip(ends, counts.tolist(), strict=True)
+        _of_text(found[start:end], run.offsets[start : end + 1], spans)
+        for start, end in pairwise(first.tolist())
     ]
-    table = _table(texts.cells, model.classes[explained], parts)
+    table = _table(texts.cells, model.classes[explained], parts, spans)
     if texts.names is not None:
         table["column"] = np.array(texts.names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)
-
-
-class _Text(NamedTuple):
-    """What each of a text's T own tokens adds to D scores.
-
-    A text of several windows has the mean of their scores, as the head is linear, so a token has
-    the mean of what it adds to each window, zero in one that it isn't in.
-    """
-
-    column_T: NDArray[np.int64]
-    start_T: NDArray[np.int64]
-    end_T: NDArray[np.int64]
-    values_TD: NDArray[np.float64]
-    baseline_D: NDArray[np.float64]
 
 
 def _attributed(
@@ -263,8 +246,15 @@ def _attributed(
     return [made[first[key]] for key in keys]
 
 
-def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], spans: TokenSpans) -> _Text:
-    """Put a text together from its windows, which begin at these offsets."""
+def _of_text(
+    windows: list[Attributions], offsets: NDArray[np.int64], spans: TokenSpans
+) -> tuple[NDArray[np.int64], Attributions]:
+    """Put a text together from its windows, which begin at these offsets.
+
+    Returns where among `spans` the text's own tokens lie, and what these add. A text has the mean
+    of its windows' scores, as the head is linear, so a token has the mean of what it adds to each
+    window, zero in one that it isn't in.
+    """
     within = np.arange(offsets[0], offsets[-1])
     own = within[spans.column[within] >= 0]
     _, at, token = np.unique(spans.index[own], return_index=True, return_inverse=True)
@@ -272,8 +262,7 @@ def _text_of(windows: list[Attributions], offsets: NDArray[np.int64], spans: Tok
     values_TD = np.zeros((len(at), each_TD.shape[1]))
     np.add.at(values_TD, token, each_TD / len(windows))
     baseline_D = np.mean([window.baseline_D for window in windows], axis=0)
-    kept = own[at]
-    return _Text(spans.column[kept], spans.start[kept], spans.end[kept], values_TD, baseline_D)
+    return own[at], Attributions(values_TD, baseline_D)
 
 
 def _explained(
@@ -295,20 +284,20 @@ def _explained(
 
 
 def _table(
-    columns: list[list[str]], classes_ND: NDArray[Any], parts: list[_Text]
+    columns: list[list[str]],
+    classes_ND: NDArray[Any],
+    parts: list[tuple[NDArray[np.int64], Attributions]],
+    spans: TokenSpans,
 ) -> dict[str, Any]:
     """Return the columns of the table, a row for each token and explained class."""
-    words: dict[tuple[int, int], list[Span]] = {}
+    words = cache(words_of)
     rows: list[tuple[Any, ...]] = []
-    for text, (part, classes) in enumerate(zip(parts, classes_ND, strict=True)):
-        for explained, (label, baseline) in enumerate(zip(classes, part.baseline_D, strict=True)):
-            spans = zip(part.column_T, part.start_T, part.end_T, strict=True)
-            for token, (column, start, end) in enumerate(spans):
+    for text, ((tokens, added), classes) in enumerate(zip(parts, classes_ND, strict=True)):
+        for explained, (label, baseline) in enumerate(zip(classes, added.baseline_D, strict=True)):
+            for token, value in zip(tokens, added.values_TD[:, explained], strict=True):
+                column, start, end = spans.column[token], spans.start[token], spans.end[token]
                 cell = columns[column][text]
-                if (column, text) not in words:
-                    words[column, text] = words_of(cell)
-                word_start, word_end = word_at(words[column, text], cell, start, end)
-                value = part.values_TD[token, explained]
+                word_start, word_end = word_at(words(cell), cell, start, end)
                 # Cleaned, as pandas' texts hold no lone surrogates.
                 place = (column, start, end, clean(cell[start:end]))
                 word = (word_start, clean(cell[word_start:word_end]))

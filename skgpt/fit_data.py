@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.data.inputs import check_texts, check_weight, rows_of
-from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
+from skgpt.data.splits import Split, all_rows, group_codes, hold_out
 from skgpt.data.targets import Target, join
 from skgpt.data.template import Template, parse_template
 from skgpt.exceptions import InvalidTextError
@@ -128,7 +128,7 @@ def _with_validation_rows(data: FitData, estimator: Any, inputs: FitInputs) -> F
         cells=[a + b for a, b in zip(data.cells, texts.cells, strict=True)],
         target=join(data.target, target),
         sample_weight=np.concatenate([data.sample_weight, weight]),
-        split=given_rows(n, n_val),
+        split=Split(np.arange(n), np.arange(n, n + n_val)),
         held_out=HeldOut(inputs.X_val, target.labels, given_weight),
     )
 

@@ -14,7 +14,7 @@ from sklearn.utils.validation import validate_data
 from skgpt.calibration import Calibration, link_for
 from skgpt.data.inputs import TextColumns, check_texts
 from skgpt.data.template import Template
-from skgpt.data.tokenization import LongText, TextIds, tokenise_rows
+from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
 from skgpt.device import no_more_threads_than_cores, prefix_budget
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.microbatches import token_budget
@@ -102,7 +102,7 @@ class FittedModel:
             PredictBar(verbose),
         )
 
-    def tokenise(self, cells: list[list[str]]) -> TextIds:
+    def tokenise(self, cells: list[list[str]]) -> Tokens:
         """Turn columns of texts into token ids as the fit did."""
         encoder = self.network.pretrained.tokenizer
         return tokenise_rows(cells, self.template, encoder, self.max_length, self.long_text)

@@ -26,7 +26,7 @@ from skgpt.data.inputs import check_texts, rows_of
 from skgpt.data.splits import all_rows, group_codes
 from skgpt.data.targets import Target
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import TextIds, tokenise_rows
+from skgpt.data.tokenization import Tokens, tokenise_rows
 from skgpt.device import (
     no_more_threads_than_cores,
     prefix_budget,
@@ -696,7 +696,7 @@ _WARNED: set[tuple[str, int]] = set()
 _WARNING = threading.Lock()
 
 
-def warn_of_cut_texts(estimator: str, max_length: int, tokens: TextIds) -> None:
+def warn_of_cut_texts(estimator: str, max_length: int, tokens: Tokens) -> None:
     """Warn how many texts were cut, once in a process for each kind of estimator and length."""
     if not tokens.n_cut:
         return

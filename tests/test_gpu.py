@@ -17,7 +17,7 @@ from skgpt.exceptions import LowMemoryWarning, SkippedStepsWarning
 from skgpt.network.layout import Layout, ids_of
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.trunk.attention import Boundaries, packed_attention
-from tests.estimators.dying import Dies, broken_off, folders_in
+from tests.estimators.dying import broken_off, folders_in
 from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
 from tests.network.test_network import TEXTS, build
 from tests.training.poison import PoisonedLoss
@@ -303,9 +303,7 @@ def test_fit_on_cuda__broken_off__goes_on(
     monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 0.0)
     options: dict[str, Any] = {"device": "cuda", "precision": "bf16", "trainable_layers": "all"}
     clf = make(tiny_llama, checkpoint_dir=tmp_path, **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(8)])
-        broken_off(clf, X, y)
+    broken_off(clf, X, y, step=8)
     clf.fit(X, y)
     expected = make(tiny_llama, **options).fit(X, y)
     np.testing.assert_allclose(clf.predict_proba(X), expected.predict_proba(X), atol=1e-2)

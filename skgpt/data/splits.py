@@ -37,11 +37,6 @@ def all_rows(n: int) -> Split:
     return Split(np.arange(n), np.arange(0))
 
 
-def given_rows(n_train: int, n_val: int) -> Split:
-    """Return the split where the rows of X_val stand behind those of X."""
-    return Split(np.arange(n_train), np.arange(n_train, n_train + n_val))
-
-
 def hold_out(strata: NDArray[Any], fraction: float, seed: int, groups: Rows | None = None) -> Split:
     """Draw the rows to hold out, at least one; `groups` are codes of groups to keep whole.
 

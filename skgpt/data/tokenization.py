@@ -7,7 +7,7 @@ columns, or becomes overlapping windows of which each is a text to the trunk.
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from sys import getsizeof
 from typing import Literal, Protocol
 
@@ -55,26 +55,48 @@ class TextEncoder(Protocol):
 class Tokens:
     """Token ids of N texts, end to end: text i is ``ids[offsets[i]:offsets[i + 1]]``.
 
-    `n_cut` texts have lost their ends.
+    The trunk runs over each text by itself or, if there are `window_offsets`, over each window,
+    ``ids[window_offsets[j]:window_offsets[j + 1]]``. `n_cut` texts have lost their ends.
     """
 
     ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
     n_cut: int = 0
+    window_offsets: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, ids: Sequence[NDArray[np.int64]], n_cut: int = 0) -> "Tokens":
-        """Lay the ids of texts end to end."""
-        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return cls(np.concatenate(ids), offsets, n_cut)
+    def of(
+        cls,
+        sequences: Sequence[NDArray[np.int64]],
+        n_windows: Sequence[int] | NDArray[np.int64] | None = None,
+        n_cut: int = 0,
+    ) -> "Tokens":
+        """Lay texts end to end, or windows, of which the texts have so many each."""
+        offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+        ids = np.concatenate(sequences)
+        if n_windows is None:
+            return cls(ids, offsets, n_cut)
+        return cls(ids, offsets[np.cumsum([0, *n_windows])], n_cut, offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of every text, shape (N,)."""
+        """Number of tokens of every text, in all of its windows, shape (N,)."""
         return np.diff(self.offsets)
+
+    @property
+    def run(self) -> "Tokens":
+        """What the trunk runs over, each as a text: the windows, or the texts."""
+        return self if self.window_offsets is None else Tokens(self.ids, self.window_offsets)
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """Text i is run as ``first[i]`` to ``first[i + 1] - 1``, shape (N + 1,)."""
+        if self.window_offsets is None:
+            return np.arange(len(self) + 1)
+        return np.searchsorted(self.window_offsets, self.offsets)
 
     def row(self, i: int) -> NDArray[np.int64]:
         """Return the ids of text i."""
@@ -82,59 +104,20 @@ class Tokens:
 
     def take(self, rows: NDArray[np.int64]) -> "Tokens":
         """Return the tokens of some texts."""
-        return Tokens.of([self.row(int(i)) for i in rows])
-
-    def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
-        """Return the ids of every text as a key, and the first row of each distinct key."""
-        keys = [self.row(i).tobytes() for i in range(len(self))]
-        return keys, {key: row for row, key in reversed([*enumerate(keys)])}
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Token ids of N texts in windows: text i has the windows ``first[i]`` to ``first[i + 1] - 1``.
-
-    `each` holds the windows of all texts, special tokens around every one.
-    """
-
-    each: Tokens
-    first: NDArray[np.int64]
-    n_cut = 0
-
-    def __len__(self) -> int:
-        return len(self.first) - 1
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Number of windows of every text, shape (N,)."""
-        return np.diff(self.first)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of every text in all of its windows, shape (N,)."""
-        return np.diff(self.each.offsets[self.first])
-
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the numbers of the windows of some texts, text after text."""
-        return np.concatenate([np.arange(self.first[i], self.first[i + 1]) for i in rows])
-
-    def take(self, rows: NDArray[np.int64]) -> "Windows":
-        """Return the windows of some texts."""
-        first = np.cumsum([0, *self.counts[rows]], dtype=np.int64)
-        return Windows(self.each.take(self.of(rows)), first)
+        run, first = self.run, self.first
+        n_windows = None if self.window_offsets is None else np.diff(first)[rows]
+        return Tokens.of([run.row(int(j)) for j in ranges(first, rows)], n_windows)
 
     def distinct(self) -> tuple[list[bytes], dict[bytes, int]]:
         """Return the ids of every text as a key, and the first row of each distinct key."""
         # All windows of a text that has several are of one length, so no two texts share a key.
-        return Tokens(self.each.ids, self.each.offsets[self.first]).distinct()
+        keys = [self.row(i).tobytes() for i in range(len(self))]
+        return keys, {key: row for row, key in reversed([*enumerate(keys)])}
 
 
-TextIds = Tokens | Windows
-
-
-def run_by_trunk(tokens: TextIds) -> Tokens:
-    """Return the sequences that the trunk runs over: the windows of the texts, or the texts."""
-    return tokens.each if isinstance(tokens, Windows) else tokens
+def ranges(first: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers ``first[i]`` to ``first[i + 1] - 1`` of each of some rows."""
+    return np.concatenate([np.arange(first[i], first[i + 1]) for i in rows])
 
 
 # From texts to tokens
@@ -142,7 +125,7 @@ def run_by_trunk(tokens: TextIds) -> Tokens:
 
 def tokenise(texts: list[str], encoder: TextEncoder, max_length: int) -> Tokens:
     """Tokenise single texts; the ends of those that are too long are cut."""
-    return run_by_trunk(tokenise_rows([texts], Template(("", ""), (0,)), encoder, max_length))
+    return tokenise_rows([texts], Template(("", ""), (0,)), encoder, max_length)
 
 
 def tokenise_rows(
@@ -151,7 +134,7 @@ def tokenise_rows(
     encoder: TextEncoder,
     max_length: int,
     long_text: LongText = "cut",
-) -> TextIds:
+) -> Tokens:
     """Tokenise columns of texts under a template; `max_length` counts the special tokens too.
 
     A row's text is encoded whole, so that the tokens where words and values meet are those the
@@ -174,8 +157,8 @@ def lengths_in_windows(
 
     Both lengths count the special tokens.
     """
-    room = max(1, _room(encoder, max_length))
-    beyond = lengths - (max_length - _room(encoder, max_length)) - room
+    room = _room(encoder, max_length)
+    beyond = lengths - _n_special(encoder) - room
     n_windows = 1 + -(-np.maximum(0, beyond) // _stride(room))
     return np.where(beyond > 0, n_windows * max_length, lengths)
 
@@ -187,9 +170,13 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _n_special(encoder: TextEncoder) -> int:
+    return len(encoder.prefix_ids) + len(encoder.suffix_ids)
+
+
 def _room(encoder: TextEncoder, max_length: int) -> int:
-    """Return how many tokens fit beside the special ones."""
-    return max_length - len(encoder.prefix_ids) - len(encoder.suffix_ids)
+    """Return how many tokens are read beside the special ones, one at least."""
+    return max(1, max_length - _n_special(encoder))
 
 
 def window_starts(n_tokens: int, room: int) -> list[int]:
@@ -215,9 +202,9 @@ def _frame(ids: Ids, encoder: TextEncoder, max_length: int) -> NDArray[np.int64]
 class _Rows:
     """Distinct rows of the columns that the template uses, encoded without special tokens.
 
-    `distinct_of` says of every row which distinct one it is. `values` are what was encoded of the
-    cells: valid Unicode, a beginning of the cell where `is_cut`. `template` has clean words, and
-    counts the `used` columns alone.
+    `distinct_of` says of every row which distinct one it is; `n_cut` of all rows were cut. `values`
+    are what was encoded of the cells: valid Unicode, a beginning where the row was cut. `template`
+    has clean words, and counts the `used` columns alone.
     """
 
     used: list[int]
@@ -225,7 +212,7 @@ class _Rows:
     cells: list[tuple[str, ...]]
     values: list[Sequence[str]]
     ids: list[Ids]
-    is_cut: list[bool]
+    n_cut: int
     template: Template
 
 
@@ -251,8 +238,14 @@ def _encode_distinct(
     # Clean words and values one by one, or halves of a character would meet across a seam.
     values: list[Sequence[str]] = [tuple(map(clean, row)) for row in number]
     ids = _encode(encoder, [template.render(row) for row in values])
-    rows = _Rows(used, distinct_of, list(number), values, ids, [False] * len(ids), template)
-    return rows if long_text == "windows" else _cut(rows, encoder, max_length, cuts_values)
+    n_cut = 0
+    if long_text == "cut":
+        room = _room(encoder, max_length)
+        n_cut = sum(len(ids[i]) > room for i in distinct_of)
+        if cuts_values:
+            _cut_values(values, ids, template, encoder, room)
+        ids = [row[:room] for row in ids]
+    return _Rows(used, distinct_of, list(number), values, ids, n_cut, template)
 
 
 def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
@@ -275,43 +268,27 @@ def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
 
 def _lay_end_to_end(
     rows: _Rows, encoder: TextEncoder, max_length: int, long_text: LongText
-) -> TextIds:
+) -> Tokens:
     """Put special tokens around each row or its windows; lay all rows end to end."""
-    room = max(1, _room(encoder, max_length))
+    room = _room(encoder, max_length)
     # A row that was cut is one window.
     windows_of = [
         [_frame(ids[i : i + room], encoder, max_length) for i in window_starts(len(ids), room)]
         for ids in rows.ids
     ]
     windows = [windows_of[i] for i in rows.distinct_of]
-    n_cut = sum(rows.is_cut[i] for i in rows.distinct_of)
-    each = Tokens.of([one for of_row in windows for one in of_row], n_cut)
-    if long_text == "cut":
-        return each
-    return Windows(each, np.cumsum([0, *map(len, windows)], dtype=np.int64))
+    n_windows = None if long_text == "cut" else [*map(len, windows)]
+    return Tokens.of([window for of_row in windows for window in of_row], n_windows, rows.n_cut)
 
 
 # Cutting rows that are too long
-
-
-def _cut(rows: _Rows, encoder: TextEncoder, max_length: int, cuts_values: bool) -> _Rows:
-    """Cut the rows that are too long: their values, or the ends of their texts."""
-    room = max(1, _room(encoder, max_length))
-    is_cut = [len(ids) > room for ids in rows.ids]
-    if not cuts_values:
-        return replace(rows, ids=[ids[:room] for ids in rows.ids], is_cut=is_cut)
-    values, ids = list(rows.values), list(rows.ids)
-    too_long = [i for i, cut in enumerate(is_cut) if cut]
-    for i, value, row in zip(too_long, *_cut_values(rows, too_long, encoder, room), strict=True):
-        values[i], ids[i] = value, row
-    return replace(rows, values=values, ids=ids, is_cut=is_cut)
 
 
 def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> bool:
     """Say whether there is room for the template's words; raise if they are more than space."""
     words = "".join(template.words)
     n_words, n_fields = len(encoder.encode([clean(words)])[0]), len(template.fields)
-    needed = n_words + n_fields + max_length - _room(encoder, max_length)
+    needed = n_words + n_fields + _n_special(encoder)
     if needed > max_length and words.strip():
         raise InvalidTextError(
             f"`max_length` must leave room for the template. Its own words take {n_words} tokens, "
@@ -323,20 +300,23 @@ def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> boo
 
 
 def _cut_values(
-    whole: _Rows, too_long: list[int], encoder: TextEncoder, room: int
-) -> tuple[list[Sequence[str]], list[Ids]]:
-    """Return the values of the rows that are too long, cut until each row fits, and their ids."""
+    values: list[Sequence[str]],
+    ids: list[Ids],
+    template: Template,
+    encoder: TextEncoder,
+    room: int,
+) -> None:
+    """Cut the values of each row that is too long until it fits; put both in place of the old."""
+    too_long = [i for i, row in enumerate(ids) if len(row) > room]
     if not too_long:
-        return [], []
-    rows = [whole.values[i] for i in too_long]
-    lengths = np.array([len(whole.ids[i]) for i in too_long])
-    n_uses = np.bincount(whole.template.fields)
+        return
+    rows = [values[i] for i in too_long]
+    lengths = np.array([len(ids[i]) for i in too_long])
+    n_uses = np.bincount(template.fields)
     in_a_row = [value for row in rows for value in row]
     sizes = np.array([len(ids) for ids in encoder.encode(in_a_row)]).reshape(len(rows), -1)
     # The values of a row may take this many tokens; the words and the seams take the rest.
     budgets = np.maximum(n_uses.sum(), room - (lengths - sizes @ n_uses))
-    values: list[Sequence[str]] = list(rows)
-    ids: list[Ids] = [np.empty(0, dtype=np.int32) for _ in rows]
     left = np.arange(len(rows))
     while len(left):
         # Cut the values to the budget.
@@ -351,13 +331,12 @@ def _cut_values(
             # token by itself may be one between two words.
             cut[spent] = [""] * len(n_uses)
         # Encode the rows again, and lower the budgets of those that are still too long.
-        encoded = _encode(encoder, [whole.template.render(row) for row in cut])
+        encoded = _encode(encoder, [template.render(row) for row in cut])
         for i, row, row_ids in zip(left, cut, encoded, strict=True):
-            values[i], ids[i] = row, row_ids
+            values[too_long[i]], ids[too_long[i]] = row, row_ids
         over = np.array([len(row_ids) - room for row_ids in encoded])
         budgets[left] = np.maximum(0, budgets[left] - np.maximum(0, over))
         left = left[over > 0]
-    return values, ids
 
 
 def _caps(
@@ -410,7 +389,7 @@ def tokenise_with_spans(
     encoder: TextEncoder,
     max_length: int,
     long_text: LongText = "cut",
-) -> tuple[TextIds, TokenSpans]:
+) -> tuple[Tokens, TokenSpans]:
     """Tokenise rows as `tokenise_rows` does, and say where each token lies.
 
     A token that reaches from one cell into another, or into the template's words, belongs to the
@@ -418,7 +397,7 @@ def tokenise_with_spans(
     """
     rows = _encode_distinct(columns, template, encoder, max_length, long_text)
     tokens = _lay_end_to_end(rows, encoder, max_length, long_text)
-    room = max(1, _room(encoder, max_length))
+    room = _room(encoder, max_length)
     before, after = [_SPECIAL] * len(encoder.prefix_ids), [_SPECIAL] * len(encoder.suffix_ids)
     found = encoder.spans([rows.template.render(values) for values in rows.values])
     spans_of = []
@@ -434,7 +413,7 @@ def tokenise_with_spans(
             framed += window or [_SPECIAL]  # an empty text is a special token
         spans_of.append(np.array(framed, dtype=np.int64))
     column, start, end, index = np.concatenate([spans_of[i] for i in rows.distinct_of]).T
-    assert len(column) == len(run_by_trunk(tokens).ids), "tokens and spans of two encodings"
+    assert len(column) == len(tokens.ids), "tokens and spans of two encodings"
     column = np.where(column < 0, -1, np.array(rows.used)[column])
     return tokens, TokenSpans(column, start, end, index)
 

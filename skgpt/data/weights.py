@@ -29,12 +29,8 @@ def loss_weights(
     """
     sample_weight = _with_finite_sums(sample_weight)
     with np.errstate(over="ignore"):  # checked below
-        if target.is_multilabel:
-            weight = sample_weight[:, np.newaxis] * _label_weights(
-                target.codes, sample_weight, class_weight, train
-            )
-        else:
-            weight = sample_weight * _class_weights(target, sample_weight, class_weight, train)
+        of_target = _label_weights if target.is_multilabel else _class_weights
+        weight = (sample_weight * of_target(target, sample_weight, class_weight, train).T).T
     if not np.any(weight[train] > 0):
         raise InvalidTextError(
             "sample_weight times class_weight must be above zero for at least one training row. "
@@ -57,10 +53,7 @@ def _with_finite_sums(weight: Weights) -> Weights:
 
 
 def _class_weights(
-    target: Target,
-    sample_weight: Weights,
-    class_weight: ClassWeight,
-    train: NDArray[np.int64],
+    target: Target, sample_weight: Weights, class_weight: ClassWeight, train: NDArray[np.int64]
 ) -> Weights:
     """Return the weight of each row's class."""
     if class_weight is None:
@@ -95,13 +88,10 @@ def _by_name(classes: list[Any], class_weight: Mapping[Any, float]) -> Weights:
 
 
 def _label_weights(
-    codes: NDArray[np.float32],
-    sample_weight: Weights,
-    class_weight: ClassWeight,
-    train: NDArray[np.int64],
+    target: Target, sample_weight: Weights, class_weight: ClassWeight, train: NDArray[np.int64]
 ) -> Weights:
     """Return the weight of the value, 0 or 1, that each label has in each row."""
-    n_labels = codes.shape[1]
+    codes, n_labels = target.codes, target.width
     if class_weight is None:
         return np.ones(codes.shape)
     if isinstance(class_weight, list | tuple):

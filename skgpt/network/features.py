@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from skgpt.caching import Store
-from skgpt.data.tokenization import TextIds, Tokens, Windows, run_by_trunk
+from skgpt.data.tokenization import Tokens, ranges
 from skgpt.device import prefix_budget, ran_out, to_device, total_memory
 from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, Rows, ids_of
@@ -43,10 +43,6 @@ class CacheLevel(Enum):
     POOLED = "pooled"  # no layer learns
 
 
-def no_progress(done: int, total: int) -> None:
-    """Show nothing."""
-
-
 class TextFeatures:
     """Rows of a data set to pooled states, differentiable in what learns.
 
@@ -59,19 +55,19 @@ class TextFeatures:
     def __init__(
         self,
         network: TextNetwork,
-        tokens: TextIds,
+        tokens: Tokens,
         *,
         token_budget: int,
         memory_budget: int,
         disk_budget: int = 0,
-        progress: Progress = no_progress,
+        progress: Progress = lambda done, total: None,
         level: CacheLevel | None = None,
         shared: bool = True,
     ) -> None:
         self.network = network
         self.lengths = tokens.lengths
-        self._windows = tokens if isinstance(tokens, Windows) else None
-        self._texts = run_by_trunk(tokens)
+        self._first_window = None if tokens.window_offsets is None else tokens.first
+        self._texts = tokens.run
         self._text_lengths = self._texts.lengths
         self._token_budget = token_budget
         self._memory_budget = memory_budget
@@ -103,9 +99,10 @@ class TextFeatures:
         if self._pooled_NH is not None:
             return self._pooled_NH[to_device(rows, self.network.device)]
         with torch.set_grad_enabled(self._trunk_learns and torch.is_grad_enabled()):
-            if self._windows is None:
+            if self._first_window is None:
                 return self._run(rows)
-            return self._text_means(self._run_windows(self._windows.of(rows)), rows)
+            windows = ranges(self._first_window, rows)
+            return self._text_means(self._run_windows(windows), rows)
 
     def freeze_trunk(self) -> None:
         """Stop gradients at the pooled states; compute those once, if memory has room for them."""
@@ -157,9 +154,9 @@ class TextFeatures:
 
     def _text_means(self, states_WH: Tensor, rows: Rows) -> Tensor:
         """Return the mean state of each row's windows."""
-        if self._windows is None:
+        if self._first_window is None:
             return states_WH
-        counts = self._windows.counts[rows]
+        counts = np.diff(self._first_window)[rows]
         return mean_of_each(states_WH, to_device(counts, states_WH.device), counts.tolist())
 
 

@@ -95,9 +95,8 @@ class SlowFitNotice(TrainingCallback):
     def __init__(self, advice: str) -> None:
         self.advice = advice
         self._began = time.perf_counter()
-        self._first: float | None = None  # when the first step was done
+        self._first: tuple[int, float] | None = None  # the first step, and when it was done
         self._n_steps = 0
-        self._first_step = 1
         self._warned = False
 
     def on_progress(self, done: int, total: int) -> None:
@@ -112,22 +111,17 @@ class SlowFitNotice(TrainingCallback):
         """Note how many steps there will be."""
         self._n_steps = config.n_steps
         self._first = None
-        self._first_step = n_steps + 1
 
     def on_step(self, event: StepDone) -> None:
         """Estimate, once enough steps were timed; the first is left out, it warms things up."""
-        if self._warned:
-            return
         now = time.perf_counter()
         if self._first is None:
-            self._first = now
+            self._first = event.step, now
             return
-        n_timed = event.step - self._first_step
-        timed = now - self._first
-        if timed < _MEASURE_SECONDS or n_timed < _MEASURE_STEPS:
-            return
-        left = timed / n_timed * (self._n_steps - event.step)
-        self._warn_if_slow(now - self._began + left, "about ")
+        n_timed, timed = event.step - self._first[0], now - self._first[1]
+        if timed >= _MEASURE_SECONDS and n_timed >= _MEASURE_STEPS:
+            left = timed / n_timed * (self._n_steps - event.step)
+            self._warn_if_slow(now - self._began + left, "about ")
 
     def _warn_if_slow(self, seconds: float, how: str) -> None:
         if self._warned or seconds <= _SLOW_SECONDS:
@@ -175,8 +169,8 @@ def fit_progress(verbose: int) -> list[TrainingCallback]:
 class _TokenBar:
     """A bar of the tokens of some work, which is gone once it is closed."""
 
-    def __init__(self, delay: float = 0.0) -> None:
-        self._delay = delay
+    def __init__(self, **options: Any) -> None:
+        self._options = {"unit": " tok", "unit_scale": True, "dynamic_ncols": True, **options}
         self._bar: Any = None
         self._name = ""
 
@@ -186,9 +180,7 @@ class _TokenBar:
             self.close()
             self._name = name
         if self._bar is None:
-            unit = {"unit": " tok", "unit_scale": True}
-            shown = {"leave": False, "delay": self._delay, "dynamic_ncols": True}
-            self._bar = tqdm(total=total, desc=name, **unit, **shown)
+            self._bar = tqdm(total=total, desc=name, leave=False, **self._options)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -206,7 +198,8 @@ class ProgressBar(TrainingCallback):
         self._bar: Any = None
         self._n_epochs = 0
         self._shown = 0.0
-        self._speed = _Speed()
+        self._epoch_began = 0.0
+        self._n_tokens = 0  # of the epoch so far
         self._score: float | None = None
 
     def on_progress(self, done: int, total: int) -> None:
@@ -225,15 +218,16 @@ class ProgressBar(TrainingCallback):
 
     def on_epoch_begin(self, epoch: int) -> None:
         """Measure anew, so that the time between epochs doesn't count."""
-        self._speed = _Speed()
+        self._epoch_began, self._n_tokens = time.perf_counter(), 0
 
     def on_step(self, event: StepDone) -> None:
         """Move on by one step."""
-        self._speed.add(event.n_tokens)
+        self._n_tokens += event.n_tokens
         now = time.perf_counter()
         if now - self._shown >= _SHOW_SECONDS:
             self._shown = now
-            self._show(event.epoch, event.mean_loss(), self._speed.per_second)
+            speed = self._n_tokens / max(now - self._epoch_began, 1e-9)
+            self._show(event.epoch, event.mean_loss(), speed)
         self._bar.update()
 
     def on_epoch(self, record: EpochRecord) -> bool:
@@ -296,43 +290,25 @@ class EpochLines(TrainingCallback):
         return False
 
 
-class PredictBar:
+class PredictBar(_TokenBar):
     """A bar of a prediction that takes more than a second; at its end it is gone."""
 
     def __init__(self, verbose: int) -> None:
-        self._bar = _TokenBar(_SHORT_SECONDS) if verbose and shows_bars() else None
+        super().__init__(delay=_SHORT_SECONDS, disable=not (verbose and shows_bars()))
 
     def frozen(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""
-        if self._bar is not None:
-            self._bar.move("predict, frozen layers", done, total)
+        self.move("predict, frozen layers", done, total)
 
     def scored(self, done: int, total: int) -> None:
         """There are raw scores for `done` of `total` tokens."""
-        if self._bar is not None:
-            self._bar.move("predict", done, total)
+        self.move("predict", done, total)
 
     def __enter__(self) -> "PredictBar":
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-class _Speed:
-    """Tokens per second since it was made."""
-
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
-        self._n_tokens = 0
-
-    def add(self, n_tokens: int) -> None:
-        self._n_tokens += n_tokens
-
-    @property
-    def per_second(self) -> float:
-        return self._n_tokens / max(time.perf_counter() - self._began, 1e-9)
+        self.close()
 
 
 def write_line(line: str) -> None:

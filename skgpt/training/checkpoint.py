@@ -7,17 +7,21 @@ system as long as its process lives.
 import hashlib
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from skgpt._files import LockedError, locked, remove_drafts, storage_errors, to_plain
-from skgpt.exceptions import ContinuationError, DivergedError, StateFormatError, StorageError
+from skgpt.exceptions import (
+    ContinuationError,
+    DivergedError,
+    StateFormatError,
+    StorageError,
+    warn_user,
+)
 from skgpt.tensor_files import State, read_state, write_state
 from skgpt.training.callbacks import FitStopped
 
@@ -85,8 +89,8 @@ class Checkpoint:
 @contextmanager
 def claimed_checkpoint(
     root: Path, belongs_to: Mapping[str, Any], seed: int
-) -> Iterator[Checkpoint]:
-    """Lock a checkpoint in `root` while a fit runs; make `root` if needed.
+) -> Iterator[Checkpoint | None]:
+    """Lock a checkpoint in `root` while a fit runs; None, with a warning, if an equal fit has it.
 
     It is removed where the body ends well, where training diverged, as it would again, and where
     the fit was stopped for good. Otherwise it stays for the next fit of the kind, if anything was
@@ -94,12 +98,17 @@ def claimed_checkpoint(
     ContinuationError if what is there belongs to another fit.
     """
     belongs_to = {**belongs_to, "the format of checkpoints": _FORMAT}
-    claim = ExitStack()
+    folder = root / hashlib.sha256(_text(belongs_to).encode()).hexdigest()[:32]
     with _storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        with _root_lock(root):
-            name = hashlib.sha256(_text(belongs_to).encode()).hexdigest()[:32]
-            folder = _claim(root, name, claim)
+        claim = _claim(root, folder)
+    if claim is None:
+        warn_user(
+            f"An equal fit is running and holds the checkpoint in {folder}: this fit writes none.",
+            UserWarning,
+        )
+        yield None
+        return
     over = False
     try:
         with _storage_errors(folder):
@@ -115,33 +124,20 @@ def claimed_checkpoint(
     finally:
         with _storage_errors(folder), _root_lock(root):
             claim.close()
-            if over or _is_unused(folder):
-                shutil.rmtree(folder)
+            if over or not (folder / _FILE).exists():
+                shutil.rmtree(folder, ignore_errors=not over)
 
 
-def _claim(root: Path, name: str, claim: ExitStack) -> Path:
-    """Lock a folder of that name: the first with a checkpoint that is free, or else the first."""
-    theirs = re.compile(re.escape(name) + r"(-\d+)?")
-    there = sorted((f.name for f in root.iterdir() if theirs.fullmatch(f.name)), key=_number)
-    left = [n for n in there if (root / n / _FILE).exists()]
-    names = (name if n == 1 else f"{name}-{n}" for n in count(1))
-    for candidate in (*left, *(next(names) for _ in range(len(there) + 1))):
-        folder = root / candidate
+def _claim(root: Path, folder: Path) -> ExitStack | None:
+    """Lock a folder, which is made if needed; None if another fit holds it."""
+    claim = ExitStack()
+    with _root_lock(root):
         folder.mkdir(exist_ok=True)
         try:
             claim.enter_context(locked(folder / _LOCK))
         except LockedError:
-            continue
-        return folder
-    raise AssertionError("a folder that wasn't there can't be locked by others")
-
-
-def _is_unused(folder: Path) -> bool:
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {_LOCK}
-
-
-def _number(name: str) -> int:
-    return int(name.partition("-")[2] or 1)
+            return None
+    return claim
 
 
 def _root_lock(root: Path) -> AbstractContextManager[None]:

@@ -1,7 +1,8 @@
 """Held-out rows: how they are scored, when a fit stops for it, and the best weights so far."""
 
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,15 +12,10 @@ from torch import Tensor
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.network import TextNetwork
 from skgpt.tensor_files import State
-from skgpt.training.signals import defer_sigint
+from skgpt.training.signals import deferred
 
-
-class ValidationScorer(Protocol):
-    """Raw scores of the held-out rows, shape (n_held_out, n_outputs), to a score to maximise."""
-
-    def __call__(self, logits_NK: NDArray[np.float32], /) -> float:
-        """Return the score."""
-        ...
+# Raw scores of the held-out rows, shape (n_held_out, n_outputs), to a score to maximise.
+ValidationScorer = Callable[[NDArray[np.float32]], float]
 
 
 @dataclass(frozen=True)
@@ -75,11 +71,6 @@ class EarlyStopping:
         self._to_beat = max(self._to_beat, score)
         return counts and self._n_without >= self.rule.n_iter_no_change
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether there are weights to restore."""
-        return bool(self._weights)
-
     def _learned(self) -> dict[str, Tensor]:
         return {**self.network.learnable, "": self.network.head.weight}
 
@@ -92,14 +83,15 @@ class EarlyStopping:
                 self._weights[name] = tensor.detach().clone()
 
     @torch.no_grad()
-    def restore_best(self) -> None:
-        """Give the network the weights of the best epoch, if they were kept."""
+    def restore_best(self) -> bool:
+        """Give the network the weights of the best epoch; say whether they were kept."""
         if not self._weights:
-            return
-        with defer_sigint():
+            return False
+        with deferred(signal.SIGINT):
             for name, tensor in self._learned().items():
                 tensor.copy_(self._weights[name])
             self.network.refresh()
+        return True
 
     def state(self) -> State:
         """Return what to go on from."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.batching import Rows
-from skgpt.data.tokenization import TextIds
+from skgpt.data.tokenization import Tokens
 from skgpt.network.features import TextFeatures
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import TextNetwork
@@ -19,7 +19,6 @@ from skgpt.training.early_stopping import Validation
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Moments
 from skgpt.training.run import FitResult, TrainingRows, TrainingRun, diverged
-from skgpt.training.signals import DeferredSigterm, defer_sigterm
 
 
 @torch.inference_mode(False)  # whatever the caller is in
@@ -61,9 +60,9 @@ def train(
             disk_budget=config.disk_budget,
             progress=on_progress,
         )
-        run = TrainingRun(features, rows, loss, config, validation or Validation(), moments)
-        with run, defer_sigterm(checkpoint is not None) as sigterm:
-            run.start(checkpoint)
+        validation = validation or Validation()
+        with TrainingRun(features, rows, loss, config, validation, moments, checkpoint) as run:
+            run.start()
             for callback in callbacks:
                 callback.on_train_begin(config, run.n_steps, run.history)
             while not run.is_over:
@@ -75,16 +74,15 @@ def train(
                     done = run.end_step(batch)
                     for callback in callbacks:
                         callback.on_step(done)
-                    run.save_if_due(checkpoint, sigterm)
+                    run.save_if_due()
                 record = run.epoch_record()
                 # Score the held-out rows, stop or keep the best weights, tell the callbacks.
-                if len(rows.split.held_out):
-                    run.is_over = evaluate(run, record, checkpoint, sigterm)
+                stop = len(rows.split.held_out) > 0 and evaluate(run, record)
                 run.history.append(record)  # only once it is complete, should Ctrl-C come
                 stops = [callback.on_epoch(record) for callback in callbacks]
-                run.end_epoch(stop=any(stops))
+                run.end_epoch(stop=stop or any(stops))
                 if not run.is_over:
-                    run.save(checkpoint)
+                    run.save()
             run.early_stopping.restore_best()
             run.check_learned()
         return run.result()
@@ -122,12 +120,7 @@ def train_step(run: TrainingRun, rows: Rows) -> None:
 
 
 @torch.no_grad()
-def evaluate(
-    run: TrainingRun,
-    record: EpochRecord,
-    checkpoint: Checkpoint | None = None,
-    sigterm: DeferredSigterm | None = None,
-) -> bool:
+def evaluate(run: TrainingRun, record: EpochRecord) -> bool:
     """Score the held-out rows as they stand, into the record; say whether to stop for it."""
     rows = run.rows.split.held_out
     weight = float(run.row_weight[rows].sum())
@@ -143,7 +136,7 @@ def evaluate(
             logits_NK[place_of[part]] = logits_BK.cpu().numpy()
         if not micro_batch.failed:
             loss += part_loss
-            run.save_if_due(checkpoint, sigterm)
+            run.save_if_due()
     if not (np.isfinite(loss) and np.isfinite(logits_NK).all()):
         raise diverged(
             run.config,
@@ -160,7 +153,7 @@ def evaluate(
 @explain_no_memory()
 def raw_scores(
     network: TextNetwork,
-    tokens: TextIds,
+    tokens: Tokens,
     token_budget: int,
     memory_budget: int,
     bar: PredictBar | None = None,

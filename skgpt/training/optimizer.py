@@ -6,8 +6,10 @@ counted. AdamW: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (
 implements it.
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from skgpt.exceptions import DivergedError
 from skgpt.network.network import TextNetwork
 from skgpt.tensor_files import State
 from skgpt.training.config import TrainingConfig
-from skgpt.training.signals import defer_sigint
+from skgpt.training.signals import deferred
 
 HEAD = "head.weight"
 
@@ -117,11 +119,14 @@ class Optimizer:
         )
         decay, rate = config.weight_decay, config.learning_rate
         groups = [
-            _group([w for w in self._weights if w.ndim > 1], rate, decay),
-            _group([w for w in self._weights if w.ndim <= 1], rate, 0.0),
-            _group([self._head], config.head_learning_rate, decay),
+            ([w for w in self._weights if w.ndim > 1], rate, decay),
+            ([w for w in self._weights if w.ndim <= 1], rate, 0.0),
+            ([self._head], config.head_learning_rate, decay),
         ]
-        self._adam = torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+        self._adam = torch.optim.AdamW(
+            [{"params": ws, "lr": lr, "weight_decay": wd} for ws, lr, wd in groups if ws],
+            fused=True,
+        )
         self._peaks = [group["lr"] for group in self._adam.param_groups]
         if moments is not None:
             self._load_moments(moments)
@@ -212,7 +217,7 @@ class Optimizer:
                 self._clip(learned, self.config.max_grad_norm, norm)
             for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self.lr_factor
-            with defer_sigint():
+            with deferred(signal.SIGINT):
                 self._scaler.step(self._adam)
                 self.network.refresh()
                 self._n_made += 1
@@ -309,10 +314,6 @@ class Optimizer:
             self._scaler.load_state_dict(learned.values["scaler"])
 
 
-def _group(params: list[Tensor], lr: float, weight_decay: float) -> dict[str, object]:
-    return {"params": params, "lr": lr, "weight_decay": weight_decay}
-
-
 def training_bytes(network: TextNetwork, *, keeps_best: bool) -> int:
     """Return the bytes of what learns: fp32 weights, gradients, moments, the trunk's copies."""
     n_learned = sum(t.numel() for t in [*network.learnable.values(), network.head.weight])
@@ -333,90 +334,70 @@ def not_finite(numbers: Sequence[Tensor]) -> Tensor:
     return (~torch.isfinite(torch.stack(list(numbers))).all()).float()
 
 
-class NonFiniteSteps:
-    """Counts the skipped steps of a whole run: in all, and in a row up to the last one."""
-
-    def __init__(self) -> None:
-        self.n_steps = 0
-        self.total = 0
-        self.in_a_row = 0
-
-    def note(self, skipped: bool) -> None:
-        """Count a step; they come in order."""
-        self.n_steps += 1
-        self.total += skipped
-        if not self.too_many:  # which a later step that was good would hide
-            self.in_a_row = self.in_a_row + 1 if skipped else 0
-
-    @property
-    def too_many(self) -> bool:
-        """Whether there ever were so many in a row that the run is lost."""
-        return self.in_a_row >= _MOST_IN_A_ROW
-
-    def state(self) -> State:
-        """Return what to go on from."""
-        return State(values=dict(vars(self)))
-
-    def load_state(self, state: State) -> None:
-        """Go on from what `state` returned."""
-        vars(self).update(state.values)
-
-
 class RunningLoss:
-    """The weighted mean of the loss over an epoch so far, without the steps that were skipped.
+    """The weighted mean of an epoch's loss so far, without skipped steps, which it counts.
 
     Unless it looks `at_once`, it reads many steps at a time: to read each, the host would wait for
     the device instead of preparing the next.
     """
 
-    def __init__(self, non_finite: NonFiniteSteps, *, at_once: bool) -> None:
-        self.non_finite = non_finite
+    _SAVED = ("n_steps", "n_skipped_in_all", "in_a_row", "n_skipped", "total", "weight")
+
+    def __init__(self, *, at_once: bool) -> None:
         self.at_once = at_once
-        self.n_skipped = 0
-        self._total = 0.0
-        self._weight = 0.0
+        self.n_steps = 0  # of the whole run, as the next two
+        self.n_skipped_in_all = 0
+        self.in_a_row = 0  # skipped, up to the last step
         self._waiting: list[tuple[list[Tensor], float]] = []
-        self._n_numbers = 0
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Begin a new mean."""
+        self.n_skipped = 0
+        self.total = 0.0
+        self.weight = 0.0
 
     def add(self, losses: Sequence[Tensor], weight: float, skipped: Tensor) -> None:
         """Add a step: shares of its mean loss, the weight of its rows, 1.0 if it was skipped."""
         self._waiting.append(([skipped, *losses], weight))
-        self._n_numbers += 1 + len(losses)
-        enough = len(self._waiting) >= _STEPS_UNREAD or self._n_numbers >= _NUMBERS_UNREAD
-        if self.at_once or enough:
+        n_numbers = sum(len(tensors) for tensors, _ in self._waiting)
+        if self.at_once or len(self._waiting) >= _STEPS_UNREAD or n_numbers >= _NUMBERS_UNREAD:
             self.read()
 
     def read(self) -> None:
-        """Read the steps since the last time."""
+        """Read the steps since the last time, in order."""
         if not self._waiting:
             return
-        values = torch.stack([t for tensors, _ in self._waiting for t in tensors]).tolist()
-        waiting, self._waiting, self._n_numbers = self._waiting, [], 0
-        place = 0
+        waiting, self._waiting = self._waiting, []
+        numbers = iter(torch.stack([t for tensors, _ in waiting for t in tensors]).tolist())
         for tensors, weight in waiting:
-            skipped, *losses = values[place : place + len(tensors)]
-            place += len(tensors)
-            self.non_finite.note(bool(skipped))
+            skipped, *losses = islice(numbers, len(tensors))
+            self.n_steps += 1
             self.n_skipped += bool(skipped)
+            self.n_skipped_in_all += bool(skipped)
+            if not self.too_many:  # which a later step that was good would hide
+                self.in_a_row = self.in_a_row + 1 if skipped else 0
             if not skipped:
-                self._total += sum(losses) * weight
-                self._weight += weight
+                self.total += sum(losses) * weight
+                self.weight += weight
+
+    @property
+    def too_many(self) -> bool:
+        """Whether there ever were so many skipped steps in a row that the run is lost."""
+        return self.in_a_row >= _MOST_IN_A_ROW
 
     def mean(self) -> float:
         """Return the mean; 0 where the rows weigh nothing, NaN where every step was skipped."""
         self.read()
-        if self._weight:
-            return self._total / self._weight
+        if self.weight:
+            return self.total / self.weight
         return float("nan") if self.n_skipped else 0.0
 
     def state(self) -> State:
         """Return what to go on from."""
         self.read()
-        values = {"n_skipped": self.n_skipped, "total": self._total, "weight": self._weight}
-        return State(values=values)
+        return State(values={name: getattr(self, name) for name in self._SAVED})
 
     def load_state(self, state: State) -> None:
         """Go on from what `state` returned."""
-        values = state.values
-        self.n_skipped, self._total = values["n_skipped"], values["total"]
-        self._weight = values["weight"]
+        vars(self).update(state.values)

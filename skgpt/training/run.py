@@ -1,7 +1,9 @@
 """The state of a training run: its parts, its progress, and what remains after an interrupt."""
 
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from skgpt.data.batching import Rows, optimiser_batches
 from skgpt.data.splits import Split
-from skgpt.data.tokenization import TextIds
+from skgpt.data.tokenization import Tokens
 from skgpt.device import to_device
 from skgpt.exceptions import DivergedError
 from skgpt.network.features import TextFeatures
@@ -24,8 +26,8 @@ from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.config import TrainingConfig
 from skgpt.training.early_stopping import EarlyStopping, Validation
 from skgpt.training.loss import Loss
-from skgpt.training.optimizer import Moments, NonFiniteSteps, Optimizer, RunningLoss
-from skgpt.training.signals import DeferredSigterm
+from skgpt.training.optimizer import Moments, Optimizer, RunningLoss
+from skgpt.training.signals import DeferredSignal, deferred
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class TrainingRows:
     have shape (N,) or (N, K).
     """
 
-    tokens: TextIds
+    tokens: Tokens
     target: NDArray[np.int64] | NDArray[np.float32]
     weight: NDArray[np.float64]
     split: Split
@@ -81,6 +83,7 @@ class TrainingRun:
         config: TrainingConfig,
         validation: Validation,
         moments: Moments | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.network = features.network
         self.features = features
@@ -97,15 +100,17 @@ class TrainingRun:
         self.early_stopping = EarlyStopping(self.network, validation.rule)
         self.history: list[EpochRecord] = []
         self.n_steps = 0
-        self.non_finite = NonFiniteSteps()
+        self.running_loss = RunningLoss(at_once=self.optimizer.looks_at_once)
         self.interrupt: KeyboardInterrupt | DivergedError | None = None
+        self.checkpoint = checkpoint
+        self._sigterm: DeferredSignal | None = None
+        self._on_exit = ExitStack()
         self._begin_epoch(0)
 
     def _begin_epoch(self, epoch: int) -> None:
         self.progress = _EpochProgress(epoch)
         self.is_over = epoch >= self.config.n_epochs
-        at_once = self.optimizer.looks_at_once
-        self.running_loss = RunningLoss(self.non_finite, at_once=at_once)
+        self.running_loss.begin_epoch()
 
     @property
     def epoch(self) -> int:
@@ -173,19 +178,19 @@ class TrainingRun:
 
     def end_epoch(self, *, stop: bool) -> None:
         """Go on to the next epoch, unless this was the last or something wants to stop."""
-        if stop or self.is_over:
+        if stop:
             self.is_over = True
         else:
             self._begin_epoch(self.epoch + 1)
 
     def _check_steps(self) -> None:
-        if self.non_finite.too_many:
-            in_a_row = self.non_finite.in_a_row
+        if self.running_loss.too_many:
+            in_a_row = self.running_loss.in_a_row
             raise self._diverged_steps(f"They didn't in {in_a_row} steps in a row")
 
     def check_learned(self) -> None:
         """Raise if every step was skipped, or if a learned weight is not finite."""
-        if self.non_finite.n_steps and not self.optimizer.n_updates:
+        if self.running_loss.n_steps and not self.optimizer.n_updates:
             raise self._diverged_steps("They did in no step")
         if not self.optimizer.is_finite():  # the last step's harm shows in no loss any more
             what = "What was learned must stay finite. It didn't in the last steps"
@@ -196,6 +201,8 @@ class TrainingRun:
         return diverged(self.config, f"{what}. {which}, up to step {self.n_steps}")
 
     def __enter__(self) -> "TrainingRun":
+        if self.checkpoint is not None:
+            self._sigterm = self._on_exit.enter_context(deferred(signal.SIGTERM))
         return self
 
     def __exit__(
@@ -205,7 +212,7 @@ class TrainingRun:
         traceback: TracebackType | None,
     ) -> bool:
         """Keep a usable network after Ctrl-C or a divergence; end the optimizer's run."""
-        with self.optimizer:
+        with self.optimizer, self._on_exit:
             if isinstance(error, KeyboardInterrupt) and self._is_usable():
                 self.interrupt = error
             elif isinstance(error, DivergedError):
@@ -217,13 +224,11 @@ class TrainingRun:
 
     def _restored(self, error: DivergedError) -> DivergedError:
         """Restore the best weights if there are any; return the error with what is left."""
-        if self.early_stopping.has_weights:
-            self.early_stopping.restore_best()
-            if self._is_usable():
-                return DivergedError(
-                    f"{error} The estimator is fitted with the weights of epoch "
-                    f"{self.early_stopping.best_epoch}, the best so far."
-                )
+        if self.early_stopping.restore_best() and self._is_usable():
+            return DivergedError(
+                f"{error} The estimator is fitted with the weights of epoch "
+                f"{self.early_stopping.best_epoch}, the best so far."
+            )
         raise DivergedError(f"{error} The estimator is as it was before this fit.") from error
 
     def result(self) -> FitResult:
@@ -235,7 +240,7 @@ class TrainingRun:
             self.early_stopping.best_epoch,
             self.optimizer.moments(),
             self.interrupt,
-            self.non_finite.total,
+            self.running_loss.n_skipped_in_all,
         )
 
     # Checkpoints: everything that a run is, by the names of its parts.
@@ -252,15 +257,14 @@ class TrainingRun:
         return State.of(
             run=State(values=values),
             running_loss=self.running_loss.state(),
-            non_finite=self.non_finite.state(),
             early_stopping=self.early_stopping.state(),
             optimizer=self.optimizer.state(),
         )
 
-    def start(self, checkpoint: Checkpoint | None) -> None:
+    def start(self) -> None:
         """Get ready for the first step, or for the next after the state that a checkpoint found."""
-        if checkpoint is not None and checkpoint.found is not None:
-            self._load(checkpoint.found)
+        if self.checkpoint is not None and self.checkpoint.found is not None:
+            self._load(self.checkpoint.found)
         self._choose_layers()
 
     def _load(self, state: State) -> None:
@@ -270,21 +274,21 @@ class TrainingRun:
         self.progress = _EpochProgress(**values["progress"])
         # Micro-batches as before, where memory had run out: sums are rounded as they are cut.
         self.batcher.n_tokens = min(self.batcher.n_tokens, values["tokens_at_once"])
-        for name in ("running_loss", "non_finite", "early_stopping", "optimizer"):
+        for name in ("running_loss", "early_stopping", "optimizer"):
             getattr(self, name).load_state(state.part(name))
 
-    def save(self, checkpoint: Checkpoint | None) -> None:
-        """Write the state."""
-        if checkpoint is not None:
-            checkpoint.write(self.state())
+    def save(self) -> None:
+        """Write the state, if there is a checkpoint."""
+        if self.checkpoint is not None:
+            self.checkpoint.write(self.state())
 
-    def save_if_due(self, checkpoint: Checkpoint | None, sigterm: DeferredSigterm | None) -> None:
+    def save_if_due(self) -> None:
         """Write the state if the last is old, or if SIGTERM waits for it, which then goes on."""
-        if sigterm is not None and sigterm.received:
-            self.save(checkpoint)
-            sigterm.deliver()
-        elif checkpoint is not None and checkpoint.is_due():
-            self.save(checkpoint)
+        if self._sigterm is not None and self._sigterm.received:
+            self.save()
+            self._sigterm.deliver()
+        elif self.checkpoint is not None and self.checkpoint.is_due():
+            self.save()
 
 
 def diverged(config: TrainingConfig, what: str) -> DivergedError:

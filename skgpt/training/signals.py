@@ -5,73 +5,46 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 
-@contextmanager
-def defer_sigint() -> Iterator[None]:
-    """Keep Ctrl-C waiting until the body is done: an update must not be left half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # the interrupt goes to the main thread
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # ignored, or not Python's to handle
-        yield
-        return
-    waiting: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if waiting:
-        handler(*waiting[-1])
+class DeferredSignal:
+    """Whether a signal has come in the body of `deferred`, and what it did before."""
 
-
-class DeferredSigterm:
-    """Whether SIGTERM has come in the body of `defer_sigterm`."""
-
-    def __init__(self) -> None:
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+        self.former = signal.getsignal(number)
         self.received = False
-        self._former: Any = None
         self._frame: FrameType | None = None
 
-    def _install(self) -> None:
-        former = signal.getsignal(signal.SIGTERM)
-        if callable(former) or former is signal.SIG_DFL:  # not ignored, nor another language's
-            self._former = former
-            signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal: only note it."""
         self.received, self._frame = True, frame
 
     def deliver(self) -> None:
-        """Do what SIGTERM did before; if that doesn't end the fit, defer the next one again."""
-        self._restore()
-        signal.signal(signal.SIGTERM, self._note)
-
-    def _restore(self) -> None:
-        """Put the former handler back; a signal that has come goes to it."""
-        if self._former is None:
-            return
-        signal.signal(signal.SIGTERM, self._former)
-        received, self.received = self.received, False
-        if received and callable(self._former):
-            self._former(signal.SIGTERM, self._frame)
-        elif received:
-            signal.raise_signal(signal.SIGTERM)
+        """Do what the signal did before; if that ends nothing, the next one waits again."""
+        self.received = False
+        if callable(self.former):
+            self.former(self.number, self._frame)
+        else:
+            signal.signal(self.number, self.former)
+            signal.raise_signal(self.number)
 
 
 @contextmanager
-def defer_sigterm(wanted: bool) -> Iterator[DeferredSigterm]:
-    """Note SIGTERM in the body; deliver it where the body says so, or at its end.
+def deferred(number: signal.Signals) -> Iterator[DeferredSignal]:
+    """Keep a signal waiting until the body delivers it, or is done.
 
-    Nothing is done unless `wanted`, nor outside the main thread, where no handler can be set.
+    Outside the main thread no handler can be set; one that is ignored, or not Python's, is left.
     """
-    deferred = DeferredSigterm()
-    if wanted and threading.current_thread() is threading.main_thread():
-        deferred._install()
+    waiting = DeferredSignal(number)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not (callable(waiting.former) or waiting.former is signal.SIG_DFL):
+        yield waiting
+        return
+    signal.signal(number, waiting.note)
     try:
-        yield deferred
+        yield waiting
     finally:
-        deferred._restore()
+        signal.signal(number, waiting.former)
+        if waiting.received:
+            waiting.deliver()

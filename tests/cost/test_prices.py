@@ -155,10 +155,10 @@ def test_advice__many_texts_are_cut__names_windows_and_their_price(tiny_llama: s
     quick = Rates(0.0, 1e-6, 1e-6, 0.0)
     asked = prices(tiny_llama, "all", quick)
     in_windows = lengths_in_windows(LENGTHS, asked.network.pretrained.tokenizer, 40)
-    assert asked.seconds_in_windows() == pytest.approx(
+    assert asked.seconds_at_length(40, "windows") == pytest.approx(
         asked.seconds() * in_windows.sum() / 110, rel=0.01
     )
-    times = asked.seconds_in_windows() / asked.seconds()
+    times = asked.seconds_at_length(40, "windows") / asked.seconds()
     assert times > 1.5
     said = f"long_text='windows' reads all of every text and costs {times:.1f}x."
     assert asked.advice()[-1] == said

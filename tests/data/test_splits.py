@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skgpt.data.batching import optimiser_batches
-from skgpt.data.splits import Split, all_rows, given_rows, group_codes, hold_out
+from skgpt.data.splits import Split, all_rows, group_codes, hold_out
 from skgpt.exceptions import InvalidTextError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -224,11 +224,6 @@ def test_group_codes__unusable__are_refused(groups: Any, message: str) -> None:
         group_codes(groups, 4)
 
 
-def test_all_rows_and_given_rows__any__are_row_numbers() -> None:
+def test_all_rows__any_number__hold_out_none() -> None:
     assert all_rows(3).train.tolist() == [0, 1, 2]
     assert all_rows(3).held_out.tolist() == []
-    split = given_rows(2, 3)
-    assert (split.train.tolist(), split.held_out.tolist()) == ([0, 1], [2, 3, 4])
-    assert {rows.dtype for s in (split, all_rows(3)) for rows in (s.train, s.held_out)} == {
-        np.dtype(np.int64)
-    }

@@ -12,8 +12,8 @@ from skgpt.data.template import Template, parse_template
 from skgpt.data.tokenization import (
     TextEncoder,
     Tokens,
-    Windows,
     clean,
+    ranges,
     tokenise,
     tokenise_rows,
 )
@@ -321,15 +321,15 @@ def test_tokenise__texts_seen_before__are_not_encoded_again() -> None:
 # Windows
 
 
-def windows_of(texts: list[str], encoder: Letters, max_length: int) -> Windows:
+def windows_of(texts: list[str], encoder: Letters, max_length: int) -> Tokens:
     return tokenise_rows([texts], PLAIN, encoder, max_length, "windows")
 
 
-def bare(windows: Windows, text: int, encoder: Letters) -> list[list[int]]:
+def bare(windows: Tokens, text: int, encoder: Letters) -> list[list[int]]:
     """Return the windows of a text, their special tokens checked and taken away."""
     found = []
     for i in range(windows.first[text], windows.first[text + 1]):
-        ids = windows.each.row(i).tolist()
+        ids = windows.run.row(i).tolist()
         assert ids[: len(encoder.prefix_ids)] == [*encoder.prefix_ids]
         assert ids[len(ids) - len(encoder.suffix_ids) :] == [*encoder.suffix_ids]
         found.append(ids[len(encoder.prefix_ids) : len(ids) - len(encoder.suffix_ids)])
@@ -352,7 +352,7 @@ def test_tokenise_windows__any_text__is_covered_by_full_windows_that_overlap_by_
     assert len(windows) == len(texts)
     for text in range(len(texts)):
         if not texts[text] and special == ((), ()):
-            assert windows.each.row(int(windows.first[text])).tolist() == [encoder.empty_id]
+            assert windows.run.row(int(windows.first[text])).tolist() == [encoder.empty_id]
             continue
         ids, parts = encoder.encode([texts[text]])[0], bare(windows, text, encoder)
         step = max(1, room // 2)
@@ -366,9 +366,9 @@ def test_tokenise_windows__any_text__is_covered_by_full_windows_that_overlap_by_
 
 def test_windows__lengths_and_numbers__are_those_of_all_windows_of_a_text() -> None:
     windows = windows_of(["abcdefghij", "k", "abcdefgh"], Letters(), 4)
-    assert windows.counts.tolist() == [4, 1, 3]
+    assert np.diff(windows.first).tolist() == [4, 1, 3]
     assert windows.lengths.tolist() == [16, 1, 12]
-    assert windows.of(np.array([2, 0])).tolist() == [5, 6, 7, 0, 1, 2, 3]
+    assert ranges(windows.first, np.array([2, 0])).tolist() == [5, 6, 7, 0, 1, 2, 3]
 
 
 def test_windows__distinct__tells_texts_apart_that_begin_alike() -> None:
@@ -386,21 +386,21 @@ def test_tokenise_windows__columns_under_a_template__are_windows_of_the_rendered
     rendered = [template.render(row) for row in zip(*columns, strict=True)]
     expected = windows_of(rendered, Letters((1,)), 12)
     found = tokenise_rows(columns, template, Letters((1,)), 12, "windows")
-    assert np.array_equal(found.each.ids, expected.each.ids)
+    assert np.array_equal(found.run.ids, expected.run.ids)
     assert np.array_equal(found.first, expected.first)
 
 
 def test_tokenise_windows__words_without_room__are_read_and_not_refused() -> None:
     template = parse_template("many words before {text}", 1, None)
     windows = tokenise_rows([["x"]], template, Letters(), 8, "windows")
-    assert windows.counts.tolist() == [4]  # 19 letters
+    assert np.diff(windows.first).tolist() == [4]  # 19 letters
 
 
 def test_tokenise_windows__no_room_beside_special_tokens__still_reads_every_token() -> None:
     encoder = Letters((1,), (2,))
     windows = windows_of(["abc"], encoder, 2)
-    assert windows.counts.tolist() == [3]
-    assert windows.each.ids.reshape(3, -1)[:, 1].tolist() == encoder.encode(["abc"])[0]
+    assert np.diff(windows.first).tolist() == [3]
+    assert windows.run.ids.reshape(3, -1)[:, 1].tolist() == encoder.encode(["abc"])[0]
 
 
 def test_tokenise__n_cut__counts_rows_and_not_distinct_texts() -> None:
@@ -410,4 +410,4 @@ def test_tokenise__n_cut__counts_rows_and_not_distinct_texts() -> None:
     columns = [["a" * 9, "b", "a" * 9], ["x", "y", "x"]]
     assert tokenise_rows(columns, template, Letters(), 10).n_cut == 2
     assert tokenise_rows(columns, template, Letters(), 11).n_cut == 0
-    assert isinstance(tokenise_rows(columns, template, Letters(), 10, "windows"), Windows)
+    assert tokenise_rows(columns, template, Letters(), 10, "windows").n_cut == 0

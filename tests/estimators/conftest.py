@@ -1,4 +1,4 @@
-"""Fixtures for fits that die and go on."""
+"""Fixtures for fits that die and go on, and for those that must not begin."""
 
 from typing import Any
 
@@ -6,19 +6,13 @@ import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.training.callbacks import TrainingCallback
-from tests.estimators.dying import Dies
+from tests.helpers import FittedModels
 
 
 @pytest.fixture
-def dies_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that has fits die at a step, with a checkpoint after every one."""
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have fits write a checkpoint after every step."""
     monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 0.0)
-
-    def install(step: int | None) -> None:
-        monitors = [] if step is None else [Dies(step)]
-        monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: monitors)
-
-    return install
 
 
 @pytest.fixture
@@ -32,3 +26,10 @@ def begins_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
     return begun
+
+
+@pytest.fixture
+def no_training(_fitted_models: FittedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test in which training begins, but for the model that it may be refused on."""
+    _fitted_models.get("two classes")
+    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))

@@ -1,27 +1,56 @@
-"""Fits that die in the middle, in the test's own process."""
+"""Fits that are watched, or die in the middle, in the test's own process."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skgpt import GPTTextClassifier
 from skgpt.training.callbacks import StepDone, TrainingCallback
 
 
-class Dies(TrainingCallback):
-    """Ends a fit in the middle of it, as a fault of something else would."""
+class AfterSteps(TrainingCallback):
+    """Calls a function after the steps of these numbers, or after each."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def __init__(self, call: Callable[[], object], *steps: int) -> None:
+        self.call, self.steps = call, steps
 
     def on_step(self, event: StepDone) -> None:
-        if event.step == self.at:
-            raise MemoryError("of somebody else")
+        if not self.steps or event.step in self.steps:
+            self.call()
 
 
-def broken_off(clf: Any, X: Any, y: Any, **options: Any) -> None:
-    with pytest.raises(MemoryError, match="somebody else"):
+@contextmanager
+def watched(clf: GPTTextClassifier, call: Callable[[], object], *steps: int) -> Iterator[None]:
+    """Have fits of this estimator call a function after some of their steps."""
+    clf._training_callbacks = lambda *_: [AfterSteps(call, *steps)]  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del clf._training_callbacks
+
+
+def raising(error: BaseException | type[BaseException]) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def broken_off(clf: GPTTextClassifier, X: Any, y: Any, *, step: int = 3, **options: Any) -> None:
+    """Fit, and die at this step as of a fault of something else."""
+    fails = raising(MemoryError("of somebody else"))
+    with watched(clf, fails, step), pytest.raises(MemoryError, match="somebody else"):
         clf.fit(X, y, **options)
+
+
+@contextmanager
+def interrupted(clf: GPTTextClassifier, step: int) -> Iterator[None]:
+    """Press Ctrl-C after this step of a fit, which is to come through."""
+    with pytest.raises(KeyboardInterrupt), watched(clf, raising(KeyboardInterrupt), step):
+        yield
 
 
 def checkpoints_in(root: Path) -> list[Path]:

@@ -1,19 +1,18 @@
 """Fits in processes of their own, which a test may end as it pleases."""
 
-import os
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import cross_validate
 
 from skgpt import GPTTextClassifier
 from skgpt.training import checkpoint
-from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
+from skgpt.training.callbacks import StepDone, TrainingCallback
 from tests.helpers import make, make_text_data, process_context
 
 _CONTEXT = process_context(
@@ -41,10 +40,6 @@ class _Telling(TrainingCallback):
         self.pipe.send(("step", event.step))
         time.sleep(0.02)
 
-    def on_epoch(self, record: EpochRecord) -> bool:
-        self.pipe.send(("epoch", record["epoch"]))
-        return False
-
 
 def learned(clf: GPTTextClassifier) -> dict[str, Any]:
     """Return what a fit came to: what was learned, and what its history says but for times."""
@@ -59,47 +54,36 @@ def learned(clf: GPTTextClassifier) -> dict[str, Any]:
     }
 
 
-def assert_same(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
-    """Assert that fits came to the same, bit for bit."""
-    assert len(one) == len(two)
-    for mine, others in zip(one, two, strict=True):
-        assert mine["history"] == others["history"] and mine["scores"] == others["scores"]
-        assert mine["weights"].keys() == others["weights"].keys()
-        for name, weight in mine["weights"].items():
-            assert np.array_equal(weight, others["weights"][name]), name
+def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Assert that two fits came to the same, bit for bit."""
+    assert one["history"] == two["history"] and one["scores"] == two["scores"]
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, weight in one["weights"].items():
+        assert np.array_equal(weight, two["weights"][name]), name
 
 
-def _fit(pipe: Connection, every: float, handler: bool, folds: int, options: Any) -> None:
+def _fit(pipe: Connection, every: float, handler: bool, options: Any) -> None:
     checkpoint._EVERY_SECONDS = every
     GPTTextClassifier._training_callbacks = lambda *_: [_Telling(pipe)]  # type: ignore[method-assign]
     if handler:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_OF_HANDLER))
-    X, y = make_text_data(n_classes=3)
-    clf = make(**options)
-    if folds:
-        found = cross_validate(clf, X, y, cv=folds, return_estimator=True, error_score="raise")
-        fitted = found["estimator"]
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            fitted = [clf.fit(X, y)]
-    pipe.send(("done", [learned(one) for one in fitted]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf = make(**options).fit(*make_text_data(n_classes=3))
+    pipe.send(("done", learned(clf)))
 
 
 class FitProcess:
     """A process that fits with `options` and tells of its steps.
 
     It checkpoints `every` so many seconds (0: after each step); with `handler`, SIGTERM ends it
-    with `EXIT_OF_HANDLER`; with `folds`, it cross-validates.
+    with `EXIT_OF_HANDLER`.
     """
 
-    def __init__(
-        self, *, every: float = 0.0, handler: bool = False, folds: int = 0, **options: Any
-    ) -> None:
+    def __init__(self, *, every: float = 0.0, handler: bool = False, **options: Any) -> None:
         self.began_at: list[int] = []
         self.pipe, theirs = _CONTEXT.Pipe(duplex=False)
-        arguments = (theirs, every, handler, folds, options)
-        self.process = _CONTEXT.Process(target=_fit, args=arguments)
+        self.process = _CONTEXT.Process(target=_fit, args=(theirs, every, handler, options))
         self.process.start()
         theirs.close()
 
@@ -118,24 +102,16 @@ class FitProcess:
             n -= kind == "step"
         return self
 
-    def signalled(self, number: int) -> int:
-        """Send a signal; return the exit code that came of it."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-        self.process.join(_PATIENCE)
-        self.pipe.close()
-        assert self.process.exitcode is not None
-        return self.process.exitcode
-
-    def kill(self) -> None:
-        """End it at once, as the system does where memory has run out."""
-        self.process.kill()
+    def ended(self, end: Callable[[], None]) -> int:
+        """End it by its process' `kill` or `terminate`; return the exit code that came of it."""
+        end()
         self.process.join(_PATIENCE)
         self.pipe.close()
         assert self.process.exitcode
+        return self.process.exitcode
 
-    def result(self) -> list[dict[str, Any]]:
-        """Let it come to its end; return what was learned, of every fold."""
+    def result(self) -> dict[str, Any]:
+        """Let it come to its end; return what was learned."""
         while True:
             kind, value = self._next()
             if kind == "done":

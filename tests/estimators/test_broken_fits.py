@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import GridSearchCV
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, InterruptedFitWarning, SkippedStepsWarning
-from skgpt.training.callbacks import StepDone, TrainingCallback
-from tests.helpers import TextData, make
+from tests.estimators.dying import AfterSteps, interrupted, raising
+from tests.helpers import TextData, make, make_text_data
 from tests.training.poison import PoisonedLoss
+
+X, y = make_text_data(n_classes=2)
 
 
 @pytest.fixture
@@ -24,9 +27,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_fit__some_steps_skipped__is_fitted_and_warns_once_with_their_number(
-    tiny_llama: str, two_class_data: TextData, poison: Any
+    tiny_llama: str, poison: Any
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, batch_size=10, max_epochs=3)
     poison(loss_at={2, 9})
     with pytest.warns(SkippedStepsWarning, match="^2 optimiser steps") as caught:
@@ -37,32 +39,37 @@ def test_fit__some_steps_skipped__is_fitted_and_warns_once_with_their_number(
 
 
 def test_fit__some_steps_skipped_where_warnings_are_errors__is_fitted_all_the_same(
-    tiny_llama: str, two_class_data: TextData, poison: Any
+    tiny_llama: str, poison: Any
 ) -> None:
     clf = make(tiny_llama, batch_size=10)
     poison(loss_at={2})
     with pytest.raises(SkippedStepsWarning):  # this suite turns warnings into errors
-        clf.fit(*two_class_data)
-    assert clf.predict(two_class_data.X).shape == (40,)
+        clf.fit(X, y)
+    assert clf.predict(X).shape == (40,)
 
 
-@pytest.mark.parametrize("early_stopping", [False, True])
-def test_fit__diverging_in_the_first_epoch__leaves_a_fitted_model_as_it_was(
-    early_stopping: bool, tiny_llama: str, two_class_data: TextData, poison: Any
+@pytest.mark.parametrize(
+    ("method", "early_stopping", "at"),
+    [
+        ("fit", False, {"loss_at": range(2, 99)}),
+        ("fit", True, {"loss_at": range(2, 99)}),
+        ("partial_fit", False, {"gradient_at": range(3, 99)}),
+    ],
+)
+def test_fit_and_partial_fit__diverging_in_the_first_epoch__leave_a_fitted_model_as_it_was(
+    method: str, early_stopping: bool, at: dict[str, Any], tiny_llama: str, poison: Any
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, early_stopping=early_stopping, batch_size=4).fit(X, y)
     before = pickle.dumps(clf)
-    poison(loss_at=range(2, 99))
+    poison(**at)
     with pytest.raises(DivergedError, match="as it was before"):
-        clf.fit(X[::-1], y[::-1])
+        getattr(clf, method)(X[::-1], y[::-1])
     assert pickle.dumps(clf) == before
 
 
 def test_fit__diverging_after_a_best_epoch__is_fitted_with_its_weights_and_goes_on_up(
-    tiny_llama: str, two_class_data: TextData, poison: Any
+    tiny_llama: str, poison: Any
 ) -> None:
-    X, y = two_class_data
     settings: dict[str, Any] = {"early_stopping": True, "lr_schedule": "constant"}
     clf = make(tiny_llama, **settings, warmup_ratio=0.0, max_epochs=5, batch_size=6)
     poison(loss_at=range(14, 99))  # six steps an epoch
@@ -75,105 +82,60 @@ def test_fit__diverging_after_a_best_epoch__is_fitted_with_its_weights_and_goes_
     assert np.array_equal(clf.predict_proba(X), expected.predict_proba(X))
 
 
-def test_partial_fit__diverging__leaves_the_model_as_it_was(
-    tiny_llama: str, two_class_data: TextData, poison: Any
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, batch_size=4).partial_fit(X, y, classes=["money", "sport"])
-    before = clf.predict_proba(X)
-    poison(gradient_at=range(3, 99))
-    with pytest.raises(DivergedError, match="as it was before"):
-        clf.partial_fit(X, y)
-    assert np.array_equal(clf.predict_proba(X), before)
-    assert clf.n_iter_ == 1
-
-
-CLASSES = ["money", "space", "sport"]
-
-
-class _Interrupt(TrainingCallback):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_step(self, event: StepDone) -> None:
-        if event.step == self.at:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture
-def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def install(step: int) -> None:
-        monkeypatch.setattr(
-            GPTTextClassifier, "_training_callbacks", lambda *a, **k: [_Interrupt(step)]
-        )
-
-    return install
-
-
 @pytest.mark.parametrize("fitted_before", [False, True])
 def test_fit__ctrl_c__keeps_the_last_step_warns_and_goes_on_up(
-    fitted_before: bool, tiny_llama: str, three_class_data: TextData, interrupt_at: Any
+    fitted_before: bool, tiny_llama: str, three_class_data: TextData
 ) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, max_epochs=5, batch_size=10)
     if fitted_before:
         clf.fit(["a", "b"], [1, 2])
-    interrupt_at(8)  # six steps an epoch
     with (
+        interrupted(clf, 8),  # six steps an epoch
         pytest.warns(InterruptedFitWarning, match="interrupted after 1 epoch") as caught,
-        pytest.raises(KeyboardInterrupt),
     ):
         clf.fit(X, y)
     assert [warning.filename for warning in caught] == [__file__]  # whose call it was
-    assert clf.classes_.tolist() == CLASSES
+    assert clf.classes_.tolist() == ["money", "space", "sport"]
     assert clf.n_iter_ == 1 == len(clf.history_)
     assert clf.predict_proba(X).shape == (60, 3)
     assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(X), clf.predict_proba(X))
     steps = make(tiny_llama, max_epochs=5, batch_size=10, early_stopping=True)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
+    with interrupted(steps, 8), pytest.warns(InterruptedFitWarning):
         steps.fit(X, y)
     assert len(steps.validation_scores_) == 1
 
 
-def test_fit__ctrl_c_where_warnings_are_errors__is_still_an_interrupt(
-    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
-) -> None:
-    interrupt_at(2)
+def test_fit__ctrl_c_where_warnings_are_errors__is_still_an_interrupt(tiny_llama: str) -> None:
     clf = make(tiny_llama)
-    with pytest.raises(KeyboardInterrupt):  # this suite turns warnings into errors
-        clf.fit(*two_class_data)
-    assert clf.predict(two_class_data.X).shape == (40,)
+    with interrupted(clf, 2):  # this suite turns warnings into errors
+        clf.fit(X, y)
+    assert clf.predict(X).shape == (40,)
 
 
 def test_grid_search__ctrl_c__stops_the_search(
-    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sklearn.model_selection import GridSearchCV
-
-    interrupt_at(2)
+    interrupt = AfterSteps(raising(KeyboardInterrupt), 2)
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [interrupt])
     search = GridSearchCV(make(tiny_llama), {"batch_size": [4, 8]}, cv=2)
     with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-        search.fit(*two_class_data)
+        search.fit(X, y)
     assert not hasattr(search, "best_score_")
 
 
-def test_partial_fit__ctrl_c__keeps_the_last_step(
-    tiny_llama: str, two_class_data: TextData, interrupt_at: Any
-) -> None:
-    X, y = two_class_data
+def test_partial_fit__ctrl_c__keeps_the_last_step(tiny_llama: str) -> None:
     clf = make(tiny_llama).partial_fit(X, y, classes=["money", "sport"])
     before = clf.predict_proba(X)
-    interrupt_at(3)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
+    with interrupted(clf, 3), pytest.warns(InterruptedFitWarning):
         clf.partial_fit(X, y)
     assert not np.array_equal(clf.predict_proba(X), before)
     assert clf._model.moments is not None and clf._model.moments.step == 8
 
 
 def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     update = torch.optim.AdamW.step
 
     def pressed(self: Any, *args: Any) -> Any:

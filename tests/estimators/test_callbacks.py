@@ -1,55 +1,35 @@
 """scikit-learn's callbacks on GPTTextClassifier: what they are told, given, and may stop."""
 
 import copy
-import importlib.util
 import pickle
 import re
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
-from sklearn.metrics import get_scorer, log_loss
+from sklearn.metrics import get_scorer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from skgpt import GPTTextClassifier, fitting
 from skgpt.exceptions import InterruptedFitWarning
 from skgpt.network.network import TextNetwork
+from tests import helpers
 from tests.estimators.recorders import Copier, Listener, Recorder
-from tests.helpers import TextData, make_text_data
+from tests.helpers import make_text_data
 
+X, y = make_text_data(n_classes=2)
 # So that a fit of k epochs is the first k epochs of a longer one.
-FAST: dict[str, Any] = {
-    "trainable_layers": 1,
-    "max_epochs": 3,
-    "batch_size": 8,
-    "max_length": 64,
-    "learning_rate": 1e-3,
-    "head_learning_rate": 1e-2,
-    "lr_schedule": "constant",
-    "warmup_ratio": 0.0,
-    "random_state": 0,
-}
+make = partial(helpers.make, max_epochs=3, lr_schedule="constant", warmup_ratio=0.0)
+callback = pytest.importorskip("sklearn.callback", reason="scikit-learn has them from 1.9 on")
 OF_A_FIT = {"_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx"}
 
 
-def make(folder: str, **options: Any) -> GPTTextClassifier:
-    return GPTTextClassifier(folder, **{**FAST, **options})
-
-
-@pytest.fixture
-def callback() -> Any:
-    """Return scikit-learn's module of callbacks."""
-    return pytest.importorskip("sklearn.callback", reason="scikit-learn has them from 1.9 on")
-
-
-def test_callbacks__a_fit_of_two_epochs__are_told_of_each_task(
-    tiny_llama: str, two_class_data: TextData, callback: Any
-) -> None:
-    X, y = two_class_data
+def test_callbacks__a_fit_of_two_epochs__are_told_of_each_task(tiny_llama: str) -> None:
     listener = Listener()
     assert isinstance(listener, callback.FitCallback)
     clf = make(tiny_llama, max_epochs=2)
@@ -71,11 +51,9 @@ def test_callbacks__a_fit_of_two_epochs__are_told_of_each_task(
     assert not OF_A_FIT & set(vars(clf))
 
 
-@pytest.mark.usefixtures("callback")
 def test_fit__with_and_without_callbacks__is_the_same_bit_for_bit(
-    tiny_llama: str, two_class_data: TextData, capfd: pytest.CaptureFixture[str]
+    tiny_llama: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    X, y = two_class_data
     plain = make(tiny_llama).fit(X, y)
     assert capfd.readouterr() == ("", "")
 
@@ -87,12 +65,10 @@ def test_fit__with_and_without_callbacks__is_the_same_bit_for_bit(
     assert plain.loss_curve_ == watched.loss_curve_
 
 
-@pytest.mark.usefixtures("callback")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fitted_estimator__kept_by_a_callback__is_the_epoch_for_good(
-    tiny_llama: str, two_class_data: TextData, precision: str
+    tiny_llama: str, precision: str
 ) -> None:
-    X, y = two_class_data
     then: list[Any] = []
     recorder = Recorder(lambda estimator, fitted: then.append(fitted.predict_proba(X)))
     clf = make(tiny_llama, precision=precision).set_callbacks(recorder).fit(X, y)
@@ -112,11 +88,9 @@ def test_fitted_estimator__kept_by_a_callback__is_the_epoch_for_good(
     assert whole is not clf
 
 
-@pytest.mark.usefixtures("callback")
 def test_fitted_estimator__at_the_beginning_of_an_epoch__is_that_of_the_one_before(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = two_class_data
     recorder = Recorder()
     make(tiny_llama, max_epochs=2).set_callbacks(recorder).fit(X, y)
     of_fit, first, second = recorder.begun
@@ -125,11 +99,9 @@ def test_fitted_estimator__at_the_beginning_of_an_epoch__is_that_of_the_one_befo
     assert np.array_equal(second.predict_proba(X), recorder.ended[0].predict_proba(X))
 
 
-@pytest.mark.usefixtures("callback")
 def test_what_callbacks_may_ask_for__nobody_asks__is_never_made(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     taken = []
     take_over = TextNetwork.take_over
 
@@ -149,11 +121,9 @@ def test_what_callbacks_may_ask_for__nobody_asks__is_never_made(
     assert len(taken) == 6  # at the two ends of each epoch, once for both
 
 
-@pytest.mark.usefixtures("callback")
 def test_fitted_estimator__on_other_data_than_an_earlier_fit__has_nothing_of_that(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = two_class_data
     recorder = Recorder()
     clf = make(tiny_llama, early_stopping=True).fit(pd.DataFrame({"text": X}), y)
     clf.set_params(early_stopping=False).set_callbacks(recorder).fit(X, y)
@@ -162,11 +132,7 @@ def test_fitted_estimator__on_other_data_than_an_earlier_fit__has_nothing_of_tha
         fitted.predict(X)
 
 
-@pytest.mark.usefixtures("callback")
-def test_callbacks__early_stopping__are_given_the_rows_that_train(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_callbacks__rows_held_out_or_given__are_given_the_rows_that_train(tiny_llama: str) -> None:
     weight = np.linspace(1, 2, len(X))
     recorder = Recorder()
     clf = make(tiny_llama, early_stopping=True, validation_fraction=0.25)
@@ -181,35 +147,19 @@ def test_callbacks__early_stopping__are_given_the_rows_that_train(
         assert fitted.validation_scores_ == clf.validation_scores_[: i + 1]
         assert fitted.best_iter_ == 1 + np.argmax(fitted.validation_scores_)
     assert np.array_equal(whole.predict_proba(X), clf.predict_proba(X))
+    clf.set_callbacks(recorder := Recorder()).fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
+    given = [(len(rows), len(labels), metadata) for rows, labels, metadata in recorder.given]
+    assert given == [(30, 30, None)] * 4
 
 
-@pytest.mark.usefixtures("callback")
-def test_callbacks__x_val__are_given_x_as_it_came(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    recorder = Recorder()
-    clf = make(tiny_llama, early_stopping=True).set_callbacks(recorder)
-    clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
-    assert [(len(X), len(y), m) for X, y, m in recorder.given] == [(30, 30, None)] * 4
-
-
-@pytest.mark.usefixtures("callback")
-def test_fit__callback_stops_after_two_epochs__equals_a_fit_of_two(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_fit__callback_stops_after_two_epochs__equals_a_fit_of_two(tiny_llama: str) -> None:
     stopped = make(tiny_llama, max_epochs=6).set_callbacks(Listener(stop_after=2)).fit(X, y)
     assert stopped.n_iter_ == 2 == len(stopped.history_)
     two = make(tiny_llama, max_epochs=2).fit(X, y)
     assert np.array_equal(stopped.predict_proba(X), two.predict_proba(X))
 
 
-@pytest.mark.usefixtures("callback")
-def test_partial_fit__each_call__is_a_fit_of_one_epoch_that_goes_on(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_partial_fit__each_call__is_a_fit_of_one_epoch_that_goes_on(tiny_llama: str) -> None:
     recorder = Recorder()
     clf = make(tiny_llama).set_callbacks(recorder)
     for _ in range(2):
@@ -219,12 +169,10 @@ def test_partial_fit__each_call__is_a_fit_of_one_epoch_that_goes_on(
     assert not OF_A_FIT & set(vars(clf))
 
 
-@pytest.mark.usefixtures("callback")
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_fit__ends_in_an_error__tears_callbacks_down(
-    tiny_llama: str, two_class_data: TextData, error: type[BaseException]
+    tiny_llama: str, error: type[BaseException]
 ) -> None:
-    X, y = two_class_data
 
     def fail(estimator: Any, fitted: Any) -> None:
         raise error("in a callback")
@@ -239,11 +187,9 @@ def test_fit__ends_in_an_error__tears_callbacks_down(
     assert not OF_A_FIT & set(vars(clf))
 
 
-@pytest.mark.usefixtures("callback")
 def test_copies__made_in_a_fit_and_after_it__keep_the_callbacks_and_none_of_its_tasks(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = two_class_data
     copier = Copier()
     clf = make(tiny_llama, max_epochs=1).set_callbacks(copier)
     assert clone(clf)._skl_callbacks == [copier]
@@ -258,10 +204,7 @@ def test_copies__made_in_a_fit_and_after_it__keep_the_callbacks_and_none_of_its_
     assert after[2].fit(X, y)._skl_callbacks[0].copies
 
 
-def test_scoring_monitor__fit_with_weights__logs_what_shorter_fits_score(
-    tiny_llama: str, two_class_data: TextData, callback: Any
-) -> None:
-    X, y = two_class_data
+def test_scoring_monitor__fit_with_weights__logs_what_shorter_fits_score(tiny_llama: str) -> None:
     weight = np.linspace(1, 2, len(X))
     monitor = callback.ScoringMonitor(scoring="neg_log_loss")
     make(tiny_llama).set_callbacks(monitor).fit(X, y, sample_weight=weight)
@@ -275,49 +218,16 @@ def test_scoring_monitor__fit_with_weights__logs_what_shorter_fits_score(
     assert whole["neg_log_loss"] == epochs[-1]["neg_log_loss"]
 
 
-def test_scoring_monitor__metric_on_rows_of_its_own__scores_those(
-    tiny_llama: str, two_class_data: TextData, callback: Any
-) -> None:
-    X, y = two_class_data
-    X_test, y_test = make_text_data(n_classes=2, seed=1)
-
-    def held_out(fitted: Any, X: Any, y: Any) -> float:
-        return log_loss(y_test, fitted.predict_proba(X_test))
-
-    monitor = callback.ScoringMonitor(scoring={"held_out": held_out})
-    clf = make(tiny_llama, precision="fp32").set_callbacks(monitor)
-    clf.fit(X, y, X_val=X_test, y_val=y_test)
-    logged = [row["held_out"] for row in monitor.get_logs().data if row["task_name"] == "epoch"]
-    np.testing.assert_allclose(logged, [r["validation_loss"] for r in clf.history_], rtol=1e-5)
-
-
 @pytest.mark.parametrize("how", ["whole", "by_callback", "by_early_stopping"])
-def test_progress_bar__however_the_fit_ends__counts_epochs_and_finishes(
-    tiny_llama: str,
-    two_class_data: TextData,
-    callback: Any,
-    how: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_progress_bar__however_the_fit_ends__finishes(
+    how: str, tiny_llama: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("rich", reason="scikit-learn's ProgressBar needs it")
-    from sklearn.callback._progressbar import RichProgressMonitor
-
-    X, y = two_class_data
-    progress: list[float] = []
-    told = RichProgressMonitor._on_task_end
-
-    def noting(self: Any, task: Any) -> None:
-        told(self, task)
-        progress.append(self.root_rich_task.progress)
-
-    monkeypatch.setattr(RichProgressMonitor, "_on_task_end", noting)
     early = how == "by_early_stopping"
     clf = make(tiny_llama, max_epochs=5, early_stopping=early, tol=10.0, verbose=1)
     stop_after = 3 if how == "by_callback" else None
     clf.set_callbacks(callback.ProgressBar(), Listener(stop_after)).fit(X, y)
     assert clf.n_iter_ == (5 if how == "whole" else 3)
-    np.testing.assert_allclose(progress, [*np.arange(1, clf.n_iter_ + 1) / 5, 1])
     shown = capsys.readouterr()
     assert "GPTTextClassifier - fit" in shown.out and "100%" in shown.out
     assert not re.search(r"\b\d{1,2}%", shown.out)
@@ -326,20 +236,12 @@ def test_progress_bar__however_the_fit_ends__counts_epochs_and_finishes(
 
 @pytest.mark.thorough
 def test_callbacks__in_a_search_over_processes__report_every_epoch_of_every_fit(
-    tiny_llama: str, two_class_data: TextData, callback: Any, capsys: pytest.CaptureFixture[str]
+    tiny_llama: str,
 ) -> None:
-    pytest.importorskip("rich", reason="scikit-learn's ProgressBar needs it")
-    X, y = two_class_data
     monitor = callback.ScoringMonitor(scoring="accuracy")
     # A ScoringMonitor is not passed on by scikit-learn: it is set on what it is to score.
     clf = make(tiny_llama, max_epochs=2).set_callbacks(monitor)
-    grid = {"head_learning_rate": [1e-2, 1e-1]}
-    search = GridSearchCV(clf, grid, cv=2, n_jobs=2).set_callbacks(callback.ProgressBar())
-    search.fit(X, y)
-    shown = capsys.readouterr().out
-    for task in range(4):
-        assert re.search(rf"GPTTextClassifier - fit #{task}\b.*100%", shown)
-    assert re.search(r"refit-with-best-params \| GPTTextClassifier - fit", shown)
+    search = GridSearchCV(clf, {"head_learning_rate": [1e-2, 1e-1]}, cv=2, n_jobs=2).fit(X, y)
     rows = [row for row in monitor.get_logs().data if row["task_name"] == "epoch"]
     # root, search or refit, candidate and fold, epoch
     assert {row["task_id_path"] for row in rows} == {
@@ -351,10 +253,9 @@ def test_callbacks__in_a_search_over_processes__report_every_epoch_of_every_fit(
 
 
 def test_callbacks__in_a_pipeline__report_the_epochs(
-    tiny_llama: str, two_class_data: TextData, callback: Any, capsys: pytest.CaptureFixture[str]
+    tiny_llama: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("rich", reason="scikit-learn's ProgressBar needs it")
-    X, y = two_class_data
     monitor = callback.ScoringMonitor(scoring="accuracy")
     clf = make(tiny_llama).set_callbacks(monitor)
     pipeline = Pipeline([("nothing", "passthrough"), ("clf", clf)])
@@ -365,16 +266,3 @@ def test_callbacks__in_a_pipeline__report_the_epochs(
     assert paths == [(0, 1), *((0, 1, epoch) for epoch in range(3))]
     assert clf._skl_callbacks == [monitor]
     assert not OF_A_FIT & set(vars(clf))
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("sklearn.callback") is not None, reason="scikit-learn has callbacks"
-)
-def test_set_callbacks__scikit_learn_without_them__is_no_attribute(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=1)
-    with pytest.raises(AttributeError, match="set_callbacks"):
-        clf.set_callbacks(Listener())
-    assert clf.fit(X, y).partial_fit(X, y).n_iter_ == 2

@@ -1,18 +1,19 @@
 """The scikit-learn contract: its own checks, all of them, and its tools."""
 
+import importlib.util
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-from sklearn.base import clone, is_classifier
+from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skgpt import GPTTextClassifier
 from skgpt.testing import check_text_estimator
+from tests.estimators.recorders import Listener
 from tests.helpers import TextData, global_random_state_unchanged, make
 
 # How many of scikit-learn's checks must run, by version: a wrong tag runs one and reports success.
@@ -55,17 +56,6 @@ def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
     assert named == set(EXPECTED_FAILURES)
 
 
-def test_clone__parameters__survive(tiny_llama: str) -> None:
-    clf = GPTTextClassifier(tiny_llama, n_layers=2, class_weight={"a": 2.0}, random_state=3)
-    copy = clone(clf)
-    assert copy is not clf
-    assert copy.get_params() == clf.get_params()
-    assert is_classifier(clf)
-    assert clf.set_params(n_layers=1).n_layers == 1
-    with pytest.raises(ValueError, match="Invalid parameter"):
-        clf.set_params(nlayers=1)
-
-
 def test_pipeline__a_cleaning_step__is_applied(tiny_llama: str, two_class_data: TextData) -> None:
     X, y = two_class_data
 
@@ -94,3 +84,15 @@ def test_cross_val_score__folds__are_what_fits_by_hand_give(
     by_hand = [clone(clf).fit(X[a], y[a]).score(X[b], y[b]) for a, b in folds]
     assert scores.tolist() == by_hand
     assert cross_val_score(clf, pd.Series(X), y, cv=folds).tolist() == by_hand
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sklearn.callback") is not None, reason="scikit-learn has callbacks"
+)
+def test_set_callbacks__scikit_learn_without_them__is_no_attribute(
+    tiny_llama: str, two_class_data: TextData
+) -> None:
+    clf = make(tiny_llama, max_epochs=1)
+    with pytest.raises(AttributeError, match="set_callbacks"):
+        clf.set_callbacks(Listener())
+    assert clf.fit(*two_class_data).partial_fit(*two_class_data).n_iter_ == 2

@@ -14,7 +14,9 @@ from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.callbacks import StepDone, TrainingCallback
-from tests.helpers import TextData, global_random_state_unchanged, make
+from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
+
+X, y = DATA = make_text_data(n_classes=2)
 
 WAYS: dict[str, dict[str, Any]] = {
     "all": {"trainable_layers": "all"},
@@ -32,10 +34,7 @@ def lengths_of(folder: str, texts: Any) -> np.ndarray[Any, Any]:
     return np.array([len(ids) + special for ids in encoder.encode(list(texts))])
 
 
-def test_plan__tokens__are_those_of_the_tokenizer(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_plan__tokens__are_those_of_the_tokenizer(tiny_llama: str) -> None:
     whole = lengths_of(tiny_llama, X)
     limit = int(np.median(whole))
     estimate = make(tiny_llama, max_length=limit).plan(X, y)
@@ -48,19 +47,13 @@ def test_plan__tokens__are_those_of_the_tokenizer(
     assert estimate.tokens_per_text["min"] == whole.min()
     assert estimate.tokens_per_text["50 %"] == np.median(whole)
     assert estimate.tokens_per_text["max"] == whole.max()
+    with_room = make(tiny_llama).plan(X)
+    assert (with_room.n_cut, with_room.tokens_cut) == (0, 0)
+    assert "none at max_length=64" in repr(with_room)
+    assert not any("cut" in line for line in with_room.advice)
 
 
-def test_plan__room_for_every_text__none_is_cut(tiny_llama: str, two_class_data: TextData) -> None:
-    estimate = make(tiny_llama).plan(two_class_data.X)
-    assert (estimate.n_cut, estimate.tokens_cut) == (0, 0)
-    assert "none at max_length=64" in repr(estimate)
-    assert not any("cut" in line for line in estimate.advice)
-
-
-def test_plan__columns_under_a_template__counts_rows_as_a_fit_would(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_plan__columns_under_a_template__counts_rows_as_a_fit_would(tiny_llama: str) -> None:
     table = pd.DataFrame({"title": ["News"] * len(X), "body": X})
     whole = lengths_of(tiny_llama, [f"News: {text}" for text in X])
     estimate = make(tiny_llama, template="{title}: {body}", max_length=30).plan(table, y)
@@ -93,30 +86,30 @@ def test_plan__weights_and_steps__are_those_of_the_fit(
 
 @pytest.mark.parametrize("max_epochs", [2, "auto"])
 def test_plan__rows_held_out__steps_are_those_of_all_epochs(
-    max_epochs: Any, tiny_llama: str, two_class_data: TextData
+    max_epochs: Any, tiny_llama: str
 ) -> None:
     options = {"early_stopping": True, "n_iter_no_change": 99, "validation_fraction": 0.25}
     clf = make(tiny_llama, max_epochs=max_epochs, **options)
-    estimate = clf.plan(*two_class_data)
-    assert estimate.n_epochs == clf.fit(*two_class_data).n_iter_
+    estimate = clf.plan(X, y)
+    assert estimate.n_epochs == clf.fit(X, y).n_iter_
     assert estimate.n_held_out == 10
     assert estimate.n_steps == estimate.n_epochs * 4  # of 30 rows in batches of 8
     assert "at most" in repr(estimate)
 
 
 def test_plan__unfitted__leaves_no_trace(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     generator = np.random.RandomState(3)
     clf = make(tiny_llama, random_state=generator, checkpoint_dir=tmp_path / "checkpoints")
-    clf.plan(*two_class_data)  # loads the model
+    clf.plan(X, y)  # loads the model
     before, state = dict(vars(clf)), generator.get_state()[1].tolist()
     kept = {name: info["entries"] for name, info in cache_info().items()}
     with global_random_state_unchanged():
-        clf.plan(*two_class_data)
-        make(tiny_llama, random_state=None, lora=LoRA(dropout=0.5)).plan(*two_class_data)
+        clf.plan(X, y)
+        make(tiny_llama, random_state=None, lora=LoRA(dropout=0.5)).plan(X, y)
     assert vars(clf) == before
     assert generator.get_state()[1].tolist() == state
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -127,9 +120,8 @@ def test_plan__unfitted__leaves_no_trace(
 
 
 def test_plan__fitted__predicts_as_before_and_fits_as_without(
-    tiny_llama: str, two_class_data: TextData, three_class_data: TextData
+    tiny_llama: str, three_class_data: TextData
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, precision="fp32", max_epochs=2).fit(X, y)
     proba, attributes = clf.predict_proba(X), dict(vars(clf))
     estimate = clf.plan(*three_class_data)
@@ -139,12 +131,13 @@ def test_plan__fitted__predicts_as_before_and_fits_as_without(
     assert np.array_equal(clf.fit(X, y).predict_proba(X), proba)
 
 
+@pytest.mark.parametrize("options", [{}, {"trainable_layers": 0, "long_text": "windows"}])
 def test_plan__texts_that_a_fit_has_seen__frozen_layers_are_done(
-    tiny_llama: str, two_class_data: TextData
+    options: dict[str, Any], tiny_llama: str
 ) -> None:
-    X, y = (part[:20] for part in two_class_data)
+    X, y = (part[:20] for part in DATA)
     seen = [f"{text} once more" for text in X]
-    clf = make(tiny_llama, max_epochs=1)
+    clf = make(tiny_llama, max_epochs=1, max_length=24, **options)
     assert clf.plan(seen, y).seconds["frozen_layers"] > 0
     estimate = clf.fit(seen, y).plan(seen, y)
     assert estimate.seconds["frozen_layers"] == 0
@@ -182,13 +175,10 @@ def test_plan__warm_start_without_labels__takes_the_classes_of_the_fit(
     ("X", "y", "options"),
     [
         (["a", None], [0, 1], {}),
-        (["a", b"b"], [0, 1], {}),
         ([], [], {}),
         (["a", "b"], [0], {}),
         (["a", "b"], [1, 1], {}),
-        (["a", "b"], [0.5, 1.5], {}),
         (["a", "b"], [0, 1], {"batch_size": 0}),
-        (["a", "b"], [0, 1], {"n_layers": 99}),
         (["a", "b"], [0, 1], {"max_length": 10**6}),
         (["a", "b"], [0, 1], {"device": "abacus"}),
         (["a", "b"], [0, 1], {"model": "no/such/model"}),
@@ -211,20 +201,16 @@ def test_plan__bad_input__raises_what_fit_raises(
     assert said[0] == said[1]
 
 
-def test_plan__the_best_epoch_is_kept__its_copy_is_counted(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_plan__the_best_epoch_is_kept__its_copy_is_counted(tiny_llama: str) -> None:
     clf = make(tiny_llama, early_stopping=True, trainable_layers=1)
-    stopping = clf.plan(*two_class_data)
-    whole = clf.set_params(early_stopping=False).plan(*two_class_data)
+    stopping = clf.plan(X, y)
+    whole = clf.set_params(early_stopping=False).plan(X, y)
     more = stopping.memory["learning"] - whole.memory["learning"]
     assert more == 4 * whole.trainable_weights  # in fp32
 
 
-def test_estimate__as_plain_values__goes_through_json(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    estimate = make(tiny_llama, max_length=16).plan(two_class_data.X)
+def test_estimate__as_plain_values__goes_through_json(tiny_llama: str) -> None:
+    estimate = make(tiny_llama, max_length=16).plan(X)
     plain = estimate.to_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert set(FitEstimate.__dataclass_fields__) <= set(plain)
@@ -234,9 +220,7 @@ def test_estimate__as_plain_values__goes_through_json(
     assert estimate.fit_seconds > 0
 
 
-def test_plan__inside_inference_mode__measures_all_the_same(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_plan__inside_inference_mode__measures_all_the_same(tiny_llama: str) -> None:
     with torch.inference_mode():
-        estimate = make(tiny_llama, trainable_layers="all").plan(*two_class_data)
+        estimate = make(tiny_llama, trainable_layers="all").plan(X, y)
     assert estimate.memory["activations"] > 0

@@ -10,6 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import log_loss
+from transformers import pipeline
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES,
+)
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import FolderTakenError, ModelNotSupportedError, StateFormatError
@@ -17,7 +23,9 @@ from skgpt.saving import huggingface as hf
 from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
 from tests.pretrained.checkpoints import plain_checkpoint
-from tests.trunk.architectures import KNOWN, write_tiny
+from tests.trunk.architectures import KNOWN
+
+X, y = DATA = make_text_data(n_classes=2)
 
 # Of unequal lengths, alone in its batch or not; with special tokens' strings; and one to be cut.
 PROBES = [
@@ -42,14 +50,12 @@ def fitted(folder: str, data: TextData, **options: Any) -> GPTTextClassifier:
 def exported(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return what a fitted classifier of two classes has written: to read, or to copy."""
     out = tmp_path_factory.mktemp("exported") / "out"
-    fitted(tiny_llama, make_text_data(n_classes=2)).save_pretrained(out)
+    fitted(tiny_llama, DATA).save_pretrained(out)
     return out
 
 
 def piped(folder: Any, names: list[str], batch_size: int = 4) -> NDArray[np.float64]:
     """Return the probabilities that transformers' pipeline gives, in the order of these names."""
-    from transformers import pipeline
-
     classify = pipeline("text-classification", str(folder), device="cpu")
     rows = classify(PROBES, top_k=None, truncation=True, batch_size=batch_size)
     by_name = [{found["label"]: found["score"] for found in row} for row in rows]
@@ -71,19 +77,12 @@ def test_save_pretrained__every_architecture__is_said_alike_or_refused_by_name(
     three_class_data: TextData,
     tmp_path: Path,
 ) -> None:
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES,
-    )
-
     if architecture in TINY:
-        folder, causal = tiny_model(architecture), architecture != "bert"
-        model_type = TINY[architecture].model_type
+        causal, model_type = architecture != "bert", TINY[architecture].model_type
     else:
-        folder, causal = (
-            write_tiny(str(tmp_path / "base"), architecture),
-            KNOWN[architecture].causal,
-        )
-        model_type = KNOWN[architecture].made.model_type
+        known = KNOWN[architecture]
+        causal, model_type = known.causal, known.made.model_type
+    folder = tiny_model(architecture)
     pooling = "last" if causal else "mean"
     clf = fitted(folder, three_class_data, n_layers=n_layers, max_epochs=1, pooling=pooling)
     out = tmp_path / "out"
@@ -105,9 +104,8 @@ def test_save_pretrained__every_architecture__is_said_alike_or_refused_by_name(
 
 @pytest.mark.parametrize("batch_size", [1, len(PROBES)])
 def test_save_pretrained__several_labels__each_has_its_own_probability(
-    batch_size: int, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    batch_size: int, tiny_llama: str, tmp_path: Path
 ) -> None:
-    X = two_class_data.X
     y = np.array([["bank" in text, "goal" in text, "the" in text] for text in X]).astype(int)
     clf = fitted(tiny_llama, TextData(X, y))
     clf.save_pretrained(tmp_path / "out")
@@ -120,9 +118,8 @@ def test_save_pretrained__several_labels__each_has_its_own_probability(
 
 @pytest.mark.parametrize("labels", [[7, 30], [False, True], ["b", "ä | <b>"]])
 def test_from_pretrained__labels_of_any_type__come_back_as_they_were(
-    labels: list[Any], tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    labels: list[Any], tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = two_class_data
     clf = fitted(tiny_llama, TextData(X, np.array(labels)[(y == "money").astype(int)]))
     clf.save_pretrained(tmp_path / "out")
     names = [str(label) for label in clf.classes_.tolist()]
@@ -135,9 +132,9 @@ def test_from_pretrained__labels_of_any_type__come_back_as_they_were(
 
 @pytest.mark.parametrize("trainable", ["all", 0])
 def test_save_pretrained__trained_in_bf16__says_what_fp32_says(
-    trainable: Any, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    trainable: Any, tiny_llama: str, tmp_path: Path
 ) -> None:
-    clf = fitted(tiny_llama, two_class_data, precision="bf16", trainable_layers=trainable)
+    clf = fitted(tiny_llama, DATA, precision="bf16", trainable_layers=trainable)
     clf.save_pretrained(tmp_path / "out")
     exact = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
     same(piped(tmp_path / "out", clf.classes_.tolist()), exact.predict_proba(PROBES), 1e-4)
@@ -161,13 +158,12 @@ def test_from_pretrained__what_was_exported__is_fitted_and_goes_on(
     assert (opened.n_iter_, opened.history_, opened.pooling_) == (0, [], "last")
     assert opened.model_id_ == opened.model
     again = pickle.loads(pickle.dumps(opened))
-    expected = clf.predict_proba(X)
-    same(again.predict_proba(X), expected)
+    before = clf.predict_proba(X)
     for one in (opened, again):
-        before = -np.log(one.predict_proba(X)[np.arange(len(X)), np.searchsorted(one.classes_, y)])
+        same(one.predict_proba(X), before)
         one.set_params(warm_start=True, max_epochs=3).fit(X, y)
-        after = -np.log(one.predict_proba(X)[np.arange(len(X)), np.searchsorted(one.classes_, y)])
-        assert one.loss_curve_[0] < np.log(3) and after.mean() < before.mean()
+        assert one.loss_curve_[0] < np.log(3)
+        assert log_loss(y, one.predict_proba(X)) < log_loss(y, before)
     same(opened.predict_proba(X), again.predict_proba(X))
     parts = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32", verbose=0)
     parts.partial_fit(X, y)
@@ -181,7 +177,7 @@ def test_from_pretrained__what_was_exported__is_fitted_and_goes_on(
 @pytest.mark.parametrize("pad", [None, "</s>", "<s>"])
 @pytest.mark.parametrize("problem", [None, "multi_label_classification"])
 def test_from_pretrained__what_transformers_wrote__says_the_same(
-    problem: str | None, pad: str | None, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    problem: str | None, pad: str | None, tiny_llama: str, tmp_path: Path
 ) -> None:
     names = ["sport", "money", "a"]
     folder = plain_checkpoint(tiny_llama, tmp_path / "plain", names, problem=problem, pad=pad)
@@ -201,17 +197,12 @@ def test_from_pretrained__what_transformers_wrote__says_the_same(
 
 @pytest.mark.parametrize("trainable", [1, 0])
 def test_from_pretrained__a_hub_id__is_read_from_the_cache_and_pickled_by_name(
-    trainable: Any,
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    trainable: Any, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--somebody--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
-    X, y = two_class_data
     clf = fitted(tiny_llama, TextData(X, (y == "money").astype(int)))
     clf.save_pretrained(repository / "snapshots" / ("0" * 40))
     opened = GPTTextClassifier.from_pretrained(
@@ -226,30 +217,23 @@ def test_from_pretrained__a_hub_id__is_read_from_the_cache_and_pickled_by_name(
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
-    [({"pooling": "mean"}, "pooling"), ({"template": "Text: {text}"}, "template")],
+    ("options", "columns", "message"),
+    [
+        ({"pooling": "mean"}, 1, "`pooling`"),
+        ({"template": "Text: {text}"}, 1, "`template`"),
+        ({}, 2, "`template`.*single column"),
+    ],
 )
 def test_save_pretrained__what_the_format_has_no_word_for__is_refused_by_name(
-    options: dict[str, Any], name: str, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    options: dict[str, Any], columns: int, message: str, tiny_llama: str, tmp_path: Path
 ) -> None:
-    clf = fitted(tiny_llama, two_class_data, **options)
-    with pytest.raises(ModelNotSupportedError, match=f"`{name}`"):
+    clf = fitted(tiny_llama, TextData(np.column_stack([X] * columns), y), **options)
+    with pytest.raises(ModelNotSupportedError, match=message):
         clf.save_pretrained(tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
 
-def test_save_pretrained__several_columns__are_refused_by_the_template(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
-) -> None:
-    X = np.column_stack([two_class_data.X, two_class_data.X])
-    clf = fitted(tiny_llama, TextData(X, two_class_data.y))
-    with pytest.raises(ModelNotSupportedError, match=r"`template`.*single column"):
-        clf.save_pretrained(tmp_path / "out")
-
-
 def test_save_pretrained__an_unfitted_one__is_told_to_fit(tiny_llama: str, tmp_path: Path) -> None:
-    from sklearn.exceptions import NotFittedError
-
     with pytest.raises(NotFittedError):
         make(tiny_llama).save_pretrained(tmp_path / "out")
 
@@ -259,12 +243,11 @@ def test_save_pretrained__a_proof_that_fails__leaves_the_folder_as_it_was(
     n_layers: int | None,
     named: str,
     tiny_llama: str,
-    two_class_data: TextData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
-    clf = fitted(tiny_llama, two_class_data, n_layers=n_layers)
+    clf = fitted(tiny_llama, DATA, n_layers=n_layers)
     clf.save_pretrained(out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     read = hf._read_scores
@@ -351,9 +334,8 @@ def test_from_pretrained__labels_out_of_order__are_refused(exported: Path, tmp_p
 
 
 def test_card__a_fit_with_held_out_rows__says_what_is_known(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = two_class_data
     labels = np.array(["a|b", "<c>"], dtype=object)[(y == "money").astype(int)]
     clf = fitted(tiny_llama, TextData(X, labels), early_stopping=True, validation_fraction=0.25)
     clf.save_pretrained(tmp_path / "out")
@@ -371,7 +353,7 @@ def test_card__a_fit_with_held_out_rows__says_what_is_known(
 
 
 def test_card__opened_and_not_fitted_on__knows_what_was_noted(
-    exported: Path, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    exported: Path, tiny_llama: str, tmp_path: Path
 ) -> None:
     opened = GPTTextClassifier.from_pretrained(exported)
     opened.save_pretrained(tmp_path / "again")
@@ -380,7 +362,6 @@ def test_card__opened_and_not_fitted_on__knows_what_was_noted(
     other = GPTTextClassifier.from_pretrained(plain)
     other.save_pretrained(tmp_path / "other")
     assert "is not known" in (tmp_path / "other" / "README.md").read_text("utf-8")
-    X, _ = two_class_data
     other.partial_fit(X, np.where(np.arange(len(X)) % 2, "a", "b"))
     assert other._model.trained_on is None
 

@@ -13,21 +13,22 @@ from sklearn.base import clone
 
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.cost import how_to_shorten
+from skgpt.data.template import parse_template
+from skgpt.data.tokenization import Tokens, lengths_in_windows, tokenise_rows, window_starts
 from skgpt.exceptions import CutTextsWarning, ModelNotSupportedError
-from tests.estimators.dying import Dies, broken_off, folders_in
-from tests.helpers import Fitted, TextData, make, make_text_data
+from skgpt.pretrained.loading import load_pretrained
+from tests.estimators.dying import broken_off, folders_in
+from tests.estimators.test_explain import assert_adds_up
+from tests.helpers import make, make_text_data
 
 LONG: dict[str, Any] = {"long_text": "windows", "max_length": 24, "max_epochs": 3}
 
 
-@pytest.fixture
-def late_data() -> TextData:
-    """Return long and short texts of two classes; what tells them stands at the end."""
-    short = make_text_data(2)
-    before = np.random.default_rng(0).integers(0, 4, len(short.X))
-    X = np.array([n * "nothing of note " + x for n, x in zip(before, short.X, strict=True)], object)
-    X.setflags(write=False)
-    return TextData(X, short.y)
+SHORT, y = make_text_data(n_classes=2)
+_BEFORE = np.random.default_rng(0).integers(0, 4, len(SHORT))
+# Long and short texts; what tells their classes stands at the end.
+X = np.array([n * "nothing of note " + x for n, x in zip(_BEFORE, SHORT, strict=True)], object)
+X.setflags(write=False)
 
 
 def windowed(folder: str, **options: Any) -> GPTTextClassifier:
@@ -47,22 +48,18 @@ def windowed(folder: str, **options: Any) -> GPTTextClassifier:
     ids=lambda options: "-".join(options),
 )
 def test_fit__texts_that_fit__are_those_of_cut_to_the_bit(
-    options: dict[str, Any], tiny_llama: str, two_class_data: TextData
+    options: dict[str, Any], tiny_llama: str
 ) -> None:
-    X, y = two_class_data
     found, expected = (
-        make(tiny_llama, long_text=long_text, max_epochs=2, **options).fit(X, y)
+        make(tiny_llama, long_text=long_text, max_epochs=2, **options).fit(SHORT, y)
         for long_text in ("windows", "cut")
     )
     assert found.loss_curve_ == expected.loss_curve_
-    assert np.array_equal(found.predict_proba(X), expected.predict_proba(X))
+    assert np.array_equal(found.predict_proba(SHORT), expected.predict_proba(SHORT))
 
 
-def test_fit__what_tells_the_classes_stands_at_the_end__is_read(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    late = np.array([("no news " * 6) + x for x in X], object)  # 48 letters, the same in all
+def test_fit__what_tells_the_classes_stands_at_the_end__is_read(tiny_llama: str) -> None:
+    late = np.array([("no news " * 6) + x for x in SHORT], object)  # 48 letters, the same in all
     options = {"trainable_layers": "all", "max_epochs": 12, "max_length": 40}
     cut = make(tiny_llama, **options).fit(late, y)
     windows = windowed(tiny_llama, **options).fit(late, y)
@@ -74,13 +71,10 @@ def test_fit__what_tells_the_classes_stands_at_the_end__is_read(
     ("architecture", "trainable"), [("llama", "all"), ("llama", 1), ("llama", 0), ("bloom", 1)]
 )
 def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
-    architecture: str,
-    trainable: Any,
-    tiny_model: Callable[[str], str],
-    late_data: TextData,
+    architecture: str, trainable: Any, tiny_model: Callable[[str], str]
 ) -> None:
     options = {"trainable_layers": trainable, "precision": "fp32"}
-    clf = windowed(tiny_model(architecture), **options).fit(*late_data)
+    clf = windowed(tiny_model(architecture), **options).fit(X, y)
     tokenizer = clf._model.network.pretrained.tokenizer
     room = 24 - len(tokenizer.prefix_ids) - len(tokenizer.suffix_ids)
     text = "".join(chr(97 + i % 26) for i in range(3 * room - room // 2 + 1))  # a letter, a token
@@ -94,9 +88,8 @@ def test_decision_function__a_long_text__is_the_mean_over_its_windows_as_texts(
 
 @pytest.mark.parametrize(("precision", "trainable"), [("fp32", "all"), ("bf16", 1), ("fp32", 0)])
 def test_partial_fit__three_calls_on_long_texts__equal_one_fit_of_three_epochs(
-    trainable: Any, precision: str, tiny_llama: str, late_data: TextData
+    trainable: Any, precision: str, tiny_llama: str
 ) -> None:
-    X, y = late_data
     flat = {"lr_schedule": "constant", "warmup_ratio": 0.0, "precision": precision}
     clf = windowed(tiny_llama, trainable_layers=trainable, **flat)
     whole = clone(clf).fit(X, y)
@@ -105,10 +98,7 @@ def test_partial_fit__three_calls_on_long_texts__equal_one_fit_of_three_epochs(
     assert np.array_equal(clf.predict_proba(X), whole.predict_proba(X))
 
 
-def test_warm_start__from_cut_to_windows__goes_on_and_back(
-    tiny_llama: str, late_data: TextData
-) -> None:
-    X, y = late_data
+def test_warm_start__from_cut_to_windows__goes_on_and_back(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_length=24, max_epochs=2, warm_start=True).fit(X, y)
     learned = clf._model.network.head.weight.clone()
     clf.set_params(long_text="windows", head_learning_rate=1e-12, learning_rate=1e-12).fit(X, y)
@@ -119,6 +109,7 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(
     assert np.abs(read_whole - cut)[is_long].max() > 1e-3
 
 
+@pytest.mark.usefixtures("every_step")
 @pytest.mark.parametrize(
     "options",
     [
@@ -128,35 +119,23 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(
     ],
     ids=["all", "head first", "adapters"],
 )
-@pytest.mark.first_tier(step=[8])
-@pytest.mark.parametrize("step", [3, 8])
 def test_fit__broken_off_and_called_again__ends_as_an_unbroken_one(
-    step: int,
-    options: dict[str, Any],
-    tiny_llama: str,
-    late_data: TextData,
-    tmp_path: Path,
-    dies_at: Any,
-    begins_at: list[int],
+    options: dict[str, Any], tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
-    X, y = late_data
     expected = windowed(tiny_llama, **options).fit(X, y)
     clf = windowed(tiny_llama, checkpoint_dir=tmp_path, **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(step)])
-        broken_off(clf, X, y)
-        broken_off(clone(clf).set_params(long_text="cut"), X, y)
+    broken_off(clf, X, y, step=8)
+    broken_off(clone(clf).set_params(long_text="cut"), X, y, step=8)
     assert len(folders_in(tmp_path)) == 2  # a fit that cuts is another fit
     clf.fit(X, y)
-    assert begins_at == [0, step - 1]
+    assert begins_at == [0, 7]
     assert clf.loss_curve_ == expected.loss_curve_
     assert np.array_equal(clf.predict_proba(X), expected.predict_proba(X))
 
 
 def test_early_stopping__the_best_epochs_score__is_that_of_the_fitted_weights(
-    tiny_llama: str, late_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = late_data
     clf = windowed(tiny_llama, early_stopping=True, scoring="neg_log_loss", precision="fp32")
     clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
     proba = clf.predict_proba(X[30:])
@@ -165,10 +144,7 @@ def test_early_stopping__the_best_epochs_score__is_that_of_the_fitted_weights(
     assert score == pytest.approx(clf.validation_scores_[clf.best_iter_ - 1], abs=1e-5)
 
 
-def test_sample_weight__zero__is_the_long_row_left_out_of_its_batch(
-    tiny_llama: str, late_data: TextData
-) -> None:
-    X, y = late_data
+def test_sample_weight__zero__is_the_long_row_left_out_of_its_batch(tiny_llama: str) -> None:
     weight = np.where(np.arange(40) < 10, 0.0, 1.0)
     clf = windowed(tiny_llama, batch_size=64, trainable_layers="all", precision="fp32")
     weighted = clone(clf).fit(X, y, sample_weight=weight)
@@ -178,29 +154,15 @@ def test_sample_weight__zero__is_the_long_row_left_out_of_its_batch(
     )
 
 
-def test_predict__a_parameter_set_after_fit__changes_nothing(
-    tiny_llama: str, late_data: TextData
+def test_long_text__set_after_fit__changes_nothing_of_the_fitted_model(
+    tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = late_data
-    clf = windowed(tiny_llama).fit(X, y)
+    clf = windowed(tiny_llama, pooling="last", max_epochs=1).fit(X, y)
     before = clf.predict_proba(X)
     assert np.array_equal(clf.set_params(long_text="cut").predict_proba(X), before)
-
-
-def test_save_pretrained__a_model_of_windows__is_refused_by_name(
-    tiny_llama: str, late_data: TextData, tmp_path: Path
-) -> None:
-    clf = windowed(tiny_llama, pooling="last", max_epochs=1).fit(*late_data)
-    clf.set_params(long_text="cut")  # which doesn't change how it was fitted
     with pytest.raises(ModelNotSupportedError, match="`long_text` must be 'cut'"):
         clf.save_pretrained(tmp_path / "out")
     assert not any(tmp_path.iterdir())
-
-
-def test_save_pretrained__a_parameter_set_after_fit__is_not_what_is_said(
-    tiny_llama: str, late_data: TextData, tmp_path: Path
-) -> None:
-    X, y = late_data
     clf = make(tiny_llama, max_length=24, pooling="last", max_epochs=1, precision="fp32").fit(X, y)
     clf.set_params(long_text="windows").save_pretrained(tmp_path / "out")
     opened = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
@@ -208,13 +170,17 @@ def test_save_pretrained__a_parameter_set_after_fit__is_not_what_is_said(
     np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=1e-5)
 
 
-def test_advice__windows__cutting_comes_before_shorter_ones(
-    fitted_model: Callable[[str], Fitted],
-) -> None:
-    network = fitted_model("two classes").clf._model.network
-    assert "long_text='cut'" in how_to_shorten(network, 128, "windows")
-    assert "max_length=64" not in how_to_shorten(network, 128, "windows")
-    assert "max_length=64" in how_to_shorten(network, 128, "cut")
+def test_advice__for_a_slow_fit__names_values_that_are_legal_and_smaller(tiny_llama: str) -> None:
+    networks = [
+        make(tiny_llama, max_epochs=1, trainable_layers=trainable).fit(X, y)._model.network
+        for trainable in ("all", 2, 1)
+    ]
+    shown = [how_to_shorten(network, 128, "cut") for network in networks]
+    assert "trainable_layers=1" in shown[0] and "trainable_layers=1" in shown[1]
+    assert "trainable_layers" not in shown[2]
+    assert all("max_length=64" in line for line in shown)
+    in_windows = how_to_shorten(networks[0], 128, "windows")
+    assert "long_text='cut'" in in_windows and "max_length=64" not in in_windows
 
 
 TEXTS = ["short", "a long text " * 9, "short too", "long again " * 9, "x", "y"]
@@ -237,7 +203,7 @@ def said(call: Any, *args: Any, **kwargs: Any) -> list[str]:
     return [str(one.message) for one in caught if one.category is CutTextsWarning]
 
 
-def test_fit__texts_that_are_cut__are_counted_once(tiny_llama: str) -> None:
+def test_fit__texts_that_are_cut__are_counted_once_for_each_max_length(tiny_llama: str) -> None:
     clf = head(tiny_llama)
     with pytest.warns(CutTextsWarning, match=r"^2 of 6 texts are longer than max_length=32 ") as w:
         clf.fit(TEXTS, LABELS)
@@ -245,35 +211,37 @@ def test_fit__texts_that_are_cut__are_counted_once(tiny_llama: str) -> None:
     assert w[0].filename == __file__
     assert said(clf.fit, TEXTS, LABELS) == []
     assert said(head(tiny_llama).fit, TEXTS, LABELS) == []
-
-
-def test_fit__the_same_text_several_times__counts_each_time(tiny_llama: str) -> None:
-    (message,) = said(head(tiny_llama).fit, TEXTS * 2, LABELS * 2)
-    assert message.startswith("4 of 12 texts")
-
-
-def test_fit__held_out_texts__are_counted_as_well(tiny_llama: str) -> None:
-    (message,) = said(head(tiny_llama).fit, TEXTS, LABELS, X_val=TEXTS[:3], y_val=LABELS[:3])
-    assert message.startswith("3 of 9 texts")
-
-
-def test_fit__columns__are_counted_as_laid_out(tiny_llama: str) -> None:
-    table = pd.DataFrame({"title": ["0123456789"] * 6, "body": TEXTS})
-    (message,) = said(head(tiny_llama, template="{title}: {body}").fit, table, LABELS)
-    assert message.startswith("2 of 6 texts")
-
-
-def test_fit__another_max_length__says_it_again(tiny_llama: str) -> None:
-    assert len(said(head(tiny_llama).fit, TEXTS, LABELS)) == 1
     (message,) = said(head(tiny_llama, max_length=100).fit, TEXTS, LABELS)
     assert message.startswith("1 of 6 texts are longer than max_length=100")
     assert said(head(tiny_llama, max_length=120).fit, TEXTS, LABELS) == []
 
 
-def test_partial_fit__texts_that_are_cut__are_counted(tiny_llama: str) -> None:
+COLUMNS = pd.DataFrame({"title": ["0123456789"] * 6, "body": TEXTS})
+
+
+@pytest.mark.parametrize(
+    ("counted", "rows", "more", "options"),
+    [
+        ("4 of 12 texts", (TEXTS * 2, LABELS * 2), {}, {}),
+        ("3 of 9 texts", (TEXTS, LABELS), {"X_val": TEXTS[:3], "y_val": LABELS[:3]}, {}),
+        ("2 of 6 texts", (COLUMNS, LABELS), {}, {"template": "{title}: {body}"}),
+    ],
+    ids=["a text twice", "held-out texts", "columns as laid out"],
+)
+def test_fit__texts_that_are_cut__all_are_counted(
+    counted: str, rows: Any, more: dict[str, Any], options: dict[str, Any], tiny_llama: str
+) -> None:
+    (message,) = said(head(tiny_llama, **options).fit, *rows, **more)
+    assert message.startswith(counted)
+
+
+def test_cut_texts__in_fit_and_partial_fit_without_windows__are_news(tiny_llama: str) -> None:
     clf = head(tiny_llama)
+    assert said(clf.fit, ["x", "y"], ["a", "b"]) == []
+    assert said(clf.predict, TEXTS) == []
+    assert said(head(tiny_llama, long_text="windows").fit, TEXTS, LABELS) == []
     with pytest.warns(CutTextsWarning, match="^2 of 6") as w:
-        clf.partial_fit(TEXTS, LABELS, classes=["a", "b"])
+        clf.partial_fit(TEXTS, LABELS)
     assert w[0].filename == __file__
 
 
@@ -285,17 +253,6 @@ def test_fit__exactly_max_length__is_not_cut(tiny_llama: str) -> None:
     assert len(said(clf.fit, [texts[0] + "x", "y"], ["a", "b"])) == 1
 
 
-def test_fit__windows__cut_nothing(tiny_llama: str) -> None:
-    assert said(head(tiny_llama, long_text="windows").fit, TEXTS, LABELS) == []
-
-
-def test_predict__texts_that_are_cut__are_no_news(tiny_llama: str) -> None:
-    clf = head(tiny_llama)
-    clf.fit(["x", "y"], ["a", "b"])
-    assert said(clf.predict, TEXTS) == []
-    assert len(said(clf.fit, TEXTS, LABELS)) == 1
-
-
 def test_fit__warnings_as_errors__fails_every_time_before_training(tiny_llama: str) -> None:
     clf = head(tiny_llama).fit(["x", "y"], ["a", "b"])
     before = clf.predict_proba(TEXTS)
@@ -305,3 +262,100 @@ def test_fit__warnings_as_errors__fails_every_time_before_training(tiny_llama: s
             with pytest.raises(CutTextsWarning):
                 clf.fit(TEXTS, LABELS)
     assert np.array_equal(clf.predict_proba(TEXTS), before)
+
+
+# `plan` and `explain` where long texts are read in windows
+
+
+def windows_of(folder: str, texts: Any, max_length: int = 24) -> Tokens:
+    template = parse_template(None, 1, None)
+    return tokenise_rows(
+        [list(texts)], template, load_pretrained(folder).tokenizer, max_length, "windows"
+    )
+
+
+@pytest.mark.parametrize("max_length", [3, 5, 16, 1000])
+def test_lengths_in_windows__each_length__are_those_of_the_windows(
+    max_length: int, tiny_llama: str
+) -> None:
+    texts = ["x" * n for n in range(1, 60)]
+    whole = windows_of(tiny_llama, texts, 10**6).lengths
+    encoder = load_pretrained(tiny_llama).tokenizer
+    found = lengths_in_windows(whole, encoder, max_length)
+    assert np.array_equal(found, windows_of(tiny_llama, texts, max_length).lengths)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainable_layers": "all"},
+        {"trainable_layers": 1, "head_first_epochs": 1},
+        {"trainable_layers": 0},
+    ],
+    ids=["all", "last", "head"],
+)
+def test_plan__windows__counts_their_tokens_and_cuts_nothing(
+    options: dict[str, Any], tiny_llama: str
+) -> None:
+    clf = windowed(tiny_llama, **options)
+    estimate = clf.plan(X, y)
+    windows = windows_of(tiny_llama, X)
+    assert np.diff(windows.first).max() > 1
+    assert estimate.n_tokens == windows.run.lengths.sum()
+    assert estimate.tokens_per_text["max"] == windows_of(tiny_llama, X, 10**6).lengths.max()
+    assert (estimate.n_cut, estimate.tokens_cut, estimate.share_cut) == (0, 0, 0)
+    assert estimate.to_dict()["long_text"] == "windows"
+    assert estimate.n_windows == np.diff(windows.first).sum() > len(X)
+    said = f"none, long ones are read in windows of max_length=24; {estimate.n_windows} of all"
+    assert said in repr(estimate)
+    assert make(tiny_llama, max_length=24).plan(X, y).n_windows is None
+    assert not any("are cut" in line for line in estimate.advice)
+    assert (estimate.memory["states"] > 0) == (options["trainable_layers"] != "all")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("trainable", [0, 1])
+def test_explain__texts_of_several_windows__values_add_up_and_each_token_has_one(
+    tiny_llama: str, pooling: str, trainable: int
+) -> None:
+    clf = windowed(tiny_llama, pooling=pooling, trainable_layers=trainable).fit(SHORT, y)
+    clf.set_params(long_text="cut")  # which doesn't change how it was fitted
+    texts = ["short", "a text that is far too long for one window", "", 3 * "goal, bank. "]
+    table = clf.explain(texts)
+    each = table.groupby("text")
+    assert each["token"].sum().to_dict() == {i: text for i, text in enumerate(texts) if text}
+    sums = (each["value"].sum() + each["baseline"].first()).to_numpy()
+    expected = np.abs(clf.decision_function([text for text in texts if text]))
+    np.testing.assert_allclose(sums, expected, atol=1e-4)
+    assert np.array_equal(each["class"].first(), clf.predict([text for text in texts if text]))
+    assert table["value"].abs().max() > 1e-3
+
+
+def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
+    tiny_llama: str,
+) -> None:
+    data = make_text_data(3)
+    Y = np.array([[label == "sport", "the" in text] for text, label in zip(*data, strict=True)])
+    clf = windowed(tiny_llama, max_length=16).fit(data.X, Y.astype(int))
+    text = "a late goal won the match on Sunday"  # a character is a token, and there is one more
+    encoder = clf._model.network.pretrained.tokenizer
+    room = 16 - len(encoder.prefix_ids) - len(encoder.suffix_ids)
+    starts = window_starts(len(text), room)
+    assert len(starts) > 2
+    expected = np.zeros((len(text), 2))
+    for start in starts:
+        window = clf.explain([text[start : start + room]])
+        values = window.pivot(index="start", columns="class", values="value").to_numpy()
+        expected[start : start + room] += values / len(starts)
+    whole = clf.explain([text]).pivot(index="start", columns="class", values="value")
+    np.testing.assert_allclose(whole.to_numpy(), expected, atol=1e-5)
+
+
+def test_explain__windows_of_columns__tokens_lie_in_their_cells(tiny_llama: str) -> None:
+    X = pd.DataFrame({"title": ["a goal", "rates"], "body": ["in the last minute", "rose " * 9]})
+    clf = windowed(tiny_llama, template="T: {title}\nB: {body}").fit(X, ["sport", "money"])
+    table = assert_adds_up(clf, X)
+    tokens = table.groupby(["text", "column"])["token"].sum()
+    assert tokens.to_dict() == {
+        (row, column): X[column][row] for row in range(2) for column in ("title", "body")
+    }

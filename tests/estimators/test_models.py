@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from skgpt import GPTTextClassifier, LoRA
 from skgpt.data.tokenization import tokenise
@@ -49,7 +49,9 @@ FAMILIES = {
 
 def assert_pickles(clf: GPTTextClassifier, X: Any) -> None:
     again = pickle.loads(pickle.dumps(clf))
+    twice = pickle.loads(pickle.dumps(again))
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert np.array_equal(twice.predict_proba(X), clf.predict_proba(X))
 
 
 def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
@@ -59,34 +61,19 @@ def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
     return cache_level(network, tokens, 2**30) is CacheLevel.HIDDEN
 
 
-def has_class(clf: GPTTextClassifier) -> bool:
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSES
-
-    return type(clf._model.network.trunk.config) in CLASSES
-
-
 def exported(folder: str, X: Any, y: Any, where: Path) -> str:
-    """Return what the table says of `save_pretrained`, having tried it."""
-    from transformers import pipeline
-
+    """Return what the table says of `save_pretrained`: test_exchange.py reads what it writes."""
     options = {"n_layers": 2, "precision": "fp32", "max_epochs": 1}
     if not load_pretrained(folder).capabilities.causal:
         with pytest.raises(ModelNotSupportedError, match="encoder"):
             make(folder, pooling="last", **options).fit(X, y)
         return "no: an encoder has no last token to pool"
     clf = make(folder, pooling="last", **options).fit(X, y)
-    if not has_class(clf):
+    if type(clf._model.network.trunk.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         with pytest.raises(ModelNotSupportedError, match="`model`"):
             clf.save_pretrained(where)
-        assert not where.exists()
         return "no: transformers has no class for it"
     clf.save_pretrained(where)
-    pipe = pipeline("text-classification", str(where), dtype=torch.float32, top_k=None)
-    for row, scores in zip(clf.predict_proba(X[:6]), pipe(list(X[:6])), strict=True):
-        by_label = {found["label"]: found["score"] for found in scores}
-        np.testing.assert_allclose([by_label[c] for c in clf.classes_], row, atol=1e-4)
-    opened = GPTTextClassifier.from_pretrained(where, precision="fp32")
-    np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=1e-5)
     return "yes"
 
 
@@ -104,7 +91,7 @@ def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(
     assert whole.loss_curve_[-1] < whole.loss_curve_[0]
     assert whole.predict(X).shape == y.shape
     assert_pickles(whole, X)
-    cut = make(folder, n_layers=2, trainable_layers=1, max_epochs=1).fit(X, y)
+    cut = make(folder, n_layers=2, trainable_layers=1, max_epochs=1, precision="bf16").fit(X, y)
     assert_pickles(cut, X)
     lora = make(folder, trainable_layers="all", max_epochs=3, lora=LoRA(rank=2)).fit(X, y)
     assert lora.loss_curve_[-1] < lora.loss_curve_[0]

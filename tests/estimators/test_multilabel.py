@@ -3,18 +3,12 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import polars as pl
 import pytest
-from scipy import sparse
 from sklearn.base import clone
 from sklearn.metrics import accuracy_score, roc_auc_score
-from sklearn.model_selection import cross_val_predict, cross_validate
-from sklearn.multioutput import MultiOutputClassifier
 from sklearn.utils import get_tags
 
 from skgpt import GPTTextClassifier
-from skgpt.exceptions import InvalidTextError
 from tests.helpers import make, make_text_data
 
 LABELS = ["money", "space", "sport"]
@@ -41,11 +35,6 @@ def fitted(tiny_model: Any) -> GPTTextClassifier:
     return make(tiny_model("llama"), trainable_layers="all", max_epochs=40).fit(X, Y)
 
 
-@pytest.fixture(scope="module")
-def expected(tiny_model: Any) -> np.ndarray:
-    return make(tiny_model("llama"), max_epochs=1).fit(X, Y).predict_proba(X)
-
-
 def test_fit__an_indicator__learns_and_predictions_agree_with_each_other(
     fitted: GPTTextClassifier,
 ) -> None:
@@ -65,27 +54,6 @@ def test_fit__an_indicator__learns_and_predictions_agree_with_each_other(
     expected = accuracy_score(Y, predicted, sample_weight=weight)
     assert fitted.score(X, Y, sample_weight=weight) == expected
     assert get_tags(fitted).classifier_tags.multi_label
-
-
-@pytest.mark.parametrize(
-    "container",
-    [
-        lambda Y: Y.tolist(),
-        lambda Y: Y.astype(bool),
-        lambda Y: Y.astype(float),
-        lambda Y: pd.DataFrame(Y, columns=LABELS),
-        lambda Y: pl.DataFrame(Y, schema=LABELS),
-        sparse.csr_array,
-        sparse.csc_matrix,
-        sparse.coo_array,
-    ],
-)
-def test_fit__any_indicator__is_the_same(
-    container: Any, tiny_llama: str, expected: np.ndarray
-) -> None:
-    clf = make(tiny_llama, max_epochs=1).fit(X, container(Y))
-    assert np.array_equal(clf.predict_proba(X), expected)
-    assert clf.score(X, Y) == clf.score(X, sparse.csr_array(Y))
 
 
 def test_fit__two_labels__is_not_taken_for_two_classes(tiny_llama: str) -> None:
@@ -112,21 +80,6 @@ def test_fit__weight_two__equals_the_row_twice(tiny_llama: str) -> None:
         np.testing.assert_allclose(one.predict_proba(X), two.predict_proba(X), rtol=1e-3, atol=1e-5)
 
 
-def test_fit__class_weight_of_a_label__raises_that_label_only(tiny_llama: str) -> None:
-    plain = make(tiny_llama, max_epochs=3).fit(X, Y).predict_proba(X)
-    heavy = make(tiny_llama, max_epochs=3, class_weight=[{1: 20.0}, {}, {}]).fit(X, Y)
-    raised = (heavy.predict_proba(X) - plain).mean(axis=0)
-    assert raised[0] > 0.1 > abs(raised[1:]).max()
-
-
-def test_label_smoothing__draws_probabilities_to_the_middle(tiny_llama: str) -> None:
-    spread = []
-    for smoothing in (0.0, 0.5):
-        clf = make(tiny_llama, label_smoothing=smoothing, trainable_layers="all", max_epochs=20)
-        spread.append(np.abs(clf.fit(X, Y).predict_proba(X) - 0.5).mean())
-    assert spread[1] < spread[0] - 0.05
-
-
 def test_early_stopping__an_indicator__is_watched(tiny_llama: str) -> None:
     clf = make(tiny_llama, early_stopping=True, validation_fraction=0.2, max_epochs=3)
     assert len(clone(clf).fit(X, Y).validation_scores_) >= 1
@@ -148,31 +101,3 @@ def test_partial_fit__an_indicator__needs_no_classes(tiny_llama: str) -> None:
     with pytest.raises(ValueError, match=r"of the same kind|indicator"):
         clf.partial_fit(X, Y[:, 0])
     assert clf.n_iter_ == 2
-
-
-def test_tools__an_indicator__works_in_them(tiny_llama: str) -> None:
-    clf = make(tiny_llama, max_epochs=1)
-    scoring = ["accuracy", "f1_macro", "roc_auc", "neg_log_loss"][:3]
-    scores = cross_validate(clf, X, Y, cv=2, scoring=scoring, error_score="raise")
-    assert all(np.isfinite(scores[f"test_{name}"]).all() for name in scoring)
-    assert cross_val_predict(clf, X, Y, cv=2, method="predict_proba").shape == (60, 3)
-    apart = MultiOutputClassifier(clf).fit(X, Y)
-    assert apart.predict(X).shape == (60, 3)
-
-
-@pytest.mark.parametrize(
-    ("y", "class_weight", "message"),
-    [
-        (np.array([[0, 1], [2, 0]]), None, "multiclass-multioutput|zeros and ones|0 and 1"),
-        (np.array([[0.5, 1], [0.1, 0]]), None, "continuous"),
-        (np.array([[0, 1], [1, 0], [1, 1]]), None, r"\[2, 3\]"),
-        (np.array([[0, 1], [1, 0]]), {0: 2.0}, "list"),
-        (np.array([[0, 1], [1, 0]]), [{1: 2.0}], "one dict per label|2"),
-        (np.array([0, 1]), [{1: 2.0}], "class_weight"),
-    ],
-)
-def test_fit__a_bad_indicator__is_refused(
-    y: Any, class_weight: Any, message: str, tiny_llama: str
-) -> None:
-    with pytest.raises(InvalidTextError, match=message):
-        make(tiny_llama, class_weight=class_weight).fit(["a", "b"], y)

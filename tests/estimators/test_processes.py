@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.model_selection import cross_val_predict
 
 from skgpt import GPTTextClassifier
 from tests.helpers import Fitted, TextData, make
@@ -87,26 +87,6 @@ def test_cross_val_predict__two_workers__equals_one(
     with joblib.parallel_config(backend=backend):
         two = cross_val_predict(clf, X, y, n_jobs=2, **options)
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("early_stopping", [False, True])
-def test_grid_search__two_processes__equals_one(
-    early_stopping: bool, tiny_llama: str, two_class_data: TextData
-) -> None:
-    grid = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
-    clf = make(tiny_llama, max_epochs=2, precision="fp32", scoring="accuracy")
-    clf.set_params(early_stopping=early_stopping)
-    search = GridSearchCV(clf, grid, cv=2, error_score="raise")
-    one = clone(search).fit(*two_class_data)
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=joblib.cpu_count()):
-        two = search.set_params(n_jobs=2).fit(*two_class_data)
-    assert one.best_params_ == two.best_params_
-    scores = (found.cv_results_["mean_test_score"] for found in (one, two))
-    np.testing.assert_allclose(*scores)
-    best = two.best_estimator_
-    if early_stopping:
-        assert len(best.validation_scores_) == best.n_iter_
 
 
 @pytest.mark.parametrize(

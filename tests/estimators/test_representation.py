@@ -40,22 +40,6 @@ def table(shown: str, title: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def test_repr__defaults_and_changed__shows_the_changed_only() -> None:
-    assert repr(GPTTextClassifier()) == "GPTTextClassifier()"
-    clf = GPTTextClassifier(n_layers=10, random_state=0)
-    assert repr(clf) == "GPTTextClassifier(n_layers=10, random_state=0)"
-
-
-def test_html__changed_parameters__stand_out_among_all() -> None:
-    clf = GPTTextClassifier(n_layers=10, template="{title}\n{body}")
-    rows = table(estimator_html_repr(clf), "Parameters")
-    assert {name: shown for name, (_, shown) in rows.items()} == {
-        name: repr(value) for name, value in clf.get_params().items()
-    }
-    changed = {name for name, (kind, _) in rows.items() if kind == "user-set"}
-    assert changed == {"n_layers", "template"}
-
-
 def test_html__documentation__is_linked_by_the_public_name() -> None:
     assert f'href="{LINK}"' in estimator_html_repr(GPTTextClassifier())
 

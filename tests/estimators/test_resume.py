@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import make_scorer, matthews_corrcoef
 
-import skgpt
 from skgpt import GPTTextClassifier, LoRA
-from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
+from skgpt.exceptions import CheckpointError, ContinuationError, InterruptedFitWarning
 from skgpt.run_key import described
-from skgpt.training.callbacks import StepDone, TrainingCallback
-from tests.estimators.dying import Dies, broken_off, checkpoints_in, folders_in
+from tests.estimators.dying import broken_off, checkpoints_in, folders_in, interrupted, watched
 from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
 from tests.estimators.recorders import Recorder
-from tests.helpers import TextData, make, needs_sigterm
-from tests.training.poison import PoisonedLoss
+from tests.helpers import make, make_text_data, needs_sigterm
 
+pytestmark = pytest.mark.usefixtures("every_step")
+
+X, Y = make_text_data(n_classes=2)
 WHOLE: dict[str, Any] = {"trainable_layers": "all", "batch_size": 10, "max_epochs": 4}
 
 
@@ -46,28 +46,12 @@ def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
     for _ in range(n_kills):
         process = FitProcess(folder=tiny_llama, **options).steps(int(rng.integers(2, 4)))
         time.sleep(rng.uniform(0.0, 0.03))
-        process.kill()
+        process.ended(process.process.kill)
         begun += process.began_at
     process = FitProcess(folder=tiny_llama, **options)
     assert_same(process.result(), expected)
     begun += process.began_at
     assert begun == sorted(begun) and begun[-1] >= n_kills
-    assert folders_in(tmp_path) == []
-
-
-@pytest.mark.thorough
-def test_cross_validation__killed__ends_as_an_unbroken_one(tiny_llama: str, tmp_path: Path) -> None:
-    options = {"folder": tiny_llama, "folds": 2, **WHOLE}
-    expected = FitProcess(**options).result()
-    options["checkpoint_dir"] = tmp_path
-    for n in (5, 17):  # twelve steps a fold
-        process = FitProcess(**options).steps(n)
-        process.kill()
-        assert len(checkpoints_in(tmp_path)) == 1
-    process = FitProcess(**options)
-    assert_same(process.result(), expected)
-    first, second = process.began_at
-    assert first == 0 and second >= 8  # the first fold had ended, and was taken away
     assert folders_in(tmp_path) == []
 
 
@@ -79,7 +63,7 @@ def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
     options = {"folder": tiny_llama, "checkpoint_dir": tmp_path, "every": 1e9, **WHOLE}
     process = FitProcess(handler=handler, **options).steps(3)
     expected = EXIT_OF_HANDLER if handler else -signal.SIGTERM
-    assert process.signalled(signal.SIGTERM) == expected
+    assert process.ended(process.process.terminate) == expected
     assert len(checkpoints_in(tmp_path)) == 1
     process = FitProcess(**options)
     found = process.result()
@@ -88,22 +72,19 @@ def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
 
 
 def test_sigterm__a_handler_that_returns__leaves_the_fit_going(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Terminating(TrainingCallback):
-        def on_step(self, event: StepDone) -> None:
-            if event.step in (2, 4):
-                signal.raise_signal(signal.SIGTERM)
-
+    monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 1e9)
     seen = []
 
     def own(number: int, frame: Any) -> None:
         seen.append(len(checkpoints_in(tmp_path)))
 
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Terminating()])
+    clf = make(tiny_llama, checkpoint_dir=tmp_path)
     former = signal.signal(signal.SIGTERM, own)
     try:
-        clf = make(tiny_llama, checkpoint_dir=tmp_path).fit(*two_class_data)
+        with watched(clf, lambda: signal.raise_signal(signal.SIGTERM), 2, 4):
+            clf.fit(X, Y)
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, former)
@@ -113,48 +94,32 @@ def test_sigterm__a_handler_that_returns__leaves_the_fit_going(
 
 @pytest.mark.parametrize("given", [True, False])
 def test_sigterm__a_fit_in_a_thread_or_without_a_folder__keeps_its_hands_off(
-    given: bool, tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
+    given: bool, tiny_llama: str, tmp_path: Path
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
     during = []
-
-    class Looking(TrainingCallback):
-        def on_step(self, event: StepDone) -> None:
-            during.append(signal.getsignal(signal.SIGTERM))
-
     clf = make(tiny_llama, max_epochs=1, checkpoint_dir=tmp_path if given else None)
-    clf._training_callbacks = lambda *_: [Looking()]  # type: ignore[method-assign]
-    if given:
-        thread = threading.Thread(target=clf.fit, args=two_class_data)
-        thread.start()
-        thread.join()
-    else:
-        clf.fit(*two_class_data)
+    with watched(clf, lambda: during.append(signal.getsignal(signal.SIGTERM))):
+        if given:
+            thread = threading.Thread(target=clf.fit, args=(X, Y))
+            thread.start()
+            thread.join()
+        else:
+            clf.fit(X, Y)
     assert set(during) == {before} == {signal.getsignal(signal.SIGTERM)}
     assert clf.n_iter_ == 1
 
 
-def test_fit__no_folder__writes_nothing(
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dies_at: Any,
+def test_fit__no_folder_or_in_parts__writes_nothing(
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "skgpt.training.checkpoint.write_state", lambda *_: pytest.fail("something is written")
     )
-    make(tiny_llama).fit(*two_class_data)
+    make(tiny_llama).fit(X, Y)
+    make(tiny_llama, checkpoint_dir=tmp_path / "c").partial_fit(X, Y, classes=["money", "sport"])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_partial_fit__with_a_folder__writes_nothing(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
-) -> None:
-    X, y = two_class_data
-    make(tiny_llama, checkpoint_dir=tmp_path / "c").partial_fit(X, y, classes=["money", "sport"])
-    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(
@@ -162,154 +127,72 @@ def test_partial_fit__with_a_folder__writes_nothing(
     [(0, True), (None, False), pytest.param("instance", True, marks=pytest.mark.thorough)],
 )
 def test_fit__after_a_fault__goes_on_with_the_same_rows_in_the_same_order(
-    random_state: Any,
-    early_stopping: bool,
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    dies_at: Any,
-    begins_at: list[int],
+    random_state: Any, early_stopping: bool, tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
     def a_state() -> Any:
         return np.random.RandomState(3) if random_state == "instance" else random_state
 
-    X, y = two_class_data
-    options = {"checkpoint_dir": tmp_path, "early_stopping": early_stopping, "batch_size": 6}
-    note = GPTTextClassifier._training_callbacks
-    clf = make(tiny_llama, **options, random_state=a_state())
+    options: dict[str, Any] = {"early_stopping": early_stopping, "batch_size": 6}
+    clf = make(tiny_llama, **options, random_state=a_state(), checkpoint_dir=tmp_path)
     np.random.seed(5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(9)])
-        broken_off(clf, X, y)
-    assert GPTTextClassifier._training_callbacks is note
+    broken_off(clf, X, Y, step=9)
     assert not hasattr(clf, "classes_")
     assert len(checkpoints_in(tmp_path)) == 1
     np.random.seed(6)
-    clf.set_params(random_state=a_state()).fit(X, y)
+    clf.set_params(random_state=a_state()).fit(X, Y)
     np.random.seed(5)
-    whole = make(tiny_llama, early_stopping=early_stopping, batch_size=6, random_state=a_state())
-    whole.fit(X, y)
+    whole = make(tiny_llama, **options, random_state=a_state()).fit(X, Y)
     assert begins_at == [8, 0]
     assert np.array_equal(clf.predict_proba(X), whole.predict_proba(X))
     assert clf.loss_curve_ == whole.loss_curve_
     assert folders_in(tmp_path) == []
 
 
-def test_fits__two_of_the_same_at_once__do_not_meet(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
-) -> None:
-    X, y = two_class_data
-    seen: list[list[str]] = []
-    barrier = threading.Barrier(2)
-
-    class Meeting(TrainingCallback):
-        def on_step(self, event: StepDone) -> None:
-            barrier.wait(30)
-            seen.append(folders_in(tmp_path))
-            barrier.wait(30)
-
-    def one(random_state: int) -> GPTTextClassifier:
-        clf = make(tiny_llama, checkpoint_dir=tmp_path, random_state=0, max_epochs=2)
-        clf._training_callbacks = lambda *_: [Meeting()]  # type: ignore[method-assign]
-        return clf.fit(X, y)
-
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(2) as threads:
-        first, second = threads.map(one, range(2))
-    assert all(len(names) == 2 and names[1] == f"{names[0]}-2" for names in seen)
-    assert np.array_equal(first.predict_proba(X), second.predict_proba(X))
-    assert folders_in(tmp_path) == []
-
-
 def test_warm_start__after_a_fault__goes_on_from_the_same_fitted_model_only(
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    dies_at: Any,
-    begins_at: list[int],
+    tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
-    X, y = two_class_data
     options = {"warm_start": True, "checkpoint_dir": tmp_path}
-    clf = make(tiny_llama, **options).fit(X, y)
+    clf = make(tiny_llama, **options).fit(X, Y)
     before = clf.predict_proba(X)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(3)])
-        broken_off(clf, X, y)
+    broken_off(clf, X, Y)
     assert np.array_equal(clf.predict_proba(X), before)
-    make(tiny_llama, **options).fit(X, y)  # from the pretrained model: another fit
-    clf.fit(X, y)
+    make(tiny_llama, **options).fit(X, Y)  # from the pretrained model: another fit
+    clf.fit(X, Y)
     assert begins_at == [0, 0, 2]
-    expected = make(tiny_llama, warm_start=True).fit(X, y).fit(X, y)
+    expected = make(tiny_llama, warm_start=True).fit(X, Y).fit(X, Y)
     assert np.array_equal(clf.predict_proba(X), expected.predict_proba(X))
 
 
 def test_warm_start__adapters_drawn_for_more_layers__goes_on_without_a_seed_too(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any, begins_at: list[int]
+    tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
-    X, y = two_class_data
-    options: dict[str, Any] = {"lora": LoRA(rank=2), "random_state": None}
-    clf = make(tiny_llama, trainable_layers=1, **options).fit(X, y)
+    clf = make(tiny_llama, trainable_layers=1, lora=LoRA(rank=2), random_state=None).fit(X, Y)
     clf.set_params(trainable_layers=2, warm_start=True, checkpoint_dir=tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(3)])
-        broken_off(clf, X, y)
-    clf.fit(X, y)
+    broken_off(clf, X, Y)
+    clf.fit(X, Y)
     assert begins_at == [0, 2]
 
 
-def test_fit__diverged__leaves_no_checkpoint_to_diverge_from(
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    dies_at: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loss = PoisonedLoss(range(8, 99))
-    monkeypatch.setattr(GPTTextClassifier, "_loss", lambda self, target: loss)
-    with pytest.raises(DivergedError):
-        make(tiny_llama, checkpoint_dir=tmp_path).fit(*two_class_data)
-    assert folders_in(tmp_path) == []
-
-
 def test_fit__ctrl_c__is_fitted_and_keeps_the_checkpoint(
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    dies_at: Any,
-    begins_at: list[int],
+    tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
-    class Pressed(TrainingCallback):
-        def on_step(self, event: StepDone) -> None:
-            if event.step == 4:
-                raise KeyboardInterrupt
-
-    X, y = two_class_data
     clf = make(tiny_llama, checkpoint_dir=tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Pressed()])
-        with (
-            pytest.warns(skgpt.exceptions.InterruptedFitWarning),
-            pytest.raises(KeyboardInterrupt),
-        ):
-            clf.fit(X, y)
+    with interrupted(clf, 4), pytest.warns(InterruptedFitWarning):
+        clf.fit(X, Y)
     assert clf.predict(X).shape == (40,)
-    clf.fit(X, y)
+    clf.fit(X, Y)
     assert begins_at == [3]
-    assert np.array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, y).predict_proba(X))
+    assert np.array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, Y).predict_proba(X))
 
 
 def test_callbacks__of_a_fit_that_goes_on__see_the_epochs_left_and_the_whole_history(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
+    tiny_llama: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("sklearn.callback", reason="scikit-learn has them from 1.9 on")
-    X, y = two_class_data
     clf = make(tiny_llama, checkpoint_dir=tmp_path, max_epochs=4)  # of five steps
-    dies_at(13)
-    broken_off(clf, X, y)
-    dies_at(None)
+    broken_off(clf, X, Y, step=13)
     recorder = Recorder()
-    clf.set_callbacks(recorder).fit(X, y)
+    clf.set_callbacks(recorder).fit(X, Y)
     epochs = recorder.ended[:-1]  # the last one is the fit's
     assert [len(one.history_) for one in epochs] == [3, 4]
     assert epochs[-1].history_ == clf.history_
@@ -335,25 +218,21 @@ SAME: list[dict[str, Any]] = [{"verbose": 1}, {"device": "cpu"}, {"batch_size": 
 
 
 def test_fit__another_parameter__has_a_checkpoint_of_its_own(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
+    tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = two_class_data
-    dies_at(3)
     for _ in range(2):  # the second time, each goes on with its own
         for other in ({}, *OTHERS):
             options = {"precision": "fp32", **other}
-            broken_off(make(tiny_llama, checkpoint_dir=tmp_path, **options), X, y, X_val=X, y_val=y)
+            broken_off(make(tiny_llama, checkpoint_dir=tmp_path, **options), X, Y, X_val=X, y_val=Y)
     assert len(folders_in(tmp_path)) == 1 + len(OTHERS)
 
 
 def test_fit__a_parameter_that_changes_nothing__goes_on(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any, begins_at: list[int]
+    tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
     for other in SAME:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Dies(3)])
-            broken_off(make(tiny_llama, checkpoint_dir=tmp_path), *two_class_data)
-        make(tiny_llama, checkpoint_dir=str(tmp_path), **other).fit(*two_class_data)
+        broken_off(make(tiny_llama, checkpoint_dir=tmp_path), X, Y)
+        make(tiny_llama, checkpoint_dir=str(tmp_path), **other).fit(X, Y)
     assert begins_at == [2] * len(SAME)
 
 
@@ -384,104 +263,81 @@ def test_described__a_function_without_a_name__is_refused(nameless: Any) -> None
 
 
 def test_warm_start__other_rows_held_out__has_a_checkpoint_of_its_own(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
+    tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = two_class_data
-    make(tiny_llama, pooling="last").fit(X, y).save_pretrained(tmp_path / "out")
+    make(tiny_llama, pooling="last").fit(X, Y).save_pretrained(tmp_path / "out")
     (tmp_path / "out" / "skgpt.json").unlink()  # which says what they were drawn from
-    dies_at(3)
     for seed in (0, 1):
         clf = GPTTextClassifier.from_pretrained(tmp_path / "out", random_state=seed)
         clf.set_params(random_state=None, warm_start=True, early_stopping=True, batch_size=8)
         clf.set_params(checkpoint_dir=tmp_path / "root", max_epochs=4)
-        broken_off(clf, X, y)
+        broken_off(clf, X, Y)
     assert len(folders_in(tmp_path / "root")) == 2
 
 
-def _copied(root: Path, clf: GPTTextClassifier, X: Any, y: Any, dies_at: Any, **given: Any) -> Any:
-    """Have a fit die, and put the one checkpoint that was there in the place of its own."""
-    (theirs,) = checkpoints_in(root)
-    dies_at(3)
-    broken_off(clf, X, y, **given)
-    (own,) = [path for path in checkpoints_in(root) if path != theirs]
-    own.write_bytes(theirs.read_bytes())
-    return own
-
-
 @pytest.mark.parametrize(
-    ("what", "change"),
+    ("what", "options", "rows", "given"),
     [
-        ("`learning_rate`", {"options": {"learning_rate": 2e-3}}),
-        ("the texts", {"X": ["other"] * 40}),
-        ("the labels", {"reverse": True}),
-        ("the sample weights", {"given": {"sample_weight": np.arange(1.0, 41.0)}}),
-        ("the rows of `X_val`", {"given": {"X_val": ["goal"], "y_val": ["sport"]}}),
+        ("`learning_rate`", {"learning_rate": 2e-3}, (X, Y), {}),
+        ("the texts", {}, (["other"] * 40, Y), {}),
+        ("the labels", {}, (X, Y[::-1]), {}),
+        ("the sample weights", {}, (X, Y), {"sample_weight": np.arange(1.0, 41.0)}),
+        ("the rows of `X_val`", {}, (X, Y), {"X_val": ["goal"], "y_val": ["sport"]}),
     ],
+    ids=["parameter", "texts", "labels", "weights", "validation"],
 )
 def test_checkpoint__copied_from_another_fit__is_refused_by_the_name_of_what_differs(
     what: str,
-    change: dict[str, Any],
+    options: dict[str, Any],
+    rows: tuple[Any, Any],
+    given: dict[str, Any],
     tiny_llama: str,
-    two_class_data: TextData,
     tmp_path: Path,
-    dies_at: Any,
 ) -> None:
-    X, y = two_class_data
-    dies_at(3)
-    broken_off(make(tiny_llama, checkpoint_dir=tmp_path), X, y)
-    X = change.get("X", X)
-    y = y[::-1] if change.get("reverse") else y
-    given = change.get("given", {})
-    clf = make(tiny_llama, checkpoint_dir=tmp_path, **change.get("options", {}))
-    own = _copied(tmp_path, clf, X, y, dies_at, **given)
+    broken_off(make(tiny_llama, checkpoint_dir=tmp_path), X, Y)
+    (theirs,) = checkpoints_in(tmp_path)
+    clf = make(tiny_llama, checkpoint_dir=tmp_path, **options)
+    broken_off(clf, *rows, **given)
+    (own,) = {*checkpoints_in(tmp_path)} - {theirs}
+    own.write_bytes(theirs.read_bytes())
     with pytest.raises(ContinuationError, match=f"{what}.*Delete") as caught:
-        clf.fit(X, y, **given)
+        clf.fit(*rows, **given)
     assert str(own) in str(caught.value)
-    if "options" in change:
-        assert "the texts" not in str(caught.value)
+    assert not options or "the texts" not in str(caught.value)
 
 
 def test_checkpoint__damaged__is_refused_and_a_fitted_model_kept(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, dies_at: Any
+    tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = two_class_data
-    dies_at(None)
-    clf = make(tiny_llama, checkpoint_dir=tmp_path).fit(X, y)
+    clf = make(tiny_llama, checkpoint_dir=tmp_path).fit(X, Y)
     before = clf.predict_proba(X)
-    dies_at(3)
-    broken_off(clf, X, y)
+    broken_off(clf, X, Y)
     (file,) = checkpoints_in(tmp_path)
     whole = file.read_bytes()
     for damaged in (whole[:-1], whole[:100], b"", whole[:2000] + b"\x00" + whole[2001:]):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"\.safetensors can't be gone on from.*Delete"):
-            clf.fit(X, y)
+            clf.fit(X, Y)
         assert file.read_bytes() == damaged  # neither gone nor begun anew
     assert np.array_equal(clf.predict_proba(X), before)
     file.write_bytes(whole)
-    dies_at(None)
-    assert np.array_equal(clf.fit(X, y).predict_proba(X), before)
+    assert np.array_equal(clf.fit(X, Y).predict_proba(X), before)
 
 
+@pytest.mark.usefixtures("no_training")
 def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))
     with pytest.raises(CheckpointError, match="`checkpoint_dir` must be a folder"):
-        make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(*two_class_data)
+        make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(X, Y)
     with pytest.raises(ValueError, match="checkpoint_dir"):
-        make(tiny_llama, checkpoint_dir=3).fit(*two_class_data)
+        make(tiny_llama, checkpoint_dir=3).fit(X, Y)
 
 
 def test_fit__the_disk_fills_up__is_an_error_and_the_last_checkpoint_is_good(
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    dies_at: Any,
-    begins_at: list[int],
+    tiny_llama: str, tmp_path: Path, begins_at: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     clf = make(tiny_llama, checkpoint_dir=tmp_path)
     sync, syncs = os.fsync, iter(range(99))
 
@@ -490,13 +346,13 @@ def test_fit__the_disk_fills_up__is_an_error_and_the_last_checkpoint_is_good(
             raise OSError(28, "No space left on device")
         sync(file)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(CheckpointError, match="No space left on device"):
-            clf.fit(X, y)
+            clf.fit(X, Y)
     assert not hasattr(clf, "classes_")
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint.safetensors"]
     assert not list(tmp_path.rglob("*.tmp"))
-    clf.fit(X, y)
+    clf.fit(X, Y)
     assert begins_at == [0, 4]
-    assert np.array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, y).predict_proba(X))
+    assert np.array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, Y).predict_proba(X))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import skgpt
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import TextIds, Tokens, Windows, tokenise, tokenise_rows
+from skgpt.data.tokenization import Tokens, ranges, tokenise, tokenise_rows
 from skgpt.network.features import CacheLevel, DiskCache, TextFeatures, disk_room
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork
@@ -49,13 +49,13 @@ def tokens_of(network: TextNetwork, texts: list[str] = TEXTS) -> Tokens:
     return tokenise(texts, network.pretrained.tokenizer, 64)
 
 
-def windows_of(network: TextNetwork, texts: list[str]) -> Windows:
+def windows_of(network: TextNetwork, texts: list[str]) -> Tokens:
     tokenizer = network.pretrained.tokenizer
     max_length = WINDOW + len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
     return tokenise_rows([texts], parse_template(None, 1, None), tokenizer, max_length, "windows")
 
 
-def features_of(network: TextNetwork, tokens: TextIds, **options: Any) -> TextFeatures:
+def features_of(network: TextNetwork, tokens: Tokens, **options: Any) -> TextFeatures:
     return TextFeatures(network, tokens, **{"token_budget": 30, "memory_budget": 2**30, **options})
 
 
@@ -118,11 +118,14 @@ def test_features__a_text_of_several_windows__has_the_mean_of_their_scores_as_te
         pytest.skip("an encoder's last token sums up nothing")
     network = network_of(folder, trainable, pooling=pooling)
     windows, rows = windows_of(network, LONG), np.array([3, 0, 1])
-    assert windows.counts[0] == 1 and windows.counts[1] == 3 and windows.counts[3] > 5
+    n_windows = np.diff(windows.first)
+    assert n_windows[0] == 1 and n_windows[1] == 3 and n_windows[3] > 5
     features = features_of(network, windows, token_budget=64)
     assert features.level is LEVELS[trainable]
-    alone = whole(network, windows.each)
-    expected = torch.stack([scores_of(alone, windows.of(rows[[i]])).mean(0) for i in range(3)])
+    alone = whole(network, windows.run)
+    expected = torch.stack(
+        [scores_of(alone, ranges(windows.first, rows[[i]])).mean(0) for i in range(3)]
+    )
     assert_same(network, scores_of(features, rows), expected)
     with torch.no_grad():  # in parts
         torch.testing.assert_close(scores_of(features, rows), expected, rtol=1e-4, atol=1e-4)

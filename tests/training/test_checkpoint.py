@@ -211,27 +211,16 @@ def test_claimed_checkpoint__a_fault_before_anything_is_written__leaves_no_folde
     assert folders_in(tmp_path) == []
 
 
-def test_claimed_checkpoint__several_of_one_kind__have_a_folder_each(tmp_path: Path) -> None:
-    with (
-        claimed_checkpoint(tmp_path, {}, 1) as one,
-        claimed_checkpoint(tmp_path, {}, 2) as two,
-        claimed_checkpoint(tmp_path, {}, 3) as three,
-    ):
-        name = one.file.parent.name
-        names = [checkpoint.file.parent.name for checkpoint in (two, three)]
-        assert names == [f"{name}-2", f"{name}-3"]
-    assert folders_in(tmp_path) == []
-
-
-def test_claimed_checkpoint__the_second_was_left__is_preferred_to_a_new_one(
-    tmp_path: Path,
-) -> None:
-    with claimed_checkpoint(tmp_path, {}, 1):
-        file = leave_one(tmp_path, 2)
-    with claimed_checkpoint(tmp_path, {}, 3) as checkpoint:
-        assert checkpoint.file == file and checkpoint.seed == 2
-        with claimed_checkpoint(tmp_path, {}, 4) as another:
-            assert another.found is None and another.seed == 4
+def test_claimed_checkpoint__an_equal_fit_at_once__has_none_and_says_so(tmp_path: Path) -> None:
+    with claimed_checkpoint(tmp_path, {}, 1) as one:
+        for _ in range(2):
+            with (
+                pytest.warns(UserWarning, match="An equal fit is running"),
+                claimed_checkpoint(tmp_path, {}, 2) as two,
+            ):
+                assert two is None
+        assert folders_in(tmp_path) == [one.file.parent]
+        one.write(STATE)
     assert folders_in(tmp_path) == []
 
 

@@ -8,7 +8,7 @@ import torch
 
 from skgpt.data.splits import Split, all_rows
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import TextIds, tokenise, tokenise_rows
+from skgpt.data.tokenization import Tokens, tokenise, tokenise_rows
 from skgpt.exceptions import DivergedError
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import TextNetwork, build_network
@@ -80,7 +80,7 @@ def run(
     return network, result
 
 
-def ids_of(texts: list[str], network: TextNetwork, window: int | None = None) -> TextIds:
+def ids_of(texts: list[str], network: TextNetwork, window: int | None = None) -> Tokens:
     """Return the ids of texts, cut or in windows of so many tokens."""
     if window is None:
         return tokenise(texts, network.pretrained.tokenizer, 64)

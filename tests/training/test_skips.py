@@ -11,7 +11,7 @@ from skgpt.data.splits import Split
 from skgpt.exceptions import DivergedError
 from skgpt.network.network import TextNetwork
 from skgpt.training.early_stopping import StoppingRule, Validation
-from skgpt.training.optimizer import NonFiniteSteps, RunningLoss
+from skgpt.training.optimizer import RunningLoss
 from skgpt.training.run import FitResult
 from tests.training.poison import PoisonedLoss
 from tests.training.test_loop import CODES, TEXTS, run
@@ -171,38 +171,31 @@ def test_fp16__an_overflow_of_scaled_gradients__is_no_skipped_step(
     assert result.n_skipped == 1
 
 
-class _Counted(NonFiniteSteps):
-    """Counts with the numbers of the steps that it was told of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[bool] = []
-
-    def note(self, skipped: bool) -> None:
-        super().note(skipped)
-        self.told.append(skipped)
-
-
 def test_running_loss__looking_later__reads_many_steps_at_a_time_and_in_order() -> None:
-    skips = _Counted()
-    running = RunningLoss(skips, at_once=False)
+    running = RunningLoss(at_once=False)
     for step in range(64):
-        assert not skips.told
+        assert running.n_steps == 0
         running.add([torch.tensor(1.0)], 2.0, torch.tensor(float(step % 3 == 0)))
-    assert skips.told == [step % 3 == 0 for step in range(64)]
+    assert running.n_steps == 64 and running.in_a_row == 1
     running.add([torch.tensor(float("nan"))], 1.0, torch.tensor(1.0))
     running.add([torch.tensor(0.5), torch.tensor(0.25)], 84.0, torch.tensor(0.0))
-    assert len(skips.told) == 64
+    assert running.n_steps == 64
     assert running.mean() == (42 * 2.0 + 0.75 * 84.0) / (42 * 2.0 + 84.0)
-    assert running.n_skipped == 23 == skips.total
-    assert len(skips.told) == 66
+    assert running.n_skipped == 23 == running.n_skipped_in_all
+    assert running.n_steps == 66 and running.in_a_row == 0
 
 
-def test_skips__five_in_a_row__are_too_many_whatever_comes_later() -> None:
-    skips = NonFiniteSteps()
-    for skipped in (True, True, True, True, False, True, True, True, True):
-        skips.note(skipped)
-    assert not skips.too_many
-    skips.note(True)
-    skips.note(False)
-    assert skips.too_many and skips.total == 9 and skips.n_steps == 11
+def test_running_loss__five_skipped_in_a_row__are_too_many_whatever_comes_later() -> None:
+    running = RunningLoss(at_once=True)
+
+    def note(*steps: bool) -> None:
+        for skipped in steps:
+            running.add([torch.tensor(1.0)], 1.0, torch.tensor(float(skipped)))
+
+    note(True, True, True, True, False, True, True)
+    running.begin_epoch()
+    note(True, True)
+    assert not running.too_many
+    note(True, False)
+    assert running.too_many and running.n_skipped_in_all == 9 and running.n_steps == 11
+    assert running.n_skipped == 3
