@@ -74,6 +74,8 @@ class FittedModel:
             "history_": self.history,
             "loss_curve_": [record["loss"] for record in self.history],
             "n_iter_": len(self.history),
+            "n_layers_": self.network.spec.n_layers,
+            "trainable_layers_": self.network.spec.trainable_layers,
             "pooling_": self.network.spec.pooling,
             "attention_": self.network.attention,
             "model_id_": self.network.pretrained.model,

@@ -55,7 +55,7 @@ from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.config import TrainingConfig, resolve_epochs
+from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
 from skgpt.training.loop import train
 from skgpt.training.optimizer import Moments
@@ -206,16 +206,20 @@ def make_network(
 def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | None) -> TextNetwork:
     device = resolve_device(estimator.device)
     dtype = resolve_precision(estimator.precision, device)
+    n_layers, trainable_layers = estimator.n_layers, estimator.trainable_layers
     n_bidirectional = None
     if previous is None:
         pretrained = load_pretrained(estimator.model, estimator.revision)
     else:
-        if estimator.attention == "auto":  # as it was, also if more layers learn now
-            n_bidirectional = previous.network.spec.n_bidirectional
+        # "auto" is what it was, also if more layers learn now.
+        then = previous.network.spec
+        n_layers = then.n_layers if n_layers == "auto" else n_layers
+        trainable_layers = then.trainable_layers if trainable_layers == "auto" else trainable_layers
+        n_bidirectional = then.n_bidirectional if estimator.attention == "auto" else None
         pretrained = previous.network.pretrained
-        for name, then in (("model", pretrained.model), ("revision", pretrained.revision)):
-            if (now := getattr(estimator, name)) != then:
-                raise _changed(name, then, now)
+        for name, was in (("model", pretrained.model), ("revision", pretrained.revision)):
+            if (now := getattr(estimator, name)) != was:
+                raise _changed(name, was, now)
         if target.is_multilabel != previous.multilabel:
             raise ContinuationError(
                 "To go on from a fitted model, y must be of the same kind: one label per text "
@@ -229,11 +233,11 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
         )
     return build_network(
         pretrained,
-        n_layers=estimator.n_layers,
-        trainable_layers=estimator.trainable_layers,
+        n_layers=n_layers,
+        trainable_layers=trainable_layers,
+        n_bidirectional=n_bidirectional,
         pooling=estimator.pooling,
         attention=estimator.attention,
-        n_bidirectional=n_bidirectional,
         n_outputs=target.width,
         dtype=dtype,
         device=device,
@@ -374,7 +378,7 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
-        learning_rate=estimator.learning_rate,
+        learning_rate=resolve_rate(estimator.learning_rate, network.spec),
         head_learning_rate=estimator.head_learning_rate,
         weight_decay=estimator.weight_decay,
         warmup_ratio=estimator.warmup_ratio,

@@ -331,8 +331,8 @@ def count_weights(network: TextNetwork) -> tuple[int, int]:
 def build_network(
     pretrained: PretrainedModel,
     *,
-    n_layers: int | None,
-    trainable_layers: TrainableLayers,
+    n_layers: int | Literal["auto"] | None,
+    trainable_layers: TrainableLayers | Literal["auto"],
     pooling: str,
     n_outputs: int,
     dtype: torch.dtype,
@@ -348,7 +348,8 @@ def build_network(
     equally likely before the first step, and the trunk stands still until the head has a direction.
     With `n_bidirectional`, of a fit that this one goes on from, `attention` decides nothing.
     """
-    n_layers, trainable_layers = check_depth(pretrained, n_layers, trainable_layers)
+    kept, learning = resolve_depth(pretrained, n_layers, trainable_layers)
+    n_layers, trainable_layers = check_depth(pretrained, kept, learning)
     if lora is not None and trainable_layers == 0:
         raise ModelNotSupportedError(
             "`lora` puts adapters into the layers that learn, and trainable_layers=0 leaves none: "
@@ -362,6 +363,28 @@ def build_network(
         n_bidirectional = n_layers - spec.n_frozen if both_ways else 0
     spec = replace(spec, n_bidirectional=n_bidirectional)
     return TextNetwork(pretrained, spec, dtype, device, seed)
+
+
+# Of a decoder's layers, the share that "auto" keeps, and of those, how many learn. Measured on
+# SmolLM2-135M alone: docs/decisions/recipe.md. The last layers serve to predict the next token.
+_KEPT_SHARE = 0.8
+_LEARNING = 4
+
+
+def resolve_depth(
+    pretrained: PretrainedModel,
+    n_layers: int | Literal["auto"] | None,
+    trainable_layers: TrainableLayers | Literal["auto"],
+) -> tuple[int | None, TrainableLayers]:
+    """Turn "auto" into numbers: an encoder keeps all layers, as it predicts no next token."""
+    depth = pretrained.full_depth
+    if n_layers == "auto":
+        n_layers = max(1, round(_KEPT_SHARE * depth)) if pretrained.capabilities.causal else None
+        if n_layers is not None and trainable_layers not in ("auto", "all"):
+            n_layers = min(depth, max(n_layers, int(trainable_layers)))
+    if trainable_layers == "auto":
+        return n_layers, min(_LEARNING, depth if n_layers is None else n_layers)
+    return n_layers, trainable_layers
 
 
 def check_depth(

@@ -375,7 +375,7 @@ def check_params_fit_format(params: Mapping[str, Any]) -> None:
         "pooling": ("last", "auto"),
         "attention": ("causal", "auto"),
         "template": (None,),
-        "n_layers": (None,),
+        "n_layers": (None, "auto"),
         "long_text": ("cut",),
     }
     for name, allowed in only.items():

@@ -75,20 +75,10 @@ def probe(trunk: Any) -> Capabilities:
     fast = (
         packs
         and _holds("run in fast blocks", trunk, lambda: _packed_fast(trunk), lambda: alone)
-        and _holds(
-            "pooled early",
-            trunk,
-            lambda: _packed_fast(trunk, ends_only=True),
-            lambda: alone[ends],
-        )
+        and _holds("pooled early", trunk, lambda: _packed_fast(trunk, True), lambda: alone[ends])
     )
 
     # Both ways: is a packed run as good as a mask that hides nothing, of each text alone?
-    def unmasked(ids: list[int]) -> Tensor:
-        n = len(ids)
-        inputs = {"position_ids": torch.arange(n)[None], "attention_mask": torch.zeros(1, 1, n, n)}
-        return run(torch.tensor([ids]), **inputs)[0]
-
     bidirectional = (
         causal
         and packs
@@ -96,7 +86,7 @@ def probe(trunk: Any) -> Capabilities:
             "run without its causal mask",
             trunk,
             lambda: _packed_bidirectional(trunk, fast),
-            lambda: torch.cat([unmasked(_SHORT), unmasked(_LONG)]),
+            lambda: torch.cat([_unmasked(run, ids) for ids in (_SHORT, _LONG)]),
         )
     )
 
@@ -165,11 +155,18 @@ def _packed_checked(trunk: Any) -> Tensor:
     return _packed(few)
 
 
-def _packed_fast(trunk: Any, *, ends_only: bool = False) -> Tensor:
+def _packed_fast(trunk: Any, ends_only: bool = False) -> Tensor:
     few = _first_blocks(trunk)
     if not use_fast_blocks(find_blocks(few)):
         raise NotImplementedError("its blocks are of another kind")
     return _packed(few, ends_only=ends_only)
+
+
+def _unmasked(run: Callable[..., Tensor], ids: list[int]) -> Tensor:
+    """Return the hidden states of a text alone, under a mask that hides nothing."""
+    n = len(ids)
+    mask = torch.zeros(1, 1, n, n)
+    return run(torch.tensor([ids]), position_ids=torch.arange(n)[None], attention_mask=mask)[0]
 
 
 def _packed_bidirectional(trunk: Any, fast: bool) -> Tensor:
