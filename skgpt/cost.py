@@ -32,7 +32,6 @@ from skgpt.training.loop import train_step
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Optimizer, training_bytes
 from skgpt.training.run import TrainingRows, TrainingRun
-from skgpt.trunk.layers import find_blocks
 
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -319,8 +318,7 @@ class Work:
         """Return how long the parts of the fit take."""
         head_first = 0.0
         if self.head_first_epochs:
-            step = self.steps_per_epoch * rates.head_update
-            each = self.epoch_tokens * rates.head_learning + step
+            each = self.epoch_tokens * rates.head_learning
             head_first = self.n_tokens * rates.forward + self.head_first_epochs * each
         epoch = (
             self.epoch_tokens * rates.learning
@@ -419,8 +417,7 @@ class Rates:
     forward: float  # through all other layers, without a gradient
     learning: float  # through them and back
     update: float
-    head_learning: float = 0.0  # where the head learns alone in front of the others
-    head_update: float = 0.0
+    head_learning: float = 0.0  # a step in which the head learns alone
     states: float = 0.0  # bytes kept of each token
     activations: float = 0.0  # bytes held for the way back
 
@@ -447,8 +444,8 @@ def measure(
     stepping = MicroBatcher(network, config.token_budget, learning=True)
     # Parts are sorted by length and have as many tokens each, so one half of all tokens is in
     # texts longer than those of the middle part.
-    of_pass = _middle(passing.split(np.arange(len(lengths)), lengths))
-    of_step = _middle(stepping.split(batch, lengths))
+    passes, steps = passing.split(np.arange(len(lengths)), lengths), stepping.split(batch, lengths)
+    of_pass, of_step = passes[len(passes) // 2], steps[len(steps) // 2]
     pass_tokens, step_tokens = rows.tokens.take(of_pass), rows.tokens.take(of_step)
     features_of = partial(
         TextFeatures,
@@ -475,12 +472,13 @@ def measure(
         all_rows(len(of_step)),
     )
     run = TrainingRun(step_features, sample, loss, config, Validation())
-    head_learning = head_update = 0.0
+    head_learning = 0.0
     with _TimedOptimizer(network, config) as run.optimizer:
         learning, update, activations = _measure_step(run)
         if config.head_first_epochs:
             step_features.freeze_trunk()
-            head_learning, head_update, _ = _measure_step(run)
+            gradient, head_update, _ = _measure_step(run)
+            head_learning = gradient + head_update / int(run.lengths.sum())
     caches = level is not CacheLevel.TOKENS
     return Rates(
         frozen=frozen / per_pass if caches else 0.0,
@@ -488,14 +486,9 @@ def measure(
         learning=learning,
         update=update,
         head_learning=head_learning,
-        head_update=head_update,
         states=features.n_cached_bytes / n_distinct if caches else 0.0,
         activations=activations,
     )
-
-
-def _middle(parts: list[Rows]) -> Rows:
-    return parts[len(parts) // 2]
 
 
 @torch.no_grad()
@@ -645,19 +638,10 @@ class Prices:
             frozen=forwards * once,
             forward=forwards * n_learning,
             learning=(forwards + backwards) * n_learning,
-            update=rates.update * self._share_of_weights(n_learning),
+            update=rates.update * n_learning / max(1, learning_now),
         )
         new = self.work.new_tokens if spec.n_frozen else self.work.distinct_tokens
         return _total(replace(self.work, new_tokens=new if once else 0), then)
-
-    def _share_of_weights(self, n_learning: int) -> float:
-        """Return which share of the weights that learn now would still do so."""
-        spec = self.network.spec
-        if spec.lora is not None or not self.network.learnable:
-            return n_learning / max(1, spec.n_layers - spec.n_frozen)
-        block = find_blocks(self.network.pretrained.trunk)[0]
-        weights = n_learning * sum(parameter.numel() for parameter in block.parameters())
-        return min(1.0, weights / count_weights(self.network)[0])
 
     def _about_the_cut(self) -> Iterator[str]:
         """Say what it would cost to cut fewer texts, or none."""

@@ -76,25 +76,20 @@ def attribute(
     return found
 
 
+@dataclass
 class _Path:
     """The path of every text from its baseline to itself, in equal steps."""
 
-    def __init__(
-        self,
-        network: TextNetwork,
-        tokens: Tokens,
-        replaced: NDArray[np.bool_],
-        directions_NDK: NDArray[np.float32],
-        n_steps: int,
-    ) -> None:
-        self.network = network
-        self.tokens = tokens
-        self.replaced = replaced
-        self.directions_NDK = directions_NDK
-        self.n_steps = n_steps
-        neutral = np.array(network.pretrained.tokenizer.neutral_ids())
+    network: TextNetwork
+    tokens: Tokens
+    replaced: NDArray[np.bool_]
+    directions_NDK: NDArray[np.float32]
+    n_steps: int
+
+    def __post_init__(self) -> None:
+        neutral = np.array(self.network.pretrained.tokenizer.neutral_ids())
         with torch.no_grad():
-            self.neutral_PE = network.embed(to_device(neutral, network.device)).float()
+            self.neutral_PE = self.network.embed(to_device(neutral, self.network.device)).float()
 
     def check(self) -> None:
         """Check that embeddings put in are as good as the ids that they come from."""
@@ -103,21 +98,20 @@ class _Path:
         layout = Layout.of(self.tokens.lengths[rows], network.pretrained, network.device)
         ids_T = ids_of(self.tokens, rows, network.device)
         tolerance = 1e-3 if network.dtype == torch.float32 else 5e-2
+        what = "it computes something else"
+        cause: Exception | None = None
         with torch.no_grad():
             expected_BH = network.pooled(ids_T, layout)
             try:
                 got_BH = network.pooled_from_embeddings(network.embed(ids_T), layout)
-                holds = bool((got_BH - expected_BH).norm() <= tolerance * expected_BH.norm())
+                if (got_BH - expected_BH).norm() <= tolerance * expected_BH.norm():
+                    return
             except PROBE_ERRORS as error:
-                raise ModelNotSupportedError(self._refusal(f"it raises {error!r}")) from error
-        if not holds:
-            raise ModelNotSupportedError(self._refusal("it computes something else"))
-
-    def _refusal(self, what: str) -> str:
-        return (
+                what, cause = f"it raises {error!r}", error
+        raise ModelNotSupportedError(
             "To be explained, a model must take embeddings in the place of token ids. Given them, "
-            f"{type(self.network.trunk).__name__} is not the same: {what}. Use another model."
-        )
+            f"{type(network.trunk).__name__} is not the same: {what}. Use another model."
+        ) from cause
 
     def attributions(self, texts: range) -> Iterator[Attributions]:
         """Yield the attributions of some texts."""

@@ -2,7 +2,6 @@
 
 import doctest
 import io
-import os
 import re
 import subprocess
 import sys
@@ -55,21 +54,6 @@ def run(*arguments: str, answer: str = "") -> Done:
     return Done(status, out.getvalue(), err.getvalue())
 
 
-def run_process(*arguments: str, **environment: str) -> Done:
-    """Run a command as a user does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "skgpt", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
 def test_cache__nothing_there__says_so_and_makes_no_folder(cache: Path) -> None:
     done = run("cache")
     assert (done.returncode, done.stderr) == (0, "")
@@ -111,7 +95,8 @@ def test_cache_clear__a_name_and_yes__only_that_without_asking(cache: Path) -> N
 
 def test_cache__loads_neither_torch_nor_transformers(cache: Path) -> None:
     plant(converted_folder(ALIAS))
-    done = run_process("cache", PYTHONPROFILEIMPORTTIME="1")
+    command = [sys.executable, "-X", "importtime", "-m", "skgpt", "cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "skgpt.pretrained.cache_folder" in loaded
     assert not {"torch", "transformers", "sklearn"} & loaded
@@ -159,16 +144,6 @@ def test_command_line__wrong_arguments__usage(arguments: tuple[str, ...]) -> Non
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m skgpt")
-
-
-@pytest.mark.network
-@pytest.mark.thorough  # tests/test_real_model.py fetches it too
-def test_fetch__the_default_model__is_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SKGPT_CACHE")
-    done = run_process("fetch", ALIAS)
-    assert done.returncode == 0, done.stderr
-    assert str(converted_folder(ALIAS)) in done.stdout
-    assert converted_folder(ALIAS).is_dir()
 
 
 def examples() -> list[tuple[str, str]]:

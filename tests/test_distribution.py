@@ -8,8 +8,6 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NAME = "skgpt-text"
@@ -44,29 +42,14 @@ def test_text_files__none__tells_to_install_a_strangers_package() -> None:
     assert not found
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        'pip install "skgpt[serve]"',
-        "pip install -U 'skgpt>=0.1'",
-        "uv pip install scikit-gpt",
-    ],
-)
-def test_stranger__old_form__is_found(text: str) -> None:
-    assert STRANGER.search(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        'pip install "skgpt-text[serve]"',
-        "pip install --no-deps skgpt-fake-weights==1.2.3",
-        'versions["skgpt"]',
-        "import skgpt",
-    ],
-)
-def test_stranger__other_text__is_not_found(text: str) -> None:
-    assert not STRANGER.search(text)
+def test_stranger__old_forms_and_other_texts__are_told_apart() -> None:
+    assert STRANGER.search('pip install "skgpt[serve]"')
+    assert STRANGER.search("pip install -U 'skgpt>=0.1'")
+    assert STRANGER.search("uv pip install scikit-gpt")
+    assert not STRANGER.search('pip install "skgpt-text[serve]"')
+    assert not STRANGER.search("pip install --no-deps skgpt-fake-weights==1.2.3")
+    assert not STRANGER.search('versions["skgpt"]')
+    assert not STRANGER.search("import skgpt")
 
 
 def test_project__name__is_also_what_its_extras_call_it() -> None:

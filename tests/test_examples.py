@@ -60,10 +60,8 @@ def test_calibration__its_plots__show_the_probabilities_of_all_messages(
     for name, proba in (("before", before), ("after", after)):
         (line,) = [line for line in ax.lines if line.get_label() == name]
         sure, right = np.asarray(line.get_xydata()).T
-        # Thirty messages in ten groups of three.
         assert sure.mean() == pytest.approx(100 * proba.max(axis=1).mean())
         assert right.mean() == pytest.approx(100 * page["is_right"].mean())
-        assert np.all(np.diff(sure) >= 0)
 
     (filed,) = page["figures"][1].axes
     assert bars(filed) == np.array(list(page["filed"].values())).T.tolist()
@@ -79,12 +77,9 @@ def test_explanations__its_plots__show_the_planted_labels_that_are_found(
 
     assert len(page["figures"]) == 3  # the long table is not one of them
     (ax,) = page["figures"][-1].axes
-    found, anyhow = ax.lines[0], ax.lines[1]
     rows = page["errors"]["row"].to_numpy()
     expected = [np.isin(rows[:n], page["planted"]).sum() for n in range(len(rows) + 1)]
-    assert_array_equal(found.get_ydata(), expected)
-    slope = page["n_planted"] / len(page["given"])
-    assert_allclose(anyhow.get_ydata(), slope * np.arange(len(rows) + 1))
+    assert_array_equal(ax.lines[0].get_ydata(), expected)
     assert page["errors"]["margin"].is_monotonic_increasing
 
 
@@ -112,12 +107,6 @@ def test_imbalanced_classes__its_plots__show_costs_and_thresholds(
     assert line * missed_costs == pytest.approx((1 - line) * alarm_costs)
     assert_array_equal(fixed.predict(page["X_test"]), (proba >= line).astype(int))
 
-    _, ax = plt.subplots()
-    y, proba = np.array([0, 1, 0, 1, 1]), np.array([0.1, 0.3, 0.6, 0.7, 0.9])
-    page["plot_lines"](y, proba, {"half": 0.5, "low": 0.2}, ax)
-    assert_allclose(ax.lines[1].get_xydata(), [[100 * 2 / 3, 100 * 2 / 3]])
-    assert_allclose(ax.lines[2].get_xydata(), [[100, 75]])
-
 
 def test_news_pipeline__its_plot__is_of_the_predictions(run: Callable[[str], Page]) -> None:
     page = run("plot_news_pipeline")
@@ -125,7 +114,6 @@ def test_news_pipeline__its_plot__is_of_the_predictions(run: Callable[[str], Pag
     drawn = np.asarray(figure.axes[0].images[0].get_array())
     expected = confusion_matrix(page["test"].topics, page["predicted"], normalize="true")
     assert_allclose(drawn, expected)
-    assert_allclose(drawn.sum(axis=1), 1)
 
     texts = page["test"].texts[:5]
     again, first = page["again"], page["gpt"]
@@ -148,12 +136,6 @@ def test_training_set_size__its_curves__are_the_accuracies_of_fits(
             assert sizes.tolist() == page["SIZES"][name]
             assert_allclose(scores, [page["found"][name, line.get_label(), n][0] for n in sizes])
 
-    train, test = page["sample_news"]("r8", 300, seed=1), page["test_texts"]("r8")
-    predicted = page["linear"].fit(train.texts, train.topics).predict(test.texts)
-    accuracy, seconds = page["judge"](page["linear"], train, test)
-    assert accuracy == pytest.approx(100 * np.mean(predicted == test.topics))
-    assert seconds > 0
-
 
 def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(
     run: Callable[[str], Page],
@@ -164,19 +146,10 @@ def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(
     predicted = page["fitted"]["title"].predict(test[["title"]])
     assert accuracies["title"] == pytest.approx(100 * np.mean(predicted == test["topic"]))
 
-    # Bars add up and fall; diamonds are each article's own part of the tokens.
-    (ax,) = page["figures"][1].axes
-    shares, tokens = page["shares"], page["tokens"]
-    assert_allclose(shares.sum(axis=1), 100)
-    title, body = np.array(bars(ax))
+    title, body = np.array(bars(page["figures"][1].axes[0]))
     assert np.all(np.diff(title) <= 0)
+    assert_allclose(title, sorted(page["shares"]["title"], reverse=True))
     assert_allclose(title + body, 100)
-    (diamonds,) = ax.lines
-    columns = [
-        tokens.loc[tokens["text"] == text, "column"]
-        for text in shares.sort_values("title", ascending=False).index
-    ]
-    assert_allclose(diamonds.get_ydata(), [100 * np.mean(each == "title") for each in columns])
 
 
 def test_tune_with_optuna__its_plots__show_every_trial_once(run: Callable[[str], Page]) -> None:
@@ -194,10 +167,6 @@ def test_tune_with_optuna__its_plots__show_every_trial_once(run: Callable[[str],
     assert not page["file"].exists()
 
     history, curves, importances, (folds, test) = (figure.axes for figure in page["figures"])
-    for ax in [ax for figure in page["figures"] for ax in figure.axes]:
-        assert ax.get_title()
-        assert ax.get_xlabel() or all(tick.get_text() for tick in ax.get_xticklabels())
-
     # History: every trial, and the best so far.
     shown = {dots.get_label(): np.asarray(dots.get_offsets()) for dots in history[0].collections}
     counts = {label: len(dots) for label, dots in shown.items()}
@@ -212,12 +181,9 @@ def test_tune_with_optuna__its_plots__show_every_trial_once(run: Callable[[str],
     lengths = [len(np.asarray(line.get_xdata())) for line in lines]
     assert lengths == results["n_epochs"].tolist()
     assert len(set(lengths)) > 1
-    assert [line.get_linewidth() for line in lines].index(3) == search.best_index_
 
     (heights,) = bars(importances[0])
     assert len(heights) == len(page["space"])
-    assert sum(heights) == pytest.approx(1)
-
     drawn = np.array([line.get_ydata() for line in folds.lines])
     assert_allclose(drawn.T, 100 * np.array([report.baseline_scores, report.scores]))
     assert bars(test) == [list(page["judged"].values())]

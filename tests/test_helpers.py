@@ -7,12 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.helpers import (
-    Fitted,
-    FittedModels,
-    global_random_state_unchanged,
-    make_text_data,
-)
+from tests.helpers import Fitted, FittedModels, global_random_state_unchanged
 
 
 def test_network__unmarked_test__kept_off_sockets_and_pips_index() -> None:
@@ -28,25 +23,10 @@ def test_network__network_test__allowed() -> None:
     assert "PIP_NO_INDEX" not in os.environ
 
 
-@pytest.mark.gpu
-def test_gpu_mark__no_cuda__skipped() -> None:
-    import torch
-
-    assert torch.cuda.is_available()
-
-
 def test_global_random_state_unchanged__drawn_from__fails() -> None:
     with pytest.raises(AssertionError, match="random state of random"):  # noqa: SIM117
         with global_random_state_unchanged():
             random.random()
-
-
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_make_text_data__same_seed__same_texts(n_classes: int) -> None:
-    first, second = make_text_data(n_classes), make_text_data(n_classes)
-    assert first.X.tolist() == second.X.tolist()
-    assert len(set(first.y)) == n_classes
-    assert not first.X.flags.writeable
 
 
 @pytest.mark.parametrize("kind", FittedModels.KINDS)

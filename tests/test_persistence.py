@@ -1,6 +1,7 @@
 """skgpt.save and skgpt.load: whole folders, nothing unpickled, damage and strangers refused."""
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -9,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -21,11 +22,16 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
 from skgpt import GPTTextClassifier, persistence
+from skgpt._files import as_folder
 from skgpt.exceptions import (
+    FolderTakenError,
+    InvalidArgumentError,
     ModelNotFoundError,
+    ModelNotSupportedError,
     NotSavableError,
     SaveError,
     StateFormatError,
+    StorageError,
 )
 from skgpt.testing import tiny_gpt
 from tests.helpers import TextData, make, make_text_data, needs_links, rewritten
@@ -36,7 +42,8 @@ from tests.pretrained.test_trust import Evil
 def fitted(tiny_llama: str) -> GPTTextClassifier:
     """Return a classifier with moments: everything that there can be to save."""
     X, y = make_text_data(2)
-    return make(tiny_llama, class_weight={"money": 2.0}).partial_fit(X, y, ["money", "sport"])
+    clf = make(tiny_llama, class_weight={"money": 2.0}, pooling="last")
+    return clf.partial_fit(X, y, ["money", "sport"])
 
 
 @pytest.fixture
@@ -112,8 +119,9 @@ def test_save__unfitted__is_refused(tmp_path: Path) -> None:
         ("scoring", lambda *args: 1.0),
         ("random_state", np.random.RandomState(0)),
         ("class_weight", {"money": 1j}),
+        ("class_weight", LogisticRegression()),
     ],
-    ids=["scoring", "random_state", "class_weight"],
+    ids=["scoring", "random_state", "class_weight", "object"],
 )
 def test_save__a_parameter_that_is_no_data__is_refused_by_name(
     name: str, value: Any, fitted: GPTTextClassifier, tmp_path: Path
@@ -131,13 +139,6 @@ def test_save__what_scikit_learn_keeps_on_it__is_refused_in_the_users_words(
     clf._skl_callbacks = [object()]
     with pytest.raises(NotSavableError, match="set_callbacks"):
         skgpt.save(clf, tmp_path / "clf")
-
-
-def test_save__a_path_as_checkpoint_dir__comes_back_as_text(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
-    skgpt.save(copy.copy(fitted).set_params(checkpoint_dir=tmp_path / "runs"), tmp_path / "clf")
-    assert skgpt.load(tmp_path / "clf").checkpoint_dir == str(tmp_path / "runs")
 
 
 class Ours(GPTTextClassifier):
@@ -161,76 +162,24 @@ def test_save__anything_else__is_refused_with_what_to_use(value: Any, tmp_path: 
     assert not any(tmp_path.iterdir())
 
 
-def test_save__a_full_disk__leaves_the_earlier_one(
-    fitted: GPTTextClassifier, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = content(saved)
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(SaveError, match="disk"):
-        skgpt.save(fitted, saved)
-    assert content(saved) == before
-    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
-
-
-class Knobs(BaseEstimator):
-    """Stands for a parameter object."""
-
-    def __init__(self, rank: int = 8, targets: Any = "all", inner: Any = None) -> None:
-        self.rank = rank
-        self.targets = targets
-        self.inner = inner
-
-
-def test_save__a_parameter_object_that_is_known__comes_back(
-    fitted: GPTTextClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clf = copy.copy(fitted)
-    clf.class_weight = Knobs(rank=4, targets=("q", "v"), inner=Knobs())
-    with pytest.raises(NotSavableError, match="`class_weight` is not"):
-        skgpt.save(clf, tmp_path / "clf")
-    monkeypatch.setitem(persistence.PARAMETER_OBJECTS, "Knobs", Knobs)
-    skgpt.save(clf, tmp_path / "clf")
-    knobs: Any = skgpt.load(tmp_path / "clf").class_weight
-    assert repr(knobs) == repr(clf.class_weight)
-    assert type(knobs.inner) is Knobs
-    monkeypatch.delitem(persistence.PARAMETER_OBJECTS, "Knobs")
-    with pytest.raises(StateFormatError, match="'Knobs'"):
-        skgpt.load(tmp_path / "clf")
-
-
-def test_load__every_file_cut_short_or_missing__is_refused_by_name(saved: Path) -> None:
+def test_load__a_file_damaged_in_any_way_or_missing__is_refused_by_name(saved: Path) -> None:
+    rng = np.random.default_rng(0)
     for path in sorted(saved.iterdir()):
-        content = path.read_bytes()
-        for length in (0, 1, len(content) // 2, len(content) - 1):
-            path.write_bytes(content[:length])
+        whole = path.read_bytes()
+        damaged = [whole[:n] for n in (0, 1, len(whole) // 2, len(whole) - 1)]
+        damaged.append(whole + b" ")
+        n_places = len(whole) if path.name == "manifest.json" else 60
+        for place in rng.choice(len(whole), n_places, replace=False):
+            bit = bytes([whole[place] ^ (1 << rng.integers(8))])
+            damaged.append(whole[:place] + bit + whole[place + 1 :])
+        for content in damaged:
+            path.write_bytes(content)
             with pytest.raises(StateFormatError, match=path.name):
                 skgpt.load(saved)
-        path.write_bytes(content + b" ")
-        with pytest.raises(StateFormatError, match=path.name):
-            skgpt.load(saved)
         path.unlink()
         with pytest.raises((StateFormatError, ModelNotFoundError), match=path.name):
             skgpt.load(saved)
-        path.write_bytes(content)
-    skgpt.load(saved)
-
-
-def test_load__one_bit_flipped_anywhere__is_refused_by_name(saved: Path) -> None:
-    rng = np.random.default_rng(0)
-    for path in sorted(saved.iterdir()):
-        content = path.read_bytes()
-        n_places = len(content) if path.name == "manifest.json" else 60
-        for place in rng.choice(len(content), n_places, replace=False):
-            flipped = bytearray(content)
-            flipped[place] ^= 1 << rng.integers(8)
-            path.write_bytes(flipped)
-            with pytest.raises(StateFormatError, match=path.name):
-                skgpt.load(saved)
-        path.write_bytes(content)
+        path.write_bytes(whole)
     skgpt.load(saved)
 
 
@@ -288,36 +237,35 @@ def test_load__a_manifest_of_something_else__is_refused(content: str, saved: Pat
         skgpt.load(saved)
 
 
-@pytest.mark.parametrize("other", [0, 2, "1"])
-def test_load__another_format__is_refused_by_name(other: Any, saved: Path) -> None:
-    rewrite(saved, lambda manifest: manifest.update(format=other))
-    with pytest.raises(StateFormatError, match=f"says {other!r}"):
-        skgpt.load(saved)
-
-
-@pytest.mark.parametrize("name", ["LogisticRegression", "os.system", "GPTTextRegressor"])
-def test_load__a_class_that_is_not_ours__is_refused(name: str, saved: Path) -> None:
-    rewrite(saved, lambda manifest: manifest.update({"class": name}))
-    with pytest.raises(StateFormatError, match=name):
-        skgpt.load(saved)
-
-
 @pytest.mark.parametrize(
-    "change",
+    ("key", "value", "words"),
     [
-        lambda manifest: manifest["params"].update(predict="a value in a method's place"),
-        lambda manifest: manifest["params"].update(_doc_link_template="shown as it is"),
-        lambda manifest: manifest["params"].update(
-            model={"!": "object", "class": "os.system", "params": {}}
-        ),
-        lambda manifest: manifest.update(params=["model"]),
-        lambda manifest: manifest.pop("classes"),
+        ("format", 0, "says 0"),
+        ("format", 2, "says 2"),
+        ("format", "1", "says '1'"),
+        ("class", "LogisticRegression", "LogisticRegression"),
+        ("class", "os.system", r"os\.system"),
+        ("class", "GPTTextRegressor", "GPTTextRegressor"),
+        ("params", ["model"], "manifest"),
+        ("params", {"predict": "a value in a method's place"}, "manifest"),
+        ("params", {"_doc_link_template": "shown as it is"}, "manifest"),
+        ("params", {"model": {"!": "object", "class": "os.system", "params": {}}}, r"os\.system"),
+        ("classes", None, "manifest"),
     ],
-    ids=lambda change: "",
 )
-def test_load__a_manifest_that_makes_no_sense__is_refused(change: Any, saved: Path) -> None:
+def test_load__a_manifest_that_makes_no_sense__is_refused(
+    key: str, value: Any, words: str, saved: Path
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        if isinstance(value, dict):
+            manifest[key].update(value)
+        elif value is None:
+            del manifest[key]
+        else:
+            manifest[key] = value
+
     rewrite(saved, change)
-    with pytest.raises(StateFormatError):
+    with pytest.raises(StateFormatError, match=words):
         skgpt.load(saved)
 
 
@@ -371,3 +319,108 @@ def test_load__a_base_that_is_not_here__is_not_fetched_unless_allowed(
     with pytest.raises(ModelNotFoundError, match="could not be fetched"):
         skgpt.load(tmp_path / "saved", allow_download=True)
     assert asked == [True, True, False]
+
+
+# Folders as users name them: what is none says so, and what opens another kind of folder.
+
+TAKE_FOLDERS: list[Callable[[GPTTextClassifier, Any], Any]] = [
+    lambda clf, folder: skgpt.save(clf, folder),
+    lambda clf, folder: skgpt.load(folder),
+    lambda clf, folder: clf.save_pretrained(folder),
+    lambda clf, folder: GPTTextClassifier.from_pretrained(folder),
+]
+
+
+@pytest.mark.parametrize("value", [None, 3, b"folder", "", "a\0b", ["a"], "~nobody-of-this-name/a"])
+@pytest.mark.parametrize("use", TAKE_FOLDERS, ids=["save", "load", "out", "in"])
+def test_folder__what_names_none__says_what_it_takes(
+    use: Any, value: Any, fitted: GPTTextClassifier, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgumentError, match=r"`folder.*` must be the name of a folder"):
+        use(fitted, value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_as_folder__every_way_to_name_one__is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    folder = tmp_path / "a b"
+    for name in (folder, str(folder), f"{folder}{os.sep}", "~/a b", Path("~") / "a b"):
+        assert as_folder(name, "folder") == folder
+
+
+def test_save__a_path_among_the_parameters__comes_back_as_text(
+    fitted: GPTTextClassifier, tmp_path: Path
+) -> None:
+    skgpt.save(copy.copy(fitted).set_params(checkpoint_dir=tmp_path / "runs"), tmp_path / "clf")
+    assert skgpt.load(tmp_path / "clf").checkpoint_dir == str(tmp_path / "runs")
+
+
+def test_save__the_folder_first__says_to_swap_them(
+    fitted: GPTTextClassifier, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="swap them"):
+        skgpt.save(str(tmp_path / "clf"), fitted)  # type: ignore[arg-type]
+
+
+def test_open__the_other_kind_of_folder__says_what_opens_it(
+    fitted: GPTTextClassifier, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    skgpt.save(fitted, tmp_path / "ours")
+    fitted.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ModelNotFoundError, match="from_pretrained opens"):
+        skgpt.load(tmp_path / "theirs")
+    with pytest.raises(ModelNotFoundError, match="it is a file"):
+        skgpt.load(tmp_path / "ours" / "manifest.json")
+    with pytest.raises(ModelNotFoundError, match=r"skgpt\.load opens it"):
+        GPTTextClassifier.from_pretrained(tmp_path / "ours")
+    with pytest.raises(ModelNotFoundError, match=r"skgpt\.load opens it"):
+        make(str(tmp_path / "ours")).fit(*two_class_data)
+    with pytest.raises(ModelNotSupportedError, match="is a file"):
+        GPTTextClassifier.from_pretrained(tmp_path / "theirs" / "config.json")
+
+
+def test_save_pretrained__a_file_of_the_users_in_its_folder__is_refused_and_kept(
+    fitted: GPTTextClassifier, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    fitted.save_pretrained(out)
+    fitted.save_pretrained(out)
+    (out / ".git").mkdir()
+    with pytest.raises(FolderTakenError, match=r"'\.git'"):
+        fitted.save_pretrained(out)
+    assert (out / ".git").is_dir()
+
+
+@pytest.mark.parametrize("write", [skgpt.save, GPTTextClassifier.save_pretrained])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "on a disk with"),
+        (
+            OSError("Error while serializing: I/O error: No space (os error 28)"),
+            "on a disk with",
+        ),
+        (PermissionError(errno.EACCES, "no"), "can be written to"),
+    ],
+    ids=["full", "full, in words", "read-only"],
+)
+def test_save__a_folder_that_cannot_be_written__says_so_and_leaves_the_earlier_one(
+    error: OSError,
+    words: str,
+    write: Callable[..., object],
+    fitted: GPTTextClassifier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(fitted, tmp_path / "out")
+    before = content(tmp_path / "out")
+
+    monkeypatch.setattr("os.fsync", Mock(side_effect=error))
+    with pytest.raises(StorageError, match=words):
+        write(fitted, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

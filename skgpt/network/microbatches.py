@@ -7,8 +7,8 @@ a batch is cut changes no result beyond rounding, so what failed is run again in
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from traceback import clear_frames
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -58,29 +58,24 @@ def _values_per_token(module: nn.Module) -> int:
     return sum(sum(p.shape) for p in module.parameters(recurse=False) if p.ndim == 2)
 
 
+@dataclass
 class MicroBatch:
     """One micro-batch to run in a ``with`` block, which catches a lack of memory.
 
     ``starts_over`` says that it is the first of its batch: forget what earlier attempts left.
     """
 
-    def __init__(self, rows: Rows, *, starts_over: bool = False) -> None:
-        self.rows = rows
-        self.starts_over = starts_over
-        self.failed = False
+    rows: Rows
+    starts_over: bool = False
+    failed: bool = False
 
     def __enter__(self) -> Rows:
         return self.rows
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         if not isinstance(error, Exception) or not ran_out(error):
             return False
-        clear_frames(traceback)  # they hold what the layers have computed
+        clear_frames(error.__traceback__)  # they hold what the layers have computed
         self.failed = True
         return True
 

@@ -169,13 +169,16 @@ def fit_progress(verbose: int) -> list[TrainingCallback]:
 class _TokenBar:
     """A bar of the tokens of some work, which is gone once it is closed."""
 
-    def __init__(self, **options: Any) -> None:
-        self._options = {"unit": " tok", "unit_scale": True, "dynamic_ncols": True, **options}
+    def __init__(self, *, shown: bool = True, delay: float = 0.0) -> None:
+        self._shown = shown  # not tqdm's own `disable`, which starts a thread all the same
+        self._options = {"delay": delay, "unit": " tok", "unit_scale": True, "dynamic_ncols": True}
         self._bar: Any = None
         self._name = ""
 
     def move(self, name: str, done: int, total: int) -> None:
         """Show how far the work of this name is, in place of what was shown before."""
+        if not self._shown:
+            return
         if name != self._name:
             self.close()
             self._name = name
@@ -294,7 +297,7 @@ class PredictBar(_TokenBar):
     """A bar of a prediction that takes more than a second; at its end it is gone."""
 
     def __init__(self, verbose: int) -> None:
-        super().__init__(delay=_SHORT_SECONDS, disable=not (verbose and shows_bars()))
+        super().__init__(shown=bool(verbose) and shows_bars(), delay=_SHORT_SECONDS)
 
     def frozen(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""

@@ -8,7 +8,7 @@ implements it.
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -334,6 +334,7 @@ def not_finite(numbers: Sequence[Tensor]) -> Tensor:
     return (~torch.isfinite(torch.stack(list(numbers))).all()).float()
 
 
+@dataclass
 class RunningLoss:
     """The weighted mean of an epoch's loss so far, without skipped steps, which it counts.
 
@@ -341,21 +342,18 @@ class RunningLoss:
     the device instead of preparing the next.
     """
 
-    _SAVED = ("n_steps", "n_skipped_in_all", "in_a_row", "n_skipped", "total", "weight")
-
-    def __init__(self, *, at_once: bool) -> None:
-        self.at_once = at_once
-        self.n_steps = 0  # of the whole run, as the next two
-        self.n_skipped_in_all = 0
-        self.in_a_row = 0  # skipped, up to the last step
-        self._waiting: list[tuple[list[Tensor], float]] = []
-        self.begin_epoch()
+    at_once: bool
+    n_steps: int = 0  # of the whole run, as the next two
+    n_skipped_in_all: int = 0
+    in_a_row: int = 0  # skipped, up to the last step
+    n_skipped: int = 0  # of the epoch, as the next two
+    total: float = 0.0
+    weight: float = 0.0
+    _waiting: list[tuple[list[Tensor], float]] = field(default_factory=list)
 
     def begin_epoch(self) -> None:
         """Begin a new mean."""
-        self.n_skipped = 0
-        self.total = 0.0
-        self.weight = 0.0
+        self.n_skipped, self.total, self.weight = 0, 0.0, 0.0
 
     def add(self, losses: Sequence[Tensor], weight: float, skipped: Tensor) -> None:
         """Add a step: shares of its mean loss, the weight of its rows, 1.0 if it was skipped."""
@@ -396,7 +394,8 @@ class RunningLoss:
     def state(self) -> State:
         """Return what to go on from."""
         self.read()
-        return State(values={name: getattr(self, name) for name in self._SAVED})
+        counts = {k: v for k, v in vars(self).items() if k not in ("at_once", "_waiting")}
+        return State(values=counts)
 
     def load_state(self, state: State) -> None:
         """Go on from what `state` returned."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -205,12 +204,7 @@ class TrainingRun:
             self._sigterm = self._on_exit.enter_context(deferred(signal.SIGTERM))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
         """Keep a usable network after Ctrl-C or a divergence; end the optimizer's run."""
         with self.optimizer, self._on_exit:
             if isinstance(error, KeyboardInterrupt) and self._is_usable():

@@ -1,24 +1,29 @@
-"""Adapters in a trunk: they add nothing at first, go where they should, and merge exactly."""
+"""Adapters in a trunk: where they go, what they add, merging, and a base in 4 bits."""
 
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import skgpt
 from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import MissingPackageError, ModelNotSupportedError, StateFormatError
 from skgpt.network import lora as adapters
+from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, merged, targets_of
+from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.state import _pack_network, _unpack_network
 from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
-from skgpt.trunk.layers import copy_with_tensors
+from skgpt.trunk.layers import copy_with_tensors, find_blocks
 from tests.helpers import global_random_state_unchanged
 from tests.network.test_network import CPU, TEXTS, build
 from tests.trunk.architectures import KNOWN
@@ -42,7 +47,7 @@ def adapted(folder: str, spec: AdapterSpec = ALL, **options: Any) -> TextNetwork
 def hidden_of(network: TextNetwork, rows: list[int]) -> Tensor:
     tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
     layout = Layout.of(tokens.lengths[rows], network.pretrained, CPU)
-    return network.hidden(ids_of(tokens, torch.tensor(rows).numpy(), CPU), layout)
+    return network.hidden(ids_of(tokens, np.array(rows), CPU), layout)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -144,15 +149,6 @@ def test_adapters__without_peft__say_what_to_install(
         build(load_pretrained(tiny_llama), lora=ALL)
 
 
-def test_adapters__two_networks__share_the_base_and_own_what_learns(tiny_llama: str) -> None:
-    one, two = (build(load_pretrained(tiny_llama), lora=ALL, trainable_layers="all") for _ in "ab")
-    others = dict(two.trunk.named_parameters())
-    for name, parameter in one.trunk.named_parameters():
-        learns = name in one.learnable
-        assert parameter.requires_grad == learns
-        assert (parameter.data_ptr() == others[name].data_ptr()) != learns, name
-
-
 def test_adapters__where_peft_refuses__say_so_by_name(tiny_model: Callable[[str], str]) -> None:
     source = load_pretrained(tiny_model("mamba"))
     with pytest.raises(ModelNotSupportedError, match=r"`lora__target_modules`.*out_proj"):
@@ -220,3 +216,105 @@ def test_dropout__outside_of_a_step_or_without_gradients__drops_nothing() -> Non
     with dropout.seeded(0), torch.no_grad():
         assert dropout(x) is x
     assert dropout(x) is x
+
+
+# A base in 4 bits, with a stand-in for bitsandbytes that rounds weights to a few levels and
+# computes with those, on any device. tests/test_gpu.py tries bitsandbytes itself.
+
+IN_4_BITS = AdapterSpec(2, 2.0, 0.0, "all-linear", quantize_base=4)
+
+
+class _Rounded(nn.Parameter):
+    def __new__(cls, data: Tensor, requires_grad: bool, quant_type: str) -> Any:
+        assert quant_type == "nf4"
+        step = data.abs().max() / 7
+        made = nn.Parameter((data / step).round() * step, requires_grad=requires_grad)
+        made.__class__ = cls
+        return made
+
+
+class _Linear4bit(nn.Linear):
+    def __init__(
+        self, *sizes: int, bias: bool, compute_dtype: torch.dtype, quant_type: str
+    ) -> None:
+        super().__init__(*sizes, bias=bias)
+        self.compute_dtype = compute_dtype
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = SimpleNamespace(Linear4bit=_Linear4bit, Params4bit=_Rounded)
+    # Not as a module of that name: peft would take it for the real one.
+    monkeypatch.setattr(adapters, "_bitsandbytes", lambda: SimpleNamespace(nn=layers))
+    monkeypatch.setattr(adapters, "_check_device", lambda device: None)
+    skgpt.clear_cache()
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_quantised__a_network__has_its_blocks_matrices_rounded_and_nothing_else(
+    tiny_llama: str,
+) -> None:
+    source = load_pretrained(tiny_llama)
+    network = build(source, lora=IN_4_BITS, trainable_layers=1)
+    own = dict(source.trunk.named_parameters())
+    inside = {id(p) for block in find_blocks(network.trunk) for p in block.parameters()}
+    for name, parameter in network.trunk.named_parameters():
+        if name in network.learnable:
+            continue
+        small = id(parameter) in inside and parameter.ndim == 2
+        assert isinstance(parameter, _Rounded) == small, name
+        original = own[name.replace(".base_layer", "")]
+        assert torch.equal(parameter, original) != small, name
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_quantised__frozen_layers__return_what_the_whole_trunk_computes(tiny_llama: str) -> None:
+    whole_precision = build(load_pretrained(tiny_llama), lora=None, trainable_layers=1)
+    network = build(load_pretrained(tiny_llama), lora=IN_4_BITS, trainable_layers=1)
+    tokens = tokenise(TEXTS, network.pretrained.tokenizer, 64)
+    rows = np.arange(len(TEXTS))
+    scores: list[Tensor] = []
+    for net in (whole_precision, network):  # the first leaves its states in the store
+        nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(0))
+        budgets = {"token_budget": 64, "memory_budget": 2**30}
+        cached = TextFeatures(net, tokens, **budgets)
+        assert cached.level is CacheLevel.HIDDEN
+        whole = TextFeatures(net, tokens, level=CacheLevel.TOKENS, **budgets)
+        with torch.no_grad():
+            scores.append(net.score(whole.pooled(rows)))
+            found = net.score(cached.pooled(rows))
+        torch.testing.assert_close(found, scores[-1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(*scores, atol=1e-2)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_quantised__a_base_inside_a_pickle__is_whole_and_rounded_again(tiny_llama: str) -> None:
+    network = adapted(tiny_llama, IN_4_BITS, trainable_layers=1)
+    again = _unpack_network(_pack_network(network, "auto"), torch.float32, CPU)
+    assert torch.equal(hidden_of(again, [0, 1, 2]), hidden_of(network, [0, 1, 2]))
+    whole = dict(network.pretrained.trunk.named_parameters())
+    for name, parameter in again.pretrained.trunk.named_parameters():
+        assert torch.equal(parameter, whole[name]), name
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_token_budget__matrices_packed_to_columns__is_that_of_their_true_sizes(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.network.microbatches.total_memory", lambda device: 2**24)
+    whole = adapted(tiny_llama, replace(IN_4_BITS, quantize_base=None))
+    packed = adapted(tiny_llama, IN_4_BITS)
+    for module in packed.trunk.modules():
+        if isinstance(module, _Linear4bit):  # two of bitsandbytes' numbers are one byte
+            module.weight = nn.Parameter(torch.zeros(module.weight.numel() // 2, 1), False)
+    budgets = [token_budget(network, learning=True) for network in (whole, packed)]
+    assert budgets[0] == budgets[1] > 128
+
+
+def test_quantised__without_bitsandbytes__says_what_to_install(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapters, "_check_device", lambda device: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingPackageError, match="pip install bitsandbytes"):
+        build(load_pretrained(tiny_llama), lora=IN_4_BITS)

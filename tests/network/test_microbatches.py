@@ -4,6 +4,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import skgpt
 from skgpt.device import no_more_threads_than_cores
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.network.features import TextFeatures
+from skgpt.network.layout import Layout
 from skgpt.network.microbatches import MicroBatch, MicroBatcher, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
@@ -34,21 +36,19 @@ def empty_stores() -> Iterator[None]:
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     """Return a function that has more tokens than its argument run out of memory, and counts."""
-    from skgpt.network import layout
+    lay = Layout.lay
 
     def limit_to(most: int) -> list[int]:
         refused: list[int] = []
-        lay = layout.Layout.lay
 
         def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
             laid_out = lay(self, *args, **kwargs)
-            n_tokens = laid_out.shape[0] * laid_out.shape[1]
-            if n_tokens > most:
+            if (n_tokens := laid_out.shape[0] * laid_out.shape[1]) > most:
                 refused.append(n_tokens)
                 raise torch.OutOfMemoryError(f"tried to run {n_tokens} tokens")
             return laid_out
 
-        monkeypatch.setattr(layout.Layout, "lay", limited)
+        monkeypatch.setattr(Layout, "lay", limited)
         return refused
 
     return limit_to
@@ -58,7 +58,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 @pytest.mark.first_tier(architecture=[PADDED], trainable=[1])
 @pytest.mark.parametrize("architecture", ["llama", PADDED])
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_fit__memory_runs_out__the_result_is_the_same(
+def test_fit_and_predict__memory_runs_out__the_result_is_the_same(
     architecture: str,
     trainable: Any,
     tiny_model: Callable[[str], str],
@@ -69,8 +69,13 @@ def test_fit__memory_runs_out__the_result_is_the_same(
     clf = make(tiny_model(architecture), trainable_layers=trainable, precision="fp32")
     expected = clf.fit(X, y).predict_proba(X)
     losses = clf.loss_curve_
-    skgpt.clear_cache()
     refused = small_memory(LIMIT)
+    skgpt.clear_cache()
+    with pytest.warns(LowMemoryWarning, match="ran out with .* tokens at once"):
+        np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-4)
+    assert refused
+    refused.clear()
+    skgpt.clear_cache()
     with pytest.warns(LowMemoryWarning, match="ran out with .* tokens at once"):
         clf.fit(X, y)
     assert refused
@@ -107,24 +112,6 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
                 clf.fit(X, y)
         atol = 1e-4 if precision == "fp32" else 3e-2
         np.testing.assert_allclose(clf.predict_proba(X), expected, atol=atol)
-
-
-@pytest.mark.parametrize("trainable", ["all", 0])
-def test_predict__memory_runs_out__the_scores_are_the_same(
-    trainable: Any,
-    tiny_llama: str,
-    two_class_data: TextData,
-    small_memory: Callable[[int], list[int]],
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, trainable_layers=trainable, precision="fp32").fit(X, y)
-    expected = clf.decision_function(X)
-    skgpt.clear_cache()
-    refused = small_memory(LIMIT)
-    with pytest.warns(LowMemoryWarning):
-        found = clf.decision_function(X)
-    assert refused
-    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("trainable", ["all", 1])
@@ -256,20 +243,11 @@ def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
     error: Exception, tiny_llama: str
 ) -> None:
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
-    rows, lengths, failed = np.arange(4), np.full(4, 10), []
-
-    def work(part: np.ndarray) -> None:
-        if not failed:
-            failed.append(part)
-            raise error
-
+    rows, lengths = np.arange(4), np.full(4, 10)
+    work = Mock(side_effect=[error, *4 * [None]])
     assert len(np.concatenate(done(batcher.map(rows, lengths), work))) == 4
-
-    def wrong(part: np.ndarray) -> None:
-        raise RuntimeError("shapes don't fit")
-
     with pytest.raises(RuntimeError, match="shapes"):
-        done(batcher.map(rows, lengths), wrong)
+        done(batcher.map(rows, lengths), Mock(side_effect=RuntimeError("shapes don't fit")))
 
 
 def test_fit__no_room_for_what_learns__names_what_to_lower_and_keeps_no_states_alive(
@@ -282,9 +260,7 @@ def test_fit__no_room_for_what_learns__names_what_to_lower_and_keeps_no_states_a
         begin(self, *args, **options)
         made.append(weakref.ref(self))
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError("no room for moments")
-
+    full = Mock(side_effect=torch.OutOfMemoryError("no room for moments"))
     monkeypatch.setattr(TextFeatures, "__init__", noting)
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
     with pytest.raises(NoMemoryError, match=r"no room.*n_layers or trainable_layers") as held:

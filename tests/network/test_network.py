@@ -11,6 +11,7 @@ import torch
 
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.layout import Layout
+from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import (
     TextNetwork,
     _means_one_by_one,
@@ -73,28 +74,20 @@ def test_trainable_names__all_and_zero__are_everything_and_nothing(tiny_llama: s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [None, AdapterSpec(2, 3.0, 0.0, "all-linear")])
 def test_networks__of_one_pretrained_model__share_frozen_tensors_and_no_module(
-    dtype: torch.dtype, tiny_llama: str
+    lora: AdapterSpec | None, dtype: torch.dtype, tiny_llama: str
 ) -> None:
     pretrained = load_pretrained(tiny_llama)
-    one, two = build(pretrained, dtype=dtype), build(pretrained, dtype=dtype)
+    one, two = (build(pretrained, dtype=dtype, lora=lora) for _ in "ab")
     assert not {id(m) for m in one.modules()} & {id(m) for m in two.modules()}
     assert one.learnable.keys() == two.learnable.keys()
     learned = set(one.learnable)
     ones, twos = dict(one.trunk.named_parameters()), dict(two.trunk.named_parameters())
     for name in ones:
         shared = ones[name].data_ptr() == twos[name].data_ptr()
-        assert shared == (name not in learned), name
+        assert shared == (name not in learned) == (not ones[name].requires_grad), name
         assert ones[name] is not twos[name]
-
-
-def test_network__working_copies__follow_their_fp32_originals(tiny_llama: str) -> None:
-    network = build(load_pretrained(tiny_llama), dtype=torch.bfloat16)
-    name, master = next(iter(network.learnable.items()))
-    assert master.dtype == torch.float32
-    master.mul_(2)
-    network.refresh()
-    assert torch.equal(network.trunk.get_parameter(name), master.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(

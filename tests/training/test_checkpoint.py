@@ -5,38 +5,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from skgpt.data.splits import Split
 from skgpt.exceptions import CheckpointError, ContinuationError, DivergedError
 from skgpt.network.lora import AdapterSpec
+from skgpt.network.network import TextNetwork
 from skgpt.tensor_files import State
 from skgpt.training.callbacks import EpochRecord, StepDone, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.early_stopping import StoppingRule, Validation
+from skgpt.training.run import FitResult
+from tests.estimators.dying import AfterSteps, raising
 from tests.training.poison import PoisonedLoss
-from tests.training.test_loop import CODES, TEXTS, run
-from tests.training.test_skips import assert_same, assert_same_moments, looks
+from tests.training.test_loop import run
+from tests.training.test_skips import HELD_OUT, SIX_STEPS, assert_same, assert_same_moments, looks
 
 __all__ = ["looks"]
 
 LORA = AdapterSpec(rank=2, alpha=4.0, dropout=0.2, target_modules="all-linear")
-SPLIT = Split(np.arange(10), np.array([10, 11]))  # five steps of two an epoch
-
-
-class _Fault(Exception):
-    pass
-
-
-class _Dies(TrainingCallback):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_step(self, event: StepDone) -> None:
-        if event.step == self.at:
-            raise _Fault
+STEPS = {**SIX_STEPS, "split": HELD_OUT}  # five of them an epoch
 
 
 class _Noting(TrainingCallback):
@@ -60,14 +48,14 @@ def without_times(history: list[EpochRecord]) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if "second" not in k} for record in history]
 
 
-KINDS: list[tuple[torch.dtype, Any, dict[str, Any]]] = [
-    (torch.float32, "all", {}),
-    (torch.bfloat16, "all", {}),
-    (torch.bfloat16, 1, {}),
-    (torch.float16, 0, {}),
-    (torch.bfloat16, "all", {"lora": LORA}),
-    (torch.float32, 1, {"head_first_epochs": 2}),
-    (torch.bfloat16, 1, {"head_first_epochs": 2, "lora": LORA}),
+KINDS: list[dict[str, Any]] = [
+    {"dtype": torch.float32, "trainable": "all"},
+    {"dtype": torch.bfloat16, "trainable": "all"},
+    {"dtype": torch.bfloat16, "trainable": 1},
+    {"dtype": torch.float16, "trainable": 0},
+    {"dtype": torch.bfloat16, "trainable": "all", "lora": LORA},
+    {"dtype": torch.float32, "trainable": 1, "head_first_epochs": 2},
+    {"dtype": torch.bfloat16, "trainable": 1, "head_first_epochs": 2, "lora": LORA},
 ]
 
 
@@ -82,7 +70,7 @@ def breaks() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("kind", "die_at", "every_step"), [*breaks()])
 def test_run__broken_off__ends_as_an_unbroken_one(
-    kind: tuple[torch.dtype, Any, dict[str, Any]],
+    kind: dict[str, Any],
     die_at: int,
     every_step: bool,
     looks: str,
@@ -90,38 +78,29 @@ def test_run__broken_off__ends_as_an_unbroken_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    dtype, trainable, more = kind
     monkeypatch.setattr(
         "skgpt.training.checkpoint._EVERY_SECONDS", 0.0 if every_step else float("inf")
     )
     skipped = {2, 5, 6, 7}
 
-    def go(done: int, checkpoint: Checkpoint | None = None, *callbacks: TrainingCallback) -> Any:
-        return run(
-            tiny_llama,
-            TEXTS,
-            CODES,
-            dtype=dtype,
-            trainable=trainable,
-            split=SPLIT,
-            validation=Validation(rule=StoppingRule(9, 0.0)),
-            loss=PoisonedLoss({step - done for step in skipped}),
-            batch_size=2,
-            token_budget=10_000,
-            checkpoint=checkpoint,
-            callbacks=callbacks,
-            **more,
-        )
+    def go(done: int, **options: Any) -> tuple[TextNetwork, FitResult]:
+        validation = Validation(rule=StoppingRule(9, 0.0))
+        loss = PoisonedLoss({step - done for step in skipped})
+        return run(tiny_llama, validation=validation, loss=loss, **STEPS, **kind, **options)
 
     network, expected = go(0)
     file = tmp_path / "c"
-    with pytest.raises(_Fault):
-        go(0, Checkpoint(file, {}, 0), _Dies(die_at))
+    with pytest.raises(MemoryError):
+        go(
+            0,
+            checkpoint=Checkpoint(file, {}, 0),
+            callbacks=(AfterSteps(raising(MemoryError), die_at),),
+        )
     assert file.exists() == (die_at > 5 or every_step)
     found = Checkpoint(file, {}, 0)
     done = die_at - 1 if every_step else (die_at - 1) // 5 * 5
     noting = _Noting()
-    again, result = go(done, found, noting)
+    again, result = go(done, checkpoint=found, callbacks=(noting,))
     assert noting.n_steps == done
     assert noting.steps == list(range(done + 1, 21))
     assert noting.epochs == list(range(done // 5 + 1, 5))
@@ -139,35 +118,22 @@ def test_run__broken_off__counts_skipped_steps_on(
 ) -> None:
     monkeypatch.setattr("skgpt.training.checkpoint._EVERY_SECONDS", 0.0)
     file = tmp_path / "c"
-    options: dict[str, Any] = {"batch_size": 2, "token_budget": 10_000}
-    with pytest.raises(_Fault):
-        run(
-            tiny_llama,
-            TEXTS,
-            CODES,
-            checkpoint=Checkpoint(file, {}, 0),
-            loss=PoisonedLoss({3, 4, 5}),
-            callbacks=(_Dies(6),),
-            **options,
-        )
+    loss = PoisonedLoss({3, 4, 5})
+    options: dict[str, Any] = {"callbacks": (AfterSteps(raising(MemoryError), 6),), **SIX_STEPS}
+    with pytest.raises(MemoryError):
+        run(tiny_llama, checkpoint=Checkpoint(file, {}, 0), loss=loss, **options)
+    loss = PoisonedLoss({1, 2})
     with pytest.raises(DivergedError, match="5 steps in a row"):
-        run(
-            tiny_llama,
-            TEXTS,
-            CODES,
-            checkpoint=Checkpoint(file, {}, 0),
-            loss=PoisonedLoss({1, 2}),
-            **options,
-        )
+        run(tiny_llama, checkpoint=Checkpoint(file, {}, 0), loss=loss, **SIX_STEPS)
 
 
 STATE = State({"a": torch.arange(3.0)}, {"step": 3})
 
 
 def leave_one(root: Path, seed: int = 0, **belongs_to: Any) -> Path:
-    with suppress(_Fault), claimed_checkpoint(root, belongs_to, seed) as checkpoint:
+    with suppress(ZeroDivisionError), claimed_checkpoint(root, belongs_to, seed) as checkpoint:
         checkpoint.write(STATE)
-        raise _Fault
+        raise ZeroDivisionError
     return checkpoint.file
 
 

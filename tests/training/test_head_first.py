@@ -10,16 +10,12 @@ import torch
 from skgpt.data.splits import Split
 from skgpt.network.features import TextFeatures
 from skgpt.network.lora import AdapterSpec
-from skgpt.network.network import TextNetwork
-from tests.training.test_loop import CODES, TEXTS, run
+from tests.training.test_loop import run
+from tests.training.test_skips import learned
 
 LORA = AdapterSpec(rank=2, alpha=4.0, dropout=0.0, target_modules="all-linear")
 KINDS = [{"trainable": "all"}, {"trainable": 1}, {"trainable": "all", "lora": LORA}]
 CONSTANT = {"schedule": "constant", "warmup_ratio": 0.0}
-
-
-def learned(network: TextNetwork) -> dict[str, torch.Tensor]:
-    return {**network.learnable, "head.weight": network.head.weight}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -27,13 +23,13 @@ def learned(network: TextNetwork) -> dict[str, torch.Tensor]:
 def test_head_first__as_long_as_it_lasts__moves_the_head_alone(
     kind: dict[str, Any], dtype: torch.dtype, tiny_llama: str
 ) -> None:
-    start, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, learning_rate=0.0, **kind)
+    start, _ = run(tiny_llama, n_epochs=1, learning_rate=0.0, **kind)
     options = {"dtype": dtype, "start": start, **kind}
-    head, _ = run(tiny_llama, TEXTS, CODES, n_epochs=3, head_first_epochs=3, **options)
+    head, _ = run(tiny_llama, n_epochs=3, head_first_epochs=3, **options)
     still = learned(start)
     for name, tensor in learned(head).items():
         assert torch.equal(tensor, still[name]) != (name == "head.weight"), name
-    both, _ = run(tiny_llama, TEXTS, CODES, n_epochs=4, head_first_epochs=3, **options)
+    both, _ = run(tiny_llama, n_epochs=4, head_first_epochs=3, **options)
     moved = [n for n, tensor in learned(both).items() if not torch.equal(tensor, still[n])]
     assert {n.rpartition(".")[0] for n in moved} > {"head"}
 
@@ -43,12 +39,10 @@ def test_head_first__then_all__equals_two_runs_one_after_the_other(
     kind: dict[str, Any], tiny_llama: str
 ) -> None:
     options = {**CONSTANT, **kind}
-    whole, result = run(tiny_llama, TEXTS, CODES, n_epochs=5, head_first_epochs=2, **options)
-    first, before = run(tiny_llama, TEXTS, CODES, n_epochs=2, head_first_epochs=2, **options)
-    second, after = run(
-        *(tiny_llama, TEXTS, CODES),
-        **{"n_epochs": 3, "first_epoch": 2, "start": first, "moments": before.moments, **options},
-    )
+    whole, result = run(tiny_llama, n_epochs=5, head_first_epochs=2, **options)
+    first, before = run(tiny_llama, n_epochs=2, head_first_epochs=2, **options)
+    going_on = {"first_epoch": 2, "start": first, "moments": before.moments}
+    second, after = run(tiny_llama, n_epochs=3, **going_on, **options)
     losses = [record["loss"] for record in (*before.history, *after.history)]
     np.testing.assert_allclose([r["loss"] for r in result.history], losses, rtol=1e-5)
     for name, tensor in learned(second).items():
@@ -57,8 +51,8 @@ def test_head_first__then_all__equals_two_runs_one_after_the_other(
 
 
 def test_head_first__its_epochs__are_those_of_a_head_only_run(tiny_llama: str) -> None:
-    _, head = run(tiny_llama, TEXTS, CODES, n_epochs=3, trainable=0, **CONSTANT)
-    _, first = run(tiny_llama, TEXTS, CODES, n_epochs=6, trainable="all", head_first_epochs=3)
+    _, head = run(tiny_llama, n_epochs=3, trainable=0, **CONSTANT)
+    _, first = run(tiny_llama, n_epochs=6, trainable="all", head_first_epochs=3)
     losses = [[r["loss"] for r in result.history[:3]] for result in (head, first)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -77,20 +71,18 @@ def test_head_first__layers__run_once_for_all_its_epochs(
     monkeypatch.setattr(TextFeatures, "_run", spied)
     split = Split(train=np.arange(9), held_out=np.arange(9, 12))
     options = {"trainable": trainable, "split": split, "n_epochs": 4}
-    run(tiny_llama, TEXTS, CODES, head_first_epochs=4, **options)
+    run(tiny_llama, head_first_epochs=4, **options)
     assert sorted(rows_run) == list(range(12))
 
 
-@pytest.mark.parametrize("lora", [None, replace(LORA, dropout=0.5)], ids=str)
-def test_head_first__no_room_for_pooled_states__runs_the_layers_each_time(
-    lora: AdapterSpec | None, tiny_llama: str
+def test_head_first__no_room_for_pooled_states__runs_the_layers_without_dropout_each_time(
+    tiny_llama: str,
 ) -> None:
-    start = None
-    if lora is not None:  # whose adapters add something
-        start, _ = run(tiny_llama, TEXTS, CODES, trainable="all", n_epochs=2, lora=lora)
-    options = {"trainable": "all", "n_epochs": 4, "head_first_epochs": 2}
-    options |= {"lora": lora, "start": start}
-    roomy, _ = run(tiny_llama, TEXTS, CODES, **options)
-    none, _ = run(tiny_llama, TEXTS, CODES, memory_budget=0, **options)
+    lora = replace(LORA, dropout=0.5)
+    options: dict[str, Any] = {"trainable": "all", "lora": lora}
+    start, _ = run(tiny_llama, n_epochs=2, **options)  # its adapters add something
+    options |= {"start": start, "n_epochs": 4, "head_first_epochs": 2}
+    roomy, _ = run(tiny_llama, **options)
+    none, _ = run(tiny_llama, memory_budget=0, **options)
     for name, tensor in learned(none).items():
         torch.testing.assert_close(learned(roomy)[name], tensor, rtol=1e-3, atol=1e-5)

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torch.nn import functional as F
 
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
@@ -19,38 +18,11 @@ ELEMENT_WEIGHTS = torch.rand(6, 4, generator=GENERATOR)
 FLOAT32 = np.finfo(np.float32)
 
 
-def cases(smoothing: float) -> list[tuple]:
-    return [
-        (CrossEntropy(smoothing), CODES, WEIGHTS),
-        (BinaryCrossEntropy(smoothing), SETS, ELEMENT_WEIGHTS),
-    ]
-
-
-def test_cross_entropy__no_smoothing__bit_for_bit_the_plain_one() -> None:
-    plain = (F.cross_entropy(LOGITS, CODES, reduction="none") * WEIGHTS).sum()
-    assert torch.equal(CrossEntropy().total(LOGITS, CODES, WEIGHTS), plain)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 def test_cross_entropy__weights_of_one__same_as_torch(smoothing: float) -> None:
     torchs = torch.nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
     got = CrossEntropy(smoothing).total(LOGITS, CODES, torch.ones(6))
     assert got.item() == pytest.approx(torchs(LOGITS, CODES).item(), rel=1e-6)
-
-
-def test_binary_cross_entropy__weighted__same_as_torch() -> None:
-    torchs = torch.nn.BCEWithLogitsLoss(weight=ELEMENT_WEIGHTS, reduction="sum")
-    got = BinaryCrossEntropy().total(LOGITS, SETS, ELEMENT_WEIGHTS)
-    assert got.item() == pytest.approx(torchs(LOGITS, SETS).item(), rel=1e-6)
-
-
-def test_binary_cross_entropy__smoothed__mixes_the_target_with_its_complement() -> None:
-    def total(target: torch.Tensor, smoothing: float) -> float:
-        return BinaryCrossEntropy(smoothing).total(LOGITS, target, ELEMENT_WEIGHTS).item()
-
-    mixed = 0.9 * total(SETS, 0.0) + 0.1 * total(1 - SETS, 0.0)
-    assert total(SETS, 0.2) == pytest.approx(mixed, rel=1e-6)
-    assert total(SETS, 1.0) == pytest.approx(total(1 - SETS, 1.0), rel=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -67,36 +39,17 @@ def test_two_classes__one_score_against_zero__both_losses_are_equal(smoothing: f
     )
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("which", [0, 1])
-def test_total__its_gradient__agrees_with_finite_differences(which: int, smoothing: float) -> None:
-    loss, target, weight = cases(smoothing)[which]
-    target = target.double() if target.is_floating_point() else target
-    logits = LOGITS.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: loss.total(z, target, weight.double()), logits)
+def test_cross_entropy__of_the_truth__is_minus_its_weighted_log_probability() -> None:
+    log_p = CrossEntropy().log_probabilities(LOGITS.numpy())
+    want = -(log_p[np.arange(6), CODES.numpy()] * WEIGHTS.numpy()).sum()
+    assert CrossEntropy().total(LOGITS, CODES, WEIGHTS).item() == pytest.approx(want, rel=1e-5)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("which", [0, 1])
-def test_total__weight_two__equals_the_row_twice(which: int, smoothing: float) -> None:
-    loss, target, weight = cases(smoothing)[which]
-    often = torch.tensor([0, 1, 1, 2, 3, 4, 5])
-    doubled = weight.clone()
-    doubled[1] *= 2
-    twice = loss.total(LOGITS[often], target[often], weight[often])
-    assert loss.total(LOGITS, target, doubled).item() == pytest.approx(twice.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_total__of_the_truth__is_minus_its_log_probability(which: int) -> None:
-    loss, target, weight = cases(0.0)[which]
-    log_p = loss.log_probabilities(LOGITS.numpy())
-    if which == 0:
-        want = -(log_p[np.arange(6), CODES.numpy()] * weight.numpy()).sum()
-    else:
-        truth = np.where(SETS.numpy() == 1, log_p, loss.log_probabilities(-LOGITS.numpy()))
-        want = -(truth * weight.numpy()).sum()
-    assert loss.total(LOGITS, target, weight).item() == pytest.approx(want, rel=1e-5)
+def test_binary_cross_entropy__of_the_truth__is_minus_its_weighted_log_probability() -> None:
+    loss = BinaryCrossEntropy()
+    yes, no = (loss.log_probabilities(sign * LOGITS.numpy()) for sign in (1, -1))
+    want = -(np.where(SETS.numpy() == 1, yes, no) * ELEMENT_WEIGHTS.numpy()).sum()
+    assert loss.total(LOGITS, SETS, ELEMENT_WEIGHTS).item() == pytest.approx(want, rel=1e-5)
 
 
 def test_cross_entropy__probabilities__sum_to_one() -> None:

@@ -3,31 +3,21 @@
 import signal
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from skgpt.network.layout import Layout
-from skgpt.network.network import TextNetwork, TrainableLayers, build_network
+from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.tensor_files import from_bytes, to_bytes
-from skgpt.training.callbacks import StepDone, TrainingCallback
 from skgpt.training.optimizer import HEAD, Moments, Optimizer
+from tests.estimators.dying import AfterSteps, raising
+from tests.network.test_network import build
 from tests.training.test_config import make_config
-from tests.training.test_loop import CODES, TEXTS, run, scores_of
-
-
-def build(folder: str, dtype: torch.dtype, trainable_layers: TrainableLayers = 1) -> TextNetwork:
-    return build_network(
-        load_pretrained(folder),
-        n_layers=None,
-        trainable_layers=trainable_layers,
-        pooling="mean",
-        n_outputs=2,
-        dtype=dtype,
-        device=torch.device("cpu"),
-    )
+from tests.training.test_loop import run, scores_of
 
 
 def a_loss(network: TextNetwork, first: int = 3) -> torch.Tensor:
@@ -36,39 +26,8 @@ def a_loss(network: TextNetwork, first: int = 3) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_optimiser__a_step__lowers_the_loss(dtype: torch.dtype, tiny_llama: str) -> None:
-    network = build(tiny_llama, dtype)
-    optimiser = Optimizer(network, make_config(warmup_ratio=0.0))
-    losses = []
-    for _ in range(6):
-        loss = a_loss(network)
-        losses.append(float(loss.detach()))
-        optimiser.backward(loss)
-        optimiser.step()
-    assert losses[-1] < losses[0] - 0.01
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_optimiser__two_halves__add_up_to_the_whole_gradient(
-    dtype: torch.dtype, tiny_llama: str
-) -> None:
-    grads = []
-    for parts in (1, 2):
-        network = build(tiny_llama, dtype)
-        torch.nn.init.ones_(network.head.weight[0].data)
-        optimiser = Optimizer(network, make_config())
-        for _ in range(parts):
-            optimiser.backward(a_loss(network) / parts)
-        grads.append([m.grad for m in network.learnable.values()])
-    for whole, halves in zip(*grads, strict=True):
-        assert whole is not None and halves is not None
-        assert whole.dtype == halves.dtype == torch.float32
-        torch.testing.assert_close(whole, halves, rtol=1e-2, atol=1e-5)
-
-
 def test_optimiser__fp16_overflow__voids_the_step_and_halves_the_scale(tiny_llama: str) -> None:
-    network = build(tiny_llama, torch.float16)
+    network = build(load_pretrained(tiny_llama), dtype=torch.float16)
     optimiser = Optimizer(network, make_config(warmup_ratio=0.0))
     before = {name: m.clone() for name, m in network.learnable.items()}
     scale = optimiser._scale
@@ -83,7 +42,7 @@ def test_optimiser__fp16_overflow__voids_the_step_and_halves_the_scale(tiny_llam
 def test_optimiser__a_gradient_of_norm_one__is_clipped_to_at_most_the_limit(
     max_norm: float, expected: float, tiny_llama: str
 ) -> None:
-    network = build(tiny_llama, torch.float32)
+    network = build(load_pretrained(tiny_llama), dtype=torch.float32)
     optimiser = Optimizer(network, make_config(max_grad_norm=max_norm, warmup_ratio=0.0))
     optimiser.backward(a_loss(network))
     learned = [*network.learnable.values(), network.head.weight]
@@ -103,22 +62,12 @@ def test_optimiser__a_gradient_of_norm_one__is_clipped_to_at_most_the_limit(
     assert norms[0] == pytest.approx(expected, rel=1e-3)
 
 
-def test_optimiser__released__leaves_nothing_that_wants_a_gradient(tiny_llama: str) -> None:
-    network = build(tiny_llama, torch.bfloat16)
-    optimiser = Optimizer(network, make_config())
-    optimiser.backward(a_loss(network))
-    optimiser.__exit__()
-    tensors = [*network.parameters(), *network.learnable.values()]
-    assert not any(t.requires_grad for t in tensors)
-    assert all(t.grad is None for t in tensors)
-
-
 def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
     tiny_llama: str,
 ) -> None:
     trained = []
     for by_rows in (True, False):
-        network = build(tiny_llama, torch.bfloat16, "all")
+        network = build(load_pretrained(tiny_llama), dtype=torch.bfloat16, trainable_layers="all")
         torch.nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(0))
         optimiser = Optimizer(network, make_config(warmup_ratio=0.0))
         embeddings = optimiser._embeddings
@@ -155,44 +104,32 @@ FLAT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("packed", [False, True])
 def test_train__in_pieces_with_moments__equals_one_run(
-    trainable: Any, dtype: torch.dtype, packed: bool, tiny_llama: str
+    trainable: Any, dtype: torch.dtype, tiny_llama: str
 ) -> None:
     options: dict[str, Any] = {"trainable": trainable, "dtype": dtype, **FLAT}
-    whole, _ = run(tiny_llama, TEXTS, CODES, n_epochs=3, **options)
+    whole, _ = run(tiny_llama, n_epochs=3, **options)
     network, moments = None, None
     for epoch in range(3):
         network, result = run(
             tiny_llama,
-            TEXTS,
-            CODES,
             n_epochs=1,
             first_epoch=epoch,
             moments=moments,
             start=network,
             **options,
         )
-        moments = result.moments
-        assert moments is not None
-        if packed:
-            moments = Moments.of_state(from_bytes(to_bytes(moments.state())))
+        assert result.moments is not None
+        moments = Moments.of_state(from_bytes(to_bytes(result.moments.state())))
     assert network is not None and moments is not None
     assert moments.step == 6
     assert np.array_equal(scores_of(network), scores_of(whole))
 
 
-def test_train__in_pieces_without_moments__differs(tiny_llama: str) -> None:
-    whole, _ = run(tiny_llama, TEXTS, CODES, n_epochs=2, **FLAT)
-    first, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, **FLAT)
-    second, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, first_epoch=1, start=first, **FLAT)
-    assert not np.array_equal(scores_of(second), scores_of(whole))
-
-
 def test_grown__a_head_with_more_rows__old_rows_move_and_new_ones_are_zero(
     tiny_llama: str,
 ) -> None:
-    _, result = run(tiny_llama, TEXTS, CODES, n_epochs=1)
+    _, result = run(tiny_llama, n_epochs=1)
     assert result.moments is not None
     grown = result.moments.grown(np.array([0, 2, 3]), 5)
     for old, new in (
@@ -205,20 +142,12 @@ def test_grown__a_head_with_more_rows__old_rows_move_and_new_ones_are_zero(
     assert result.moments.means[HEAD].shape[0] == 3
 
 
-class _InterruptAt(TrainingCallback):
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def on_step(self, event: StepDone) -> None:
-        if event.step == self.at:
-            raise KeyboardInterrupt
-
-
 def test_train__interrupted__is_as_the_last_step_left_it(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two steps an epoch: step 3 is the first of the second epoch.
-    network, result = run(tiny_llama, TEXTS, CODES, callbacks=(_InterruptAt(3),), **FLAT)
+    interrupts = AfterSteps(raising(KeyboardInterrupt), 3)
+    network, result = run(tiny_llama, callbacks=(interrupts,), **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert len(result.history) == 1
     assert result.moments is not None and result.moments.step == 3
@@ -232,21 +161,19 @@ def test_train__interrupted__is_as_the_last_step_left_it(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Optimizer, "backward", interrupted)
-    other, result = run(tiny_llama, TEXTS, CODES, **FLAT)
+    other, result = run(tiny_llama, **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert np.array_equal(scores_of(network), scores_of(other))
-    assert not any(p.requires_grad or p.grad is not None for p in other.parameters())
+    tensors = [*other.parameters(), *other.learnable.values()]
+    assert not any(t.requires_grad or t.grad is not None for t in tensors)
 
 
 def test_train__interrupted_before_the_first_step__raises(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Optimizer, "step", interrupt)
+    monkeypatch.setattr(Optimizer, "step", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_llama, TEXTS, CODES)
+        run(tiny_llama)
 
 
 def test_step__ctrl_c_in_the_middle__waits_until_the_update_is_whole(
@@ -265,11 +192,11 @@ def test_step__ctrl_c_in_the_middle__waits_until_the_update_is_whole(
         return result
 
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
-    network, result = run(tiny_llama, TEXTS, CODES, **FLAT)
+    network, result = run(tiny_llama, **FLAT)
     assert len(done) == 2
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.undo()
     # Two steps are one epoch here, so both updates were whole if it equals one.
-    one, _ = run(tiny_llama, TEXTS, CODES, n_epochs=1, **FLAT)
+    one, _ = run(tiny_llama, n_epochs=1, **FLAT)
     assert np.array_equal(scores_of(network), scores_of(one))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from skgpt.trunk.attention import (
     in_padded_rows,
     in_varlen_kernel,
     pack,
-    packed_attention,
     padding_is_cheap,
     text_by_text,
     varlen_kernel_is_right,
@@ -55,35 +55,27 @@ def by_the_formula(
 
 @pytest.mark.parametrize("attend", [text_by_text, in_padded_rows])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize(
-    ("causal", "window"),
-    [(True, None), (False, None), *((c, w) for c in (True, False) for w in (5, 1, 70))],
-)
+@pytest.mark.parametrize("window", [None, 1, 5, 70])
+@pytest.mark.parametrize(("causal", "ends_only"), [(True, False), (False, False), (True, True)])
 def test_packed_attention__each_text__attends_to_itself_alone(
-    heads: tuple[int, int], causal: bool, window: int | None, attend: Callable[..., Tensor]
+    causal: bool,
+    ends_only: bool,
+    window: int | None,
+    heads: tuple[int, int],
+    attend: Callable[..., Tensor],
 ) -> None:
     inputs, boundaries = drawn(heads), Boundaries.of(LENGTHS, CPU)
-    got = attend(*inputs, boundaries, 0.3, causal, window)
-    expected = by_the_formula(*inputs, 0.3, causal, window)
+    asked = boundaries.ends_B if ends_only else torch.arange(sum(LENGTHS))
+    (q, k, v) = inputs
+    got = attend(q[asked], k, v, boundaries, 0.3, causal, window, ends_only=ends_only)
+    expected = by_the_formula(*inputs, 0.3, causal, window)[asked]
     grads = [torch.autograd.grad(out.square().sum(), inputs) for out in (got, expected)]
     for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attend", [text_by_text, in_padded_rows])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-@pytest.mark.parametrize("window", [None, 1, 5, 70])
-def test_packed_attention__ends_only__is_what_the_last_tokens_get_from_the_whole(
-    window: int | None, heads: tuple[int, int], attend: Callable[..., Tensor]
-) -> None:
-    (q, k, v), boundaries = drawn(heads), Boundaries.of(LENGTHS, CPU)
-    ends = boundaries.ends_B
-    assert ends.tolist() == [2, 3, 73, 85]
-    got = attend(q[ends], k, v, boundaries, 0.3, True, window, ends_only=True)
-    expected = packed_attention(q, k, v, boundaries, scale=0.3, window=window)[ends]
-    grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (got, expected)]
-    for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+def test_boundaries__ends__are_those_of_the_texts() -> None:
+    assert Boundaries.of(LENGTHS, CPU).ends_B.tolist() == [2, 3, 73, 85]
 
 
 @pytest.mark.parametrize("option", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}])
@@ -123,20 +115,15 @@ def test_varlen_kernel__with_and_without_groups_of_heads__is_called_as_it_wants(
     def attend(*args: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
         query, key, value, _, cumulative_keys, *_ = args
         assert window_size == (-1, 0)
+        assert takes_groups or query.shape[1] == key.shape[1]
         boundaries = Boundaries.of(cumulative_keys.diff().tolist(), CPU)
         return in_padded_rows(query, key, value, boundaries, scale, True, None)
 
-    def with_groups(
-        *args: Any, scale: float, window_size: tuple[int, int], enable_gqa: bool = False
-    ) -> Tensor:
+    def with_groups(*args: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
         assert enable_gqa == (args[0].shape[1] != args[1].shape[1])
-        return attend(*args, scale=scale, window_size=window_size)
+        return attend(*args, **options)
 
-    def without(*args: Any, scale: float, window_size: tuple[int, int]) -> Tensor:
-        assert args[0].shape[1] == args[1].shape[1]
-        return attend(*args, scale=scale, window_size=window_size)
-
-    kernel = with_groups if takes_groups else without
+    kernel = with_groups if takes_groups else attend
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     boundaries = Boundaries.of(LENGTHS, CPU)
     for heads in ((4, 4), (4, 2)):
@@ -155,9 +142,7 @@ def test_varlen_kernel__it_does_not_run__is_said(caplog: pytest.LogCaptureFixtur
 def test_varlen_kernel__memory_runs_out__is_no_verdict(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def kernel(*args: Any) -> Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
+    kernel = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory."))
     monkeypatch.setattr(attention, "in_varlen_kernel", kernel)
     with pytest.raises(torch.OutOfMemoryError):
         varlen_kernel_is_right(CPU)
