@@ -1,7 +1,7 @@
 """No parameters: what GPTTextClassifier() gives, beside what else a user could take in a minute.
 
-Every arm is trained on the same draws of a train split. By default it is judged on 1,000 other texts
-of that split, which is where parameters are chosen; ``--test`` judges on the official test split.
+Every arm is trained on the same draws of a train split. By default it is judged on 1,000 other
+texts of that split, where parameters are chosen; ``--test`` judges on the official test split.
 
 - S: ``GPTTextClassifier(random_state=draw)``, nothing else set
 - Q: the first quickstart's recipe, 12 layers, causal
