@@ -250,14 +250,7 @@ def test_encode_target__an_indicator_with_known_columns__must_have_as_many() -> 
 @pytest.mark.filterwarnings("ignore:The number of unique classes")  # of older scikit-learns
 @pytest.mark.parametrize(
     "classes",
-    [
-        ["bb", "a", "bb"],
-        [3, 1, 3],
-        [True, False],
-        [1.0, 2.0],
-        pd.Series(["bb", "a"]),
-        range(30),
-    ],
+    [["bb", "a", "bb"], [3, 1, 3], [True, False], [1.0, 2.0], pd.Series(["bb", "a"]), range(30)],
 )
 def test_check_classes__in_any_order__same_as_scikit_learn_and_as_encode_target(
     classes: Any,

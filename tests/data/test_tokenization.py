@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 
 from skgpt.caching import cache_info, clear_cache
 from skgpt.data.template import Template, parse_template
-from skgpt.data.tokenization import (
-    TextEncoder,
-    Tokens,
-    clean,
-    ranges,
-    tokenise,
-    tokenise_rows,
-)
+from skgpt.data.tokenization import TextEncoder, Tokens, clean, ranges, tokenise, tokenise_rows
 from skgpt.exceptions import InvalidTextError
 from skgpt.pretrained.loading import load_pretrained
 

@@ -3,13 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-
-class Told(NamedTuple):
-    hook: str
-    task: str
-    number: int
+from typing import Any
 
 
 class Listener:
@@ -17,21 +11,21 @@ class Listener:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
-        self.told: list[Told] = []
+        self.told: list[tuple[str, str, int]] = []  # hook, task, its number
         self.tasks: dict[str, Any] = {}
 
     def setup(self, estimator: Any, context: Any) -> None:
-        self.told.append(Told("setup", context.task_name, context.task_id))
+        self.told.append(("setup", context.task_name, context.task_id))
 
     def teardown(self, estimator: Any, context: Any) -> None:
-        self.told.append(Told("teardown", context.task_name, context.task_id))
+        self.told.append(("teardown", context.task_name, context.task_id))
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        self.told.append(Told("begin", context.task_name, context.task_id))
+        self.told.append(("begin", context.task_name, context.task_id))
         self.tasks[context.task_name] = context
 
     def on_fit_task_end(self, estimator: Any, context: Any) -> bool:
-        self.told.append(Told("end", context.task_name, context.task_id))
+        self.told.append(("end", context.task_name, context.task_id))
         return context.task_name == "epoch" and context.task_id + 1 == self.stop_after
 
 

@@ -174,15 +174,9 @@ def test_calibrated__exported__has_the_temperature_in_its_head(
     opened.save_pretrained(tmp_path / "again")
     again = GPTTextClassifier.from_pretrained(tmp_path / "again", precision="fp32")
     np.testing.assert_array_equal(again.predict_proba(X), opened.predict_proba(X))
-
-
-def test_calibrated__opened_and_fitted_on__is_calibrated_anew(
-    tiny_llama: str, tmp_path: Any
-) -> None:
-    classifier(tiny_llama, pooling="last").fit(X, Y).save_pretrained(tmp_path / "hf")
-    opened = GPTTextClassifier.from_pretrained(tmp_path / "hf", warm_start=True)
-    assert opened.calibrate is True
-    assert opened.fit(X, Y).calibration_["n_rows"] == 12
+    # And calibrated anew where it is fitted on.
+    assert opened.set_params(warm_start=True).calibrate is True
+    assert opened.fit(X, y).calibration_["n_rows"] == 12
 
 
 def test_calibrated__fitted_anew_without__forgets_the_temperature(tiny_llama: str) -> None:

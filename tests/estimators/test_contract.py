@@ -4,17 +4,15 @@ import importlib.util
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import sklearn
 from sklearn.base import clone
-from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.testing import check_text_estimator
 from tests.estimators.recorders import Listener
-from tests.helpers import TextData, global_random_state_unchanged, make
+from tests.helpers import TextData, make
 
 # How many of scikit-learn's checks must run, by version: a wrong tag runs one and reports success.
 EXPECTED_CHECKS = {(1, 7): 66, (1, 8): 66, (1, 9): 67}
@@ -71,19 +69,6 @@ def test_pipeline__a_cleaning_step__is_applied(tiny_llama: str, two_class_data: 
     pipe.fit(X, y, gpttextclassifier__sample_weight=weight)
     expected = clone(clf).fit(upper(X), y, sample_weight=weight)
     assert np.array_equal(pipe.predict_proba(X), expected.predict_proba(upper(X)))
-
-
-def test_cross_val_score__folds__are_what_fits_by_hand_give(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=3)
-    folds = [(np.arange(0, 20), np.arange(20, 40)), (np.arange(20, 40), np.arange(0, 20))]
-    with global_random_state_unchanged():
-        scores = cross_val_score(clf, X, y, cv=folds)
-    by_hand = [clone(clf).fit(X[a], y[a]).score(X[b], y[b]) for a, b in folds]
-    assert scores.tolist() == by_hand
-    assert cross_val_score(clf, pd.Series(X), y, cv=folds).tolist() == by_hand
 
 
 @pytest.mark.skipif(

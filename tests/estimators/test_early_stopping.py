@@ -25,6 +25,7 @@ from skgpt.exceptions import DivergedError, InterruptedFitWarning
 from tests.helpers import TextData, make, make_text_data
 
 X, y = make_text_data(n_classes=2)
+WATCHED: dict[str, Any] = {"X": X[:30], "y": y[:30], "X_val": X[30:], "y_val": y[30:]}
 FLAT: dict[str, Any] = {"lr_schedule": "constant", "warmup_ratio": 0.0, "precision": "fp32"}
 
 
@@ -62,9 +63,7 @@ def test_early_stopping__rows_held_out__equal_the_same_rows_as_x_val(
 def test_early_stopping__best_epoch__has_the_weights_of_a_fit_that_long(tiny_llama: str) -> None:
     scores = iter([0.0, 0.1, 0.8, 0.2, 0.2, 0.2])  # the first is asked before training
     clf = make(tiny_llama, scoring=lambda *_: next(scores), **FLAT)
-    clf.set_params(early_stopping=True, max_epochs=9).fit(
-        X[:30], y[:30], X_val=X[30:], y_val=y[30:]
-    )
+    clf.set_params(early_stopping=True, max_epochs=9).fit(**WATCHED)
     assert (clf.n_iter_, clf.best_iter_) == (4, 2)
     two = make(tiny_llama, max_epochs=2, **FLAT).fit(X[:30], y[:30])
     np.testing.assert_allclose(clf.predict_proba(X), two.predict_proba(X), rtol=1e-3, atol=1e-5)
@@ -72,7 +71,7 @@ def test_early_stopping__best_epoch__has_the_weights_of_a_fit_that_long(tiny_lla
 
 def test_x_val__without_early_stopping__is_scored_and_stops_nothing(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_epochs=4, trainable_layers="all", scoring="accuracy")
-    watched = clone(clf).fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
+    watched = clone(clf).fit(**WATCHED)
     plain = clone(clf).fit(X[:30], y[:30])
     assert np.array_equal(watched.predict_proba(X), plain.predict_proba(X))
     assert watched.n_iter_ == len(watched.validation_scores_) == 4
@@ -87,7 +86,7 @@ def test_scoring__by_name__is_what_the_fitted_estimator_scores(
 ) -> None:
     weight = np.linspace(0.1, 3, 10) if weighted else None
     clf = make(tiny_llama, max_epochs=3, scoring="neg_log_loss", precision="fp32")
-    clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:], sample_weight_val=weight)
+    clf.fit(**WATCHED, sample_weight_val=weight)
     proba = clf.predict_proba(X[30:])
     expected = -log_loss(y[30:], proba, sample_weight=weight, labels=clf.classes_)
     assert clf.validation_scores_[-1] == pytest.approx(expected, rel=1e-4)
@@ -195,7 +194,7 @@ def test_pipeline__transform_input__cleans_x_val_too(tiny_llama: str) -> None:
     with sklearn.config_context(enable_metadata_routing=True):
         inner = clone(clf).set_fit_request(X_val=True, y_val=True)
         pipe = make_pipeline(FunctionTransformer(upper), inner, transform_input=["X_val"])
-        pipe.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
+        pipe.fit(**WATCHED)
     by_hand = clone(clf).fit(upper(X[:30]), y[:30], X_val=upper(X[30:]), y_val=y[30:])
     assert np.array_equal(pipe.predict_proba(X), by_hand.predict_proba(upper(X)))
     assert pipe[-1].validation_scores_ == by_hand.validation_scores_
@@ -264,17 +263,14 @@ def test_class_weight__nothing_for_all_that_is_held_out__is_refused(tiny_llama: 
         clf.fit(X, y, X_val=X[y == "sport"], y_val=y[y == "sport"])
 
 
-@pytest.mark.parametrize("scoring", [lambda e, X, y: e.score(X, y), "rand_score", "accuracy"])
-def test_scoring__with_weights__gives_them_to_scorers_that_take_them(
-    scoring: Any, tiny_llama: str
-) -> None:
+def test_scoring__that_takes_no_weights__gets_none(tiny_llama: str) -> None:
     weight = np.linspace(0.1, 3, 10)
-    clf = make(tiny_llama, max_epochs=1, scoring=scoring, precision="fp32")
-    clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:], sample_weight_val=weight)
-    if scoring == "accuracy":
-        assert clf.validation_scores_[-1] == clf.score(X[30:], y[30:], weight)
-    elif callable(scoring):
-        assert clf.validation_scores_[-1] == clf.score(X[30:], y[30:])
+    clf = make(tiny_llama, max_epochs=1, scoring="rand_score", precision="fp32")
+    clf.fit(**WATCHED, sample_weight_val=weight)
+    assert len(clf.validation_scores_) == 1
+    clf.set_params(scoring=lambda e, X, y: e.score(X, y))
+    clf.fit(**WATCHED, sample_weight_val=weight)
+    assert clf.validation_scores_[-1] == clf.score(X[30:], y[30:])
 
 
 @pytest.mark.parametrize("scoring", [None, "roc_auc"])

@@ -173,13 +173,6 @@ def test_template__that_can_not_be__is_refused_before_training(
         make(tiny_llama, template=template).fit(two_columns("pandas"), LABELS)
 
 
-def test_pairs_of_sentences__their_order__matters(tiny_llama: str) -> None:
-    X = np.array([["rain", "sun"], ["sun", "rain"]] * 8, dtype=object)
-    y = [0, 1] * 8
-    clf = make(tiny_llama, template="A: {0} B: {1}", trainable_layers="all", max_epochs=25)
-    assert clf.fit(X, y).score(X, y) == 1.0
-
-
 @pytest.mark.parametrize("template", [None, "{0} {1}"])
 def test_fit__two_columns_of_one_name__are_refused(template: Any, tiny_llama: str) -> None:
     frame = pd.DataFrame([["a", "b"], ["c", "d"]], columns=["same", "same"])

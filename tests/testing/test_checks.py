@@ -19,6 +19,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from skgpt.data.inputs import check_texts
+from skgpt.data.tokenization import clean
 from skgpt.testing import TextEstimatorReport, check_text_estimator
 from skgpt.testing.text_checks import TEXT_CHECKS
 
@@ -27,25 +29,11 @@ N_TEXT_CHECKS = 14
 
 
 def _vectorise(estimator: Any, X: Any, *, reset: bool) -> Any:
-    """Texts or a table of numbers as hashed letter counts."""
-    if isinstance(X, str):
-        raise TypeError("X must be a list of texts. Got a single str: wrap it in a list.")
-    if isinstance(X, list | tuple) and all(np.ndim(row) == 0 for row in X):
-        column = np.empty(len(X), dtype=object)
-        column[:] = X
-        X = column
-    elif not isinstance(X, list | tuple) and not hasattr(X, "ndim"):
-        X = np.asarray(X)
-    if np.ndim(X) == 1 and not (isinstance(X, np.ndarray) and X.dtype.kind in "if"):
-        for row, text in enumerate(X):
-            if not isinstance(text, str):
-                raise ValueError(f"X must hold str. Row {row} is {text!r}.")
-        texts = [text.encode("utf-8", "backslashreplace").decode() for text in X]
-    else:
-        table = validate_data(estimator, X, reset=reset, dtype=None)
-        texts = [" ".join(f"{value:.1f}" for value in row) for row in check_array(table)]
-    hashed = HashingVectorizer(n_features=64, analyzer="char_wb").transform(texts)
-    return hashed.toarray()
+    """Return texts, or a table of numbers laid out as texts, as hashed letter counts."""
+    columns = check_texts(X, estimator=estimator).cells
+    validate_data(estimator, X, reset=reset, skip_check_array=True)
+    texts = [clean(" ".join(row)) for row in zip(*columns, strict=True)]
+    return HashingVectorizer(n_features=64, analyzer="char_wb").transform(texts).toarray()
 
 
 class TakesTexts:

@@ -7,8 +7,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.tuning import GPTSearchCV
-from tests.helpers import make
+from tests.helpers import make, make_text_data
 
+DATA = make_text_data(n_classes=2)
+X, y = DATA
 # A rate at which nothing is learned, and one at which these texts are.
 RATES = {"head_learning_rate": [1e-7, 3e-2]}
 

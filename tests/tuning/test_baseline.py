@@ -20,7 +20,8 @@ from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier, baseline_for, compare_scores
 from skgpt.tuning.folds import FoldScores, draw_folds, ratio_test_to_train
-from tests.helpers import TextData, make, make_text_data
+from tests.helpers import make, make_text_data
+from tests.tuning.searching import DATA, X, y
 
 
 class Oracle(ClassifierMixin, BaseEstimator):
@@ -48,33 +49,34 @@ def report(own: list[float], other: list[float], test_to_train: float = 0.25) ->
     return BaselineReport(np.array(own), np.array(other), ones, ones, test_to_train)
 
 
+def right(estimator: Any, X: Any, y: Any) -> float:
+    return float(np.mean(estimator.predict(X) == y))
+
+
 def lower(X: Any) -> list[str]:
     return [text.lower() for text in X]
 
 
-def test_compare__a_model_that_knows_nothing__warns_and_says_who_won(
-    two_class_data: TextData,
-) -> None:
+def test_compare__a_model_that_knows_nothing__warns_and_says_who_won() -> None:
     with pytest.warns(BaselineWarning, match="The baseline wins by") as caught:
-        found = compare_with_baseline(Oracle(), *two_class_data, cv=4)
+        found = compare_with_baseline(Oracle(), *DATA, cv=4)
     assert caught[0].filename == __file__
     assert found.winner == "baseline" and found.difference < -0.3
     assert len(found.scores) == len(found.baseline_scores) == 4
     assert (found.seconds > 0).all() and (found.baseline_seconds > 0).all()
 
 
-def test_compare__a_model_that_knows_all__wins_without_a_warning(two_class_data: TextData) -> None:
-    X, y = two_class_data
+def test_compare__a_model_that_knows_all__wins_without_a_warning() -> None:
     noisy = np.where(np.arange(len(y)) % 3 == 0, y[::-1], y)  # words don't say these
     names = np.array([f"text{i} {text}" for i, text in enumerate(X)], dtype=object)
-    found = compare_with_baseline(Oracle(dict(zip(names, noisy, strict=True))), names, noisy, cv=5)
+    truth = dict(zip(names, noisy, strict=True))
+    found = compare_with_baseline(Oracle(truth), names, noisy, cv=5, scoring=right)
     assert found.winner == "estimator" and found.scores.tolist() == [1.0] * 5
-    assert found.verdict.startswith("Oracle wins by")
+    assert found.verdict.startswith("Oracle wins by") and "(right)" in found.verdict
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
-def test_compare__a_cv_that_draws__both_see_the_same_folds(two_class_data: TextData) -> None:
-    X, y = two_class_data
+def test_compare__a_cv_that_draws__both_see_the_same_folds() -> None:
     np.random.seed(3)
     cv = ShuffleSplit(4, random_state=None)
     Oracle.seen.clear()
@@ -85,18 +87,16 @@ def test_compare__a_cv_that_draws__both_see_the_same_folds(two_class_data: TextD
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
-def test_compare__our_classifier__scores_are_those_of_cross_val_score(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_compare__our_classifier__scores_are_those_of_cross_val_score(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_epochs=2)
     cv = KFold(3)
-    found = compare_with_baseline(clf, *two_class_data, cv=cv, scoring="neg_log_loss")
+    found = compare_with_baseline(clf, *DATA, cv=cv, scoring="neg_log_loss")
     np.testing.assert_array_equal(
-        found.scores, cross_val_score(clf, *two_class_data, cv=cv, scoring="neg_log_loss")
+        found.scores, cross_val_score(clf, *DATA, cv=cv, scoring="neg_log_loss")
     )
     np.testing.assert_array_equal(
         found.baseline_scores,
-        cross_val_score(LinearTextClassifier(), *two_class_data, cv=cv, scoring="neg_log_loss"),
+        cross_val_score(LinearTextClassifier(), *DATA, cv=cv, scoring="neg_log_loss"),
     )
     assert (found.name, found.scoring) == ("GPTTextClassifier", "neg_log_loss")
     assert not hasattr(clf, "classes_")  # clones were fitted
@@ -104,9 +104,8 @@ def test_compare__our_classifier__scores_are_those_of_cross_val_score(
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
 def test_compare__a_pipeline_with_weights__both_get_them_and_the_steps_before(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = two_class_data
     weight = np.linspace(0.1, 2, len(X))
     pipeline = make_pipeline(FunctionTransformer(lower), Oracle(template="{text}"))
     Oracle.seen.clear()
@@ -123,10 +122,7 @@ def test_compare__a_pipeline_with_weights__both_get_them_and_the_steps_before(
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
-def test_compare__metadata_routing__weights_reach_both(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_compare__metadata_routing__weights_reach_both(tiny_llama: str) -> None:
     weight = np.where(y == y[0], 1.0, 0.0)  # who gets them, knows one class alone
     with sklearn.config_context(enable_metadata_routing=True):
         clf = make(tiny_llama, max_epochs=4, learning_rate=1e-2)
@@ -137,10 +133,7 @@ def test_compare__metadata_routing__weights_reach_both(
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
-def test_compare__label_sets_in_nested_pipelines__both_are_scored(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_compare__label_sets_in_nested_pipelines__both_are_scored(tiny_llama: str) -> None:
     tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
     clf = make(tiny_llama, max_epochs=1, class_weight=[{1: 2.0}, {0: 3.0}])
     nested = make_pipeline(FunctionTransformer(lower), make_pipeline(clf))
@@ -150,19 +143,17 @@ def test_compare__label_sets_in_nested_pipelines__both_are_scored(
     assert found.name == "GPTTextClassifier" and (found.baseline_scores > 0.4).all()
 
 
-def test_compare_scores__no_number__names_the_fold(two_class_data: TextData) -> None:
-    splits = draw_folds(Oracle(), *two_class_data, cv=4).splits
+def test_compare_scores__no_number__names_the_fold() -> None:
+    splits = draw_folds(Oracle(), *DATA, cv=4).splits
     theirs = FoldScores(np.zeros(4), np.ones(4))
     ours = FoldScores(np.array([1, 1, np.nan, 1]), np.ones(4))
     with pytest.raises(TuningError, match="For Oracle it gives none on fold 2"):
         compare_scores(Oracle(), ours, theirs, splits)
 
 
-def test_draw_folds__groups__are_never_split_and_the_ratio_is_the_folds_mean(
-    two_class_data: TextData,
-) -> None:
-    groups = np.arange(len(two_class_data.X)) // 4
-    folds = draw_folds(Oracle(), *two_class_data, GroupKFold(3), groups)
+def test_draw_folds__groups__are_never_split_and_the_ratio_is_the_folds_mean() -> None:
+    groups = np.arange(len(DATA.X)) // 4
+    folds = draw_folds(Oracle(), *DATA, GroupKFold(3), groups)
     for train, test in folds.splits:
         assert not set(groups[train]) & set(groups[test])
     rows = [(np.arange(10), np.arange(5)), (np.arange(10), np.arange(2))]
@@ -179,11 +170,11 @@ def test_draw_folds__groups__are_never_split_and_the_ratio_is_the_folds_mean(
     ],
 )
 def test_compare__what_it_can_not_do__is_said_before_the_estimator_is_fitted(
-    estimator: Any, options: dict[str, Any], message: str, two_class_data: TextData
+    estimator: Any, options: dict[str, Any], message: str
 ) -> None:
     Oracle.seen.clear()
     with pytest.raises(TuningError, match=message):
-        compare_with_baseline(estimator, *two_class_data, **options)
+        compare_with_baseline(estimator, *DATA, **options)
     assert not Oracle.seen
 
 
@@ -242,10 +233,8 @@ def test_linear__predictions__agree_and_two_classes_are_one_regression(n_classes
     np.testing.assert_allclose(proba, own / own.sum(axis=1, keepdims=True), rtol=1e-5)
 
 
-def test_linear__weights__two_is_the_row_twice_and_scale_is_nothing(
-    two_class_data: TextData,
-) -> None:
-    X, y = two_class_data[0][:12], two_class_data[1][:12]
+def test_linear__weights__two_is_the_row_twice_and_scale_is_nothing() -> None:
+    X, y = DATA[0][:12], DATA[1][:12]
 
     def scores(weight: Any, **options: Any) -> Any:
         return LinearTextClassifier(**options).fit(X, y, weight).decision_function(X)
@@ -258,10 +247,7 @@ def test_linear__weights__two_is_the_row_twice_and_scale_is_nothing(
     assert np.abs(by_class - scores(None)).max() > 0.01
 
 
-def test_linear__multilabel__with_a_label_of_no_row_and_one_of_all(
-    two_class_data: TextData,
-) -> None:
-    X, y = two_class_data
+def test_linear__multilabel__with_a_label_of_no_row_and_one_of_all() -> None:
     tags = np.column_stack([y == "sport", np.zeros(len(y)), np.ones(len(y))]).astype(int)
     clf = LinearTextClassifier(class_weight="balanced").fit(X, tags)
     np.testing.assert_array_equal(clf.predict(X), tags)

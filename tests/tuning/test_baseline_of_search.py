@@ -1,8 +1,8 @@
 """The baseline guard of a search: the same rows, before the trials, and nothing lost by it."""
 
-import inspect
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -16,56 +16,39 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skgpt import GPTTextClassifier
 from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier
-from tests.helpers import TextData, make
+from tests.helpers import make
 from tests.tuning.processes import stored
-from tests.tuning.searching import RATES, piped, search, upper
+from tests.tuning.searching import DATA, RATES, X, piped, search, upper, y
 
 RATE = {"head_learning_rate": [1e-7]}  # nothing is learned, so the baseline wins
 METRICS = ["neg_log_loss", "accuracy"]
 loses = pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
 
-Seen = list[tuple[list[str], Any]]
-
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Seen]:
-    """Return, by estimator, the texts and weights of each fit."""
-    made: dict[str, Seen] = {"gpt": [], "baseline": []}
-    for name, kind in (("gpt", GPTTextClassifier), ("baseline", LinearTextClassifier)):
-
-        def noting(
-            self: Any,
-            X: Any,
-            y: Any,
-            sample_weight: Any = None,
-            _fit: Any = kind.fit,
-            _into: Seen = made[name],
-            **more: Any,
-        ) -> Any:
-            weight = None if sample_weight is None else np.asarray(sample_weight).tolist()
-            _into.append((list(X), weight))
-            return _fit(self, X, y, sample_weight, **more)
-
-        # Which metadata it takes is read from the class, so the signature stays.
-        noting.__signature__ = inspect.signature(kind.fit)  # type: ignore[attr-defined]
-        monkeypatch.setattr(kind, "fit", noting)
-    return made
+def baseline_fits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a spy that notes each call of the baseline's `fit`."""
+    spy = create_autospec(LinearTextClassifier.fit, side_effect=LinearTextClassifier.fit)
+    monkeypatch.setattr(LinearTextClassifier, "fit", spy)
+    return spy
 
 
-def is_gpt(estimator: Any, X: Any, y: Any) -> float:
-    """Score a GPT 1 and the baseline 0."""
-    final = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    return float(isinstance(final, GPTTextClassifier))
+def given_to(spy: Any) -> list[tuple[list[str], Any]]:
+    """Return the texts and the weights of each fit."""
+    given = []
+    for call in spy.call_args_list:
+        weight = call.kwargs.get("sample_weight")
+        given.append((list(call.args[1]), None if weight is None else weight.tolist()))
+    return given
 
 
 @loses
 def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparison(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
     estimator = piped(tiny_llama, max_epochs=2)
     name = "gpttextclassifier__head_learning_rate"
@@ -73,10 +56,10 @@ def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparis
     options: dict[str, Any] = {"cv": cv, "scoring": "neg_log_loss", "pruner": None}
     found = search(
         tiny_llama, {name: [1e-7, 3e-2]}, estimator=estimator, baseline=True, **options
-    ).fit(*two_class_data)
+    ).fit(*DATA)
     report = found.baseline_
     best = clone(estimator).set_params(**found.best_params_)
-    again = compare_with_baseline(best, *two_class_data, cv=cv, scoring="neg_log_loss")
+    again = compare_with_baseline(best, *DATA, cv=cv, scoring="neg_log_loss")
     # How texts share a micro-batch may move a last digit.
     np.testing.assert_allclose(report.scores, again.scores, rtol=1e-4)
     np.testing.assert_array_equal(report.baseline_scores, again.baseline_scores)
@@ -89,41 +72,30 @@ def test_baseline_of_search__best_and_baseline__scores_are_those_of_the_comparis
 
 
 def test_baseline_of_search__the_gpt_loses__warns_and_without_it_says_nothing(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
     with pytest.warns(BaselineWarning, match=r"The baseline wins by .* deviation") as caught:
-        ours.fit(*two_class_data)
+        ours.fit(*DATA)
     assert caught[0].filename == __file__ and ours.baseline_.winner == "baseline"
-    ours.set_params(baseline=False).fit(*two_class_data)  # warnings are errors here
+    ours.set_params(baseline=False).fit(*DATA)  # warnings are errors here
     assert not hasattr(ours, "baseline_")
 
 
-def test_baseline_of_search__the_gpt_wins__says_nothing(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    found = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring=is_gpt)
-    found.fit(*two_class_data)
-    assert found.baseline_.scores.tolist() == [1, 1]
-    assert found.baseline_.baseline_scores.tolist() == [0, 0]
-    assert found.baseline_.verdict.startswith("GPTTextClassifier wins by 1.0000 (is_gpt)")
-
-
 def test_baseline_of_search__warnings_are_errors__the_search_is_fitted_all_the_same(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
     with pytest.raises(BaselineWarning):
-        ours.fit(*two_class_data)
-    assert len(ours.predict(two_class_data.X)) == 40 and ours.baseline_.winner == "baseline"
+        ours.fit(*DATA)
+    assert len(ours.predict(DATA.X)) == 40 and ours.baseline_.winner == "baseline"
 
 
 @loses
 @pytest.mark.parametrize("nested", [0, 2])
 def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_weigh_the_same(
-    tiny_llama: str, two_class_data: TextData, seen: dict[str, Seen], nested: int
+    tiny_llama: str, fits: Any, baseline_fits: Any, nested: int
 ) -> None:
-    X, y = two_class_data
     clf: Any = make(tiny_llama, max_epochs=1)
     prefix = ""
     for _ in range(nested):
@@ -134,8 +106,9 @@ def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_
     space = {f"{prefix}head_learning_rate": [1e-2]}
     ours = search(tiny_llama, space, estimator=clf, n_trials=1, baseline=True, refit=False)
     ours.fit(X, y, **{prefix + name: value for name, value in given.items()})
-    assert len(seen["gpt"]) == 2 and seen["baseline"] == seen["gpt"]
-    assert seen["gpt"][0][1] != seen["gpt"][1][1] and len(ours.baseline_.scores) == 2
+    first, second = given_to(fits)
+    assert given_to(baseline_fits) == [first, second]
+    assert first[1] != second[1] and len(ours.baseline_.scores) == 2
 
 
 @loses
@@ -149,13 +122,8 @@ def test_baseline_of_search__weights_and_what_only_the_gpt_takes__the_same_rows_
     ],
 )
 def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estimator_wants(
-    tiny_llama: str,
-    two_class_data: TextData,
-    seen: dict[str, Seen],
-    in_pipeline: bool,
-    request_: Any,
+    tiny_llama: str, fits: Any, baseline_fits: Any, in_pipeline: bool, request_: Any
 ) -> None:
-    X, y = two_class_data
     name = request_ if isinstance(request_, str) else "sample_weight"
     given = {name: np.linspace(0.5, 2, len(X)), "groups": np.arange(len(X)) % 4}
     given |= {"X_val": list(X[:7]), "y_val": list(y[:7])}
@@ -178,8 +146,9 @@ def test_baseline_of_search__metadata_routing__the_baseline_wants_what_the_estim
             tiny_llama, space, estimator=clf, cv=GroupKFold(2), n_trials=1, refit=False, **options
         )
         ours.set_params(baseline=True).fit(X, y, **given)
-    assert len(seen["gpt"]) == 2 and seen["baseline"] == seen["gpt"]
-    assert (seen["gpt"][0][1] is None) == (request_ is False)
+    first, second = given_to(fits)
+    assert given_to(baseline_fits) == [first, second]
+    assert (first[1] is None) == (request_ is False)
     assert len(ours.baseline_.scores) == 2
 
 
@@ -204,10 +173,10 @@ def worst(results: Any) -> int:
     ],
 )
 def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
-    tiny_llama: str, two_class_data: TextData, scoring: Any, refit: Any, metric: str
+    tiny_llama: str, scoring: Any, refit: Any, metric: str
 ) -> None:
     ours = search(tiny_llama, RATES, scoring=scoring, refit=refit, baseline=True)
-    ours.set_params(sampler=GridSampler(RATES), n_trials=2, pruner=None).fit(*two_class_data)
+    ours.set_params(sampler=GridSampler(RATES), n_trials=2, pruner=None).fit(*DATA)
     ranks = ours.cv_results_[f"rank_test_{metric}"]
     index = ranks.argmax() if callable(refit) else ranks.argmin()
     assert ours.baseline_.scoring == metric
@@ -215,12 +184,12 @@ def test_baseline_of_search__several_metrics__the_one_that_counts_is_compared(
     for i, score in enumerate(ours.baseline_.scores):
         assert score == ours.cv_results_[f"split{i}_test_{metric}"][index]
     single = "neg_log_loss" if metric == "neg_log_loss" else "accuracy"
-    theirs = cross_val_score(LinearTextClassifier(), *two_class_data, cv=2, scoring=single)
+    theirs = cross_val_score(LinearTextClassifier(), *DATA, cv=2, scoring=single)
     np.testing.assert_array_equal(ours.baseline_.baseline_scores, theirs)
 
 
 def test_baseline_of_search__a_callable_that_chooses_a_pruned_trial__warns_that_it_has_no_scores(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
     grid = {"head_learning_rate": [3e-2, 1e-7, 1e-6, 1e-5]}
 
@@ -231,16 +200,13 @@ def test_baseline_of_search__a_callable_that_chooses_a_pruned_trial__warns_that_
     ours = search(tiny_llama, grid, estimator=make(tiny_llama, max_epochs=4), **options)
     ours.set_params(refit=pruned)
     with pytest.warns(BaselineWarning, match="no scores to compare") as caught:
-        ours.fit(*two_class_data)
+        ours.fit(*DATA)
     assert ours.baseline_ is None and caught[0].filename == __file__
-    assert len(ours.predict(two_class_data.X)) == 40
+    assert len(ours.predict(DATA.X)) == 40
 
 
 @loses
-def test_baseline_of_search__label_sets__are_compared(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_baseline_of_search__label_sets__are_compared(tiny_llama: str) -> None:
     tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True, scoring="f1_micro").fit(X, tags)
     again = compare_with_baseline(ours.estimator, X, tags, cv=2, scoring="f1_micro")
@@ -254,16 +220,16 @@ def no_baseline(estimator: Any, X: Any, y: Any) -> float:
 
 
 def test_baseline_of_search__a_baseline_that_fails__before_any_training_and_nothing_is_lost(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, seen: dict[str, Seen]
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     storage = tmp_path / "search.db"
-    ours = stored(tiny_llama, storage, scoring=no_baseline).fit(*two_class_data)
-    results, n_fits = ours.cv_results_, len(seen["gpt"])
+    ours = stored(tiny_llama, storage, scoring=no_baseline).fit(*DATA)
+    results, n_fits = ours.cv_results_, fits.call_count
     with pytest.raises(TuningError, match=r"RuntimeError: no such thing Mend that, or pass bas"):
-        ours.set_params(baseline=True).fit(*two_class_data)
-    assert ours.cv_results_ is results and len(ours.predict(two_class_data.X)) == 40
-    again = stored(tiny_llama, storage, scoring=no_baseline, refit=False).fit(*two_class_data)
-    assert len(seen["gpt"]) == n_fits  # the trials are there
+        ours.set_params(baseline=True).fit(*DATA)
+    assert ours.cv_results_ is results and len(ours.predict(DATA.X)) == 40
+    again = stored(tiny_llama, storage, scoring=no_baseline, refit=False).fit(*DATA)
+    assert fits.call_count == n_fits  # the trials are there
     np.testing.assert_array_equal(again.cv_results_["mean_test_score"], results["mean_test_score"])
 
 
@@ -276,33 +242,28 @@ def test_baseline_of_search__a_baseline_that_fails__before_any_training_and_noth
     ],
 )
 def test_baseline_of_search__what_it_can_not_do__is_said_before_any_training(
-    tiny_llama: str,
-    two_class_data: TextData,
-    seen: dict[str, Seen],
-    estimator: Any,
-    options: dict[str, Any],
-    message: str,
+    tiny_llama: str, fits: Any, estimator: Any, options: dict[str, Any], message: str
 ) -> None:
     space = RATE if estimator is None else {"logisticregression__C": [1.0]}
     ours = search(tiny_llama, space, estimator=estimator, **{"baseline": True, **options})
     with pytest.raises(ValueError, match=message):
-        ours.fit(*two_class_data)
-    assert not seen["gpt"] and not hasattr(ours, "study_")
+        ours.fit(*DATA)
+    assert not fits.called and not hasattr(ours, "study_")
 
 
 @pytest.mark.thorough
 @loses
 def test_baseline_of_search__resumed_and_with_workers__is_what_it_is_in_one_go(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, seen: dict[str, Seen]
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
-    whole = stored(tiny_llama, None, baseline=True).fit(*two_class_data)
+    whole = stored(tiny_llama, None, baseline=True).fit(*DATA)
     storage = tmp_path / "search.db"
-    stored(tiny_llama, storage, n_trials=2).fit(*two_class_data)  # asked for on the way
-    again = stored(tiny_llama, storage, baseline=True).fit(*two_class_data)
-    n_fits = len(seen["gpt"])
+    stored(tiny_llama, storage, n_trials=2).fit(*DATA)  # asked for on the way
+    again = stored(tiny_llama, storage, baseline=True).fit(*DATA)
+    n_fits = fits.call_count
     shared = stored(tiny_llama, storage, baseline=True, n_jobs=2, refit=False)
-    shared.fit(*two_class_data)
-    assert len(seen["gpt"]) == n_fits
+    shared.fit(*DATA)
+    assert fits.call_count == n_fits
     for found in (again, shared):
         np.testing.assert_array_equal(found.baseline_.scores, whole.baseline_.scores)
         np.testing.assert_array_equal(

@@ -14,8 +14,9 @@ from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV
 
 import skgpt
-from tests.helpers import TextData, make
+from tests.helpers import make
 from tests.tuning.processes import epochs_in, slow_down, stored, trials_in, wait_until
+from tests.tuning.searching import DATA, X, y
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
@@ -46,9 +47,8 @@ def kept(store: str) -> dict[str, int]:
 
 @pytest.mark.thorough
 def test_dask__grid_search_on_two_processes__has_what_one_process_has(
-    client: Any, tiny_llama: str, two_class_data: TextData
+    client: Any, tiny_llama: str
 ) -> None:
-    X, y = two_class_data
     grid = {"head_learning_rate": [1e-3, 1e-2, 1e-1], "pooling": ["mean", "last"]}
     clf = make(tiny_llama, max_epochs=2, precision="fp32")
     search = GridSearchCV(clf, grid, cv=3, scoring="neg_log_loss", error_score="raise")
@@ -68,14 +68,14 @@ def test_dask__grid_search_on_two_processes__has_what_one_process_has(
 
 
 @pytest.mark.thorough
-def test_dask__the_guides_snippet__runs(tiny_llama: str, two_class_data: TextData) -> None:
+def test_dask__the_guides_snippet__runs(tiny_llama: str) -> None:
     section = GUIDE.read_text("utf-8").partition("### Dask")[2].partition("###")[0]
     snippet, _ = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.M)
     names: dict[str, Any] = {
         "GridSearchCV": GridSearchCV,
         "clf": make(tiny_llama, max_epochs=1),
-        "X": two_class_data.X,
-        "y": two_class_data.y,
+        "X": DATA.X,
+        "y": DATA.y,
     }
     exec(compile(snippet, "the guide's snippet", "exec"), names)
     assert len(names["search"].cv_results_["params"]) == 2
@@ -83,21 +83,16 @@ def test_dask__the_guides_snippet__runs(tiny_llama: str, two_class_data: TextDat
 
 @pytest.mark.parametrize("in_file", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
-    client: Any,
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    in_file: bool,
+    client: Any, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_file: bool
 ) -> None:
-    alone = stored(tiny_llama, None, refit=False).fit(*two_class_data).cv_results_
+    alone = stored(tiny_llama, None, refit=False).fit(*DATA).cv_results_
     monkeypatch.chdir(tmp_path)  # where the cluster's processes are not
     client.run(slow_down, 0.1, tmp_path / "log")
     before = kept("states on cpu")
     with parallel_config(backend="dask"):
         storage = "search.db" if in_file else None
         search = stored(tiny_llama, storage, refit=False, n_jobs=-1 if in_file else None)
-        together = search.fit(*two_class_data).cv_results_
+        together = search.fit(*DATA).cv_results_
     assert together["params"] == alone["params"]
     assert together["trial_state"].tolist() == ["COMPLETE"] * 4
     np.testing.assert_allclose(together["mean_test_score"], alone["mean_test_score"], rtol=1e-4)
@@ -107,7 +102,7 @@ def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
 
 @pytest.mark.thorough
 def test_dask__a_worker_is_lost__its_trial_is_tried_again(
-    client: Any, tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    client: Any, tiny_llama: str, tmp_path: Path
 ) -> None:
     storage = tmp_path / "search.db"
     client.run(slow_down, 0.5, tmp_path / "log")
@@ -119,7 +114,7 @@ def test_dask__a_worker_is_lost__its_trial_is_tried_again(
     killer = threading.Thread(target=kill_one)
     killer.start()
     with parallel_config(backend="dask"):
-        search = stored(tiny_llama, storage, refit=False).fit(*two_class_data)
+        search = stored(tiny_llama, storage, refit=False).fit(*DATA)
     killer.join()
     assert search.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
     trials = trials_in(storage)

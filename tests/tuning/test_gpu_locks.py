@@ -23,9 +23,8 @@ from skgpt.exceptions import SearchFailedError
 from skgpt.tuning import gpu_locks
 from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu, wanted_gpus
 from skgpt.tuning.trial import Evaluator, Outcome
-from tests.helpers import TextData
 from tests.tuning.processes import begun, epochs_in, trained_on, trials_in, wait_until
-from tests.tuning.searching import RATES, piped, search
+from tests.tuning.searching import DATA, RATES, piped, search
 
 _PATIENCE = 300.0  # of processes on a busy machine
 ANY = frozenset({"cuda"})
@@ -93,10 +92,7 @@ def test_search__a_holder_is_killed__who_waits_takes_over(tiny_llama: str, tmp_p
 
 
 def test_search__n_jobs__spread_over_the_devices_and_queue(
-    tiny_llama: str,
-    two_class_data: TextData,
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(2)  # none of two trials ends before the other has begun
     running: dict[int | None, int] = {}
@@ -116,12 +112,12 @@ def test_search__n_jobs__spread_over_the_devices_and_queue(
     file = root / "search.db"
     with parallel_config(backend="threading"):
         options: dict[str, Any] = {"n_trials": 4, "storage": file, "refit": False}
-        found = search(tiny_llama, n_jobs=3, **options).fit(*two_class_data)
+        found = search(tiny_llama, n_jobs=3, **options).fit(*DATA)
     assert most == 2 and len(found.cv_results_["params"]) == 4
 
 
 def test_search__timeout_while_all_devices_are_taken__begins_no_trial(
-    tiny_llama: str, two_class_data: TextData, root: Path
+    tiny_llama: str, root: Path
 ) -> None:
     began = time.monotonic()
     with (
@@ -129,25 +125,20 @@ def test_search__timeout_while_all_devices_are_taken__begins_no_trial(
         lock_of(root, "GPU-b"),
         pytest.raises(SearchFailedError, match="Of this one's 0"),
     ):
-        search(tiny_llama, timeout=0.5).fit(*two_class_data)
+        search(tiny_llama, timeout=0.5).fit(*DATA)
     assert 0.5 <= time.monotonic() - began < 20
 
 
-def test_search__nothing_left_to_do__waits_for_no_device(
-    tiny_llama: str, two_class_data: TextData, root: Path
-) -> None:
+def test_search__nothing_left_to_do__waits_for_no_device(tiny_llama: str, root: Path) -> None:
     options: dict[str, Any] = {"storage": root / "search.db", "refit": False}
-    whole = search(tiny_llama, **options).fit(*two_class_data)
+    whole = search(tiny_llama, **options).fit(*DATA)
     with lock_of(root, "GPU-a"), lock_of(root, "GPU-b"):
-        again = search(tiny_llama, **options).fit(*two_class_data)
+        again = search(tiny_llama, **options).fit(*DATA)
     assert again.best_params_ == whole.best_params_
 
 
 def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
-    tiny_llama: str,
-    two_class_data: TextData,
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meant: list[torch.device] = []
     fit = GPTTextClassifier.fit
@@ -165,7 +156,7 @@ def test_search__on_another_device__is_the_same_search_with_the_same_parameters(
     found = []
     for taken in ("GPU-b", "GPU-a"):
         with lock_of(root, taken):
-            found.append(search(tiny_llama, space, estimator=clf, n_trials=2).fit(*two_class_data))
+            found.append(search(tiny_llama, space, estimator=clf, n_trials=2).fit(*DATA))
     first, second = found
     trials = [torch.device("cuda", n) for n in (0, 1)]
     # Two trials of two folds; what is fitted on everything is on the first device, as ever.

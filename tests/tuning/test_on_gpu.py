@@ -11,17 +11,18 @@ from skgpt.device import cuda_devices
 from skgpt.pretrained.default_models import cache_folder
 from skgpt.tuning.gpu_locks import gpu_lock, locked_gpu
 from skgpt.tuning.trial import Room
-from tests.helpers import TextData, make
+from tests.helpers import make
+from tests.tuning.searching import DATA
 from tests.tuning.test_trial import evaluation, never
 
 pytestmark = pytest.mark.gpu
 
 
 def test_evaluate_on_cuda__a_device_without_room__holds_one_fold_at_a_time(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clf = make(tiny_llama, device="cuda", max_epochs=3, trainable_layers="all", precision="fp32")
-    work = evaluation(clf, two_class_data)
+    work = evaluation(clf, DATA)
     peaks, scores = {}, {}
     for is_short in (False, True):
         monkeypatch.setattr(Room, "is_short_for", lambda self, network, short=is_short: short)
@@ -36,14 +37,14 @@ def test_evaluate_on_cuda__a_device_without_room__holds_one_fold_at_a_time(
 
 @pytest.mark.parametrize(("n_others", "is_short"), [(4, False), (1 << 40, True)])
 def test_room_on_cuda__is_short_where_the_others_do_not_fit(
-    n_others: int, is_short: bool, tiny_llama: str, two_class_data: TextData
+    n_others: int, is_short: bool, tiny_llama: str
 ) -> None:
-    clf = make(tiny_llama, device="cuda", max_epochs=1).fit(*two_class_data)
+    clf = make(tiny_llama, device="cuda", max_epochs=1).fit(*DATA)
     assert Room(n_others).is_short_for(clf._model.network) is is_short
 
 
 def test_gpu_lock__real_devices__are_locked_by_names_of_their_own(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     devices = cuda_devices()
@@ -54,7 +55,7 @@ def test_gpu_lock__real_devices__are_locked_by_names_of_their_own(
         lock = FileLock(cache_folder() / "gpu_locks" / f"{devices[last]}.lock")
         with pytest.raises(Timeout):
             lock.acquire(timeout=0)
-        clf = make(tiny_llama, device="auto").fit(*two_class_data)
+        clf = make(tiny_llama, device="auto").fit(*DATA)
         assert clf.device_ == f"cuda:{last}" and clf.device == "auto"
-        outcome = evaluation(clf, two_class_data).evaluate({}, never)
+        outcome = evaluation(clf, DATA).evaluate({}, never)
         assert outcome.state == "COMPLETE"

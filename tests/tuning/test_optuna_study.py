@@ -20,9 +20,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import LoRA
-from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, SearchSpaceError, TuningError
+from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError
 from skgpt.tuning import PruningCallback, objective, optuna_study
-from tests.helpers import TextData, make
+from tests.helpers import make
+from tests.tuning.searching import DATA, X, y
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -51,6 +52,14 @@ def new_study(
     return optuna.create_study(
         direction=direction, pruner=pruner or NopPruner(), sampler=sampler, **options
     )
+
+
+def reporting(
+    folder: str, study: optuna.Study, monitor: str = "validation_score", **options: Any
+) -> Any:
+    """Return a classifier that reports each epoch to a new trial of the study."""
+    clf = make(folder, **{"early_stopping": True, "max_epochs": 2, **options})
+    return clf.set_callbacks(PruningCallback(study.ask(), monitor))
 
 
 class Scored(ClassifierMixin, BaseEstimator):
@@ -97,13 +106,9 @@ def no_fits_so_far() -> None:
 
 
 @needs_callbacks
-def test_pruning_callback__not_pruned__every_epoch_is_reported(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_pruning_callback__not_pruned__every_epoch_is_reported(tiny_llama: str) -> None:
     study = new_study()
-    trial = study.ask()
-    clf = make(tiny_llama, max_epochs=3).set_callbacks(PruningCallback(trial))
+    clf = reporting(tiny_llama, study, early_stopping=False, max_epochs=3)
     clf.fit(X[:30], y[:30], X_val=X[30:], y_val=y[30:])
     reported = study.trials[0].intermediate_values
     assert reported == dict(zip((1, 2, 3), clf.validation_scores_, strict=True))
@@ -111,27 +116,21 @@ def test_pruning_callback__not_pruned__every_epoch_is_reported(
 
 @needs_callbacks
 @pytest.mark.parametrize("monitor", ["loss", "validation_loss"])
-def test_pruning_callback__a_loss__is_that_of_the_history(
-    monitor: str, tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_pruning_callback__a_loss__is_that_of_the_history(monitor: str, tiny_llama: str) -> None:
     study = new_study("minimize")
-    callback = PruningCallback(study.ask(), monitor)
-    clf = make(tiny_llama, max_epochs=2, early_stopping=True).set_callbacks(callback)
-    clf.fit(*two_class_data)
+    clf = reporting(tiny_llama, study, monitor).fit(*DATA)
     wanted = {record["epoch"]: record[monitor] for record in clf.history_}
     assert study.trials[0].intermediate_values == wanted
 
 
 @needs_callbacks
-def test_pruning_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_pruning_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(tiny_llama: str) -> None:
     fitted: list[Any] = []
 
     def train(trial: optuna.Trial) -> float:
         clf = make(tiny_llama, max_epochs=5, early_stopping=True)
         fitted.append(clf.set_callbacks(PruningCallback(trial)))
-        clf.fit(*two_class_data)
+        clf.fit(*DATA)
         return float(clf.validation_scores_[-1])
 
     study = new_study(pruner=PrunesAt(2))
@@ -144,61 +143,47 @@ def test_pruning_callback__pruned__is_PRUNED_and_the_estimator_as_it_was(
 @needs_callbacks
 @pytest.mark.parametrize("copied", [clone, pytest.param(copy.copy, marks=pytest.mark.thorough)])
 def test_pruning_callback__a_copy_of_the_estimator__reports_to_the_same_trial(
-    copied: Callable[[Any], Any], tiny_llama: str, two_class_data: TextData
+    copied: Callable[[Any], Any], tiny_llama: str
 ) -> None:
     study = new_study()
-    clf = make(tiny_llama, max_epochs=2, early_stopping=True)
-    copied(clf.set_callbacks(PruningCallback(study.ask()))).fit(*two_class_data)
+    copied(reporting(tiny_llama, study)).fit(*DATA)
     assert sorted(study.trials[0].intermediate_values) == [1, 2]
 
 
 @needs_callbacks
 def test_pruning_callback__in_a_pipeline_and_cross_validation__one_fold_works(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = two_class_data
-    study = new_study(pruner=PrunesAt(1))
-    clf = make(tiny_llama, max_epochs=2, early_stopping=True)
-    clf.set_callbacks(PruningCallback(study.ask()))
+    clf = reporting(tiny_llama, new_study(pruner=PrunesAt(1)))
     pipeline = make_pipeline(FunctionTransformer(), clf)
+    fold = (np.arange(30), np.arange(30, 40))
     with pytest.raises(optuna.TrialPruned, match="after epoch 1"):
-        cross_val_score(
-            pipeline, X, y, cv=[(np.arange(30), np.arange(30, 40))], error_score="raise"
-        )
+        cross_val_score(pipeline, X, y, cv=[fold], error_score="raise")
 
 
 @needs_callbacks
-def test_pruning_callback__a_second_fold__is_refused_before_it_trains(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_pruning_callback__a_second_fold__is_refused_before_it_trains(tiny_llama: str) -> None:
     study = new_study()
-    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
-    clf.set_callbacks(PruningCallback(study.ask()))
     with pytest.raises(TuningError, match="one fit of one trial"):
-        cross_val_score(clf, *two_class_data, cv=2, error_score="raise")
-    clf.set_callbacks(PruningCallback(study.ask())).fit(*two_class_data)
+        cross_val_score(reporting(tiny_llama, study), *DATA, cv=2, error_score="raise")
+    clf = reporting(tiny_llama, study).fit(*DATA)
     with pytest.raises(TuningError, match="one fit of one trial"):
-        clf.fit(*two_class_data)
+        clf.fit(*DATA)
 
 
 @needs_callbacks
-def test_pruning_callback__partial_fit__steps_go_on(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_pruning_callback__partial_fit__steps_go_on(tiny_llama: str) -> None:
     study = new_study("minimize")
-    clf = make(tiny_llama).set_callbacks(PruningCallback(study.ask(), "loss"))
+    clf = reporting(tiny_llama, study, "loss", early_stopping=False)
     for _ in range(3):
-        clf.partial_fit(*two_class_data, classes=["money", "sport"])
+        clf.partial_fit(*DATA, classes=["money", "sport"])
     assert sorted(study.trials[0].intermediate_values) == [1, 2, 3]
 
 
 @needs_callbacks
-def test_pruning_callback__nothing_held_out__says_what_to_do(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    clf = make(tiny_llama, max_epochs=2).set_callbacks(PruningCallback(new_study().ask()))
+def test_pruning_callback__nothing_held_out__says_what_to_do(tiny_llama: str) -> None:
     with pytest.raises(TuningError, match="early_stopping=True, or pass X_val"):
-        clf.fit(*two_class_data)
+        reporting(tiny_llama, new_study(), early_stopping=False).fit(*DATA)
 
 
 @needs_callbacks
@@ -230,11 +215,9 @@ def test_pruning_callback__older_scikit_learn__says_which_is_needed(
 
 @needs_callbacks
 def test_pruning_callback__pickled_with_a_study_in_memory__predicts_but_does_not_report(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
-    clf.set_callbacks(PruningCallback(new_study().ask())).fit(X, y)
+    clf = reporting(tiny_llama, new_study(), max_epochs=1).fit(*DATA)
     opened = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(opened.predict(X), clf.predict(X))
     with pytest.raises(TuningError, match="in memory"):
@@ -244,13 +227,11 @@ def test_pruning_callback__pickled_with_a_study_in_memory__predicts_but_does_not
 
 @needs_callbacks
 def test_pruning_callback__pickled_with_a_shared_storage__reports(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    tiny_llama: str, tmp_path: Path
 ) -> None:
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
     study = new_study(storage=storage)
-    clf = make(tiny_llama, max_epochs=1, early_stopping=True)
-    clf.set_callbacks(PruningCallback(study.ask()))
-    pickle.loads(pickle.dumps(clf)).fit(*two_class_data)
+    pickle.loads(pickle.dumps(reporting(tiny_llama, study, max_epochs=1))).fit(*DATA)
     assert sorted(study.trials[0].intermediate_values) == [1]
 
 
@@ -258,7 +239,7 @@ def test_pruning_callback__pickled_with_a_shared_storage__reports(
 
 
 def test_objective__a_pipeline_with_our_classifier__is_the_mean_of_cross_val_score(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
     clf = make(tiny_llama, max_epochs=2, lora=LoRA())
     pipeline = Pipeline([("same", FunctionTransformer()), ("clf", clf)])
@@ -271,9 +252,9 @@ def test_objective__a_pipeline_with_our_classifier__is_the_mean_of_cross_val_sco
     cv = KFold(3, shuffle=True, random_state=0)
     study = new_study()
     study.enqueue_trial(values)
-    study.optimize(objective(pipeline, *two_class_data, space, cv, "neg_log_loss"), n_trials=1)
+    study.optimize(objective(pipeline, *DATA, space, cv, "neg_log_loss"), n_trials=1)
     best = clone(pipeline).set_params(**values)
-    scores = cross_val_score(best, *two_class_data, cv=cv, scoring="neg_log_loss")
+    scores = cross_val_score(best, *DATA, cv=cv, scoring="neg_log_loss")
     assert study.best_trial.user_attrs["fold_scores"] == scores.tolist()
     assert study.best_value == pytest.approx(scores.mean()) and study.best_params == values
     assert clf.lora.rank == 8  # the user's object is as it was
@@ -323,16 +304,12 @@ def test_objective__fixed_trial__needs_no_study() -> None:
         ({}, "must be a dict"),
         ([("quality", FloatDistribution(0, 1))], "must be a dict"),
         ({"quality": [0.1, 0.2]}, "must hold Optuna distributions"),
+        ({"qualty": FloatDistribution(0, 1)}, r"`space` must .*'qualty' is none of.*'quality'"),
     ],
 )
 def test_objective__a_space_that_is_none__is_refused(space: Any, message: str) -> None:
     with pytest.raises(TuningError, match=message):
         scored(space=space)
-
-
-def test_objective__a_name_that_is_no_parameter__is_refused_with_what_is_like_it() -> None:
-    with pytest.raises(SearchSpaceError, match=r"`space` must .*'qualty' is none of.*'quality'"):
-        scored(space={"qualty": FloatDistribution(0, 1)})
 
 
 def test_objective__a_study_that_minimises__is_refused_before_a_fit() -> None:
@@ -341,8 +318,8 @@ def test_objective__a_study_that_minimises__is_refused_before_a_fit() -> None:
     assert not Scored.fits
 
 
-def test_objective__a_fit_that_fails__goes_up(two_class_data: TextData) -> None:
+def test_objective__a_fit_that_fails__goes_up() -> None:
     space = {"learning_rate": FloatDistribution(1e-5, 1e-3)}
-    score = objective(make("no-such-folder/at-all"), *two_class_data, space, cv=2)
+    score = objective(make("no-such-folder/at-all"), *DATA, space, cv=2)
     with pytest.raises(OSError, match="no-such-folder"):
         score(FixedTrial({"learning_rate": 1e-4}))

@@ -15,14 +15,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from skgpt import GPTTextClassifier
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import PRUNERS, open_storage
 from skgpt.tuning.trial import Outcome
 from skgpt.tuning.trial_store import TrialStore
-from tests.helpers import TextData
 from tests.tuning.processes import let_die
-from tests.tuning.searching import search
+from tests.tuning.searching import DATA, search
 
 GRID: dict[str, list[Any]] = {"a": [1, 2, 3], "b": ["x", "y"]}
 N_POINTS = 6
@@ -75,11 +73,7 @@ def of_all_points(name: str) -> BaseSampler:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "pruner"),
-    [
-        ("grid", PRUNERS["hyperband"]),
-        ("brute force", NopPruner),
-    ],
+    ("sampler", "pruner"), [("grid", PRUNERS["hyperband"]), ("brute force", NopPruner)]
 )
 def test_points__more_trials_than_there_are__each_once_and_none_when_it_goes_on(
     sampler: str, pruner: Any
@@ -130,9 +124,7 @@ def test_grid__killed_before_it_was_drawn_whole__the_point_is_not_lost(
     assert points(store) == POINTS
 
 
-def test_grid__two_that_draw_the_same_point__one_gives_way(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_grid__two_that_draw_the_same_point__one_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     study = open_study()
     store, other = store_of(study), store_of(study)
     first = store.take()
@@ -177,22 +169,19 @@ def test_grid__one_trial_too_many__its_point_comes_when_more_are_asked_for(
 
 
 def test_search__a_grid_under_hyperband_that_goes_on__every_point_once(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     grid = {"head_learning_rate": [1e-7, 1e-3, 3e-2], "pooling": ["mean", "last"]}
     options: dict[str, Any] = {"sampler": GridSampler(grid), "pruner": "hyperband", "refit": False}
     options |= {"storage": tmp_path / "search.db", "scoring": "neg_log_loss"}
-    search(tiny_llama, grid, n_trials=3, **options).fit(*two_class_data)
-    whole = search(tiny_llama, grid, n_trials=20, **options).fit(*two_class_data)
+    search(tiny_llama, grid, n_trials=3, **options).fit(*DATA)
+    whole = search(tiny_llama, grid, n_trials=20, **options).fit(*DATA)
     found = whole.cv_results_["params"]
     assert len(found) == 6 == len({repr(sorted(params.items())) for params in found})
     assert whole.best_params_["head_learning_rate"] == 3e-2
-
-    def fit(*given: Any, **more: Any) -> Any:
-        raise AssertionError("there is nothing left to fit")
-
-    monkeypatch.setattr(GPTTextClassifier, "fit", fit)
-    again = search(tiny_llama, grid, n_trials=30, **options).fit(*two_class_data)
+    fits.reset_mock()
+    again = search(tiny_llama, grid, n_trials=30, **options).fit(*DATA)
+    assert not fits.called  # there is nothing left to fit
     assert again.cv_results_["params"] == found and len(again.study_.trials) == 6
 
 
@@ -211,7 +200,7 @@ def seeded(name: str) -> BaseSampler:
     ],
 )
 def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
-    two_class_data: TextData, tmp_path: Path, name: str, pruner: str | None
+    tmp_path: Path, name: str, pruner: str | None
 ) -> None:
     quick = make_pipeline(TfidfVectorizer(), LogisticRegression())
     space = {
@@ -221,6 +210,6 @@ def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
     options: dict[str, Any] = {"estimator": quick, "sampler": seeded(name), "pruner": pruner}
     options |= {"storage": tmp_path / "search.db", "refit": False}
     for n_trials in (4, 12):
-        found = search("", space, n_trials=n_trials, **options).fit(*two_class_data)
+        found = search("", space, n_trials=n_trials, **options).fit(*DATA)
         drawn = {tuple(params.values()) for params in found.cv_results_["params"]}
         assert len(drawn) == n_trials

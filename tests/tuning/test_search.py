@@ -20,18 +20,15 @@ from sklearn.pipeline import make_pipeline
 from skgpt import GPTTextClassifier, clear_cache
 from skgpt.exceptions import InvalidTextError, SearchFailedError, SearchSpaceError
 from skgpt.tuning import GPTSearchCV, compare_with_baseline
-from tests.helpers import TextData, global_random_state_unchanged, make
+from tests.helpers import global_random_state_unchanged, make
 from tests.terminals import Terminal, lines_of
-from tests.tuning.searching import RATES, piped, rows_of, search
+from tests.tuning.searching import DATA, RATES, X, piped, rows_of, search, y
 
 GRID = {"head_learning_rate": [1e-4, 1e-2], "trainable_layers": [0, 1]}
 METRICS = ["accuracy", "neg_log_loss"]
 
 
-def test_search__a_grid_without_pruning__is_grid_search(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_search__a_grid_without_pruning__is_grid_search(tiny_llama: str) -> None:
     estimator = piped(tiny_llama, max_epochs=2)
     grid = {f"gpttextclassifier__{name}": values for name, values in GRID.items()}
     common: dict[str, Any] = {"cv": 2, "scoring": METRICS, "refit": "neg_log_loss"}
@@ -53,8 +50,7 @@ def test_search__a_grid_without_pruning__is_grid_search(
     assert ours.n_splits_ == 2 and ours.multimetric_ and set(ours.scorer_) == set(METRICS)
 
 
-def test_search__a_planted_best_point__is_found(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
+def test_search__a_planted_best_point__is_found(tiny_llama: str) -> None:
     with global_random_state_unchanged():
         found = search(tiny_llama, n_trials=6).fit(X, y)
     assert found.best_params_ == {"head_learning_rate": 3e-2}
@@ -65,9 +61,9 @@ def test_search__a_planted_best_point__is_found(tiny_llama: str, two_class_data:
 
 
 def test_search__a_row_that_is_no_text__has_its_own_number_and_no_trial_begins(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
-    X, y = list(two_class_data.X), list(two_class_data.y)
+    X, y = list(DATA.X), list(DATA.y)
     with pytest.raises(InvalidTextError, match="Row 33 "):
         search(tiny_llama).fit([*X[:33], None, *X[34:]], y)
     with pytest.raises(InvalidTextError, match=r"y contains NaN.* row 33 "):
@@ -76,20 +72,17 @@ def test_search__a_row_that_is_no_text__has_its_own_number_and_no_trial_begins(
         compare_with_baseline(make(tiny_llama), [*X[:33], None, *X[34:]], y, cv=2)
 
 
-def test_search__the_same_seed__the_same_trials(tiny_llama: str, two_class_data: TextData) -> None:
+def test_search__the_same_seed__the_same_trials(tiny_llama: str) -> None:
     space = {"head_learning_rate": [1e-5, 1e-4, 1e-3, 1e-2, 3e-2]}
     options: dict[str, Any] = {"pruner": None, "refit": False}
-    one, two = (search(tiny_llama, space, **options).fit(*two_class_data) for _ in range(2))
-    other = search(tiny_llama, space, random_state=1, **options).fit(*two_class_data)
+    one, two = (search(tiny_llama, space, **options).fit(*DATA) for _ in range(2))
+    other = search(tiny_llama, space, random_state=1, **options).fit(*DATA)
     assert one.cv_results_["params"] == two.cv_results_["params"]
     assert one.cv_results_["params"] != other.cv_results_["params"]
     assert (one.cv_results_["mean_test_score"] == two.cv_results_["mean_test_score"]).all()
 
 
-def test_search__before_and_after_fit__is_a_scikit_learn_estimator(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_search__before_and_after_fit__is_a_scikit_learn_estimator(tiny_llama: str) -> None:
     unfitted = search(tiny_llama, sampler=GridSampler(RATES), n_trials=2)
     assert is_classifier(unfitted)
     with pytest.raises(NotFittedError):
@@ -104,19 +97,14 @@ def test_search__before_and_after_fit__is_a_scikit_learn_estimator(
     assert len(opened.study_.trials) == 2
 
 
-def test_search__in_an_outer_cross_validation__is_stratified_and_scored(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    found = cross_validate(search(tiny_llama), *two_class_data, cv=2, return_estimator=True)
+def test_search__in_an_outer_cross_validation__is_stratified_and_scored(tiny_llama: str) -> None:
+    found = cross_validate(search(tiny_llama), *DATA, cv=2, return_estimator=True)
     assert len(found["test_score"]) == 2 and np.isfinite(found["test_score"]).all()
     names = {inner.study_.study_name for inner in found["estimator"]}
     assert len(names) == 2  # other rows, another study
 
 
-def test_search__single_metric_callable_and_no_refit__like_grid_search(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_search__single_metric_callable_and_no_refit__like_grid_search(tiny_llama: str) -> None:
 
     def both(estimator: Any, X: Any, y: Any) -> dict[str, float]:
         right = accuracy_score(y, estimator.predict(X))
@@ -134,9 +122,7 @@ def test_search__single_metric_callable_and_no_refit__like_grid_search(
 
 
 @pytest.mark.filterwarnings("ignore:One or more of the test scores are non-finite")
-def test_search__a_metric_that_is_nan_and_does_not_guide__ranks_last(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_search__a_metric_that_is_nan_and_does_not_guide__ranks_last(tiny_llama: str) -> None:
     seen: list[int] = []
 
     def odd(estimator: Any, X: Any, y: Any) -> float:
@@ -147,16 +133,13 @@ def test_search__a_metric_that_is_nan_and_does_not_guide__ranks_last(
     scoring = {"accuracy": "accuracy", "odd": odd}
     options: dict[str, Any] = {"sampler": GridSampler(sizes), "pruner": None, "n_trials": 2}
     found = search(tiny_llama, sizes, scoring=scoring, refit=False, **options)
-    found.fit(*two_class_data)
+    found.fit(*DATA)
     assert set(found.cv_results_["trial_state"]) == {"COMPLETE"}
     is_nan = found.cv_results_["param_batch_size"] == 4
     assert found.cv_results_["rank_test_odd"].tolist() == np.where(is_nan, 2, 1).tolist()
 
 
-def test_search__weights_and_groups__reach_fit_scorer_and_splitter(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_search__weights_and_groups__reach_fit_scorer_and_splitter(tiny_llama: str) -> None:
     groups = np.arange(len(X)) % 4
     weight = np.where(np.arange(len(X)) < 20, 1.0, 3.0)
     with sklearn.config_context(enable_metadata_routing=True):
@@ -171,22 +154,18 @@ def test_search__weights_and_groups__reach_fit_scorer_and_splitter(
         assert ours.cv_results_[name] == theirs.cv_results_[name]
 
 
-def test_search__a_pipeline_of_other_estimators__is_searched_without_pruning(
-    two_class_data: TextData,
-) -> None:
+def test_search__a_pipeline_of_other_estimators__is_searched_without_pruning() -> None:
     other = make_pipeline(TfidfVectorizer(), LogisticRegression())
     found = GPTSearchCV(other, {"logisticregression__C": [0.01, 1.0]}, n_trials=3, cv=2)
-    found.fit(*two_class_data)
+    found.fit(*DATA)
     assert (found.cv_results_["n_epochs"] == 0).all() and found.best_score_ > 0.9
 
 
-def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(tiny_llama: str) -> None:
     grid = {"trainable_layers": [1, 99]}
     ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2, error_score=7.0)
     with pytest.warns(FitFailedWarning, match=r"1 of 2 trials failed; 1 of them with: ModelNot"):
-        ours.fit(*two_class_data)
+        ours.fit(*DATA)
     results = ours.cv_results_
     failed = [params["trainable_layers"] for params in results["params"]].index(99)
     assert results["trial_state"].tolist()[failed] == "FAIL"
@@ -194,25 +173,22 @@ def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(
     assert results["mean_test_score"][failed] == 7.0 == results["split1_test_score"][failed]
     assert results["rank_test_score"][failed] == 2 and ours.best_index_ == 1 - failed
     with pytest.raises(ValueError, match="at most the"):
-        clone(ours).set_params(error_score="raise").fit(*two_class_data)
+        clone(ours).set_params(error_score="raise").fit(*DATA)
 
 
 @pytest.mark.filterwarnings("error::sklearn.exceptions.FitFailedWarning")
-def test_search__a_trial_fails_and_warnings_are_errors__the_search_is_kept(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_search__a_trial_fails_and_warnings_are_errors__the_search_is_kept(tiny_llama: str) -> None:
     grid = {"trainable_layers": [1, 99]}
     ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2)
     with pytest.raises(FitFailedWarning, match="1 of 2 trials failed"):
-        ours.fit(*two_class_data)
+        ours.fit(*DATA)
     assert ours.best_params_ == {"trainable_layers": 1}
-    assert len(ours.predict(two_class_data.X)) == len(two_class_data.X)
+    assert len(ours.predict(DATA.X)) == len(DATA.X)
 
 
 def test_search__the_last_fit_fails__the_error_says_what_was_found(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    X, y = two_class_data
     fit = GPTTextClassifier.fit
 
     def on_all_rows(self: Any, texts: Any, labels: Any) -> Any:
@@ -226,10 +202,7 @@ def test_search__the_last_fit_fails__the_error_says_what_was_found(
     assert "best parameters are {'head_learning_rate': 0.03}" in caught.value.__notes__[0]
 
 
-def test_search__all_trials_fail__raises_and_keeps_the_fit_before(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_search__all_trials_fail__raises_and_keeps_the_fit_before(tiny_llama: str) -> None:
     ours = search(tiny_llama).fit(X, y)
     before = ours.best_params_, ours.study_
     ours.set_params(param_distributions={"trainable_layers": [99]})
@@ -249,34 +222,30 @@ def test_search__all_trials_fail__raises_and_keeps_the_fit_before(
     ],
 )
 def test_search__bad_input__is_refused_before_any_training(
-    tiny_llama: str, two_class_data: TextData, options: dict[str, Any], message: str
+    tiny_llama: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        search(tiny_llama, **options).fit(*two_class_data)
+        search(tiny_llama, **options).fit(*DATA)
 
 
-def test_search__a_callback_of_its_own__is_refused(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_search__a_callback_of_its_own__is_refused(tiny_llama: str) -> None:
     ours = search(tiny_llama)
     ours._skl_callbacks = [object()]
     with pytest.raises(SearchSpaceError, match="set them on its estimator"):
-        ours.fit(*two_class_data)
+        ours.fit(*DATA)
 
 
-def test_search__a_timeout__begins_no_more_trials(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    ours = search(tiny_llama, n_trials=10_000, timeout=0.5).fit(*two_class_data)
+def test_search__a_timeout__begins_no_more_trials(tiny_llama: str) -> None:
+    ours = search(tiny_llama, n_trials=10_000, timeout=0.5).fit(*DATA)
     assert 1 <= len(ours.cv_results_["params"]) < 10_000
 
 
 def test_search__verbose_in_a_terminal__a_bar_and_a_line_per_trial(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal.file)
-    search(tiny_llama, verbose=2).fit(*two_class_data)
+    search(tiny_llama, verbose=2).fit(*DATA)
     left = lines_of(terminal.read())
     terminal.close()
     assert [line for line in left if "complete after 3 epochs" in line] == left[:-1]
@@ -286,9 +255,9 @@ def test_search__verbose_in_a_terminal__a_bar_and_a_line_per_trial(
 
 @pytest.mark.parametrize("verbose", [0, 1])
 def test_search__stderr_is_a_file__a_line_per_trial_if_asked_for(
-    verbose: int, tiny_llama: str, two_class_data: TextData, capsys: pytest.CaptureFixture[str]
+    verbose: int, tiny_llama: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search(tiny_llama, verbose=verbose).fit(*two_class_data)
+    search(tiny_llama, verbose=verbose).fit(*DATA)
     shown = capsys.readouterr()
     assert shown.out == "" and "\r" not in shown.err
     lines = shown.err.splitlines()

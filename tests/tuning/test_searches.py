@@ -5,23 +5,16 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from scipy.stats import loguniform
+from optuna.distributions import FloatDistribution
 from sklearn.base import clone, is_classifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.model_selection import (
-    GridSearchCV,
-    HalvingGridSearchCV,
-    RandomizedSearchCV,
-    StratifiedKFold,
-    cross_val_score,
-)
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
-from skgpt import GPTTextClassifier, LoRA
-from tests.helpers import TextData, make
+from skgpt import LoRA
+from tests.helpers import make
+from tests.tuning.searching import DATA, X, y
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -51,19 +44,25 @@ def assert_computed_once(X: Any, n_depths: int) -> None:
     assert misses("models") == 1
 
 
-def test_grid__rates_and_batches__every_text_runs_through_the_frozen_layers_once(
-    tiny_llama: str, two_class_data: TextData
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"head_learning_rate": [1e-3, 1e-2], "batch_size": [4, 8], "max_length": [32]},
+        {"lora": [LoRA()], "lora__rank": [1, 2], "lora__alpha": [8, 16]},
+    ],
+    ids=["rates and batches", "lora"],
+)
+def test_grid__what_the_frozen_layers_do_not_see__every_text_runs_through_them_once(
+    grid: dict[str, list[Any]], tiny_llama: str
 ) -> None:
-    X, y = two_class_data
-    grid = {"head_learning_rate": [1e-3, 1e-2], "batch_size": [4, 8], "max_length": [32]}
-    search = GridSearchCV(make(tiny_llama, max_epochs=2), grid, cv=3, **STRICT).fit(X, y)
+    clf = make(tiny_llama, max_epochs=2)
+    search = GridSearchCV(clf, grid, cv=3, **STRICT).fit(X, y)
     search.predict(X)
     assert_computed_once(X, n_depths=1)
     assert len(search.cv_results_["params"]) == 4 and is_classifier(search)
 
 
-def test_grid__depths__each_once(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
+def test_grid__depths__each_once(tiny_llama: str) -> None:
     grid = {"trainable_layers": [1, 2], "n_layers": [2, 3], "learning_rate": [1e-4, 1e-3]}
     clf = make(tiny_llama, max_epochs=1)
     depths = {n - trained for n in grid["n_layers"] for trained in grid["trainable_layers"]}
@@ -75,22 +74,7 @@ def test_grid__depths__each_once(tiny_llama: str, two_class_data: TextData) -> N
     assert_computed_once(X, n_depths=len(depths - {0}))
 
 
-def test_grid__lora_ranks__share_the_frozen_layers_in_front(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=2, lora=LoRA(), learning_rate=1e-2)
-    grid = {"lora__rank": [1, 2, 4], "lora__alpha": [8, 16]}
-    search = GridSearchCV(clf, grid, cv=2, **STRICT).fit(X, y)
-    assert_computed_once(X, n_depths=1)
-    assert search.best_estimator_.lora.rank == search.best_params_["lora__rank"]
-    assert (clf.lora.rank, clf.lora.alpha) == (8, 16)  # the user's object is as it was
-
-
-def test_grid__its_scores__are_those_without_any_store(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_grid__its_scores__are_those_without_any_store(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_epochs=3, precision="fp32")
     rates = [1e-3, 1e-2, 1e-1]
     cv = StratifiedKFold(3, shuffle=True, random_state=0)
@@ -105,59 +89,6 @@ def test_grid__its_scores__are_those_without_any_store(
         assert found == pytest.approx(np.mean(scores), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["pipeline", "randomized", "nested"])
-def test_search__of_every_kind__computes_the_frozen_layers_once(
-    tiny_llama: str, two_class_data: TextData, kind: str
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, max_epochs=1)
-    rates = {"head_learning_rate": [1e-12, 1e-1]}
-    if kind == "pipeline":
-        pipeline = Pipeline([("same", FunctionTransformer()), ("gpt", clf)])
-        grid = {f"gpt__{name}": values for name, values in rates.items()}
-        search = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss", **STRICT).fit(X, y)
-        assert search.best_params_ == {"gpt__head_learning_rate": 1e-1}
-    elif kind == "randomized":
-        space = {"learning_rate": loguniform(1e-5, 1e-2), "pooling": ["mean", "last"]}
-        search = RandomizedSearchCV(clf, space, n_iter=3, cv=2, random_state=0, **STRICT).fit(X, y)
-        assert len(search.cv_results_["params"]) == 3
-    else:
-        scores = cross_val_score(GridSearchCV(clf, rates, cv=2, **STRICT), X, y, cv=3, **STRICT)
-        assert scores.shape == (3,)
-    assert_computed_once(X, n_depths=1)
-
-
-def test_halving__epochs_as_the_resource__fewer_candidates_train_longer_and_start_anew(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    X, y = two_class_data
-    epochs: list[int] = []
-    whole = GPTTextClassifier.fit
-
-    def counted(self: GPTTextClassifier, *args: Any, **kwargs: Any) -> GPTTextClassifier:
-        assert not hasattr(self, "history_")
-        fitted = whole(self, *args, **kwargs)
-        epochs.append(fitted.n_iter_)
-        return fitted
-
-    monkeypatch.setattr(GPTTextClassifier, "fit", counted)
-    search = HalvingGridSearchCV(
-        make(tiny_llama),
-        {"head_learning_rate": [1e-4, 1e-3, 1e-2, 1e-1]},
-        resource="max_epochs",
-        min_resources=1,
-        max_resources=4,
-        factor=2,
-        cv=2,
-        random_state=0,
-        **STRICT,
-    ).fit(X, y)
-    assert search.n_candidates_ == [4, 2, 1] and search.n_resources_ == [1, 2, 4]
-    assert epochs == [1] * 8 + [2] * 4 + [4] * 2 + [4]  # two folds each, and the refit
-    assert search.best_estimator_.n_iter_ == 4
-    assert_computed_once(X, n_depths=1)
-
-
 # --- optuna-integration's OptunaSearchCV
 
 
@@ -169,28 +100,11 @@ def optuna_search(clf: Any, space: dict[str, Any], **options: Any) -> Any:
 
 
 @of_optuna_integration
-def test_optuna_search__without_pruning__computed_once_and_predicts(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    space = {
-        "head_learning_rate": FloatDistribution(1e-3, 1e-1, log=True),
-        "lora__rank": IntDistribution(1, 4),
-        "pooling": CategoricalDistribution(["mean", "last"]),
-    }
-    search = optuna_search(make(tiny_llama, max_epochs=2, lora=LoRA()), space).fit(X, y)
-    assert set(search.best_params_) == set(space) and len(search.trials_) == 3
-    assert search.predict(X).shape == y.shape and search.score(X, y) >= 0.5
-    assert_computed_once(X, n_depths=1)
-
-
-@of_optuna_integration
 def test_optuna_search__with_pruning__an_epoch_a_step_and_PRUNED_is_not_FAILED(
-    tiny_llama: str, two_class_data: TextData
+    tiny_llama: str,
 ) -> None:
     from optuna.trial import TrialState
 
-    X, y = two_class_data
     study = optuna.create_study(
         direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1)
     )
@@ -222,14 +136,12 @@ def test_optuna_search__with_pruning__an_epoch_a_step_and_PRUNED_is_not_FAILED(
 
 
 @of_optuna_integration
-def test_optuna_search__its_limits__are_those_that_the_guide_names(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_optuna_search__its_limits__are_those_that_the_guide_names(tiny_llama: str) -> None:
     space = {"gpt__head_learning_rate": FloatDistribution(1e-3, 1e-1)}
     pipeline = Pipeline([("gpt", make(tiny_llama))])
     with pytest.raises(ValueError, match="must support partial_fit"):
-        optuna_search(pipeline, space, enable_pruning=True).fit(*two_class_data)
+        optuna_search(pipeline, space, enable_pruning=True).fit(*DATA)
     stopping = make(tiny_llama, early_stopping=True)
     with pytest.raises(ValueError, match="must support partial_fit"):
-        optuna_search(stopping, {}, enable_pruning=True).fit(*two_class_data)
-    assert optuna_search(pipeline, space, n_trials=1).fit(*two_class_data).score(*two_class_data)
+        optuna_search(stopping, {}, enable_pruning=True).fit(*DATA)
+    assert optuna_search(pipeline, space, n_trials=1).fit(*DATA).score(*DATA)

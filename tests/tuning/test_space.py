@@ -6,11 +6,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy import stats
 from sklearn.dummy import DummyClassifier
 from sklearn.pipeline import make_pipeline
@@ -20,8 +16,8 @@ from skgpt import LoRA
 from skgpt.exceptions import SearchSpaceError
 from skgpt.tuning import GPTSearchCV, default_space, suggest
 from skgpt.tuning.space import Space, check_names, draw
-from tests.helpers import TextData, make
-from tests.tuning.searching import piped
+from tests.helpers import make
+from tests.tuning.searching import DATA, piped
 
 
 @pytest.mark.parametrize(
@@ -35,14 +31,14 @@ from tests.tuning.searching import piped
     ],
 )
 def test_check_names__what_the_estimator_has_not__is_refused_before_any_trial(
-    tiny_llama: str, two_class_data: TextData, build: Any, name: str, hint: str
+    tiny_llama: str, build: Any, name: str, hint: str
 ) -> None:
     space = {name: [1, 2]}
     with pytest.raises(SearchSpaceError, match=f"{name!r} is none of this .*{hint}"):
         check_names(space, build(tiny_llama))
     ours = GPTSearchCV(build(tiny_llama), space, n_trials=2, cv=2)
     with pytest.raises(SearchSpaceError, match=f"{name!r} is none of"):
-        ours.fit(*two_class_data)
+        ours.fit(*DATA)
 
 
 def test_check_names__what_depends_on_another_choice__is_left_to_the_trials(
@@ -132,9 +128,7 @@ def test_draw__every_kind__is_what_ask_draws() -> None:
     assert study.trials[0].distributions == among
 
 
-def test_default_space__whatever_is_drawn__can_be_fitted(
-    tiny_model: Callable[[str], str],
-) -> None:
+def test_default_space__whatever_is_drawn__can_be_fitted(tiny_model: Callable[[str], str]) -> None:
     X, y = ["one text", "two texts", "a text"] * 2, [0, 1, 1] * 2
     for options in ({}, {"lora": LoRA()}, {"trainable_layers": 0}, {"n_layers": 1}):
         for name in ("llama", "bert"):

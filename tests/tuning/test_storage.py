@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,58 +15,34 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sklearn.exceptions import FitFailedWarning
 
-from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError, StorageError, TuningError
-from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning import study as study_module
 from skgpt.tuning.space import Space
 from skgpt.tuning.study import open_storage
 from skgpt.tuning.trial_store import TrialStore
 from tests.helpers import TextData
-from tests.tuning.processes import (
-    RATES,
-    begun,
-    epochs_in,
-    let_die,
-    stored,
-    trials_in,
-    wait_until,
-)
-from tests.tuning.searching import rows_of
+from tests.tuning.processes import RATES, begun, epochs_in, let_die, stored, trials_in, wait_until
+from tests.tuning.searching import DATA, X, rows_of, y
 from tests.tuning.servers import grpc_proxy, postgresql
 
 _SECONDS = 180.0
 
 
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets an entry for each fit."""
-    made: list[int] = []
-    fit = GPTTextClassifier.fit
-
-    def counting(self: Any, *given: Any, **more: Any) -> Any:
-        made.append(1)
-        return fit(self, *given, **more)
-
-    monkeypatch.setattr(GPTTextClassifier, "fit", counting)
-    return made
-
-
 def test_storage__the_same_call_again__goes_on_without_repeating(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int]
+    tiny_llama: str, tmp_path: Path, fits: Any
 ) -> None:
     name = "search.journal"  # an SQLite file, whatever its ending
-    whole = stored(tiny_llama, None, refit=False).fit(*two_class_data)
-    fits.clear()
-    stored(tiny_llama, tmp_path / name, n_trials=2, refit=False).fit(*two_class_data)
-    assert len(fits) == 4
-    again = stored(tiny_llama, str(tmp_path / name), refit=False).fit(*two_class_data)
-    assert len(fits) == 8
+    whole = stored(tiny_llama, None, refit=False).fit(*DATA)
+    fits.reset_mock()
+    stored(tiny_llama, tmp_path / name, n_trials=2, refit=False).fit(*DATA)
+    assert fits.call_count == 4
+    again = stored(tiny_llama, str(tmp_path / name), refit=False).fit(*DATA)
+    assert fits.call_count == 8
     for column, values in whole.cv_results_.items():
         if "time" not in column:
             np.testing.assert_array_equal(again.cv_results_[column], values, column)
-    by_url = stored(tiny_llama, f"sqlite:///{tmp_path}/{name}", refit=False).fit(*two_class_data)
-    assert len(fits) == 8 and by_url.best_params_ == whole.best_params_
+    by_url = stored(tiny_llama, f"sqlite:///{tmp_path}/{name}", refit=False).fit(*DATA)
+    assert fits.call_count == 8 and by_url.best_params_ == whole.best_params_
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -76,9 +53,9 @@ def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_storage__killed_in_the_middle__goes_on(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, fits: list[int], soon_dead: None
+    tiny_llama: str, tmp_path: Path, fits: Any, soon_dead: None
 ) -> None:
-    whole = stored(tiny_llama, None, refit=False).fit(*two_class_data)
+    whole = stored(tiny_llama, None, refit=False).fit(*DATA)
     storage = tmp_path / "search.db"
     process = begun(tiny_llama, storage, tmp_path)
 
@@ -89,9 +66,9 @@ def test_storage__killed_in_the_middle__goes_on(
     wait_until(is_in_its_second_trial)
     process.kill()
     process.join()
-    fits.clear()
-    again = stored(tiny_llama, storage, refit=False).fit(*two_class_data)
-    assert len(fits) == 6  # the first trial was whole, and two folds for each of the others
+    fits.reset_mock()
+    again = stored(tiny_llama, storage, refit=False).fit(*DATA)
+    assert fits.call_count == 6  # the first trial was whole, and two folds for each of the others
     states = [trial.state for trial in again.study_.trials]
     assert sorted(states) == [*[TrialState.COMPLETE] * 4, TrialState.FAIL]
     assert states[1] == TrialState.FAIL
@@ -102,83 +79,74 @@ def test_storage__killed_in_the_middle__goes_on(
         assert found[params] == expected[params]
 
 
-def test_storage__a_pickle__needs_none(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
-) -> None:
+def test_storage__a_pickle__needs_none(tiny_llama: str, tmp_path: Path) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
-    fitted = stored(tiny_llama, folder / "search.db", n_trials=2).fit(*two_class_data)
+    fitted = stored(tiny_llama, folder / "search.db", n_trials=2).fit(*DATA)
     data = pickle.dumps(fitted)
     assert not isinstance(fitted.study_._storage, InMemoryStorage)
     shutil.rmtree(folder)
     opened = pickle.loads(data)
-    assert (opened.predict(two_class_data.X) == fitted.predict(two_class_data.X)).all()
+    assert (opened.predict(DATA.X) == fitted.predict(DATA.X)).all()
     assert [trial.value for trial in opened.study_.trials] == list(
         fitted.cv_results_["mean_test_score"]
     )
 
 
-def test_storage__n_jobs__are_processes_on_one_study(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    found = stored(tiny_llama, None, n_jobs=2).fit(*two_class_data)
+def test_storage__n_jobs__are_processes_on_one_study(tiny_llama: str) -> None:
+    found = stored(tiny_llama, None, n_jobs=2).fit(*DATA)
     assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
     counted = [t for t in found.study_.trials if t.state == TrialState.COMPLETE]
     assert len(counted) == 4 and found.study_.best_value == found.best_score_
 
 
 def test_storage__ctrl_c__the_trial_is_tried_again(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_epochs: Any
 ) -> None:
-    class Interrupts(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            raise KeyboardInterrupt
-
     storage = tmp_path / "search.db"
-    with monkeypatch.context() as patched:
-        patched.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Interrupts()])
-        with pytest.raises(KeyboardInterrupt):
-            stored(tiny_llama, storage).fit(*two_class_data)
+    at_epochs(begin=lambda epoch: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        stored(tiny_llama, storage).fit(*DATA)
+    monkeypatch.undo()
     (lost, waiting) = trials_in(storage)
     assert (lost.state, waiting.state) == (TrialState.FAIL, TrialState.WAITING)
-    found = stored(tiny_llama, storage).fit(*two_class_data)
+    found = stored(tiny_llama, storage).fit(*DATA)
     assert len(found.cv_results_["params"]) == 4
     assert found.cv_results_["params"][0] == lost.params
 
 
 def test_storage__workers_died_of_a_trial__it_is_in_the_results(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = tmp_path / "search.db"
     monkeypatch.setattr(study_module, "MAX_RETRIES", 0)
     monkeypatch.setattr("skgpt.tuning.trial_store.MAX_RETRIES", 0)
-    first = stored(tiny_llama, storage, n_trials=1, refit=False).fit(*two_class_data)
+    first = stored(tiny_llama, storage, n_trials=1, refit=False).fit(*DATA)
     trial = TrialStore(first.study_, Space(RATES).distributions, 2).take()
     assert trial is not None
     let_die(first.study_, trial)
     with pytest.warns(FitFailedWarning, match="1 of 3 trials failed; 1 .* the worker died"):
-        found = stored(tiny_llama, storage, n_trials=3, refit=False).fit(*two_class_data)
+        found = stored(tiny_llama, storage, n_trials=3, refit=False).fit(*DATA)
     assert found.cv_results_["trial_state"].tolist() == ["COMPLETE", "FAIL", "COMPLETE"]
     assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
 
 
 def test_storage__without_heartbeats__nobody_waits_for_a_trial_that_may_be_dead(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    tiny_llama: str, tmp_path: Path
 ) -> None:
     journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
-    search = stored(tiny_llama, journal, n_trials=1, refit=False).fit(*two_class_data)
+    search = stored(tiny_llama, journal, n_trials=1, refit=False).fit(*DATA)
     running = search.study_.ask()
-    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*two_class_data)
+    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*DATA)
     assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 2
     search.study_.tell(running, state=TrialState.FAIL)  # its user knows that it is dead
-    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*two_class_data)
+    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*DATA)
     assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 3
 
 
 def test_storage__other_data_or_settings__another_study_or_refused(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    tiny_llama: str, tmp_path: Path
 ) -> None:
-    X, y = two_class_data
     storage = tmp_path / "search.db"
     options: dict[str, Any] = {"n_trials": 1, "refit": False}
     first = stored(tiny_llama, storage, **options).fit(X, y)
@@ -204,23 +172,23 @@ def test_storage__other_data_or_settings__another_study_or_refused(
 
 
 def test_storage__a_lambda__is_refused_only_where_the_search_must_go_on(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    tiny_llama: str, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"n_trials": 1, "refit": False}
     options["scoring"] = lambda estimator, X, y: estimator.score(X, y)
-    assert stored(tiny_llama, None, **options).fit(*two_class_data).best_score_ >= 0
+    assert stored(tiny_llama, None, **options).fit(*DATA).best_score_ >= 0
     with pytest.raises(ContinuationError, match="lambda"):
-        stored(tiny_llama, tmp_path / "search.db", **options).fit(*two_class_data)
+        stored(tiny_llama, tmp_path / "search.db", **options).fit(*DATA)
 
 
 @pytest.mark.parametrize("directions", [["minimize"], ["maximize", "maximize"]])
 def test_storage__an_empty_study_of_another_direction__is_refused(
-    tiny_llama: str, two_class_data: TextData, directions: list[str]
+    tiny_llama: str, directions: list[str]
 ) -> None:
     memory = InMemoryStorage()
     study = optuna.create_study(storage=memory, study_name="mine", directions=directions)
     with pytest.raises(ContinuationError, match=f"created with '{', '.join(directions)}'"):
-        stored(tiny_llama, memory, study_name="mine").fit(*two_class_data)
+        stored(tiny_llama, memory, study_name="mine").fit(*DATA)
     assert study.trials == [] and study.user_attrs == {}
 
 
@@ -253,11 +221,9 @@ def test_open_storage__that_can_not_be_opened__is_an_error_at_once_and_without_i
     assert "cret" not in str(caught.value)
 
 
-def test_storage__in_memory_with_processes__is_refused(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_storage__in_memory_with_processes__is_refused(tiny_llama: str) -> None:
     with pytest.raises(TuningError, match="one in memory: pass"):
-        stored(tiny_llama, InMemoryStorage(), n_jobs=2).fit(*two_class_data)
+        stored(tiny_llama, InMemoryStorage(), n_jobs=2).fit(*DATA)
 
 
 # --- Processes that share one study, in each kind of storage that several can share
@@ -303,7 +269,7 @@ def check_whole(tiny_llama: str, data: TextData, storage: Any, n_trials: int) ->
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # the proxy
 @in_storages("sqlite", "postgresql", "journal", "grpc")
 def test_shared__two_processes_at_once__share_the_trials(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, shared: Any
+    tiny_llama: str, tmp_path: Path, shared: Any
 ) -> None:
     workers = [begun(tiny_llama, shared, tmp_path, n_trials=6, refit=False) for _ in range(2)]
     for worker in workers:
@@ -311,12 +277,12 @@ def test_shared__two_processes_at_once__share_the_trials(
         assert worker.exitcode == 0
     epochs = [pid for pid, _ in epochs_in(tmp_path)]
     assert len(epochs) == 6 * 2 * 3 and set(epochs) == {worker.pid for worker in workers}
-    check_whole(tiny_llama, two_class_data, shared, 6)
+    check_whole(tiny_llama, DATA, shared, 6)
 
 
 @in_storages("sqlite", "postgresql")
 def test_shared__one_of_two_is_killed__the_other_tries_its_trial_again(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, shared: Any
+    tiny_llama: str, tmp_path: Path, shared: Any
 ) -> None:
     workers = [begun(tiny_llama, shared, tmp_path, seconds=0.3) for _ in range(2)]
     victim = workers[0]
@@ -333,4 +299,4 @@ def test_shared__one_of_two_is_killed__the_other_tries_its_trial_again(
     (lost,) = [trial for trial in trials if trial.state == TrialState.FAIL]
     (again,) = [t for t in trials if t.system_attrs.get("failed_trial") == lost.number]
     assert again.state == TrialState.COMPLETE and again.params == lost.params
-    check_whole(tiny_llama, two_class_data, shared, 4)
+    check_whole(tiny_llama, DATA, shared, 4)

@@ -25,7 +25,7 @@ from skgpt.tuning.study import (
 )
 from skgpt.tuning.trial import Evaluator
 from tests.helpers import TextData, make
-from tests.tuning.searching import RATES, piped
+from tests.tuning.searching import DATA, RATES, piped
 
 
 def key_of(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]:
@@ -36,17 +36,17 @@ def key_of(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]
 
 @pytest.mark.parametrize("build", [make, piped])
 def test_study_key__another_model_in_the_same_folder__is_another_search(
-    tmp_path: Path, two_class_data: TextData, build: Any
+    tmp_path: Path, build: Any
 ) -> None:
     folder = tiny_gpt(str(tmp_path / "model"))
-    first = key_of(build(folder), two_class_data)
+    first = key_of(build(folder), DATA)
     shutil.copytree(folder, tmp_path / "kept")
     (tmp_path / "model" / "search.db").write_text("not the model's")
     os.utime(tmp_path / "model" / "config.json")
-    assert key_of(build(folder), two_class_data) == first
+    assert key_of(build(folder), DATA) == first
     shutil.rmtree(folder)
     tiny_gpt(folder, seed=1)
-    other = key_of(build(folder), two_class_data)
+    other = key_of(build(folder), DATA)
     assert name_of(other) != name_of(first)
     assert {n for n in first if first[n] != other[n]} == {f"the files of {folder!r}"}
     study = open_study(open_storage(None), "mine", first, make_sampler(None, 0), make_pruner(None))
@@ -54,30 +54,26 @@ def test_study_key__another_model_in_the_same_folder__is_another_search(
         check_key(study, other)
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "kept", folder)
-    assert name_of(key_of(build(folder), two_class_data)) == name_of(first)
+    assert name_of(key_of(build(folder), DATA)) == name_of(first)
 
 
-def test_study_key__models_to_choose_from__their_files_count(
-    tmp_path: Path, two_class_data: TextData
-) -> None:
+def test_study_key__models_to_choose_from__their_files_count(tmp_path: Path) -> None:
     folders = [tiny_gpt(str(tmp_path / name), seed=i) for i, name in enumerate("ab")]
     for among in (folders, CategoricalDistribution(folders)):
-        found = key_of(make("smollm2-135m"), two_class_data, {"model": among})
+        found = key_of(make("smollm2-135m"), DATA, {"model": among})
         assert [n for n in found if n.startswith("the files")] == [
             f"the files of {folder!r}" for folder in folders
         ]
         assert len({found[f"the files of {folder!r}"] for folder in folders}) == 2
 
 
-def test_study_key__other_weights_for_the_scorer_alone__is_another_search(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    rows = np.arange(len(two_class_data.X))
+def test_study_key__other_weights_for_the_scorer_alone__is_another_search(tiny_llama: str) -> None:
+    rows = np.arange(len(DATA.X))
     estimator, splits = make(tiny_llama), [(rows[:20], rows[20:])]
     names = []
     for last in (1.0, 1.0, 2.0):
         passed = {"sample_weight": np.r_[np.ones(len(rows) - 1), last]}
-        work = Evaluator(estimator, *two_class_data[:2], splits, None, {}, passed)
+        work = Evaluator(estimator, *DATA[:2], splits, None, {}, passed)
         names.append(name_of(study_key(work, None, Space(RATES))))
     assert names[0] == names[1] != names[2]
 

@@ -22,7 +22,7 @@ from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning.trial import Evaluator, Room, drop_tracebacks
 from tests.estimators.dying import folders_in
 from tests.helpers import TextData, make
-from tests.tuning.searching import piped, search
+from tests.tuning.searching import DATA, X, piped, search, y
 
 
 def evaluation(estimator: Any, data: TextData, scoring: str = "neg_log_loss") -> Evaluator:
@@ -42,32 +42,25 @@ def _no_thread_stays() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("make_it", "options"),
-    [
-        (piped, {}),
-        (make, {"early_stopping": True, "n_iter_no_change": 1}),
-    ],
+    ("make_it", "options"), [(piped, {}), (make, {"early_stopping": True, "n_iter_no_change": 1})]
 )
 def test_evaluate__folds_together__are_those_one_after_the_other_bit_for_bit(
-    tiny_llama: str, two_class_data: TextData, make_it: Any, options: dict[str, Any]
+    tiny_llama: str, make_it: Any, options: dict[str, Any]
 ) -> None:
     estimator = make_it(tiny_llama, max_epochs=4, **options)
-    work = evaluation(estimator, two_class_data)
+    work = evaluation(estimator, DATA)
     clear_cache()
-    expected = cross_validate(estimator, *two_class_data, cv=work.splits, scoring="neg_log_loss")
+    expected = cross_validate(estimator, *DATA, cv=work.splits, scoring="neg_log_loss")
     clear_cache()
     outcome = work.evaluate({}, never)
     assert outcome.test_scores == expected["test_score"].tolist()
     assert outcome.state == "COMPLETE" and outcome.value == np.mean(outcome.test_scores)
 
 
-def test_evaluate__each_epoch__reports_what_a_shorter_fit_would_score(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
+def test_evaluate__each_epoch__reports_what_a_shorter_fit_would_score(tiny_llama: str) -> None:
     told: list[tuple[int, float]] = []
     options = {"lr_schedule": "constant", "warmup_ratio": 0.0}
-    work = evaluation(piped(tiny_llama, max_epochs=3, **options), two_class_data)
+    work = evaluation(piped(tiny_llama, max_epochs=3, **options), DATA)
     work.evaluate({}, lambda epoch, score: bool(told.append((epoch, score))))
     assert [epoch for epoch, _ in told] == [1, 2]
     for epoch, score in told:
@@ -76,46 +69,35 @@ def test_evaluate__each_epoch__reports_what_a_shorter_fit_would_score(
         assert score == pytest.approx(found["test_score"].mean(), rel=1e-6)
 
 
-def test_evaluate__one_fold_at_a_time__epoch_by_epoch(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate__one_fold_at_a_time__epoch_by_epoch(tiny_llama: str, at_epochs: Any) -> None:
     seen: list[tuple[int, int]] = []
     running: set[int] = set()
 
-    class Noting(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            assert not running
-            running.add(threading.get_ident())
-            seen.append((epoch, threading.get_ident()))
+    def begin(epoch: int) -> None:
+        assert not running
+        running.add(threading.get_ident())
+        seen.append((epoch, threading.get_ident()))
 
-        def on_epoch(self, record: Any) -> bool:
-            running.clear()
-            return False
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
-    evaluation(make(tiny_llama, max_epochs=3), two_class_data).evaluate({}, never)
+    at_epochs(begin, lambda record: running.clear())
+    evaluation(make(tiny_llama, max_epochs=3), DATA).evaluate({}, never)
     assert [epoch for epoch, _ in seen] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     threads = [thread for _, thread in seen]
     assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
 
 
 def test_evaluate__a_warning_in_a_fold__points_at_the_callers_line(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, at_epochs: Any
 ) -> None:
-    class Warns(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            warn_user("slow", UserWarning)
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Warns()])
+    at_epochs(begin=lambda epoch: warn_user("slow", UserWarning))
     with pytest.warns(UserWarning, match="slow") as caught:
-        evaluation(make(tiny_llama, max_epochs=1), two_class_data).evaluate({}, never)
+        evaluation(make(tiny_llama, max_epochs=1), DATA).evaluate({}, never)
     assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = evaluation(make(tiny_llama, max_epochs=3), two_class_data)
+    work = evaluation(make(tiny_llama, max_epochs=3), DATA)
     clear_cache()
     expected = work.evaluate({}, never)
     monkeypatch.setattr(Room, "is_short_for", lambda self, network: self.n_others == 2)
@@ -127,16 +109,16 @@ def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(
 
 
 def test_evaluate__pruned__stops_every_fold_and_leaves_no_checkpoint(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    tiny_llama: str, tmp_path: Path
 ) -> None:
     clf = make(tiny_llama, max_epochs=50, checkpoint_dir=tmp_path)
-    outcome = evaluation(clf, two_class_data).evaluate({}, lambda epoch, score: epoch == 2)
+    outcome = evaluation(clf, DATA).evaluate({}, lambda epoch, score: epoch == 2)
     assert outcome.state == "PRUNED" and outcome.n_epochs == 2 and np.isnan(outcome.value)
     assert folders_in(tmp_path) == []
 
 
 def test_evaluate__ctrl_c__stops_every_fold_and_keeps_their_checkpoints(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+    tiny_llama: str, tmp_path: Path
 ) -> None:
     clf = make(tiny_llama, max_epochs=500, random_state=0, checkpoint_dir=tmp_path)
 
@@ -147,66 +129,48 @@ def test_evaluate__ctrl_c__stops_every_fold_and_keeps_their_checkpoints(
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        evaluation(clf, two_class_data).evaluate({}, interrupt)
+        evaluation(clf, DATA).evaluate({}, interrupt)
     assert time.monotonic() - began < 20
     assert len(folders_in(tmp_path)) == 3
 
 
-def test_evaluate__a_fold_that_fails__ends_the_trial(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate__a_fold_that_fails__ends_the_trial(tiny_llama: str, at_epochs: Any) -> None:
     made = iter(range(100))
 
-    class Fails(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            if next(made) == 4:  # the second fold's second epoch
-                raise MemoryError("no room")
+    def fail(epoch: int) -> None:
+        if next(made) == 4:  # the second fold's second epoch
+            raise MemoryError("no room")
 
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Fails()])
-    outcome = evaluation(make(tiny_llama), two_class_data).evaluate({}, never)
+    at_epochs(fail)
+    outcome = evaluation(make(tiny_llama), DATA).evaluate({}, never)
     assert outcome.state == "FAIL" and isinstance(outcome.error, MemoryError)
     assert outcome.n_epochs == 2 and next(made) == 5
 
 
-def test_evaluate__times__are_a_folds_own(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Slow(TrainingCallback):
-        def on_epoch_begin(self, epoch: int) -> None:
-            time.sleep(0.2)
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Slow()])
+def test_evaluate__times__are_a_folds_own(tiny_llama: str, at_epochs: Any) -> None:
+    at_epochs(begin=lambda epoch: time.sleep(0.2))
     began = time.perf_counter()
-    outcome = evaluation(make(tiny_llama, max_epochs=2), two_class_data).evaluate({}, never)
+    outcome = evaluation(make(tiny_llama, max_epochs=2), DATA).evaluate({}, never)
     whole = time.perf_counter() - began
     assert all(seconds >= 0.4 for seconds in outcome.fit_time)
     assert sum(outcome.fit_time) + sum(outcome.score_time) <= whole
 
 
 def test_evaluate__no_fold__sees_the_rows_of_its_test(
-    tiny_llama: str, three_class_data: TextData, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, three_class_data: TextData, fits: Any
 ) -> None:
     """Class weights and early stopping included: what a fit is given is what it may know."""
-    X, y = three_class_data
-    given: list[set[str]] = []
-    fit = GPTTextClassifier.fit
-
-    def noting(self: Any, X: Any, y: Any, *rest: Any, **more: Any) -> Any:
-        given.append(set(X))
-        return fit(self, X, y, *rest, **more)
-
-    monkeypatch.setattr(GPTTextClassifier, "fit", noting)
     clf = make(tiny_llama, max_epochs=2, class_weight="balanced", early_stopping=True)
-    unique = np.array([f"{text} {i}" for i, text in enumerate(X)], dtype=object)
-    work = evaluation(clf, TextData(unique, y))
+    unique = np.array([f"{text} {i}" for i, text in enumerate(three_class_data.X)], dtype=object)
+    work = evaluation(clf, TextData(unique, three_class_data.y))
     assert work.evaluate({}, never).state == "COMPLETE"
-    for seen, (_, test) in zip(given, work.splits, strict=True):
-        assert seen.isdisjoint(unique[test])
+    for call, (_, test) in zip(fits.call_args_list, work.splits, strict=True):
+        assert set(call.args[1]).isdisjoint(unique[test])
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
 def test_evaluate__however_it_ends__no_network_stays(
-    tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch, state: str
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     networks: list[weakref.ref[Any]] = []
 
@@ -220,7 +184,7 @@ def test_evaluate__however_it_ends__no_network_stays(
         return [Fails()] if state == "FAIL" else []
 
     monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", noting)
-    work = evaluation(make(tiny_llama, max_epochs=2), two_class_data)
+    work = evaluation(make(tiny_llama, max_epochs=2), DATA)
     gc.disable()
     try:
         outcome = work.evaluate({}, lambda epoch, score: state == "PRUNED")
@@ -237,10 +201,8 @@ class _BelowChance(BasePruner):
         return trial.number % 2 == 1
 
 
-def test_search__trials_that_are_pruned__are_pruned_not_failed(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    found = search(tiny_llama, pruner=_BelowChance(), n_trials=4).fit(*two_class_data)
+def test_search__trials_that_are_pruned__are_pruned_not_failed(tiny_llama: str) -> None:
+    found = search(tiny_llama, pruner=_BelowChance(), n_trials=4).fit(*DATA)
     results = found.cv_results_
     assert results["trial_state"].tolist() == ["COMPLETE", "PRUNED"] * 2
     assert results["n_epochs"].tolist() == [3, 1] * 2
@@ -250,9 +212,7 @@ def test_search__trials_that_are_pruned__are_pruned_not_failed(
     assert list(found.study_.trials[1].intermediate_values) == [1]
 
 
-def test_search__median_pruner__saves_epochs_and_finds_the_same(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_search__median_pruner__saves_epochs_and_finds_the_same(tiny_llama: str) -> None:
     space = {"head_learning_rate": [1e-7, 1e-6, 1e-5, 3e-2]}
     clf = make(tiny_llama, max_epochs=4)
     options: dict[str, Any] = {
@@ -261,8 +221,8 @@ def test_search__median_pruner__saves_epochs_and_finds_the_same(
         "scoring": "neg_log_loss",
         "estimator": clf,
     }
-    pruned = search(tiny_llama, space, **options).fit(*two_class_data)
-    whole = search(tiny_llama, space, pruner=None, **options).fit(*two_class_data)
+    pruned = search(tiny_llama, space, **options).fit(*DATA)
+    whole = search(tiny_llama, space, pruner=None, **options).fit(*DATA)
     assert pruned.best_params_ == whole.best_params_
     assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 40
     assert "PRUNED" in pruned.cv_results_["trial_state"]
@@ -276,9 +236,7 @@ def test_search__median_pruner__saves_epochs_and_finds_the_same(
         pytest.param(ThresholdPruner(lower=-9.0), marks=pytest.mark.thorough),
     ],
 )
-def test_search__every_pruner__ends_with_a_best_trial(
-    tiny_llama: str, two_class_data: TextData, pruner: Any
-) -> None:
-    found = search(tiny_llama, pruner=pruner, n_trials=4).fit(*two_class_data)
+def test_search__every_pruner__ends_with_a_best_trial(tiny_llama: str, pruner: Any) -> None:
+    found = search(tiny_llama, pruner=pruner, n_trials=4).fit(*DATA)
     assert len(found.cv_results_["params"]) == 4
     assert set(found.cv_results_["trial_state"]) <= {"COMPLETE", "PRUNED"}

@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from skgpt import GPTTextClassifier
 from skgpt.exceptions import StorageError
-from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.tuning import workers
-from tests.helpers import TextData
 from tests.tuning.processes import stored, trials_in
+from tests.tuning.searching import DATA
 
 Call = tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]
 
@@ -41,11 +39,11 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[Call]],
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_workers__on_another_disk__are_refused(
-    tiny_llama: str, two_class_data: TextData, tmp_path: Path, backend: Any, kept: bool
+    tiny_llama: str, tmp_path: Path, backend: Any, kept: bool
 ) -> None:
     file, copy = tmp_path / "search.db", tmp_path / "copy.db"
     if kept:  # a copy of the study as it was before is on that disk
-        stored(tiny_llama, file, n_trials=1, refit=False).fit(*two_class_data)
+        stored(tiny_llama, file, n_trials=1, refit=False).fit(*DATA)
         shutil.copy(file, copy)
 
     def make_elsewhere(calls: list[Call]) -> None:
@@ -55,29 +53,23 @@ def test_workers__on_another_disk__are_refused(
     backend(make_elsewhere)
     search = stored(tiny_llama, file if kept else None, n_jobs=2)
     with pytest.raises(StorageError, match="must be one that all of them see: a database"):
-        search.fit(*two_class_data)
+        search.fit(*DATA)
     assert copy.exists() == kept
     assert len(trials_in(copy)) == kept  # nothing was tried there
 
 
 def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
-    tiny_llama: str,
-    two_class_data: TextData,
-    tmp_path: Path,
-    backend: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: str, tmp_path: Path, backend: Any, at_epochs: Any
 ) -> None:
     begun, gone = threading.Event(), threading.Event()
     epochs: list[int] = []
 
-    class Waits(TrainingCallback):
-        def on_epoch(self, record: EpochRecord) -> bool:
-            epochs.append(record["epoch"])
-            begun.set()
-            assert gone.wait(60)
-            return False
+    def wait(record: Any) -> None:
+        epochs.append(record["epoch"])
+        begun.set()
+        assert gone.wait(60)
 
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Waits()])
+    at_epochs(end=wait)
     threads: list[threading.Thread] = []
 
     def make_one_and_leave(calls: list[Call]) -> None:
@@ -90,7 +82,7 @@ def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
     backend(make_one_and_leave)
     file = tmp_path / "search.db"
     with pytest.raises(KeyboardInterrupt):
-        stored(tiny_llama, file, n_jobs=2).fit(*two_class_data)
+        stored(tiny_llama, file, n_jobs=2).fit(*DATA)
     gone.set()
     threads[0].join(60)
     assert not threads[0].is_alive()
@@ -99,7 +91,7 @@ def test_workers__the_caller_waits_no_longer__end_at_the_next_epoch(
 
 
 def test_workers__more_of_them_than_asked_for__as_many_as_asked_for_work(
-    tiny_llama: str, two_class_data: TextData, backend: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
 
@@ -111,6 +103,6 @@ def test_workers__more_of_them_than_asked_for__as_many_as_asked_for_work(
     backend(make_them)
     monkeypatch.setattr(workers, "effective_n_jobs", lambda n_jobs: 8)  # as Dask's backend says
     for n_jobs in (2, None):
-        found = stored(tiny_llama, None, n_jobs=n_jobs, refit=False).fit(*two_class_data)
+        found = stored(tiny_llama, None, n_jobs=n_jobs, refit=False).fit(*DATA)
         assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
     assert seen == [2, 4]  # and no more than there are trials
