@@ -11,7 +11,7 @@ from typing import Any, Self
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import get_scorer_names
 
-from skgpt._sklearn import CallbackSupportMixin, Interval, StrOptions
+from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
 from skgpt.cost import how_to_shorten
 from skgpt.data.tokenization import LongText
 from skgpt.exceptions import ModelNotSupportedError
@@ -76,11 +76,8 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
     verbose: int
     _model: FittedModel
 
-    # Where scikit-learn's HTML representation links to.
     _doc_link_module = "skgpt"
-    _doc_link_template = (
-        "https://skgpt.readthedocs.io/en/stable/generated/skgpt.{estimator_name}.html"
-    )
+    _doc_link_template = f"{DOC_LINK}skgpt.{{estimator_name}}.html"
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, those of `lora` as ``lora__<name>``.
@@ -103,15 +100,10 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         nested = [name for name in params if name.startswith("lora__")]
         if nested:
             lora = params.get("lora", self.lora)
-            if lora is None:
-                raise ModelNotSupportedError(
-                    f"`{nested[0]}` sets a parameter of `lora`, which is None: pass lora=LoRA() "
-                    "first, or along with it."
-                )
             if not isinstance(lora, LoRA):
                 raise ModelNotSupportedError(
-                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA() or None. "
-                    f"Got {lora!r}."
+                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA(). Got "
+                    f"{lora!r}: pass lora=LoRA() first, or along with it."
                 )
             # scikit-learn would write into the very object that the caller passed.
             params["lora"] = clone(lora)

@@ -168,7 +168,12 @@ def atomic_folder(
     try:
         draft.mkdir()
         yield draft
-        _publish(draft)
+        for path in draft.iterdir():
+            if path.is_file():
+                # safetensors gives its files to the owner alone.
+                path.chmod(draft.stat().st_mode & 0o666)
+                sync(path)
+        sync(draft)
         _check_free(folder, may_replace)  # writing took a while
         _swap(draft, folder)
     finally:
@@ -217,18 +222,6 @@ def _check_free(folder: Path, may_replace: Callable[[Path], bool]) -> None:
         )
 
 
-def _publish(draft: Path) -> None:
-    """Give the files the usual permissions, and have them all on the disk."""
-    usual = draft / ".usual"
-    usual.touch()
-    for path in sorted(draft.iterdir()):
-        if path.is_file():
-            shutil.copymode(usual, path)  # safetensors gives its files to the owner alone
-            sync(path)
-    usual.unlink()
-    sync(draft)
-
-
 def _swap(draft: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(draft, folder)
@@ -251,73 +244,60 @@ def _swap(draft: Path, folder: Path) -> None:
 _TAG = "!"  # the key of what JSON has no word for
 _KINDS = "biufU"  # of arrays' elements, beside objects
 
-FromTagged = Callable[[Mapping[str, Any]], Any]
 
-
-def to_plain(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
-    """Return a value as what `json.dumps` takes, or raise TypeError.
-
-    `other` is asked first: it returns what stands for a value of the caller's own kind, or None.
-    """
-    if other is not None and (own := other(value)) is not None:
-        return own
+def to_plain(value: Any) -> Any:
+    """Return a value as what `json.dumps` takes, or raise TypeError."""
     if isinstance(value, np.generic):  # first: some are subclasses of Python's own
         return {_TAG: "scalar", "of": to_plain(np.asarray(value))}
     if value is None or isinstance(value, bool | str | int | float):
         return value
     if isinstance(value, list):
-        return [to_plain(item, other) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, tuple):
-        return {_TAG: "tuple", "items": [to_plain(item, other) for item in value]}
+        return {_TAG: "tuple", "items": [to_plain(item) for item in value]}
     if isinstance(value, Mapping):
         if all(isinstance(key, str) for key in value) and _TAG not in value:
-            return {str(key): to_plain(item, other) for key, item in value.items()}
-        pairs = [[to_plain(key), to_plain(item, other)] for key, item in value.items()]
+            return {str(key): to_plain(item) for key, item in value.items()}
+        pairs = [[to_plain(key), to_plain(item)] for key, item in value.items()]
         return {_TAG: "dict", "items": pairs}
     if isinstance(value, np.ndarray) and value.dtype.kind in _KINDS + "O":
-        items = [to_plain(item, other) for item in value.reshape(-1).tolist()]
+        items = [to_plain(item) for item in value.reshape(-1).tolist()]
         kind = "object" if value.dtype.kind == "O" else value.dtype.str
         return {_TAG: "array", "dtype": kind, "shape": list(value.shape), "items": items}
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} can't be written as JSON")
 
 
-def from_plain(plain: Any, own: Mapping[str, FromTagged] = {}) -> Any:
-    """Return the value that `to_plain` was given; raise StateFormatError if that can't be.
-
-    `own` has, for each tag of the caller's own, what makes its value of the tagged dict.
-    """
+def from_plain(plain: Any) -> Any:
+    """Return the value that `to_plain` was given; raise StateFormatError if that can't be."""
     try:
-        return _value_of(plain, own)
+        return _value_of(plain)
     except StateFormatError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise StateFormatError(f"A saved value can't be read: {error!r}") from error
 
 
-def _value_of(plain: Any, own: Mapping[str, FromTagged]) -> Any:
+def _value_of(plain: Any) -> Any:
     if isinstance(plain, list):
-        return [_value_of(item, own) for item in plain]
+        return [_value_of(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
     if _TAG not in plain:
-        return {key: _value_of(item, own) for key, item in plain.items()}
-    tag = plain[_TAG]
-    if tag in own:
-        return own[tag](plain)
-    match tag:
+        return {key: _value_of(item) for key, item in plain.items()}
+    match plain[_TAG]:
         case "scalar":
-            return _array_of(plain["of"], own)[()]
+            return _array_of(plain["of"])[()]
         case "tuple":
-            return tuple(_value_of(item, own) for item in plain["items"])
+            return tuple(_value_of(item) for item in plain["items"])
         case "dict":
-            return {_value_of(k, own): _value_of(v, own) for k, v in plain["items"]}
+            return {_value_of(k): _value_of(v) for k, v in plain["items"]}
         case "array":
-            return _array_of(plain, own)
-    raise StateFormatError(f"A saved value must be of a kind that is known. Got {tag!r}.")
+            return _array_of(plain)
+    raise StateFormatError(f"A saved value must be of a kind that is known. Got {plain[_TAG]!r}.")
 
 
-def _array_of(plain: Any, own: Mapping[str, FromTagged]) -> Any:
-    items = [_value_of(item, own) for item in plain["items"]]
+def _array_of(plain: Any) -> Any:
+    items = [_value_of(item) for item in plain["items"]]
     if plain["dtype"] == "object":
         flat = np.empty(len(items), dtype=object)
         flat[:] = items

@@ -21,6 +21,10 @@ except ImportError:
         """Has no `set_callbacks`, so that asking for one says that there is none."""
 
 
+# Where scikit-learn's HTML representation of an estimator links to.
+DOC_LINK = "https://skgpt.readthedocs.io/en/stable/generated/"
+
+
 def have_it_raise(scorer: Any) -> Any:
     """Have a scorer of several metrics raise what one of them does, as a single one's would."""
     if hasattr(scorer, "_raise_exc"):
@@ -29,6 +33,7 @@ def have_it_raise(scorer: Any) -> Any:
 
 
 __all__ = [
+    "DOC_LINK",
     "HAS_CALLBACKS",
     "BaseSearchCV",
     "CallbackSupportMixin",

@@ -7,22 +7,12 @@ entries: never write to one.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 _REGISTRY: "dict[str, Store[Any]]" = {}
 _REGISTERING = threading.Lock()
-
-
-class StoreInfo(TypedDict):
-    """What `cache_info` says of one store."""
-
-    entries: int
-    bytes: int
-    budget_bytes: int
-    hits: int
-    misses: int
 
 
 class Store(Generic[T]):
@@ -117,7 +107,7 @@ class Store(Generic[T]):
             self._entries.clear()
             self._bytes = 0
 
-    def info(self) -> StoreInfo:
+    def info(self) -> dict[str, int]:
         """Return the store's size and how often it helped."""
         with self._lock:
             return {
@@ -129,7 +119,7 @@ class Store(Generic[T]):
             }
 
 
-def cache_info() -> dict[str, StoreInfo]:
+def cache_info() -> dict[str, dict[str, int]]:
     """Return what each of skgpt's in-process stores holds.
 
     Returns

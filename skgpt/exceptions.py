@@ -53,7 +53,7 @@ class FolderTakenError(StorageError, FileExistsError):
 
 
 class DivergedError(SkgptError, ArithmeticError):
-    """Training ran off to infinity; the message says what the estimator is now."""
+    """Training became infinite or NaN; the message says what the estimator is now."""
 
 
 class NoMemoryError(SkgptError, MemoryError):

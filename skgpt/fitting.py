@@ -6,7 +6,7 @@
 """
 
 import copy
-import threading
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -46,11 +46,10 @@ from skgpt.fit_data import FitData, FitInputs, HeldOut, check_inputs, holds_out
 from skgpt.fitted_model import FittedModel, TrainedOn
 from skgpt.lora import adapter_spec, lora_of
 from skgpt.network.features import disk_room
-from skgpt.network.lora import AdapterSpec
 from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.run_key import WITHOUT_EFFECT, described, digest, encoded
+from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallback
@@ -103,7 +102,13 @@ def partial_fit(
     network = _build(estimator, data.target, seed, previous)
     moments = None
     if previous is not None:
-        check_continues(estimator, data, network, previous, more_classes=places is not None)
+        now, then = network.spec, previous.network.spec
+        check_same_shape(now, then, may_learn_more=False, may_have_more=places is not None)
+        if data.template != previous.template:
+            raise ContinuationError(
+                "To go on from a fitted model, `template` must lay texts out as it did. Got "
+                f"{estimator.template!r}: set it back, or call fit to start anew."
+            )
         network.take_over(previous.network, places)
         moments = previous.moments
         if moments is not None and places is not None:
@@ -130,7 +135,9 @@ def partial_fit(
 def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
     """Measure what a fit would cost; nothing is fitted and nothing drawn from `random_state`."""
     previous = _model_of(estimator) if estimator.warm_start else None
-    seed = seed_to_come(estimator.random_state)
+    # What `fit` would draw next; 0 for None, as others draw there too.
+    state = estimator.random_state
+    seed = 0 if state is None else draw_seed(copy.deepcopy(state))
     labels = _assumed_labels(estimator, X, previous) if y is None else y
     inputs = FitInputs(X, labels)
     data = check_inputs(estimator, inputs, **_as_before(previous, seed), weigh=y is not None)
@@ -172,19 +179,6 @@ def _as_before(previous: FittedModel | None, seed: int) -> dict[str, Any]:
 
 def _model_of(estimator: Any) -> FittedModel | None:
     return getattr(estimator, "_model", None)
-
-
-def training_rows(estimator: Any, data: FitData, network: TextNetwork) -> TrainingRows:
-    """Tokenise all rows; warn of texts that are cut."""
-    tokens = tokenise_rows(
-        data.cells,
-        data.template,
-        network.pretrained.tokenizer,
-        estimator.max_length,
-        estimator.long_text,
-    )
-    warn_of_cut_texts(type(estimator).__name__, estimator.max_length, tokens)
-    return TrainingRows(tokens, data.target.codes, data.loss_weight, data.split)
 
 
 # The network.
@@ -271,25 +265,6 @@ def model_from_head(estimator: Any, saved: SavedHead) -> FittedModel:
 # Going on from a fitted model: what must be as it was.
 
 
-def check_continues(
-    estimator: Any,
-    data: FitData,
-    network: TextNetwork,
-    previous: FittedModel,
-    *,
-    more_classes: bool,
-) -> None:
-    """Check that `partial_fit` goes on with the network and the template of its last call."""
-    check_same_shape(
-        network.spec, previous.network.spec, may_learn_more=False, may_have_more=more_classes
-    )
-    if data.template != previous.template:
-        raise ContinuationError(
-            "To go on from a fitted model, `template` must lay texts out as it did. Got "
-            f"{estimator.template!r}: set it back, or call fit to start anew."
-        )
-
-
 def check_same_shape(
     now: NetworkSpec, then: NetworkSpec, *, may_learn_more: bool, may_have_more: bool
 ) -> None:
@@ -304,11 +279,14 @@ def check_same_shape(
     if bool(now.n_bidirectional) != bool(then.n_bidirectional):
         kinds = ["bidirectional" if spec.n_bidirectional else "causal" for spec in (then, now)]
         raise _changed("attention", *kinds)
-    if _without_dropout(now) != _without_dropout(then):
+    # Dropout leaves nothing in the weights.
+    adapters = [spec.lora and replace(spec.lora, dropout=0.0) for spec in (now, then)]
+    if adapters[0] != adapters[1]:
         raise _changed("lora", lora_of(then.lora), lora_of(now.lora))
-    if now.trainable_layers != then.trainable_layers and not (
-        may_learn_more and _n_learning(now) > _n_learning(then)
-    ):
+    n_now, n_then = (
+        np.inf if spec.trainable_layers == "all" else spec.trainable_layers for spec in (now, then)
+    )
+    if n_now != n_then and not (may_learn_more and n_now > n_then):
         more = (
             "More layers may learn than before, not fewer."
             if may_learn_more
@@ -320,15 +298,6 @@ def check_same_shape(
             f"The fitted model tells {then.n_outputs} labels apart. Got {now.n_outputs}: set "
             "warm_start=False to start anew."
         )
-
-
-def _without_dropout(spec: NetworkSpec) -> AdapterSpec | None:
-    """Return the adapters without their dropout, which leaves nothing in the weights."""
-    return None if spec.lora is None else replace(spec.lora, dropout=0.0)
-
-
-def _n_learning(spec: NetworkSpec) -> float:
-    return np.inf if spec.trainable_layers == "all" else spec.trainable_layers
 
 
 def _changed(name: str, then: Any, now: Any, more: str = "") -> ContinuationError:
@@ -365,11 +334,6 @@ def draw_seed(random_state: Any) -> int:
     return int(generator.randint(np.iinfo(np.int32).max))
 
 
-def seed_to_come(random_state: Any) -> int:
-    """Return the integer that `draw_seed` would draw next; 0 for None, as others draw there too."""
-    return 0 if random_state is None else draw_seed(copy.deepcopy(random_state))
-
-
 def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingConfig:
     """Return the configuration of a whole fit."""
     head_first = int(estimator.head_first_epochs)
@@ -402,9 +366,13 @@ def _train(
     moments: Moments | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> FitResult:
+    max_length, long_text = estimator.max_length, estimator.long_text
+    tokenizer = network.pretrained.tokenizer
+    tokens = tokenise_rows(data.cells, data.template, tokenizer, max_length, long_text)
+    warn_of_cut_texts(type(estimator).__name__, max_length, tokens)
     return train(
         network,
-        training_rows(estimator, data, network),
+        TrainingRows(tokens, data.target.codes, data.loss_weight, data.split),
         loss=estimator._loss(data.target),
         config=config,
         validation=make_validation(estimator, data, network),
@@ -448,7 +416,9 @@ def make_scorer(
         view = view_of(logits_NK)
         scorer = check_scoring(view, scoring)
         options = {}
-        if held_out.sample_weight is not None and _takes_weights(scorer):
+        # scikit-learn's scorers take weights for any metric and fail with one that doesn't.
+        metric = getattr(scorer, "_score_func", scorer)
+        if held_out.sample_weight is not None and "sample_weight" in signature(metric).parameters:
             options = {"sample_weight": held_out.sample_weight}
         return float(scorer(view, held_out.X, held_out.y, **options))
 
@@ -465,11 +435,6 @@ def make_scorer(
             "raise `validation_fraction`, pass X_val and y_val, or choose another `scoring`."
         )
     return score
-
-
-def _takes_weights(scorer: Any) -> bool:
-    # scikit-learn's scorers take weights for any metric and fail with one that doesn't.
-    return "sample_weight" in signature(getattr(scorer, "_score_func", scorer)).parameters
 
 
 def make_callbacks(estimator: Any, data: FitData, network: TextNetwork) -> list[TrainingCallback]:
@@ -521,13 +486,11 @@ def begin_callbacks(
         return {"sample_weight": data.sample_weight[data.split.train]}
 
     def snapshot(history: list[EpochRecord]) -> dict[str, Any]:
-        still = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
-        still.take_over(network)
         scores = [r["validation_score"] for r in history if "validation_score" in r]
         best = int(np.argmax(scores)) + 1 if scores else 0
         run = FitResult(history, scores, best, None)
         view = copy.copy(estimator)
-        view._set_fitted(model_of_run(estimator, data, still, run, previous))
+        view._set_fitted(model_of_run(estimator, data, network, run, previous).copy())
         return vars(view)
 
     offer = {"X": lambda: rows(inputs.X), "y": lambda: rows(inputs.y), "metadata": metadata}
@@ -674,7 +637,9 @@ def _describe_data(inputs: FitInputs, data: FitData, *, with_groups: bool) -> di
         groups = digest([group_codes(inputs.groups, len(data.target)).tobytes()])
     codes = data.target.codes
     return {
-        "the texts": digest(encoded(data.cells)),
+        "the texts": digest(
+            json.dumps(part).encode() for column in data.cells for part in (len(column), *column)
+        ),
         "`template`": [list(data.template.words), list(data.template.fields)],
         "the labels": [str(codes.dtype), list(codes.shape), digest([codes.tobytes()])],
         "the classes": described(data.target.classes.tolist()),
@@ -697,24 +662,20 @@ def _hash_learned(network: TextNetwork) -> str:
 
 # Warned of in this process already: each fold and candidate would warn again.
 _WARNED: set[tuple[str, int]] = set()
-_WARNING = threading.Lock()
 
 
 def warn_of_cut_texts(estimator: str, max_length: int, tokens: Tokens) -> None:
     """Warn how many texts were cut, once in a process for each kind of estimator and length."""
-    if not tokens.n_cut:
-        return
     kind = (estimator, int(max_length))
-    with _WARNING:
-        if kind in _WARNED:
-            return
-        warn_user(
-            f"{tokens.n_cut} of {len(tokens)} texts are longer than "
-            f"max_length={max_length} tokens and were cut at the end: raise max_length, "
-            "or set long_text='windows' to have them read whole. This is said once.",
-            CutTextsWarning,
-        )
-        _WARNED.add(kind)  # only now: if warnings are errors, the next fit is to fail as well
+    if not tokens.n_cut or kind in _WARNED:
+        return
+    warn_user(
+        f"{tokens.n_cut} of {len(tokens)} texts are longer than "
+        f"max_length={max_length} tokens and were cut at the end: raise max_length, "
+        "or set long_text='windows' to have them read whole. This is said once.",
+        CutTextsWarning,
+    )
+    _WARNED.add(kind)  # only now: if warnings are errors, the next fit is to fail as well
 
 
 def raise_if_interrupted(run: FitResult) -> None:

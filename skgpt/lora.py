@@ -3,9 +3,10 @@
 from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
 from sklearn.base import BaseEstimator
 
-from skgpt._sklearn import Interval, Options
+from skgpt._sklearn import DOC_LINK, Interval, Options
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.lora import AdapterSpec
 
@@ -54,11 +55,8 @@ class LoRA(BaseEstimator):
         "quantize_base": [Options(Integral, {4}), None],
     }
 
-    # Where scikit-learn's HTML representation links to.
     _doc_link_module = "skgpt"
-    _doc_link_template = (
-        "https://skgpt.readthedocs.io/en/stable/generated/skgpt.{estimator_name}.html"
-    )
+    _doc_link_template = f"{DOC_LINK}skgpt.{{estimator_name}}.html"
 
     def __init__(
         self,
@@ -88,18 +86,12 @@ def adapter_spec(lora: LoRA | None) -> AdapterSpec | None:
                 f"module names. Got {wanted!r}."
             )
         wanted = tuple(str(name) for name in wanted)
+    given = {**lora.get_params(), "target_modules": wanted}
     return AdapterSpec(
-        rank=int(lora.rank),
-        alpha=float(lora.alpha),
-        dropout=float(lora.dropout),
-        target_modules=wanted,
-        quantize_base=None if lora.quantize_base is None else int(lora.quantize_base),
+        **{k: v.item() if isinstance(v, np.generic) else v for k, v in given.items()}
     )
 
 
 def lora_of(spec: AdapterSpec | None) -> LoRA | None:
     """Return the `LoRA` that a user would write for these adapters."""
-    if spec is None:
-        return None
-    whole = float(spec.alpha).is_integer()  # as it is usually written
-    return LoRA(**{**vars(spec), "alpha": int(spec.alpha) if whole else spec.alpha})
+    return None if spec is None else LoRA(**vars(spec))

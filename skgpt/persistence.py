@@ -30,22 +30,31 @@ from skgpt._files import (
     to_plain,
 )
 from skgpt.classifier import GPTTextClassifier
-from skgpt.exceptions import InvalidArgumentError, ModelNotFoundError, SkgptError, StateFormatError
+from skgpt.exceptions import (
+    InvalidArgumentError,
+    ModelNotFoundError,
+    ModelNotSupportedError,
+    StateFormatError,
+)
 from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 
-# What a folder may hold: an estimator of one of these classes ...
+# What a folder may hold; a subclass has code of its own and doesn't count.
 ESTIMATORS: dict[str, Any] = {"GPTTextClassifier": GPTTextClassifier}
-# ... with parameters that may be of one of these, which have parameters but no fit.
-PARAMETER_OBJECTS: dict[str, Any] = {"LoRA": LoRA}
+_LORA = "LoRA"  # marks the one parameter that is no plain value
 
 _MAX_MANIFEST = 1 << 24  # bytes; it has about a thousand
 # What comes of values that are of the right kind of JSON and make no sense.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _PACKAGES = ("torch", "transformers", "scikit-learn", "numpy")
+# What a user knows attributes of scikit-learn's by.
+_SET_BY = {
+    "_skl_callbacks": "What set_callbacks has set",
+    "_metadata_request": "What set_fit_request or its like has set",
+}
 
 
 def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
@@ -94,8 +103,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
             "first: swap them."
         )
     root = as_folder(folder, "folder")
-    name = _name_in(ESTIMATORS, estimator)
-    if name is None:
+    if type(estimator) not in ESTIMATORS.values():
         raise InvalidArgumentError(
             f"skgpt.save takes a fitted {' or '.join(ESTIMATORS)}. Got {_kind_of(estimator)}: save "
             "a Pipeline, a search or another estimator with skops.io.dump or joblib.dump, or only "
@@ -106,7 +114,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
     model = params.pop("_model")
     manifest = {
         "format": FORMAT,
-        "class": name,
+        "class": type(estimator).__name__,
         "versions": {"skgpt": __version__, **{package: version(package) for package in _PACKAGES}},
         "params": {key: _to_plain(key, value) for key, value in params.items()},
         "classes": _to_plain("classes_", model["classes"]),
@@ -172,69 +180,40 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
             classes = from_plain(manifest["classes"])
             state = {**_params_of(manifest, kind), "_model": {"classes": classes, "state": weights}}
             estimator.__setstate__(state)
-        except SkgptError as error:
-            if not isinstance(error, StateFormatError):
-                raise
-            raise _unreadable(root, error) from error
+        except ModelNotSupportedError:  # this machine or what is installed here lacks something
+            raise
         except _MALFORMED as error:
-            raise _unreadable(root, error) from error
+            raise StateFormatError(
+                f"{MANIFEST} and {WEIGHTS} in {str(root)!r} must hold what skgpt.save wrote. They "
+                f"don't: {error!r} Take another copy of the folder."
+            ) from error
     return estimator
 
 
 def _to_plain(name: str, value: Any) -> Any:
     try:
-        return to_plain(value, _own_to_plain)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)  # what a path does as a parameter, its text does too
+        if type(value) is LoRA:
+            return {"!": _LORA, "params": to_plain(value.get_params(deep=False))}
+        return to_plain(value)
     except TypeError as error:
         raise InvalidArgumentError(
-            f"What is saved in a folder must be made of numbers and text. {_named(name)} is not "
-            f"({error}): set another value, or use skops.io.dump or joblib.dump."
+            "What is saved in a folder must be made of numbers and text. "
+            f"{_SET_BY.get(name, f'`{name}`')} is not ({error}): set another value, or use "
+            "skops.io.dump or joblib.dump."
         ) from error
 
 
-def _named(attribute: str) -> str:
-    """Return what a user calls an attribute."""
-    by_scikit_learn = {
-        "_skl_callbacks": "What set_callbacks has set",
-        "_metadata_request": "What set_fit_request or its like has set",
-    }
-    return by_scikit_learn.get(attribute, f"`{attribute}`")
-
-
-def _own_to_plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)  # what a path does as a parameter, its text does too
-    if (name := _name_in(PARAMETER_OBJECTS, value)) is not None:
-        parameters = value.get_params(deep=False)
-        return {"!": "object", "class": name, "params": to_plain(parameters, _own_to_plain)}
-    return None
-
-
-def _unreadable(root: Path, error: Exception) -> StateFormatError:
-    return StateFormatError(
-        f"{MANIFEST} and {WEIGHTS} in {str(root)!r} must hold what skgpt.save wrote. They don't: "
-        f"{error!r} Take another copy of the folder."
-    )
-
-
 def _params_of(manifest: Mapping[str, Any], estimator_class: type) -> dict[str, Any]:
-    own = {"object": _parameter_object}
-    params: dict[str, Any] = from_plain(manifest["params"], own)
-    for name in params:  # a value in a method's place, or in that of what links are made of
-        if hasattr(estimator_class, str(name)):
+    params: dict[str, Any] = {}
+    for name, plain in manifest["params"].items():
+        # A value in a method's place, or in that of what links are made of.
+        if hasattr(estimator_class, name):
             raise StateFormatError(f"No parameter has the name of a method. Got {name!r}.")
+        is_lora = isinstance(plain, dict) and plain.get("!") == _LORA
+        params[name] = LoRA(**from_plain(plain["params"])) if is_lora else from_plain(plain)
     return params
-
-
-def _parameter_object(tagged: Mapping[str, Any]) -> Any:
-    kind = PARAMETER_OBJECTS.get(tagged["class"])
-    if kind is None:
-        raise StateFormatError(f"{tagged['class']!r} is no class that a parameter may be of.")
-    return kind(**from_plain(tagged["params"], {"object": _parameter_object}))
-
-
-def _name_in(registry: Mapping[str, Any], value: Any) -> str | None:
-    """Return the name of the value's class; a subclass has code of its own and doesn't count."""
-    return next((name for name, kind in registry.items() if type(value) is kind), None)
 
 
 def _kind_of(value: Any) -> str:

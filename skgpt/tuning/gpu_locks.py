@@ -6,17 +6,16 @@ process ends.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
-
-import numpy as np
 
 from skgpt._base import BaseGPTText
 from skgpt._files import LockedError, locked
 from skgpt.device import cuda_devices, on_cuda_device
 from skgpt.pretrained.default_models import cache_folder
+from skgpt.tuning.space import choices_in
 
 _LOG = logging.getLogger("skgpt")
 _FOLDER = "gpu_locks"
@@ -66,32 +65,25 @@ def wanted_gpus(estimator: Any, space: Mapping[str, Any]) -> frozenset[str]:
 
     Estimators of ours count wherever they are nested, and so do the choices of the space.
     """
-    named: list[str] = []
-    candidates = [estimator]
-    for name, among in space.items():
-        choices = getattr(among, "choices", among)  # of Optuna's categories, or a plain list
-        choices = list(choices) if isinstance(choices, list | tuple | np.ndarray) else []
-        candidates += choices
-        if name.rpartition("__")[2] == "device":
-            named += [choice for choice in choices if isinstance(choice, str)]
-    for candidate in candidates:
+    listed = choices_in(space)
+    named = {str(choice) for name, choice in listed if name.rpartition("__")[2] == "device"}
+    for candidate in (estimator, *(choice for _, choice in listed)):
         if hasattr(candidate, "get_params") and not isinstance(candidate, type):
             nested = (candidate, *candidate.get_params(deep=True).values())
-            named += [str(each.device) for each in nested if isinstance(each, BaseGPTText)]
+            named |= {str(each.device) for each in nested if isinstance(each, BaseGPTText)}
     wanted = {"cuda" if device == "auto" else device for device in named}
     return frozenset(device for device in wanted if device.partition(":")[0] == "cuda")
 
 
-def _choices(wanted: Iterable[str], n_devices: int) -> list[list[int]]:
+def _choices(wanted: frozenset[str], n_devices: int) -> list[list[int]]:
     """Return the sets of GPUs of which one must be locked whole.
 
     The first of each set is the one for estimators that name no number.
     """
-    named = sorted(int(i) for _, _, i in (w.partition(":") for w in wanted) if i.isdecimal())
-    named = [index for index in named if index < n_devices]  # the fit complains about others
-    if "cuda" not in wanted:
-        return [named] if named else []
-    return [[index, *(n for n in named if n != index)] for index in range(n_devices)]
+    # Of a number that isn't there, the fit complains.
+    named = [index for index in range(n_devices) if f"cuda:{index}" in wanted]
+    firsts = range(n_devices) if "cuda" in wanted else named[:1]
+    return [[first, *(index for index in named if index != first)] for first in firsts]
 
 
 def _wait_for_one(

@@ -14,7 +14,7 @@ from sklearn.base import clone
 
 from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError, warn_user
-from skgpt.tuning.folds import draw_folds, one_scorer
+from skgpt.tuning.folds import draw_splits, one_scorer, score_folds
 from skgpt.tuning.space import check_names, draw
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
@@ -106,13 +106,15 @@ class PruningCallback:
             raise self._used_up()
 
     def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        """Do nothing: there is something to report at the end of an epoch only.
+        """Do nothing, as `teardown` does: there is something to report at epochs' ends only.
 
         Parameters
         ----------
         estimator, context : object
             Not used.
         """
+
+    teardown = on_fit_task_begin
 
     def on_fit_task_end(self, estimator: Any, context: Any, *, fitted_estimator: Any) -> None:
         """Report an epoch.
@@ -142,15 +144,6 @@ class PruningCallback:
         self.trial.report(float(record[self.monitor]), step)
         if self.trial.should_prune():
             raise optuna.TrialPruned(f"Pruned after epoch {step}.")
-
-    def teardown(self, estimator: Any, context: Any) -> None:
-        """Do nothing: the trial is the caller's.
-
-        Parameters
-        ----------
-        estimator, context : object
-            Not used.
-        """
 
     def _used_up(self) -> TuningError:
         return TuningError(
@@ -243,21 +236,21 @@ def objective(
     """
     _check_space(space, estimator)
     scorer = one_scorer(estimator, scoring)
-    folds = draw_folds(estimator, X, y, cv, groups, sample_weight)
+    splits = draw_splits(estimator, X, y, cv, groups=groups)
 
     def mean_score(trial: BaseTrial) -> float:
         _check_direction(trial, StudyDirection.MAXIMIZE, "A scorer")
-        by_fold = _prunes_by_fold(trial, len(folds))
+        by_fold = _prunes_by_fold(trial, len(splits))
         candidate = clone(estimator).set_params(**draw(trial, space))
         scores: list[float] = []
-        for number in range(len(folds)):
-            result = folds.score(candidate, scorer, slice(number, number + 1))
+        for number, split in enumerate(splits):
+            result = score_folds(candidate, X, y, [split], scorer, sample_weight)
             scores.append(float(result.scores[0]))
             trial.set_user_attr("fold_scores", list(scores))
             trial.report(scores[-1] if by_fold else float(np.mean(scores)), number)
             # After the last fold nothing is left to save.
-            if number + 1 < len(folds) and trial.should_prune():
-                raise optuna.TrialPruned(f"Pruned after {number + 1} of {len(folds)} folds.")
+            if number + 1 < len(splits) and trial.should_prune():
+                raise optuna.TrialPruned(f"Pruned after {number + 1} of {len(splits)} folds.")
         return float(np.mean(scores))
 
     return mean_score

@@ -14,9 +14,6 @@ from skgpt.exceptions import TuningError, warn_user
 from skgpt.tuning.space import Space
 from skgpt.tuning.trial_store import result_of
 
-# scikit-learn's own: parameters, folds, results of each fit, further columns.
-Format = Callable[[list[dict[str, Any]], int, list[dict[str, Any]], Any], dict[str, Any]]
-
 
 def check_trials(trials: Sequence[FrozenTrial]) -> None:
     """Raise TuningError if none of these finished trials is complete."""
@@ -59,7 +56,7 @@ def cv_results_of(
     space: Space,
     n_splits: int,
     error_score: float,
-    format_results: Format,
+    format_results: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     """Lay finished trials out as ``cv_results_``; at least one of them is complete.
 

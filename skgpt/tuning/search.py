@@ -10,11 +10,11 @@ import numpy as np
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from sklearn.base import clone, is_classifier
-from sklearn.model_selection import check_cv
+from sklearn.base import clone
 from sklearn.utils import indexable
 
 from skgpt._sklearn import (
+    DOC_LINK,
     BaseSearchCV,
     Interval,
     StrOptions,
@@ -25,7 +25,7 @@ from skgpt._sklearn import (
 from skgpt.exceptions import ContinuationError, TuningError
 from skgpt.fitting import draw_seed
 from skgpt.tuning.baseline import compare_trial, score_baseline, warn_unless_won
-from skgpt.tuning.folds import check_rows
+from skgpt.tuning.folds import draw_splits
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
 from skgpt.tuning.space import Space, check_names, default_space
 from skgpt.tuning.study import PRUNERS, Storage, copied_to_memory, name_of, study_key
@@ -167,11 +167,8 @@ class GPTSearchCV(BaseSearchCV):
         "random_state": ["random_state"],
     }
 
-    # Where scikit-learn's HTML representation links to.
     _doc_link_module = "skgpt"
-    _doc_link_template = (
-        "https://skgpt.readthedocs.io/en/stable/generated/skgpt.tuning.{estimator_name}.html"
-    )
+    _doc_link_template = f"{DOC_LINK}skgpt.tuning.{{estimator_name}}.html"
 
     def __init__(
         self,
@@ -316,14 +313,9 @@ class GPTSearchCV(BaseSearchCV):
         """Return what evaluates trials, the parameters of `fit`, and the metric for the refit."""
         scorer, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
-        check_rows(self.estimator, X, y)
         params = check_method_params(X, params=params)
         routed = self._get_routed_params_for_fit(params)
-        cv = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
-        found = cv.split(X, y, **routed.splitter.split)
-        splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
-        if not splits:
-            raise TuningError(f"`cv` must make at least one fold. Got {self.cv!r}.")
+        splits = draw_splits(self.estimator, X, y, self.cv, **routed.splitter.split)
         evaluator = Evaluator(
             estimator=clone(self.estimator),
             X=X,

@@ -66,8 +66,7 @@ def _dimension(name: str, given: Any) -> tuple[BaseDistribution, Callable[[Any],
     if hasattr(given, "rvs"):
         return _of_scipy(given)
     if isinstance(given, list | tuple | np.ndarray) and len(given):
-        values = list(given.tolist() if isinstance(given, np.ndarray) else given)
-        values = [value.item() if isinstance(value, np.generic) else value for value in values]
+        values = [_plain(value) for value in given]
         if all(value is None or isinstance(value, bool | int | float | str) for value in values):
             return CategoricalDistribution(values), None
         places = {f"{i}: {type(value).__name__}": value for i, value in enumerate(values)}
@@ -85,7 +84,8 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
         if kind == "randint":
             return IntDistribution(int(low), int(high)), None
         # One that was shifted is no longer log-uniform, and its mean is another.
-        if kind == "uniform" or math.isclose(given.mean(), _log_mean(low, high), rel_tol=1e-9):
+        log_mean = (high - low) / math.log(high / low) if kind != "uniform" else 0.0
+        if kind == "uniform" or math.isclose(given.mean(), log_mean, rel_tol=1e-9):
             return FloatDistribution(low, high, log=kind != "uniform"), None
     if hasattr(given, "ppf"):
         # Quantiles of whole numbers come as floats, which parameters such as layers don't take.
@@ -95,34 +95,25 @@ def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None
     return IntDistribution(0, _SEEDS), lambda seed: _plain(given.rvs(random_state=seed))
 
 
-def _log_mean(low: float, high: float) -> float:
-    return (high - low) / math.log(high / low)
-
-
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
 def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """Have a trial suggest a value from each distribution."""
-    drawn: dict[str, Any] = {}
-    for name, among in distributions.items():
-        if isinstance(among, FloatDistribution | IntDistribution):
-            is_float = isinstance(among, FloatDistribution)
-            suggest_number: Callable[..., Any] = (
-                trial.suggest_float if is_float else trial.suggest_int
-            )
-            drawn[name] = suggest_number(
-                name, among.low, among.high, step=among.step, log=among.log
-            )
-        elif isinstance(among, CategoricalDistribution):
-            drawn[name] = trial.suggest_categorical(name, among.choices)
-        else:
-            raise TuningError(
-                "A distribution must be Optuna's of floats, ints or categories. "
-                f"Got {among!r} for {name!r}."
-            )
-    return drawn
+    suggest: Any = trial._suggest  # type: ignore[attr-defined]  # the public ones take no distribution
+    return {name: suggest(name, among) for name, among in distributions.items()}
+
+
+def choices_in(space: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what a space lists value by value, each value with its parameter's name."""
+    listed = ((name, getattr(given, "choices", given)) for name, given in space.items())
+    return [
+        (name, choice)
+        for name, choices in listed
+        if isinstance(choices, list | tuple | np.ndarray)
+        for choice in choices
+    ]
 
 
 def check_names(

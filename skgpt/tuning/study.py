@@ -8,7 +8,7 @@ import random
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -36,8 +36,7 @@ from sqlalchemy.exc import DBAPIError
 from skgpt.exceptions import ContinuationError, StorageError
 from skgpt.pretrained.loading import hash_model_files
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
-from skgpt.tuning.folds import Split
-from skgpt.tuning.space import Space
+from skgpt.tuning.space import Space, choices_in
 from skgpt.tuning.trial import Evaluator
 
 try:
@@ -164,19 +163,17 @@ def _open_database(where: str) -> BaseStorage:
     if url.startswith("sqlite"):
         options["engine_kwargs"] = {"connect_args": {"timeout": _LOCK_SECONDS}}
 
-    def connect() -> RDBStorage:
-        with ignore_heartbeat_warnings():
-            return RDBStorage(url, **options)
-
     # Of those that find a database empty at the same time, one makes the tables; the others fail.
-    for seconds in _WAITS:
+    waits = list(_WAITS)
+    while True:
         try:
-            return connect()
+            with ignore_heartbeat_warnings():
+                return RDBStorage(url, **options)
         except DBAPIError as error:
-            if error.statement is None:  # no connection: a wrong password, a missing folder
+            # Without a statement there is no connection: a wrong password, a missing folder.
+            if error.statement is None or not waits:
                 raise
-            time.sleep(seconds * random.uniform(0.5, 1.0))
-    return connect()
+            time.sleep(waits.pop(0) * random.uniform(0.5, 1.0))
 
 
 def _retry(study: Study, trial: FrozenTrial) -> None:
@@ -266,11 +263,20 @@ def study_key(evaluator: Evaluator, scoring: Any, space: Space) -> dict[str, Any
     if evaluator.score_params:
         passed["what is passed to the scorers"] = described(dict(evaluator.score_params))
     return {
-        **_key_of_parameters(evaluator.estimator),
+        "the estimator": _kind(evaluator.estimator),
+        **{
+            f"`{name}`": _shallow(value)
+            for name, value in evaluator.estimator.get_params(deep=True).items()
+            if name.split("__")[-1] not in WITHOUT_EFFECT | _WITHOUT_EFFECT_IN_SKLEARN
+        },
         **_key_of_files(evaluator.estimator, space),
-        "X": digest(_bytes_of_rows(evaluator.X)),
-        "y": digest(_bytes_of_rows(evaluator.y)),
-        "`cv`": digest(_bytes_of_splits(evaluator.splits)),
+        "X": _hash_of_rows(evaluator.X),
+        "y": _hash_of_rows(evaluator.y),
+        "`cv`": digest(
+            f"{len(rows)};".encode() + np.asarray(rows, dtype=np.int64).tobytes()
+            for split in evaluator.splits
+            for rows in split
+        ),
         "`param_distributions`": {
             name: _key_of_distribution(distribution, space.given[name])
             for name, distribution in space.distributions.items()
@@ -304,23 +310,9 @@ def check_key(study: Study, key: Mapping[str, Any]) -> None:
         )
 
 
-def _key_of_parameters(estimator: Any) -> dict[str, Any]:
-    deep = estimator.get_params(deep=True)
-    left_out = WITHOUT_EFFECT | _WITHOUT_EFFECT_IN_SKLEARN
-    of_results = {n: v for n, v in deep.items() if n.split("__")[-1] not in left_out}
-    return {
-        "the estimator": _kind(estimator),
-        **{f"`{name}`": _shallow(value) for name, value in of_results.items()},
-    }
-
-
 def _key_of_files(estimator: Any, space: Space) -> dict[str, Any]:
     """Hash the models in local folders: somebody may write another one under the same name."""
-    named = list(estimator.get_params(deep=True).items())
-    for name, given in space.given.items():
-        choices = getattr(given, "choices", given)
-        if isinstance(choices, list | tuple | np.ndarray):
-            named += [(name, choice) for choice in choices]
+    named = [*estimator.get_params(deep=True).items(), *choices_in(space.given)]
     models = {v for n, v in named if n.split("__")[-1] == "model" and isinstance(v, str)}
     digests = {model: hash_model_files(model) for model in sorted(models)}
     return {f"the files of {model!r}": found for model, found in digests.items() if found}
@@ -347,26 +339,12 @@ def _key_of_distribution(distribution: BaseDistribution, given: Any) -> Any:
     return described(list(given) if isinstance(given, list | tuple | np.ndarray) else given)
 
 
-def _bytes_of_rows(values: Any) -> Iterator[bytes]:
-    """Yield the bytes of a table or column of whatever container; equal values give equal bytes."""
-    if sparse.issparse(values):
-        yield _text(described(values.tocsr().toarray())).encode()
-        return
-    table = np.asarray(values, dtype=object)
+def _hash_of_rows(values: Any) -> str:
+    """Hash a table or column of whatever container; equal values give equal hashes."""
+    table = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=object)
     columns = [str(name) for name in getattr(values, "columns", ())]
-    yield f"{table.shape}{columns};".encode()
-    for value in table.reshape(-1):
-        text = value if isinstance(value, str) else f"{type(value).__name__} {value!r}"
-        data = text.encode("utf-8", "surrogatepass")
-        yield f"{len(data)};".encode()
-        yield data
-
-
-def _bytes_of_splits(splits: Sequence[Split]) -> Iterator[bytes]:
-    for split in splits:
-        for rows in split:
-            yield f"{len(rows)};".encode()
-            yield np.asarray(rows, dtype=np.int64).tobytes()
+    cells = (v if isinstance(v, str) else [type(v).__name__, repr(v)] for v in table.reshape(-1))
+    return digest(_text(part).encode() for part in ([table.shape, columns], *cells))
 
 
 def _text(value: Any) -> str:

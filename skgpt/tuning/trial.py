@@ -169,6 +169,7 @@ class Room:
         return self._is_short
 
 
+@dataclass(eq=False)
 class Fold:
     """The fit of one fold, which runs an epoch at a time.
 
@@ -176,30 +177,26 @@ class Fold:
     search; `result` is what `fit_and_score` returned, once the fold is over.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        params: Mapping[str, Any],
-        train: NDArray[np.int64],
-        test: NDArray[np.int64],
-        room: Room,
-    ) -> None:
-        self.evaluator = evaluator
-        self.params = params
-        self.train, self.test = train, test
-        self.room = room
-        self.n_epochs = 0
-        self.score = np.nan
-        self.over = False
-        self.result: dict[str, Any] = {}
-        self.fit_time = self.score_time = 0.0
-        self._error: BaseException | None = None
-        self._stop_for_good: bool | None = None  # None until `stop` was called
-        self._elsewhere = 0.0  # seconds in which other folds ran, or this one was scored
+    evaluator: Evaluator
+    params: Mapping[str, Any]
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+    room: Room
+    n_epochs: int = 0
+    score: float = np.nan
+    over: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+    fit_time: float = 0.0
+    score_time: float = 0.0
+    _error: BaseException | None = None
+    _stop_for_good: bool | None = None  # None until `stop` was called
+    _elsewhere: float = 0.0  # seconds in which other folds ran, or this one was scored
+    _thread: threading.Thread | None = None
+    _candidate: Any = None
+
+    def __post_init__(self) -> None:
         self._my_turn = threading.Semaphore(0)
         self._handed_over = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
-        self._candidate: Any = None
 
     def advance(self) -> None:
         """Run until the end of the next epoch, or of the fit; raise what it raises."""
@@ -277,21 +274,18 @@ class Fold:
         """
         began = time.perf_counter()
         self.check_stopped()
-        self.score = self._score_of(fitted)
+        evaluator = self.evaluator
+        X = take_rows(evaluator.X, self.test)
+        y = () if evaluator.y is None else (take_rows(evaluator.y, self.test),)
+        params = check_method_params(evaluator.X, params=evaluator.score_params, indices=self.test)
+        candidate = _with_fitted_last_step(self._candidate, fitted)
+        self.score = evaluator.main_score(evaluator.scorer(candidate, X, *y, **params))
         self.score_time += time.perf_counter() - began
         self.n_epochs = n_epochs
         self._handed_over.release()
         self._my_turn.acquire()
         self._elsewhere += time.perf_counter() - began
         self.check_stopped()
-
-    def _score_of(self, fitted: Any) -> float:
-        evaluator = self.evaluator
-        X = take_rows(evaluator.X, self.test)
-        y = () if evaluator.y is None else (take_rows(evaluator.y, self.test),)
-        params = check_method_params(evaluator.X, params=evaluator.score_params, indices=self.test)
-        candidate = _with_fitted_last_step(self._candidate, fitted)
-        return evaluator.main_score(evaluator.scorer(candidate, X, *y, **params))
 
 
 def _with_fitted_last_step(estimator: Any, fitted: Any) -> Any:
@@ -304,16 +298,16 @@ def _with_fitted_last_step(estimator: Any, fitted: Any) -> Any:
     return whole
 
 
+@dataclass(eq=False)
 class _FoldMonitor(TrainingCallback):
     """Makes a fold's fit hand over after each epoch but the last, which the end of the fit follows.
 
     Where the GPU is short of memory the fit runs to its end instead.
     """
 
-    def __init__(self, fold: Fold, fitted: Callable[[], Any]) -> None:
-        self.fold = fold
-        self.fitted = fitted
-        self._last = 0
+    fold: Fold
+    fitted: Callable[[], Any]
+    _last: int = 0
 
     def on_progress(self, done: int, total: int) -> None:
         self.fold.check_stopped()

@@ -7,16 +7,16 @@ tried again, but no more than twice, as they may be what the workers died of.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BruteForceSampler, GridSampler
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages import BaseStorage, fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat, get_heartbeat_thread, is_heartbeat_enabled
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy import text
 
 from skgpt.tuning.space import draw
 from skgpt.tuning.study import GRACE_SECONDS, MAX_RETRIES, ignore_heartbeat_warnings
@@ -25,20 +25,21 @@ from skgpt.tuning.trial import Outcome
 _LOG = logging.getLogger("skgpt")
 _RESULT = "skgpt:result"
 _NOT_COUNTED = "skgpt:not_counted"  # why a trial counts for nothing
-_HEARTBEATS = text("SELECT heartbeat FROM trial_heartbeats WHERE trial_id = :id")
 
 
+@dataclass
 class TrialStore:
     """The trials of a study, as one of its workers reads and writes them."""
 
-    def __init__(
-        self, study: Study, distributions: Mapping[str, BaseDistribution], n_trials: int
-    ) -> None:
-        self.study = study
-        self.storage = study._storage
-        self.distributions = dict(distributions)
-        self.n_trials = n_trials  # of all workers together
-        self.is_exhausted = False
+    study: Study
+    distributions: Mapping[str, BaseDistribution]
+    n_trials: int  # of all workers together
+    is_exhausted: bool = False
+
+    @property
+    def storage(self) -> BaseStorage:
+        """Where the study is stored."""
+        return self.study._storage
 
     def counted(self) -> list[FrozenTrial]:
         """Return the trials that count, running ones included, in order of their numbers."""
@@ -64,9 +65,9 @@ class TrialStore:
 
     def take(self) -> Trial | None:
         """Begin a trial; return None if there is none to begin for now."""
-        self._mark_without_heartbeat()
         with ignore_heartbeat_warnings():
             fail_stale_trials(self.study)
+        draws_once = isinstance(self.study.sampler, GridSampler | BruteForceSampler)
         while len(self.counted()) < self.n_trials and not self._has_nothing_left():
             with ignore_heartbeat_warnings():
                 trial = self.study.ask()
@@ -79,33 +80,11 @@ class TrialStore:
             before = [t for t in self.counted() if t.number < trial.number]
             if len(before) >= self.n_trials:
                 self.put_back(trial, "one too many")
-            elif self._draws_once and trial.params in [t.params for t in before]:
+            elif draws_once and trial.params in [t.params for t in before]:
                 self._discard(trial, "another trial has the same point")
             else:
                 return trial
         return None
-
-    def _mark_without_heartbeat(self) -> None:
-        """Give a heartbeat to trials that never had one: then they become stale like others.
-
-        Their worker died right after Optuna had begun them.
-        """
-        backend = getattr(self.storage, "_backend", self.storage)
-        if not isinstance(backend, RDBStorage) or not is_heartbeat_enabled(backend):
-            return
-        began_before = datetime.now() - timedelta(seconds=GRACE_SECONDS)
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.datetime_start is None or trial.datetime_start > began_before:
-                continue
-            with backend.engine.connect() as connection:
-                rows = connection.execute(_HEARTBEATS, {"id": trial._trial_id})
-                has_one = rows.first() is not None
-            if not has_one:
-                backend.record_heartbeat(trial._trial_id)
-
-    @property
-    def _draws_once(self) -> bool:
-        return isinstance(self.study.sampler, GridSampler | BruteForceSampler)
 
     def _has_nothing_left(self) -> bool:
         """Say whether nothing is queued, and the sampler has no point that is not begun."""
@@ -162,7 +141,7 @@ class TrialStore:
             "score_time": outcome.score_time,
             "test_scores": outcome.test_scores,
             "train_scores": outcome.train_scores,
-            "error": "" if error is None else f"{type(error).__name__}: {_one_line(error)}",
+            "error": "" if error is None else " ".join(f"{type(error).__name__}: {error}".split()),
         }
         trial.set_user_attr(_RESULT, result)
         value = outcome.value if outcome.state == "COMPLETE" else None
@@ -194,9 +173,8 @@ def _counts(trial: FrozenTrial) -> bool:
     """Say whether a trial counts: unless discarded, or tried again after its worker died."""
     if _NOT_COUNTED in trial.user_attrs:
         return False
+    if trial.state == TrialState.RUNNING and not trial.params and trial.datetime_start is not None:
+        # If nothing is drawn for so long, its worker died as it began it, without a heartbeat.
+        return trial.datetime_start > datetime.now() - timedelta(seconds=GRACE_SECONDS)
     died = trial.state == TrialState.FAIL and _RESULT not in trial.user_attrs
     return not died or len(trial.system_attrs.get("retry_history", ())) >= MAX_RETRIES
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

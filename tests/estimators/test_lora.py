@@ -63,7 +63,7 @@ def test_set_params__adapters_while_lora_is_none__says_to_pass_one(tiny_llama: s
     assert clf.set_params(lora=LoRA(), lora__rank=3).lora.rank == 3
     with pytest.raises(ValueError, match="Invalid parameter 'ranks'"):
         clf.set_params(lora__ranks=3)
-    with pytest.raises(ValueError, match=r"which must be a LoRA\(\) or None. Got 8"):
+    with pytest.raises(ValueError, match=r"which must be a LoRA\(\)\. Got 8"):
         make(tiny_llama, lora=8).set_params(lora__rank=4)
 
 

@@ -114,7 +114,7 @@ def test_remove__being_converted__refused_and_left(cache: Path) -> None:
     work = plant(cache / f".{folder.name}.77-ab.tmp")
     with cache_lock(folder, 0):
         for entry in cached_entries():
-            with pytest.raises(StorageError, match="Another process is converting"):
+            with pytest.raises(StorageError, match="converting the same model: wait"):
                 remove(entry)
     assert size_of(folder) == size_of(work) == 1000
 

@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier, baseline_for, compare_scores
-from skgpt.tuning.folds import FoldScores, draw_folds, ratio_test_to_train
+from skgpt.tuning.folds import FoldScores, draw_splits
 from tests.helpers import make, make_text_data
 from tests.tuning.searching import DATA, X, y
 
@@ -144,20 +144,20 @@ def test_compare__label_sets_in_nested_pipelines__both_are_scored(tiny_llama: st
 
 
 def test_compare_scores__no_number__names_the_fold() -> None:
-    splits = draw_folds(Oracle(), *DATA, cv=4).splits
+    splits = draw_splits(Oracle(), *DATA, cv=4)
     theirs = FoldScores(np.zeros(4), np.ones(4))
     ours = FoldScores(np.array([1, 1, np.nan, 1]), np.ones(4))
     with pytest.raises(TuningError, match="For Oracle it gives none on fold 2"):
         compare_scores(Oracle(), ours, theirs, splits)
 
 
-def test_draw_folds__groups__are_never_split_and_the_ratio_is_the_folds_mean() -> None:
+def test_draw_splits__groups__are_never_split_and_the_ratio_is_the_folds_mean() -> None:
     groups = np.arange(len(DATA.X)) // 4
-    folds = draw_folds(Oracle(), *DATA, GroupKFold(3), groups)
-    for train, test in folds.splits:
+    for train, test in draw_splits(Oracle(), *DATA, GroupKFold(3), groups=groups):
         assert not set(groups[train]) & set(groups[test])
     rows = [(np.arange(10), np.arange(5)), (np.arange(10), np.arange(2))]
-    assert ratio_test_to_train(rows) == pytest.approx(0.35)
+    scores = FoldScores(np.zeros(2), np.ones(2))
+    assert compare_scores(Oracle(), scores, scores, rows).test_to_train == pytest.approx(0.35)
 
 
 @pytest.mark.parametrize(
