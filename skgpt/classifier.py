@@ -58,17 +58,18 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         names SmolLM2-135M-Instruct, fetched once from the package index.
     revision : str or None, default=None
         Hub revision: a branch, tag or commit.
-    n_layers : int or None, default=None
-        Keep only the first `n_layers` blocks of the trunk; its final norm stays. None keeps all.
-    trainable_layers : int or "all", default="all"
+    n_layers : int, "auto" or None, default="auto"
+        Keep only the first `n_layers` blocks of the trunk; its final norm stays. "auto" keeps four
+        fifths of a decoder's, as the last ones serve to predict the next token, and all of an
+        encoder's. None keeps all.
+    trainable_layers : int, "auto" or "all", default="auto"
         Which weights learn beside the head: those of the last n kept blocks and the final norm,
-        "all" of them and the embeddings, or none for 0. Layers that don't learn run once per text
-        and process, not once per epoch and fit.
+        "all" of them and the embeddings, or none for 0. "auto" is 4, or as many as there are.
+        Layers that don't learn run once per text and process, not once per epoch and fit.
     lora : LoRA or None, default=None
         Low-rank adapters learn in the place of weights, in the blocks that `trainable_layers`
         names; embeddings and norms stay as they are. Your object is never modified; a search
-        reaches its parameters as ``lora__rank`` and so on. Adapters want a `learning_rate` of 1e-3
-        or more. Needs the package peft.
+        reaches its parameters as ``lora__rank`` and so on. Needs the package peft.
     head_first_epochs : int, default=0
         Passes, before those of `max_epochs`, in which only the head learns, at the peak of its
         learning rate, so that the gradients of an untrained head don't spoil the pretrained
@@ -77,6 +78,12 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
         the mean: far better on topics, a little worse on sentiment.
+    attention : {"auto", "causal", "bidirectional"}, default="auto"
+        What a token sees in the layers of a decoder that learn (`trainable_layers`): what stands
+        before it, as the decoder was pretrained, or its whole text. Frozen layers stay causal.
+        "auto" is "bidirectional" where the mean of all tokens is pooled behind frozen layers:
+        better on sentiment, no worse on topics. Encoders are bidirectional, and models whose
+        layers need their mask causal.
     template : str or None, default=None
         How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
         DataFrame's columns, positions of an array's, ``{text}`` for a single column. None joins
@@ -95,8 +102,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         is more; 3 at least, 12 at most.
     batch_size : int, default=32
         Texts per optimiser step, however many fit in memory at once.
-    learning_rate : float, default=1e-4
-        Peak learning rate of the trunk.
+    learning_rate : float or "auto", default="auto"
+        Peak learning rate of the trunk. "auto" is 2e-4 where the last layers learn, 1e-4 where all
+        weights do, and 1e-3 for adapters.
     head_learning_rate : float, default=1e-3
         Peak learning rate of the head.
     weight_decay : float, default=0.01
@@ -179,6 +187,12 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ``ece_after``, ``brier_before``, ``brier_after``; so those after are a little optimistic.
     pooling_ : {"mean", "last"}
         The pooling that was used.
+    attention_ : {"causal", "bidirectional"}
+        What a token saw in the layers that learned.
+    n_layers_ : int
+        The blocks that were kept.
+    trainable_layers_ : int or "all"
+        How many of them learned.
     model_id_ : str
         The model that was fine-tuned.
     device_ : str
@@ -201,7 +215,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     Examples
     --------
     >>> from skgpt import GPTTextClassifier
-    >>> clf = GPTTextClassifier(n_layers=10, trainable_layers=4, random_state=0)
+    >>> clf = GPTTextClassifier(random_state=0)
     >>> clf.fit(texts, labels).predict(["oil prices rose sharply"])  # doctest: +SKIP
     array(['crude'], dtype='<U8')
     """
@@ -221,17 +235,18 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         model: str = "smollm2-135m",
         *,
         revision: str | None = None,
-        n_layers: int | None = None,
-        trainable_layers: int | Literal["all"] = "all",
+        n_layers: int | Literal["auto"] | None = "auto",
+        trainable_layers: int | Literal["auto", "all"] = "auto",
         lora: LoRA | None = None,
         head_first_epochs: int = 0,
         pooling: Literal["auto", "mean", "last"] = "auto",
+        attention: Literal["auto", "causal", "bidirectional"] = "auto",
         template: str | None = None,
         max_length: int = 256,
         long_text: LongText = "cut",
         max_epochs: int | Literal["auto"] = "auto",
         batch_size: int = 32,
-        learning_rate: float = 1e-4,
+        learning_rate: float | Literal["auto"] = "auto",
         head_learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
@@ -260,6 +275,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.lora = lora
         self.head_first_epochs = head_first_epochs
         self.pooling = pooling
+        self.attention = attention
         self.template = template
         self.max_length = max_length
         self.long_text = long_text
@@ -575,8 +591,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ------
         ValueError
             If that format can't say what this estimator does: pooling other than the last
-            token's, a template or several columns, texts in windows, an encoder or another
-            architecture without a class for it. The message names the parameter.
+            token's, attention both ways, a template or several columns, texts in windows, an
+            encoder or another architecture without a class for it. The message names the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
         TypeError
@@ -633,7 +649,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         pretrained = load_pretrained(model, revision)
         check_pooling(pretrained)
         noted = saved.params(pretrained, known=set(cls().get_params(deep=False)))
-        clf = cls(model=model, revision=revision, **{**noted, **params, "pooling": "last"})
+        fixed = {"pooling": "last", "n_layers": None}
+        clf = cls(model=model, revision=revision, **{**noted, **params, **fixed})
         clf._validate_params()
         clf._set_fitted(fitting.model_from_head(clf, saved))
         return clf

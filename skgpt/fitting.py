@@ -54,7 +54,7 @@ from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.config import TrainingConfig, resolve_epochs
+from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
 from skgpt.training.loop import train
 from skgpt.training.optimizer import Moments
@@ -200,13 +200,20 @@ def make_network(
 def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | None) -> TextNetwork:
     device = resolve_device(estimator.device)
     dtype = resolve_precision(estimator.precision, device)
+    n_layers, trainable_layers = estimator.n_layers, estimator.trainable_layers
+    n_bidirectional = None
     if previous is None:
         pretrained = load_pretrained(estimator.model, estimator.revision)
     else:
+        # "auto" is what it was, also if more layers learn now.
+        then = previous.network.spec
+        n_layers = then.n_layers if n_layers == "auto" else n_layers
+        trainable_layers = then.trainable_layers if trainable_layers == "auto" else trainable_layers
+        n_bidirectional = then.n_bidirectional if estimator.attention == "auto" else None
         pretrained = previous.network.pretrained
-        for name, then in (("model", pretrained.model), ("revision", pretrained.revision)):
-            if (now := getattr(estimator, name)) != then:
-                raise _changed(name, then, now)
+        for name, was in (("model", pretrained.model), ("revision", pretrained.revision)):
+            if (now := getattr(estimator, name)) != was:
+                raise _changed(name, was, now)
         if target.is_multilabel != previous.multilabel:
             raise ContinuationError(
                 "To go on from a fitted model, y must be of the same kind: one label per text "
@@ -220,9 +227,11 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
         )
     return build_network(
         pretrained,
-        n_layers=estimator.n_layers,
-        trainable_layers=estimator.trainable_layers,
+        n_layers=n_layers,
+        trainable_layers=trainable_layers,
+        n_bidirectional=n_bidirectional,
         pooling=estimator.pooling,
+        attention=estimator.attention,
         n_outputs=target.width,
         dtype=dtype,
         device=device,
@@ -267,6 +276,9 @@ def check_same_shape(
     for name in ("n_layers", "pooling"):
         if getattr(now, name) != getattr(then, name):
             raise _changed(name, getattr(then, name), getattr(now, name))
+    if bool(now.n_bidirectional) != bool(then.n_bidirectional):
+        kinds = ["bidirectional" if spec.n_bidirectional else "causal" for spec in (then, now)]
+        raise _changed("attention", *kinds)
     # Dropout leaves nothing in the weights.
     adapters = [spec.lora and replace(spec.lora, dropout=0.0) for spec in (now, then)]
     if adapters[0] != adapters[1]:
@@ -330,7 +342,7 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
-        learning_rate=estimator.learning_rate,
+        learning_rate=resolve_rate(estimator.learning_rate, network.spec),
         head_learning_rate=estimator.head_learning_rate,
         weight_decay=estimator.weight_decay,
         warmup_ratio=estimator.warmup_ratio,

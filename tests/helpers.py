@@ -81,6 +81,7 @@ def make_text_data(n_classes: int, n_per_class: int = 20, seed: int = 0) -> Text
 
 
 FAST: dict[str, Any] = {
+    "n_layers": None,
     "trainable_layers": 1,
     "max_epochs": 6,
     "batch_size": 8,

@@ -52,6 +52,7 @@ class Setting:
             n_layers=self.n_layers,
             trainable_layers=self.trainable_layers,
             pooling=self.pooling,
+            attention="causal",  # as in all other arms
             max_length=self.max_length,
             max_epochs=self.epochs,
             batch_size=self.batch,

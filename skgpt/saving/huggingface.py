@@ -96,6 +96,11 @@ def _check_exportable(model: FittedModel) -> None:
             f"This model was fitted with {pooling!r}",
         ),
         (
+            model.network.attention == "causal",
+            "`attention` must be 'causal': the format's decoders see only what stands before",
+            "This model was fitted with 'bidirectional'",
+        ),
+        (
             model.long_text == "cut",
             "`long_text` must be 'cut': the format has no word for texts in windows",
             f"This model was fitted with {model.long_text!r}",
@@ -374,8 +379,9 @@ def check_params_fit_format(params: Mapping[str, Any]) -> None:
     """Check that parameters passed to `from_pretrained` agree with what a checkpoint is."""
     only = {
         "pooling": ("last", "auto"),
+        "attention": ("causal", "auto"),
         "template": (None,),
-        "n_layers": (None,),
+        "n_layers": (None, "auto"),
         "long_text": ("cut",),
     }
     for name, allowed in only.items():

@@ -194,7 +194,9 @@ def _check_outputs(
     if head is None or tuple(head.shape) != expected:
         found = "none" if head is None else str(tuple(head.shape))
         raise _other_version(f"have a head of the shape {expected}", found)
-    if spec.pooling not in POOLINGS or not 1 <= spec.n_layers <= pretrained.full_depth:
+    known = spec.pooling in POOLINGS and 1 <= spec.n_layers <= pretrained.full_depth
+    may_be_bidirectional = spec.n_layers if pretrained.capabilities.supports_bidirectional else 0
+    if not known or not 0 <= spec.n_bidirectional <= may_be_bidirectional:
         raise _other_version(f"be of a shape that {pretrained.model!r} can have", str(spec))
 
 

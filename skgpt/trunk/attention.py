@@ -7,7 +7,7 @@ it down, and needs nothing else, is probed when the model is loaded (`skgpt.trun
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from inspect import signature
@@ -121,9 +121,17 @@ def _for_transformers(
     return out_THD[None], None
 
 
-def is_causal_in(module: Any, is_causal: bool | None) -> bool:
+def is_causal_in(module: Any, is_causal: bool | None = None) -> bool:
     """Say whether a call from a module is causal: as the call says, or else as the module does."""
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def make_bidirectional(blocks: Iterable[Any]) -> None:
+    """Have every token of a text see the whole of it in these blocks of a packed trunk."""
+    for block in blocks:
+        for module in block.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = False
 
 
 # --- Packed attention, on any device ----------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.trunk.attention import Boundaries, is_causal_in, pack, sees
+from skgpt.trunk.attention import Boundaries, is_causal_in, make_bidirectional, pack, sees
 from skgpt.trunk.layers import PROBE_ERRORS, agree, copy_with_tensors, find_blocks, truncate
 from skgpt.trunk.llama import use_fast_blocks
 
@@ -36,6 +36,7 @@ class Capabilities:
     - `needs_mask`: right padding changes the result unless it is masked.
     - `supports_packing`: texts that lie end to end in one row are as good as alone.
     - `supports_fast_blocks`: its blocks may be swapped for those of `skgpt.trunk.llama`.
+    - `supports_bidirectional`: a decoder's blocks can do without their causal mask, packed.
     - `casts_buffers`: in half precision, buffers have to be in the weights' dtype. Rotary
       frequencies lose too much by it, so they are not where it can be helped.
     - `hidden_size`: the width of the last hidden states.
@@ -45,6 +46,7 @@ class Capabilities:
     needs_mask: bool
     supports_packing: bool
     supports_fast_blocks: bool
+    supports_bidirectional: bool
     casts_buffers: bool
     hidden_size: int
 
@@ -69,11 +71,23 @@ def probe(trunk: Any) -> Capabilities:
     # Packing: are two texts end to end as good as each alone?
     alone = torch.cat([short, run(torch.tensor([_LONG]))[0]])
     ends = torch.tensor([len(_SHORT) - 1, len(alone) - 1])
-    packs = _holds("packed", trunk, lambda: _packed_checked(trunk), alone)
+    packs = _holds("packed", trunk, lambda: _packed_checked(trunk), lambda: alone)
     fast = (
         packs
-        and _holds("run in fast blocks", trunk, lambda: _packed_fast(trunk), alone)
-        and _holds("pooled early", trunk, lambda: _packed_fast(trunk, ends_only=True), alone[ends])
+        and _holds("run in fast blocks", trunk, lambda: _packed_fast(trunk), lambda: alone)
+        and _holds("pooled early", trunk, lambda: _packed_fast(trunk, True), lambda: alone[ends])
+    )
+
+    # Both ways: is a packed run as good as a mask that hides nothing, of each text alone?
+    bidirectional = (
+        causal
+        and packs
+        and _holds(
+            "run without its causal mask",
+            trunk,
+            lambda: _packed_bidirectional(trunk, fast),
+            lambda: torch.cat([_unmasked(run, ids) for ids in (_SHORT, _LONG)]),
+        )
     )
 
     # Padding: is a text beside a longer one as good as alone, without a mask or with one?
@@ -94,6 +108,7 @@ def probe(trunk: Any) -> Capabilities:
         needs_mask=needs_mask,
         supports_packing=packs,
         supports_fast_blocks=fast,
+        supports_bidirectional=bidirectional,
         casts_buffers=not _runs_with_fp32_buffers(trunk),
         hidden_size=short.shape[-1],
     )
@@ -107,9 +122,11 @@ def _first_blocks(trunk: Any) -> Any:
     return few.float()  # so that a checkpoint's rounding can't pass for agreement
 
 
-def _holds(what: str, trunk: Any, run: Callable[[], Tensor], expected: Tensor) -> bool:
+def _holds(
+    what: str, trunk: Any, run: Callable[[], Tensor], expected: Callable[[], Tensor]
+) -> bool:
     try:
-        return agree(run(), expected, _TOLERANCE)
+        return agree(run(), expected(), _TOLERANCE)
     except PROBE_ERRORS as error:
         _LOG.info("%s can't be %s: %r", type(trunk).__name__, what, error)
         return False
@@ -138,11 +155,26 @@ def _packed_checked(trunk: Any) -> Tensor:
     return _packed(few)
 
 
-def _packed_fast(trunk: Any, *, ends_only: bool = False) -> Tensor:
+def _packed_fast(trunk: Any, ends_only: bool = False) -> Tensor:
     few = _first_blocks(trunk)
     if not use_fast_blocks(find_blocks(few)):
         raise NotImplementedError("its blocks are of another kind")
     return _packed(few, ends_only=ends_only)
+
+
+def _unmasked(run: Callable[..., Tensor], ids: list[int]) -> Tensor:
+    """Return the hidden states of a text alone, under a mask that hides nothing."""
+    n = len(ids)
+    mask = torch.zeros(1, 1, n, n)
+    return run(torch.tensor([ids]), position_ids=torch.arange(n)[None], attention_mask=mask)[0]
+
+
+def _packed_bidirectional(trunk: Any, fast: bool) -> Tensor:
+    few = _first_blocks(trunk)
+    if fast:
+        use_fast_blocks(find_blocks(few))
+    make_bidirectional(find_blocks(few))
+    return _packed(few)
 
 
 def _packed(few: Any, *, ends_only: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from skgpt.trunk.attention import Boundaries, packed_attention
+from skgpt.trunk.attention import Boundaries, is_causal_in, packed_attention
 
 # Blocks that are RMS norm, rotated attention, RMS norm, gated SiLU, and nothing else.
 _BLOCKS = (
@@ -106,6 +106,7 @@ def _attend(
         v_THD,
         boundaries,
         scale=attention.scaling,
+        causal=is_causal_in(attention),
         window=_window_of(attention),
         ends_only=ends is not None,
     )

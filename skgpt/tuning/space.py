@@ -193,8 +193,9 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
     }
     if pretrained.capabilities.causal:
         space["pooling"] = CategoricalDistribution(["mean", "last"])
-    deepest = pretrained.full_depth if final.n_layers is None else int(final.n_layers)
-    kept = sorted({max(1, round(deepest * share)) for share in (0.5, 0.75, 1.0)})
+    free = final.n_layers in (None, "auto")
+    deepest = pretrained.full_depth if free else int(final.n_layers)
+    kept = sorted({max(1, round(deepest * share)) for share in (0.5, 0.8, 1.0)})
     space["n_layers"] = CategoricalDistribution(kept)
     if final.lora is not None:
         space["lora__rank"] = CategoricalDistribution([4, 8, 16, 32])

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from skgpt.network.network import (
     _means_one_by_one,
     build_network,
     mean_of_each,
+    resolve_depth,
     trainable_names,
 )
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
@@ -100,6 +103,29 @@ def test_build_network__too_deep__says_how_deep_the_trunk_is(
 ) -> None:
     with pytest.raises(ModelNotSupportedError, match=message):
         build(load_pretrained(tiny_llama), **options)
+
+
+@pytest.mark.parametrize(
+    ("depth", "causal", "asked", "found"),
+    [
+        (30, True, ("auto", "auto"), (24, 4)),
+        (12, True, ("auto", "auto"), (10, 4)),
+        (30, True, ("auto", "all"), (24, "all")),
+        (30, True, ("auto", 28), (28, 28)),
+        (30, True, (12, "auto"), (12, 4)),
+        (30, True, (3, "auto"), (3, 3)),
+        (30, True, (None, "auto"), (None, 4)),
+        (1, True, ("auto", "auto"), (1, 1)),
+        (6, False, ("auto", "auto"), (None, 4)),
+        (6, False, ("auto", 6), (None, 6)),
+    ],
+)
+def test_resolve_depth__auto__is_a_share_of_a_decoder_and_the_whole_of_an_encoder(
+    depth: int, causal: bool, asked: tuple[Any, Any], found: tuple[Any, Any]
+) -> None:
+    capabilities = SimpleNamespace(causal=causal)
+    pretrained: Any = SimpleNamespace(full_depth=depth, capabilities=capabilities)
+    assert resolve_depth(pretrained, *asked) == found
 
 
 def test_build_network__last_token_of_an_encoder__is_refused(

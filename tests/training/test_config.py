@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 
-from skgpt.training.config import TrainingConfig, resolve_epochs
+from skgpt.network.lora import AdapterSpec
+from skgpt.network.network import NetworkSpec
+from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
+
+
+LORA = AdapterSpec(rank=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
 
 
 def make_config(**options: Any) -> TrainingConfig:
@@ -55,6 +60,18 @@ def test_resolve_epochs__auto__is_more_on_small_data_and_three_on_large() -> Non
     assert epochs[-1] == 3
     assert resolve_epochs(7, 10, 32) == 7
     assert [resolve_epochs("auto", n, 16) for n in (100, 300, 1_000)] == [12, 9, 6]
+
+
+@pytest.mark.parametrize(
+    ("trainable_layers", "lora", "rate"),
+    [(4, None, 2e-4), (0, None, 2e-4), ("all", None, 1e-4), (4, LORA, 1e-3), ("all", LORA, 1e-3)],
+)
+def test_resolve_rate__auto__is_by_what_learns(
+    trainable_layers: Any, lora: AdapterSpec | None, rate: float
+) -> None:
+    spec = NetworkSpec(24, trainable_layers, "mean", 3, lora)
+    assert resolve_rate("auto", spec) == rate
+    assert resolve_rate(5e-3, spec) == 5e-3
 
 
 def test_n_steps__a_short_last_batch__counts_as_a_step() -> None:

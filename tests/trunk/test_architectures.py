@@ -6,6 +6,7 @@ The measure is always transformers' own forward pass over one text at a time.
 import copy
 import logging
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.training.loss import CrossEntropy
 from skgpt.trunk.capabilities import probe
+from skgpt.trunk.layers import find_blocks
 from tests.helpers import TextData, make
 from tests.network.test_network import build
-from tests.trunk.architectures import ALL, KNOWN, WINDOW, write_tiny
+from tests.trunk.architectures import ALL, FAST, KNOWN, WINDOW, write_tiny
 
 CPU = torch.device("cpu")
 TEXTS = [
@@ -74,9 +76,24 @@ def gradients(loss: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: g for name, g in pairs if g is not None and g.abs().max() > 0}
 
 
+def mask_both_ways(block: Any, args: Any, kwargs: Any) -> Any:
+    """Have a block of transformers' see as far ahead as its causal mask lets it see back."""
+    call = signature(block.forward).bind(*args, **kwargs)
+    given = call.arguments["attention_mask"]
+    if given is None:  # a causal mask that scaled_dot_product_attention would make
+        n = args[0].shape[1]
+        given = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
+    both = given | given.mT if given.dtype == torch.bool else torch.maximum(given, given.mT)
+    call.arguments["attention_mask"] = both
+    return call.args, call.kwargs
+
+
 def one_by_one(network: TextNetwork, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the scores of each text alone, and the sum of the gradients of their losses."""
     trunk = copy.deepcopy(network.pretrained.trunk).requires_grad_(True)
+    n_causal = network.spec.n_layers - network.spec.n_bidirectional
+    for block in find_blocks(trunk)[n_causal:]:
+        block.register_forward_pre_hook(mask_both_ways, with_kwargs=True)
     learned = {n: p for n, p in trunk.named_parameters() if n in network.learnable}
     learned["head"] = network.head.weight
     scores, total = [], {}
@@ -108,6 +125,7 @@ def test_probe__an_architecture_never_seen__is_found_out(
         known.fast,
     )
     assert (capabilities.causal, capabilities.needs_mask) == (known.causal, not known.causal)
+    assert capabilities.supports_bidirectional == (known.causal and known.packs)
     assert capabilities.casts_buffers == (name in CAST_BUFFERS)
     assert capabilities.hidden_size == source.trunk.config.hidden_size
 
@@ -127,7 +145,22 @@ POOLINGS = [
 def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_each_alone(
     pooling: str, source: PretrainedModel
 ) -> None:
-    network = network_of(source, trainable_layers="all", pooling=pooling)
+    check_one_by_one(network_of(source, trainable_layers="all", pooling=pooling))
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_network__all_layers_bidirectional__have_the_scores_and_gradients_of_each_text_alone(
+    pooling: str, source: PretrainedModel
+) -> None:
+    options = {"trainable_layers": "all", "pooling": pooling, "attention": "bidirectional"}
+    network = network_of(source, **options)
+    assert network.spec.n_bidirectional == source.depth
+    check_one_by_one(network)
+
+
+def check_one_by_one(network: TextNetwork) -> None:
+    source = network.pretrained
     tokens = tokens_of(source)
     learned = {**network.learnable, "head": network.head.weight}
     layout = Layout.of(tokens.lengths, source, CPU)
@@ -143,7 +176,10 @@ def test_network__texts_in_one_micro_batch__have_the_scores_and_gradients_of_eac
 def test_forward__frozen_layers__are_cut_off_exactly_or_not_at_all(
     pooling: str, name: str, source: PretrainedModel
 ) -> None:
+    """With mean pooling, the layers that learn are bidirectional wherever they can be."""
     network, tokens = network_of(source, pooling=pooling), tokens_of(source)
+    can = source.capabilities.supports_bidirectional
+    assert network.spec.n_bidirectional == int(pooling == "mean" and can)
     features = TextFeatures(network, tokens, token_budget=100, memory_budget=2**30)
     assert features.level is (CacheLevel.HIDDEN if ALL[name].cut else CacheLevel.TOKENS)
     learned = {**network.learnable, "head": network.head.weight}
