@@ -8,7 +8,6 @@ from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import NetworkSpec
 from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
 
-
 LORA = AdapterSpec(rank=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
 
 
