@@ -224,6 +224,17 @@ class Optimizer:
         self.skip_step()
         return not_finite(losses) if self._is_fp16 and losses else void
 
+    @torch.no_grad()
+    def put_head(self, weight: NDArray[np.float64], loss: Tensor) -> Tensor:
+        """Make a step to this head; returns what `step` does."""
+        void = not_finite([loss])
+        if not void:
+            with deferred(signal.SIGINT):
+                self._head.copy_(torch.from_numpy(weight))
+                self._n_made += 1
+        self.skip_step()
+        return void
+
     def _clip(self, learned: list[Tensor], max_norm: float, norm: Tensor) -> None:
         # On a CPU the norm can be looked at for nothing, and most steps need no second pass over
         # all gradients; on a GPU to look means to wait, and a product with one is quick.
