@@ -357,8 +357,7 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
         head_first_epochs=head_first,
     )
     if network.spec.trainable_layers == 0:
-        one = {"n_epochs": 1, "head_first_epochs": 0, "batch_size": n_rows}
-        return replace(config, **one, solves_head=True)
+        return replace(config, n_epochs=1, head_first_epochs=0, batch_size=n_rows, solves_head=True)
     return config
 
 
