@@ -180,5 +180,4 @@ def check_columns_match(
 
 def _probe(name: str) -> BaseEstimator:
     """Return an estimator that scikit-learn may set attributes on; its messages name the class."""
-    probe: BaseEstimator = type(name, (BaseEstimator,), {})()
-    return probe
+    return type(name, (BaseEstimator,), {})()

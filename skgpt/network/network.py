@@ -259,8 +259,7 @@ class TextNetwork(nn.Module):
 
     def score(self, pooled_BH: Tensor) -> Tensor:
         """Return the raw scores of pooled states, shape (B, K), fp32."""
-        logits_BK: Tensor = self.head(pooled_BH)
-        return logits_BK
+        return self.head(pooled_BH)
 
     # The next three return the pooled states of texts, in fp32, shape (B, H).
 
@@ -289,8 +288,7 @@ class TextNetwork(nn.Module):
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Return what the trunk's embedding makes of token ids, shape (T, E)."""
-        embedded_TE: Tensor = self.trunk.get_input_embeddings()(ids_T[None])[0]
-        return embedded_TE
+        return self.trunk.get_input_embeddings()(ids_T[None])[0]
 
 
 def _replace_parameter(trunk: Any, name: str, value: Tensor) -> nn.Parameter:

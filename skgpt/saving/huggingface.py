@@ -317,8 +317,7 @@ def _read_scores(folder: Path) -> Tensor:
             folder, dtype="auto", use_safetensors=True, **options
         )
         batch = tokenizer(list(_PROBES), padding=True, truncation=True, return_tensors="pt")
-        logits: Tensor = model.eval()(**batch).logits
-    return logits
+        return model.eval()(**batch).logits
 
 
 @torch.no_grad()
@@ -333,8 +332,7 @@ def _scores(network: TextNetwork, max_length: int) -> Tensor:
         network = exact
     tokens = tokenise(list(_PROBES), pretrained.tokenizer, max_length)
     layout = Layout.of(tokens.lengths, pretrained, _CPU)
-    scores: Tensor = network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
-    return scores
+    return network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
 
 
 # Reading.

@@ -320,7 +320,6 @@ def training_bytes(network: TextNetwork, *, keeps_best: bool) -> int:
 # One bad batch, or a passing spike, is got over; weights that make five of them don't come back.
 _MOST_IN_A_ROW = 5
 _STEPS_UNREAD = 64
-_NUMBERS_UNREAD = 512
 
 
 def not_finite(numbers: Sequence[Tensor]) -> Tensor:
@@ -352,8 +351,7 @@ class RunningLoss:
     def add(self, losses: Sequence[Tensor], weight: float, skipped: Tensor) -> None:
         """Add a step: shares of its mean loss, the weight of its rows, 1.0 if it was skipped."""
         self._waiting.append(([skipped, *losses], weight))
-        n_numbers = sum(len(tensors) for tensors, _ in self._waiting)
-        if self.at_once or len(self._waiting) >= _STEPS_UNREAD or n_numbers >= _NUMBERS_UNREAD:
+        if self.at_once or len(self._waiting) >= _STEPS_UNREAD:
             self.read()
 
     def read(self) -> None:

@@ -22,7 +22,7 @@ from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import CALLED_FROM, TuningError, line_of_user
 from skgpt.fitting import fit_observer
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, FitStopped, StepDone, TrainingCallback
+from skgpt.training.callbacks import EpochRecord, FitStopped, History, StepDone, TrainingCallback
 from skgpt.training.config import TrainingConfig
 from skgpt.training.optimizer import training_bytes
 from skgpt.tuning.folds import Split, last_step
@@ -312,9 +312,7 @@ class _FoldMonitor(TrainingCallback):
     def on_progress(self, done: int, total: int) -> None:
         self.fold.check_stopped()
 
-    def on_train_begin(
-        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
+    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
         self._last = config.n_epochs
 
     def on_step(self, event: StepDone) -> None:
