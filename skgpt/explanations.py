@@ -172,9 +172,7 @@ class _Path:
 
 
 def _add_up(
-    scores_SD: NDArray[np.float64],
-    slopes_STD: NDArray[np.float64],
-    replaced_T: NDArray[np.bool_],
+    scores_SD: NDArray[np.float64], slopes_STD: NDArray[np.float64], replaced_T: NDArray[np.bool_]
 ) -> Attributions:
     """Integrate slopes along a path; each step adds up to what the scores change by."""
     steps_STD = (slopes_STD[1:] + slopes_STD[:-1]) / (2 * (len(scores_SD) - 1))
@@ -195,11 +193,7 @@ def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
     scores = model.raw_scores(X, verbose)
     network = model.network
     tokens, spans = tokenise_with_spans(
-        texts.cells,
-        model.template,
-        network.pretrained.tokenizer,
-        model.max_length,
-        model.long_text,
+        texts.cells, model.template, network.pretrained.tokenizer, model.max_length, model.long_text
     )
     explained, directions = _explained(scores, model.multilabel)
     run, first = tokens.run, tokens.first

@@ -64,10 +64,7 @@ class FittedModel:
 
     def attributes(self) -> dict[str, Any]:
         """Return the public attributes of a fitted estimator."""
-        held_out = {
-            "validation_scores_": self.validation_scores,
-            "best_iter_": self.best_iteration,
-        }
+        held_out = {"validation_scores_": self.validation_scores, "best_iter_": self.best_iteration}
         return {
             **self.columns,
             "classes_": self.classes,

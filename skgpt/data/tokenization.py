@@ -298,11 +298,7 @@ def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> boo
 
 
 def _cut_values(
-    values: list[Sequence[str]],
-    ids: list[Ids],
-    template: Template,
-    encoder: TextEncoder,
-    room: int,
+    values: list[Sequence[str]], ids: list[Ids], template: Template, encoder: TextEncoder, room: int
 ) -> None:
     """Cut the values of each row that is too long until it fits; put both in place of the old."""
     too_long = [i for i, row in enumerate(ids) if len(row) > room]

@@ -62,10 +62,7 @@ def _means_one_by_one(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
 
 # What the parameter `pooling` may be, beside "auto". Texts in windows: the head is given the mean
 # of the pooled states of a text's windows, whichever it is.
-POOLINGS = {
-    "last": Pooling(_last_of_each, last_token_only=True),
-    "mean": Pooling(_mean_of_each),
-}
+POOLINGS = {"last": Pooling(_last_of_each, last_token_only=True), "mean": Pooling(_mean_of_each)}
 
 
 def resolve_pooling(pooling: str, pretrained: PretrainedModel) -> str:

@@ -253,10 +253,6 @@ class Optimizer:
         """Say whether everything that was learned is a number."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in self._learned.values())
 
-    @property
-    def _scale(self) -> float:
-        return float(self._scaler.get_scale()) if self._is_fp16 else 1.0
-
     def _load_moments(self, moments: Moments) -> None:
         for name, parameter in self._learned.items():
             if name not in moments.means:  # it acts on nothing, as an encoder's own pooler
@@ -277,7 +273,7 @@ class Optimizer:
             return None
         return Moments(
             {name: float(kept["step"]) for name, kept in known.items()},
-            self._scale,
+            float(self._scaler.get_scale()) if self._is_fp16 else 1.0,
             {name: kept["exp_avg"] for name, kept in known.items()},
             {name: kept["exp_avg_sq"] for name, kept in known.items()},
         )
