@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt.data.batching import Rows
 from skgpt.data.tokenization import (
     Tokens,
     TokenSpans,
@@ -35,7 +36,7 @@ from skgpt.data.tokenization import (
 from skgpt.device import to_device
 from skgpt.exceptions import ModelNotSupportedError, import_optional
 from skgpt.fitted_model import FittedModel
-from skgpt.network.layout import Layout, Rows, ids_of
+from skgpt.network.layout import Layout, ids_of
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.trunk.layers import PROBE_ERRORS

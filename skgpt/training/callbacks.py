@@ -6,7 +6,8 @@ All that is shown goes to stderr, so that what a program prints stays clean.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -288,25 +289,14 @@ class EpochLines(TrainingCallback):
         return False
 
 
-class PredictBar(_TokenBar):
-    """A bar of a prediction that takes more than a second; at its end it is gone."""
-
-    def __init__(self, verbose: int) -> None:
-        super().__init__(shown=bool(verbose) and shows_bars(), delay=_SHORT_SECONDS)
-
-    def frozen(self, done: int, total: int) -> None:
-        """Frozen layers have run over `done` of `total` tokens."""
-        self.move("predict, frozen layers", done, total)
-
-    def scored(self, done: int, total: int) -> None:
-        """There are raw scores for `done` of `total` tokens."""
-        self.move("predict", done, total)
-
-    def __enter__(self) -> "PredictBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+@contextmanager
+def predict_bar(verbose: int) -> Iterator[_TokenBar]:
+    """Give a bar of a prediction that takes more than a second; at the end of it it is gone."""
+    bar = _TokenBar(shown=bool(verbose) and shows_bars(), delay=_SHORT_SECONDS)
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 def write_line(line: str) -> None:

@@ -211,8 +211,11 @@ class Optimizer:
         norm = nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
         void = not_finite([*losses, norm])
         if not (self.looks_at_once and void):
-            if self.config.max_grad_norm is not None:
-                self._clip(learned, self.config.max_grad_norm, norm)
+            # On a CPU the norm can be looked at for nothing, and most steps need no second pass
+            # over all gradients; on a GPU to look means to wait, and a product with one is quick.
+            max_norm = self.config.max_grad_norm
+            if max_norm is not None and not (norm.device.type == "cpu" and norm <= max_norm):
+                nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
             for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self.lr_factor
             with deferred(signal.SIGINT):
@@ -223,13 +226,6 @@ class Optimizer:
             self._scaler.update(None if self._is_fp16 else 1.0)
         self.skip_step()
         return not_finite(losses) if self._is_fp16 and losses else void
-
-    def _clip(self, learned: list[Tensor], max_norm: float, norm: Tensor) -> None:
-        # On a CPU the norm can be looked at for nothing, and most steps need no second pass over
-        # all gradients; on a GPU to look means to wait, and a product with one is quick.
-        if norm.device.type == "cpu" and norm <= max_norm:
-            return
-        nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
 
     def skip_step(self) -> None:
         """Count a step that changes nothing, as one whose rows all weigh nothing."""

@@ -97,12 +97,8 @@ def pack(trunk: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _for_transformers)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # no mask
     trunk.config._attn_implementation = NAME
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
 
 
 def _for_transformers(

@@ -18,11 +18,11 @@ from skgpt.exceptions import SlowFitWarning
 from skgpt.training.callbacks import (
     EpochLines,
     EpochRecord,
-    PredictBar,
     ProgressBar,
     SlowFitNotice,
     StepDone,
     fit_progress,
+    predict_bar,
     shows_bars,
 )
 from tests.helpers import make_text_data
@@ -179,10 +179,9 @@ def test_predict_bar__an_error__takes_it_away(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.file)
     monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
-    bar = PredictBar(1)
-    with suppress(ZeroDivisionError), bar:
-        bar.frozen(1, 3)
-        bar.scored(1, 3)
+    with suppress(ZeroDivisionError), predict_bar(1) as bar:
+        bar.move("frozen layers", 1, 3)
+        bar.move("predict", 1, 3)
         raise ZeroDivisionError
     screen = terminal.read()
     assert "frozen layers" in screen
