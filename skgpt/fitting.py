@@ -121,6 +121,8 @@ def partial_fit(
         schedule="constant",
         first_epoch=0 if previous is None else len(previous.history),
         head_first_epochs=0,
+        batch_size=estimator.batch_size,
+        solves_head=False,
     )
     sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs, previous)
     run = _train(estimator, data, network, config, sklearn_callbacks, moments=moments)
@@ -334,7 +336,7 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
     """Return the configuration of a whole fit."""
     head_first = int(estimator.head_first_epochs)
     n_epochs = resolve_epochs(estimator.max_epochs, n_rows, estimator.batch_size)
-    return TrainingConfig(
+    config = TrainingConfig(
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
@@ -350,6 +352,9 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
         seed=seed,
         head_first_epochs=head_first,
     )
+    if network.spec.trainable_layers == 0:
+        return replace(config, n_epochs=1, head_first_epochs=0, batch_size=n_rows, solves_head=True)
+    return config
 
 
 def _train(

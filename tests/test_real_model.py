@@ -14,6 +14,7 @@ import pytest
 
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
+from skgpt.pretrained.default_models import alias_folder
 
 pytestmark = pytest.mark.network
 
@@ -132,6 +133,25 @@ def test_default_model__bf16__a_texts_neighbours_hardly_matter(real_cache: Path)
     alone = np.concatenate([clf.predict_proba([text]) for text in X])
     assert np.ptp(together) > 0.5  # it has learned to be sure of something
     assert np.abs(together - alone).max() < 0.02  # as the user guide says
+
+
+def test_encoder__by_its_alias__head_on_the_states_that_transformers_has(real_cache: Path) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    clf = GPTTextClassifier("minilm-l6", trainable_layers=0, precision="fp32", random_state=0)
+    clf.fit(TEXTS, LABELS)
+    probes = ["a late goal decided the match", "the lender reported higher earnings", "why?"]
+    assert clf.predict(probes[:2]).tolist() == ["sport", "money"]
+    assert (clf.model_id_, clf.n_layers_, clf.attention_) == ("minilm-l6", 6, "bidirectional")
+    folder = alias_folder("minilm-l6")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        states = [model(**tokenizer(t, return_tensors="pt"))[0].mean(1) for t in probes]
+        scores = torch.cat(states) @ clf._model.network.head.weight.T
+    np.testing.assert_allclose(
+        clf.predict_proba(probes), scores.softmax(1).numpy(), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.thorough

@@ -31,7 +31,8 @@ class TrainingConfig:
     The learning rates are the peaks of the schedule. `token_budget` is per micro-batch; the
     memory and disk budgets are bytes for the states behind frozen layers. `first_epoch` is the
     number of the first pass, which its order is drawn from: a fit that goes on where others
-    stopped doesn't repeat their orders.
+    stopped doesn't repeat their orders. With `solves_head` the one step is to the head that is
+    best.
     """
 
     n_rows: int
@@ -49,6 +50,7 @@ class TrainingConfig:
     first_epoch: int = 0
     disk_budget: int = 0
     head_first_epochs: int = 0
+    solves_head: bool = False
 
     @property
     def steps_per_epoch(self) -> int:

@@ -17,6 +17,7 @@ from skgpt.training.callbacks import EpochRecord, TrainingCallback, predict_bar
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.config import TrainingConfig
 from skgpt.training.early_stopping import Validation
+from skgpt.training.linear_probe import solve_head
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Moments
 from skgpt.training.run import FitResult, TrainingRows, TrainingRun, diverged
@@ -71,7 +72,7 @@ def train(
                 for callback in callbacks:
                     callback.on_epoch_begin(run.epoch + 1)
                 for batch in run.batches():
-                    train_step(run, batch)
+                    (solve_head if config.solves_head else train_step)(run, batch)
                     done = run.end_step(batch)
                     for callback in callbacks:
                         callback.on_step(done)

@@ -227,6 +227,17 @@ class Optimizer:
         self.skip_step()
         return not_finite(losses) if self._is_fp16 and losses else void
 
+    @torch.no_grad()
+    def put_head(self, weight: NDArray[np.float64], loss: Tensor) -> Tensor:
+        """Make a step to this head; returns what `step` does."""
+        void = not_finite([loss])
+        if not void:
+            with deferred(signal.SIGINT):
+                self._head.copy_(torch.from_numpy(weight))
+                self._n_made += 1
+        self.skip_step()
+        return void
+
     def skip_step(self) -> None:
         """Count a step that changes nothing, as one whose rows all weigh nothing."""
         self._step += 1
