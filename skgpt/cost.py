@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.batching import Rows, optimiser_batches
-from skgpt.data.splits import Split, all_rows
-from skgpt.data.template import Template
+from skgpt.data.splits import all_rows
 from skgpt.data.tokenization import LongText, lengths_in_windows, tokenise_rows
+from skgpt.fit_data import FitData
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
@@ -238,11 +238,7 @@ def _size(n_bytes: int) -> str:
 
 def estimate_fit(
     network: TextNetwork,
-    cells: list[list[str]],
-    template: Template,
-    target: NDArray[np.int64] | NDArray[np.float32],
-    weight: NDArray[np.float64],
-    split: Split,
+    data: FitData,
     *,
     loss: Loss,
     config: TrainingConfig,
@@ -255,10 +251,10 @@ def estimate_fit(
 
     Raises NoMemoryError if the device can't hold one text at a time, or what learns.
     """
-    of_text = (cells, template, network.pretrained.tokenizer)
+    of_text = (data.cells, data.template, network.pretrained.tokenizer)
     tokens = tokenise_rows(*of_text, max_length, long_text)
     whole_lengths = tokenise_rows(*of_text, sys.maxsize).lengths
-    rows = TrainingRows(tokens, target, weight, split)
+    rows = TrainingRows(tokens, data.target.codes, data.loss_weight, data.split)
     texts = tokens.run
     level = cache_level(network, texts, config.memory_budget, config.disk_budget)
     work = count_work(network, rows, level, config)
@@ -274,7 +270,7 @@ def estimate_fit(
         n_layers=network.spec.n_layers,
         max_length=max_length,
         n_texts=len(tokens),
-        n_held_out=len(split.held_out),
+        n_held_out=len(data.split.held_out),
         n_tokens=n_tokens,
         tokens_per_text={
             name: float(np.quantile(whole_lengths, share)) for name, share in _QUANTILES.items()

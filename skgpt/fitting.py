@@ -148,11 +148,7 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
         make_validation(estimator, data, network)  # tries the scorer
     return estimate_fit(
         network,
-        data.cells,
-        data.template,
-        data.target.codes,
-        data.loss_weight,
-        data.split,
+        data,
         config=make_config(estimator, network, len(data.split.train), seed),
         loss=estimator._loss(data.target),
         max_length=int(estimator.max_length),

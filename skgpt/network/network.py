@@ -62,10 +62,7 @@ def _means_one_by_one(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
 
 # What the parameter `pooling` may be, beside "auto". Texts in windows: the head is given the mean
 # of the pooled states of a text's windows, whichever it is.
-POOLINGS = {
-    "last": Pooling(_last_of_each, last_token_only=True),
-    "mean": Pooling(_mean_of_each),
-}
+POOLINGS = {"last": Pooling(_last_of_each, last_token_only=True), "mean": Pooling(_mean_of_each)}
 
 
 def resolve_pooling(pooling: str, pretrained: PretrainedModel) -> str:
@@ -259,8 +256,7 @@ class TextNetwork(nn.Module):
 
     def score(self, pooled_BH: Tensor) -> Tensor:
         """Return the raw scores of pooled states, shape (B, K), fp32."""
-        logits_BK: Tensor = self.head(pooled_BH)
-        return logits_BK
+        return self.head(pooled_BH)
 
     # The next three return the pooled states of texts, in fp32, shape (B, H).
 
@@ -289,8 +285,7 @@ class TextNetwork(nn.Module):
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Return what the trunk's embedding makes of token ids, shape (T, E)."""
-        embedded_TE: Tensor = self.trunk.get_input_embeddings()(ids_T[None])[0]
-        return embedded_TE
+        return self.trunk.get_input_embeddings()(ids_T[None])[0]
 
 
 def _replace_parameter(trunk: Any, name: str, value: Tensor) -> nn.Parameter:

@@ -256,9 +256,9 @@ class GPTSearchCV(BaseSearchCV):
                 "GPTSearchCV calls no callbacks of its own: set them on its estimator."
             )
         deadline = np.inf if self.timeout is None else time.time() + self.timeout
-        evaluator, fit_params, refit_metric = self._evaluator(X, y, params)
-        given = self.param_distributions
-        given = default_space(self.estimator) if given is None else dict(given)
+        evaluator, refit_metric = self._evaluator(X, y, params)
+        given: Any = self.param_distributions
+        given = default_space(self.estimator) if given is None else given
         space = Space(given)
         job = self._job(evaluator, space, deadline)
         check_names(given, evaluator.estimator)
@@ -296,7 +296,7 @@ class GPTSearchCV(BaseSearchCV):
                     evaluator, result_of(chosen), theirs, self.scoring
                 )
         if self.refit:
-            attributes |= self._refitted(attributes["best_params_"], X, y, fit_params)
+            attributes |= self._refitted(attributes["best_params_"], X, y, evaluator.fit_params)
         self._set_fitted(attributes)
 
         # Warnings come last, since they may be errors.
@@ -307,10 +307,8 @@ class GPTSearchCV(BaseSearchCV):
                 warn_unless_won(attributes["baseline_"])
         return self
 
-    def _evaluator(
-        self, X: Any, y: Any, params: dict[str, Any]
-    ) -> tuple[Evaluator, dict[str, Any], Any]:
-        """Return what evaluates trials, the parameters of `fit`, and the metric for the refit."""
+    def _evaluator(self, X: Any, y: Any, params: dict[str, Any]) -> tuple[Evaluator, Any]:
+        """Return what evaluates trials, and the metric for the refit."""
         scorer, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
         params = check_method_params(X, params=params)
@@ -328,7 +326,7 @@ class GPTSearchCV(BaseSearchCV):
             return_train_score=self.return_train_score,
             needs_metric=self.refit is True,
         )
-        return evaluator, dict(routed.estimator.fit), refit_metric
+        return evaluator, refit_metric
 
     def _job(self, evaluator: Evaluator, space: Space, deadline: float) -> Job:
         key: dict[str, Any] | None = None
@@ -365,7 +363,7 @@ class GPTSearchCV(BaseSearchCV):
         return best
 
     def _refitted(
-        self, params: dict[str, Any], X: Any, y: Any, fit_params: dict[str, Any]
+        self, params: dict[str, Any], X: Any, y: Any, fit_params: Mapping[str, Any]
     ) -> dict[str, Any]:
         best = clone(self.estimator).set_params(**clone(params, safe=False))
         began = time.time()

@@ -18,11 +18,11 @@ from skgpt.exceptions import SlowFitWarning
 from skgpt.training.callbacks import (
     EpochLines,
     EpochRecord,
-    PredictBar,
     ProgressBar,
     SlowFitNotice,
     StepDone,
     fit_progress,
+    predict_bar,
     shows_bars,
 )
 from tests.helpers import make_text_data
@@ -64,7 +64,7 @@ def test_progress_bar__a_fit__shows_epoch_loss_score_speed_and_time_left(
     bar = ProgressBar()
     bar.on_progress(50, 100)
     bar.on_progress(100, 100)
-    bar.on_train_begin(make_config(n_rows=16, batch_size=8, n_epochs=2))
+    bar.on_train_begin(make_config(n_rows=16, batch_size=8, n_epochs=2), 0, [])
     for step in range(1, 5):
         if step % 2:
             bar.on_epoch_begin((step + 1) // 2)
@@ -85,7 +85,7 @@ def test_progress_bar__a_fit__shows_epoch_loss_score_speed_and_time_left(
 def test_progress_bar__many_steps__the_loss_is_read_now_and_then() -> None:
     mean_loss = Mock(return_value=0.25)
     bar = ProgressBar()
-    bar.on_train_begin(make_config(n_rows=8000, batch_size=8, n_epochs=1))
+    bar.on_train_begin(make_config(n_rows=8000, batch_size=8, n_epochs=1), 0, [])
     bar.on_epoch_begin(1)
     for step in range(1, 1001):
         bar.on_step(StepDone(step, 1, 10, mean_loss))
@@ -104,7 +104,7 @@ def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left(
     head_first: int, left: list[str], capsys: pytest.CaptureFixture[str], clock: SimpleNamespace
 ) -> None:
     lines = EpochLines()
-    lines.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=head_first))
+    lines.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=head_first), 0, [])
     for epoch in range(1, 5):
         clock.now += 2.0 if epoch > head_first else 0.5
         lines.on_epoch(record(epoch))
@@ -179,10 +179,9 @@ def test_predict_bar__an_error__takes_it_away(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.file)
     monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
-    bar = PredictBar(1)
-    with suppress(ZeroDivisionError), bar:
-        bar.frozen(1, 3)
-        bar.scored(1, 3)
+    with suppress(ZeroDivisionError), predict_bar(1) as bar:
+        bar.move("frozen layers", 1, 3)
+        bar.move("predict", 1, 3)
         raise ZeroDivisionError
     screen = terminal.read()
     assert "frozen layers" in screen
@@ -234,7 +233,7 @@ def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
 def run_steps(
     notice: SlowFitNotice, clock: SimpleNamespace, n_steps: int, seconds_per_step: float
 ) -> None:
-    notice.on_train_begin(make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1))
+    notice.on_train_begin(make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1), 0, [])
     for step in range(1, n_steps + 1):
         clock.now += seconds_per_step
         notice.on_step(StepDone(step, 1, 100, lambda: 0.5))
