@@ -39,6 +39,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "max_length": [Interval(Integral, 2, None, closed="left")],
     "long_text": [StrOptions({"cut", "windows"})],
     "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+    "max_seconds": [Interval(Real, 0, None, closed="neither"), None],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
     "head_learning_rate": [Interval(Real, 0, None, closed="neither")],

@@ -18,7 +18,7 @@ from skgpt.training.config import TrainingConfig
 
 
 class EpochRecord(TypedDict):
-    """One entry of ``history_``; the last two where rows are held out."""
+    """One entry of ``history_``; the last one says what a lack of time cut."""
 
     epoch: int
     loss: float
@@ -28,6 +28,7 @@ class EpochRecord(TypedDict):
     skipped_steps: int
     validation_loss: NotRequired[float]
     validation_score: NotRequired[float]
+    cut_short: NotRequired[str]
 
 
 History = list[EpochRecord]
