@@ -12,7 +12,6 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import get_scorer_names
 
 from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
-from skgpt.cost import how_to_shorten
 from skgpt.data.tokenization import LongText
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
@@ -113,8 +112,8 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
 
     def _training_callbacks(self, network: TextNetwork) -> list[TrainingCallback]:
         """Return what shows a fit: a word about a very long one, a bar or lines."""
-        text = how_to_shorten(network, self.max_length, self.long_text)
-        return [SlowFitNotice(text), *fit_progress(self.verbose)]
+        all_learn = network.spec.n_frozen == 0
+        return [SlowFitNotice(all_learn=all_learn), *fit_progress(self.verbose)]
 
     def _set_fitted(self, model: FittedModel) -> None:
         """Become fitted; another thread's predict sees the old fit or the new one."""

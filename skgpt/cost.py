@@ -760,11 +760,3 @@ def smaller_values(spec: NetworkSpec, max_length: int, long_text: LongText) -> d
     elif max_length > _SHORT:
         values["max_length"] = max_length // 2
     return values
-
-
-def how_to_shorten(network: TextNetwork, max_length: int, long_text: LongText = "cut") -> str:
-    """List what would make a fit shorter, for a warning."""
-    values = smaller_values(network.spec, int(max_length), long_text)
-    changes = [f"{name}={value!r}" for name, value in values.items()]
-    gpu = ["a GPU"] if network.device.type == "cpu" else []
-    return ", ".join([*changes, "fewer max_epochs", *gpu])
