@@ -101,7 +101,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         in memory together.
     max_epochs : int or "auto", default="auto"
         Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 60
-        over the cube root of the number of texts, or as many as make 160 optimiser steps if that
+        over the cube root of the number of texts, or as many as make 100 optimiser steps if that
         is more; 3 at least, 24 at most.
     max_seconds : float or None, default=None
         How long `fit` may take. It measures what it would take, as `plan` does, and makes fewer
@@ -109,7 +109,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         A clock ends it at a step where the machine is slower than foreseen. What was cut is in
         ``history_`` and in a `TimeLimitWarning`. The result then depends on the machine, whatever
         `random_state` is. None sets no limit.
-    batch_size : int, default=32
+    batch_size : int, default=16
         Texts per optimiser step, however many fit in memory at once.
     learning_rate : float or "auto", default="auto"
         Peak learning rate of the trunk. "auto" is 2e-4 where the last layers learn, 1e-4 where all
@@ -256,7 +256,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         long_text: LongText = "cut",
         max_epochs: int | Literal["auto"] = "auto",
         max_seconds: float | None = None,
-        batch_size: int = 32,
+        batch_size: int = 16,
         learning_rate: float | Literal["auto"] = "auto",
         head_learning_rate: float = 1e-3,
         weight_decay: float = 0.01,

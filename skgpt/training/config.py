@@ -13,7 +13,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 # passes for this many optimiser steps. docs/benchmarks.md has the figures.
 _MIN_EPOCHS = 3
 _MAX_EPOCHS = 24
-_MIN_STEPS = 160
+_MIN_STEPS = 100
 _PASSES = 60
 
 # "auto" rates, by what learns. Weights in front of which nothing moves stand twice as much as all;
@@ -96,7 +96,7 @@ def resolve_rate(learning_rate: float | str, spec: NetworkSpec) -> float:
 def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
     """Turn the `max_epochs` parameter into a number of passes.
 
-    "auto" is 60 over the cube root of `n_rows`, or as many as make 160 optimiser steps if that is
+    "auto" is 60 over the cube root of `n_rows`, or as many as make 100 optimiser steps if that is
     more; at least 3 and at most 24.
     """
     if max_epochs != "auto":
