@@ -112,8 +112,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     batch_size : int, default=16
         Texts per optimiser step, however many fit in memory at once.
     learning_rate : float or "auto", default="auto"
-        Peak learning rate of the trunk. "auto" is 2e-4 where the last layers learn, 1e-4 where all
-        weights do, and 1e-3 for adapters.
+        Peak learning rate of the trunk. "auto" is 2e-4 where a decoder's last layers learn, 1e-4
+        where all weights or an encoder's do, and 1e-3 for adapters.
     head_learning_rate : float, default=1e-3
         Peak learning rate of the head.
     weight_decay : float, default=0.01

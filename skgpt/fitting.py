@@ -353,7 +353,9 @@ def make_config(
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
-        learning_rate=resolve_rate(estimator.learning_rate, network.spec),
+        learning_rate=resolve_rate(
+            estimator.learning_rate, network.spec, causal=network.pretrained.capabilities.causal
+        ),
         head_learning_rate=estimator.head_learning_rate,
         weight_decay=estimator.weight_decay,
         warmup_ratio=estimator.warmup_ratio,

@@ -16,8 +16,8 @@ _MAX_EPOCHS = 24
 _MIN_STEPS = 100
 _PASSES = 60
 
-# "auto" rates, by what learns. Weights in front of which nothing moves stand twice as much as all;
-# adapters start from nothing. docs/decisions/recipe.md has the figures.
+# "auto" rates, by what learns. Weights in front of which nothing moves stand twice as much as all,
+# but not an encoder's; adapters start from nothing. docs/decisions/recipe.md has the figures.
 _RATE_OF_LAST_LAYERS = 2e-4
 _RATE_OF_ALL = 1e-4
 _RATE_OF_ADAPTERS = 1e-3
@@ -84,13 +84,14 @@ class TrainingConfig:
         return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def resolve_rate(learning_rate: float | str, spec: NetworkSpec) -> float:
+def resolve_rate(learning_rate: float | str, spec: NetworkSpec, *, causal: bool) -> float:
     """Turn the `learning_rate` parameter into the trunk's peak rate, by what of it learns."""
     if learning_rate != "auto":
         return float(learning_rate)
     if spec.lora is not None:
         return _RATE_OF_ADAPTERS
-    return _RATE_OF_ALL if spec.trainable_layers == "all" else _RATE_OF_LAST_LAYERS
+    gentle = spec.trainable_layers == "all" or not causal
+    return _RATE_OF_ALL if gentle else _RATE_OF_LAST_LAYERS
 
 
 def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:

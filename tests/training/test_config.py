@@ -69,8 +69,9 @@ def test_resolve_rate__auto__is_by_what_learns(
     trainable_layers: Any, lora: AdapterSpec | None, rate: float
 ) -> None:
     spec = NetworkSpec(24, trainable_layers, "mean", 3, lora)
-    assert resolve_rate("auto", spec) == rate
-    assert resolve_rate(5e-3, spec) == 5e-3
+    assert resolve_rate("auto", spec, causal=True) == rate
+    assert resolve_rate("auto", spec, causal=False) == (rate if lora else 1e-4)
+    assert resolve_rate(5e-3, spec, causal=True) == 5e-3
 
 
 def test_n_steps__a_short_last_batch__counts_as_a_step() -> None:
