@@ -11,7 +11,7 @@ from skgpt.training.run import TrainingRun
 
 # Of the squared weights, beside the mean loss; scikit-learn's C is one over this and the number of
 # rows. docs/decisions/recipe.md has the figures.
-_PENALTY = 0.3
+_PENALTY = 0.1
 _MAX_ITERATIONS = 1000
 
 
