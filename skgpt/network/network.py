@@ -150,7 +150,10 @@ class TextNetwork(nn.Module):
         self.spec = spec
         self.dtype = dtype
         self.device = device
-        self.trunk: Any = self.base_trunk(spec.n_layers)
+        if spec.quantize_base is None:
+            self.trunk: Any = pretrained.copy_trunk(spec.n_layers, dtype, device)
+        else:
+            self.trunk = quantise(pretrained, spec.n_layers, dtype, device)
         make_bidirectional(find_blocks(self.trunk)[spec.n_layers - spec.n_bidirectional :])
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
@@ -201,12 +204,6 @@ class TextNetwork(nn.Module):
         """Everything that, with the depth, decides what frozen layers return."""
         return (self.pretrained.identity, self.dtype, str(self.device), self.spec.quantize_base)
 
-    def base_trunk(self, n_layers: int) -> Any:
-        """Return a trunk of the first blocks of the base, as this network computes them."""
-        if self.spec.quantize_base is None:
-            return self.pretrained.copy_trunk(n_layers, self.dtype, self.device)
-        return quantise(self.pretrained, n_layers, self.dtype, self.device)
-
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the fp32 originals into the working copies."""
@@ -237,6 +234,12 @@ class TextNetwork(nn.Module):
     def score(self, pooled_BH: Tensor) -> Tensor:
         """Return the raw scores of pooled states, shape (B, K), fp32."""
         return self.head(pooled_BH)
+
+    def run_frozen(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        """Run the frozen layers alone; return the hidden states behind them, shape (T, H)."""
+        assert self._split is not None
+        laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
+        return layout.flat(self._split.run_lower(input_ids=laid_out, **layout.inputs()))
 
     # The next three return the pooled states of texts, in fp32, shape (B, H).
 

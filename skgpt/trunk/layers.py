@@ -76,11 +76,18 @@ def agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 class _Crossing(threading.local):
-    """The hidden states that cross the split; per thread, since predictions may run at once."""
+    """What happens at the split; per thread, since predictions may run at once."""
 
-    upper_input: Tensor | None = None
-    wants_lower: bool = False
-    lower_output: Tensor | None = None
+    upper_input: Tensor | None = None  # hidden states to go on with
+    stops: bool = False
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the split, with the hidden states there."""
+
+    def __init__(self, hidden_BTH: Tensor) -> None:
+        super().__init__()
+        self.hidden_BTH = hidden_BTH
 
 
 class SplitTrunk:
@@ -110,16 +117,15 @@ class SplitTrunk:
             del block._crossing, block._is_last
 
     def run_lower(self, **inputs: Any) -> Tensor:
-        """Run the trunk and return the hidden states after block k, shape (B, T, H)."""
-        self._crossing.wants_lower = True
+        """Run the trunk up to block k; return the hidden states after it, shape (B, T, H)."""
+        self._crossing.stops = True
         try:
             self.trunk(**inputs)
-            hidden_BTH = self._crossing.lower_output
+        except _Reached as reached:
+            return reached.hidden_BTH
         finally:
-            self._crossing.wants_lower = False
-            self._crossing.lower_output = None
-        assert hidden_BTH is not None
-        return hidden_BTH
+            self._crossing.stops = False
+        raise RuntimeError("the block before the split was not run")
 
     def run_upper(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
         """Run what follows block k on these hidden states; return the last hidden states."""
@@ -153,8 +159,8 @@ class _SplitBlock(nn.Module):
         if crossing.upper_input is None:
             output = super().forward(*args, **kwargs)
             self._n_returned = len(output) if isinstance(output, tuple) else 0
-            if self._is_last and crossing.wants_lower:
-                crossing.lower_output = output[0] if isinstance(output, tuple) else output
+            if self._is_last and crossing.stops:
+                raise _Reached(output[0] if isinstance(output, tuple) else output)
             return output
         # Skipped: hand the input on. The last block before the split hands on the given states.
         if self._is_last:
