@@ -4,7 +4,7 @@ Weights that learn are a network's own; all others are shared with every network
 pretrained model.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from skgpt.network.layout import Layout
 from skgpt.network.lora import AdapterSpec, SeededDropout, add_adapters, first_values, quantise
 from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.attention import make_bidirectional
-from skgpt.trunk.layers import SplitTrunk, find_blocks, parameters_after_blocks
+from skgpt.trunk.layers import SplitTrunk, find_blocks
 
 TrainableLayers = int | Literal["all"]
 Attention = Literal["causal", "bidirectional"]
@@ -182,7 +182,8 @@ class TextNetwork(nn.Module):
         """Return what the trunk's learnable weights start from, each a new fp32 tensor."""
         spec, device = self.spec, self.device
         if spec.lora is None:
-            names = trainable_names(self.trunk, spec.trainable_layers)
+            after_blocks = self.pretrained.capabilities.after_blocks
+            names = trainable_names(self.trunk, spec.trainable_layers, after_blocks)
             return {name: self.pretrained.fp32_copy(name, device) for name in names}
         names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.dropout)
         drawn = first_values(self.trunk, names, seed)
@@ -395,10 +396,12 @@ def check_depth(
     return kept, trainable_layers
 
 
-def trainable_names(trunk: Any, trainable_layers: TrainableLayers) -> list[str]:
+def trainable_names(
+    trunk: Any, trainable_layers: TrainableLayers, after_blocks: Set[str]
+) -> list[str]:
     """Return the names of the trunk's parameters that learn, in the trunk's own order.
 
-    "all" is every parameter; n is the last n blocks and whatever acts after them (the final
+    "all" is every parameter; n is the last n blocks and whatever acts `after_blocks` (the final
     norm); 0 is none.
     """
     names = [name for name, p in trunk.named_parameters() if p.is_floating_point()]
@@ -408,6 +411,5 @@ def trainable_names(trunk: Any, trainable_layers: TrainableLayers) -> list[str]:
         return []
     last_blocks = list(find_blocks(trunk))[-trainable_layers:]
     chosen = {id(p) for block in last_blocks for p in block.parameters()}
-    after = parameters_after_blocks(trunk)
     parameters = dict(trunk.named_parameters())
-    return [name for name in names if id(parameters[name]) in chosen or name in after]
+    return [name for name in names if id(parameters[name]) in chosen or name in after_blocks]

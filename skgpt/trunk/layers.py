@@ -110,12 +110,6 @@ class SplitTrunk:
             block._crossing = self._crossing
             block._is_last = block is self._blocks[-1]
 
-    def close(self) -> None:
-        """Make the trunk what it was before."""
-        for block in self._blocks:
-            block.__class__ = block._whole_class
-            del block._crossing, block._is_last
-
     def run_lower(self, **inputs: Any) -> Tensor:
         """Run the trunk up to block k; return the hidden states after it, shape (B, T, H)."""
         self._crossing.stops = True
@@ -172,35 +166,29 @@ class _SplitBlock(nn.Module):
 
 @cache
 def _split_class(kind: Any) -> type:
-    return type(kind.__name__, (_SplitBlock, kind), {"_whole_class": kind})
+    return type(kind.__name__, (_SplitBlock, kind), {})
 
 
-def parameters_after_blocks(trunk: Any) -> set[str]:
+def parameters_after_blocks(trunk: Any) -> frozenset[str]:
     """Return the names of the parameters that act after the trunk's last block.
 
     They are those with a gradient when only what follows the blocks is run, wherever the
-    architecture keeps its final norm. Empty if the trunk can't be split there, which is logged.
+    architecture keeps its final norm. Empty if the trunk, which must be the caller's own, can't be
+    split there; that is logged.
     """
-    parameters = dict(trunk.named_parameters())
-    required_grad = {name: p.requires_grad for name, p in parameters.items()}
     split = SplitTrunk(trunk, len(find_blocks(trunk)))
     try:
         with torch.no_grad():
-            ids = torch.tensor([[2, 3]], device=next(iter(parameters.values())).device)
-            hidden = split.run_lower(input_ids=ids)
-        for p in parameters.values():
-            p.requires_grad_(p.is_floating_point())
+            hidden = split.run_lower(input_ids=torch.tensor([[2, 3]]))
+        floating = [(n, p) for n, p in trunk.named_parameters() if p.is_floating_point()]
+        parameters = {name: p.requires_grad_() for name, p in floating}
         with torch.enable_grad():
             total = split.run_upper(hidden).float().sum()
         if not total.requires_grad:
-            return set()
-        candidates = {name: p for name, p in parameters.items() if p.requires_grad}
-        grads = torch.autograd.grad(total, list(candidates.values()), allow_unused=True)
-        return {name for name, grad in zip(candidates, grads, strict=True) if grad is not None}
+            return frozenset()
+        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        named = zip(parameters, grads, strict=True)
+        return frozenset(name for name, grad in named if grad is not None)
     except PROBE_ERRORS as error:
         _LOG.info("%s can't be split after its blocks: %r", type(trunk).__name__, error)
-        return set()
-    finally:
-        split.close()
-        for name, p in parameters.items():
-            p.requires_grad_(required_grad[name])
+        return frozenset()
