@@ -185,9 +185,11 @@ def test_quickstart__small__tells_the_whole_story(real_cache: Path, tmp_path: Pa
     for expected in (
         "Training on 100 labelled articles of 8 topics.",
         "GPTTextClassifier on 100 unseen articles",
-        "TF-IDF + linear SVM, trained on the same 100:",
         "f1-score",
-        "The winner is",
+        "Accuracy of all, trained on the same 100:",
+        "%  frozen MiniLM + linear model",
+        "%  TF-IDF + linear SVM",
+        "The winner is: ",
         "In a fresh process:",
         "OPEC ministers",
     ):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.network.layout import Layout
@@ -234,6 +235,10 @@ class TextNetwork(nn.Module):
 
     def score(self, pooled_BH: Tensor) -> Tensor:
         """Return the raw scores of pooled states, shape (B, K), fp32."""
+        if self.spec.trainable_layers == 0 and self.device.type != "mps":
+            # The weights of a head that was solved for are large, and their sums in fp32 would
+            # depend on how many rows there are. MPS has no fp64.
+            return F.linear(pooled_BH.double(), self.head.weight.double()).float()
         return self.head(pooled_BH)
 
     def run_frozen(self, ids_T: Tensor, layout: Layout) -> Tensor:

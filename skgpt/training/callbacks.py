@@ -18,7 +18,7 @@ from skgpt.training.config import TrainingConfig
 
 
 class EpochRecord(TypedDict):
-    """One entry of ``history_``; the last two where rows are held out."""
+    """One entry of ``history_``; the last one says what a lack of time cut."""
 
     epoch: int
     loss: float
@@ -28,6 +28,7 @@ class EpochRecord(TypedDict):
     skipped_steps: int
     validation_loss: NotRequired[float]
     validation_score: NotRequired[float]
+    cut_short: NotRequired[str]
 
 
 History = list[EpochRecord]
@@ -89,13 +90,12 @@ _MEASURE_SECONDS = 10.0
 
 
 class SlowFitNotice(TrainingCallback):
-    """Warns once, from the first measured steps, when a fit will take more than ten minutes.
+    """Warns once, from the first measured steps, when a fit will take more than ten minutes."""
 
-    `advice` says what would make it shorter.
-    """
-
-    def __init__(self, advice: str) -> None:
-        self.advice = advice
+    def __init__(self, *, all_learn: bool = False) -> None:
+        self.advice = "max_seconds=600 ends it within ten, with fewer epochs or layers"
+        if all_learn:
+            self.advice += "; n_layers='auto' and trainable_layers='auto' train no more than four"
         self._began = time.perf_counter()
         self._first: tuple[int, float] | None = None  # the first step, and when it was done
         self._n_steps = 0
@@ -128,7 +128,8 @@ class SlowFitNotice(TrainingCallback):
             return
         self._warned = True
         warn_user(
-            f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}.",
+            f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}. "
+            "`plan` says what other parameters would cost.",
             SlowFitWarning,
         )
 

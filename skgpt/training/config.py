@@ -32,7 +32,7 @@ class TrainingConfig:
     memory and disk budgets are bytes for the states behind frozen layers. `first_epoch` is the
     number of the first pass, which its order is drawn from: a fit that goes on where others
     stopped doesn't repeat their orders. With `solves_head` the one step is to the head that is
-    best.
+    best. No step begins after the `deadline`, in seconds of `time.monotonic`, but the first.
     """
 
     n_rows: int
@@ -51,6 +51,7 @@ class TrainingConfig:
     disk_budget: int = 0
     head_first_epochs: int = 0
     solves_head: bool = False
+    deadline: float | None = None
 
     @property
     def steps_per_epoch(self) -> int:

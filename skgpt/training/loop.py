@@ -76,6 +76,8 @@ def train(
                     done = run.end_step(batch)
                     for callback in callbacks:
                         callback.on_step(done)
+                    if run.out_of_time:
+                        break
                     run.save_if_due()
                 record = run.epoch_record()
                 # Score the held-out rows, stop or keep the best weights, tell the callbacks.

@@ -240,8 +240,9 @@ def run_steps(
 
 
 def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice(clock: SimpleNamespace) -> None:
-    with pytest.warns(SlowFitWarning, match=r"about 20 minutes.*fewer layers") as caught:
-        run_steps(SlowFitNotice("fewer layers"), clock, n_steps=600, seconds_per_step=2.0)
+    says = r"about 20 minutes.*max_seconds=600 .* trainable_layers='auto'"
+    with pytest.warns(SlowFitWarning, match=says) as caught:
+        run_steps(SlowFitNotice(all_learn=True), clock, n_steps=600, seconds_per_step=2.0)
     assert len(caught) == 1
 
 
@@ -252,7 +253,7 @@ def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice(clock: Simple
 def test_slow_fit_notice__under_ten_minutes_or_one_slow_step__is_silent(
     first: float, n_steps: int, each: float, clock: SimpleNamespace
 ) -> None:
-    notice = SlowFitNotice("")
+    notice = SlowFitNotice()
     clock.now += first
     run_steps(notice, clock, n_steps, each)  # warnings are errors
 
@@ -260,7 +261,7 @@ def test_slow_fit_notice__under_ten_minutes_or_one_slow_step__is_silent(
 def test_slow_fit_notice__frozen_layers_alone__are_enough_until_they_are_done(
     clock: SimpleNamespace,
 ) -> None:
-    notice = SlowFitNotice("cut texts shorter")
+    notice = SlowFitNotice()
     clock.now = 30.0
     notice.on_progress(10_000, 10_000)  # nothing left to estimate
     with pytest.warns(SlowFitWarning, match="at least 50 minutes"):
