@@ -4,7 +4,7 @@ Weights that learn are a network's own; all others are shared with every network
 pretrained model.
 """
 
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,10 +29,23 @@ HEAD = "head.weight"  # among the names of the trunk's parameters
 # --- Pooling ----------------------------------------------------------------------------------
 
 
-# What the parameter `pooling` may be, beside "auto". "last" uses no other token's state, so the
-# model must be a decoder. Of texts in windows, the head is given the mean of the pooled states of a
-# text's windows, whichever it is.
-POOLINGS = ("last", "mean")
+@dataclass(frozen=True)
+class Pooling:
+    """How the hidden states of each text become one: (T, H) of any dtype in, (B, H) in fp32 out.
+
+    `last_token_only`: no other token's state is used, so the model must be a decoder.
+    """
+
+    pool: Callable[[Tensor, Layout], Tensor]
+    last_token_only: bool = False
+
+
+def _last_of_each(hidden_TH: Tensor, layout: Layout) -> Tensor:
+    return hidden_TH[layout.ends_B].float()
+
+
+def _mean_of_each(hidden_TH: Tensor, layout: Layout) -> Tensor:
+    return mean_of_each(hidden_TH.float(), layout.lengths_B, layout.lengths)
 
 
 def mean_of_each(hidden_TH: Tensor, lengths_B: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -48,6 +61,11 @@ def _means_one_by_one(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.stack([part_TH.mean(0) for part_TH in hidden_TH.split(list(lengths))])
 
 
+# What the parameter `pooling` may be, beside "auto". Texts in windows: the head is given the mean
+# of the pooled states of a text's windows, whichever it is.
+POOLINGS = {"last": Pooling(_last_of_each, last_token_only=True), "mean": Pooling(_mean_of_each)}
+
+
 def resolve_pooling(pooling: str, pretrained: PretrainedModel) -> str:
     """Turn the parameter `pooling` into one of `POOLINGS` that the model can do.
 
@@ -55,10 +73,11 @@ def resolve_pooling(pooling: str, pretrained: PretrainedModel) -> str:
     token, on sentiment it costs one, so it is the choice with the smaller regret.
     """
     name = "mean" if pooling == "auto" else pooling
-    if name == "last" and not pretrained.capabilities.causal:
+    if POOLINGS[name].last_token_only and not pretrained.capabilities.causal:
+        others = [repr(other) for other, rule in POOLINGS.items() if not rule.last_token_only]
         raise ModelNotSupportedError(
-            "pooling='last' needs a decoder, whose last token has seen the whole text. "
-            f"{pretrained.model!r} is an encoder: use pooling='mean'."
+            f"pooling={name!r} needs a decoder, whose last token has seen the whole text. "
+            f"{pretrained.model!r} is an encoder: use pooling={' or '.join(others)}."
         )
     return name
 
@@ -175,9 +194,10 @@ class TextNetwork(nn.Module):
 
         partly = 0 < spec.n_frozen < spec.n_layers
         self._split = SplitTrunk(self.trunk, spec.n_frozen) if partly else None
+        self._pooling = POOLINGS[spec.pooling]
         # A fast last block computes no more than what is pooled.
         fast = pretrained.capabilities.supports_fast_blocks
-        self._ends_only = spec.pooling == "last" and fast
+        self._ends_only = self._pooling.last_token_only and fast
 
     def _first_values(self, seed: int) -> dict[str, Tensor]:
         """Return what the trunk's learnable weights start from, each a new fp32 tensor."""
@@ -270,10 +290,7 @@ class TextNetwork(nn.Module):
     def _pool_output(self, last: Tensor, layout: Layout) -> Tensor:
         if self._ends_only:  # the last block returned nothing else
             return last[0, : len(layout.lengths_B)].float()
-        hidden_TH = layout.flat(last)
-        if self.spec.pooling == "last":
-            return hidden_TH[layout.ends_B].float()
-        return mean_of_each(hidden_TH.float(), layout.lengths_B, layout.lengths)
+        return self._pooling.pool(layout.flat(last), layout)
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Return what the trunk's embedding makes of token ids, shape (T, E)."""
