@@ -102,7 +102,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     max_epochs : int or "auto", default="auto"
         Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 60
         over the cube root of the number of texts, or as many as make 160 optimiser steps if that
-        is more; 3 at least, 12 at most.
+        is more; 3 at least, 24 at most.
     max_seconds : float or None, default=None
         How long `fit` may take. It measures what it would take, as `plan` does, and makes fewer
         epochs if it must; if one is still too long, it keeps fewer layers (`n_layers="auto"` only).

@@ -12,7 +12,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 # want 9 and 1,000 want 6, which is 60 over the cube root of their number; and in any case enough
 # passes for this many optimiser steps. docs/benchmarks.md has the figures.
 _MIN_EPOCHS = 3
-_MAX_EPOCHS = 12
+_MAX_EPOCHS = 24
 _MIN_STEPS = 160
 _PASSES = 60
 
@@ -97,7 +97,7 @@ def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
     """Turn the `max_epochs` parameter into a number of passes.
 
     "auto" is 60 over the cube root of `n_rows`, or as many as make 160 optimiser steps if that is
-    more; at least 3 and at most 12.
+    more; at least 3 and at most 24.
     """
     if max_epochs != "auto":
         return int(max_epochs)
