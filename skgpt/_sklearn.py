@@ -30,20 +30,3 @@ def have_it_raise(scorer: Any) -> Any:
     if hasattr(scorer, "_raise_exc"):
         scorer._raise_exc = True
     return scorer
-
-
-__all__ = [
-    "DOC_LINK",
-    "HAS_CALLBACKS",
-    "BaseSearchCV",
-    "CallbackSupportMixin",
-    "Interval",
-    "Options",
-    "StrOptions",
-    "check_method_params",
-    "check_sample_weight",
-    "fit_and_score",
-    "fit_context",
-    "have_it_raise",
-    "take_rows",
-]

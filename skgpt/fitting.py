@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import check_scoring
+from sklearn.utils import check_random_state
 
 from skgpt._files import as_folder
 from skgpt.calibration import calibrate
@@ -335,8 +336,7 @@ def draw_seed(random_state: Any) -> int:
     """
     if isinstance(random_state, Integral):
         return int(random_state)
-    generator = np.random.mtrand._rand if random_state is None else random_state
-    return int(generator.randint(np.iinfo(np.int32).max))
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
 def make_config(

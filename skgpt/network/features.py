@@ -26,13 +26,13 @@ from torch import Tensor
 from skgpt.caching import Store
 from skgpt.data.batching import Rows
 from skgpt.data.tokenization import Tokens, ranges
-from skgpt.device import prefix_budget, ran_out, to_device, total_memory
+from skgpt.device import prefix_budget, ran_out, to_device
 from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.microbatches import MicroBatcher, Progress, no_progress
-from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
+from skgpt.network.network import TextNetwork, mean_of_each
 from skgpt.pretrained.default_models import cache_errors, cache_folder
-from skgpt.trunk.layers import PROBE_ERRORS, SplitTrunk, agree
+from skgpt.trunk.layers import PROBE_ERRORS, agree
 
 
 class CacheLevel(Enum):
@@ -191,38 +191,12 @@ def _probe_split(network: TextNetwork, tokens: Tokens) -> bool:
     ids_T = torch.from_numpy(np.concatenate(heads)).to(network.device)
     whole = network.pooled(ids_T, layout)
     try:
-        lower = run_frozen_layers(network, ids_T, layout)
-        split = network.pooled_from_hidden(lower, layout)
+        split = network.pooled_from_hidden(network.run_frozen(ids_T, layout), layout)
     except PROBE_ERRORS as error:  # an architecture that can't be entered in the middle
         _LOG.info("%s can't be split: %r", type(network.trunk).__name__, error)
         return False
     # The same operations in the same precision: as good as equal, or not the same.
     return agree(split, whole, 1e-5 if network.dtype == torch.float32 else 1e-2)
-
-
-# Their bytes are those of the shared tensors that they keep alive.
-_LOWER_TRUNKS: Store[SplitTrunk] = Store("prefixes", total_memory(torch.device("cpu")) // 4)
-
-
-def lower_trunk(network: TextNetwork) -> SplitTrunk:
-    """Return a trunk of the frozen layers alone, which is the same for all networks like it."""
-    n = network.spec.n_frozen
-
-    def make() -> SplitTrunk:
-        return SplitTrunk(network.base_trunk(n), n)
-
-    def n_bytes(split: SplitTrunk) -> int:
-        return sum(p.numel() * p.element_size() for p in split.trunk.parameters())
-
-    if not network.pretrained.shared:
-        return make()
-    return _LOWER_TRUNKS.get_or_make((n, network.cache_key), make, n_bytes)
-
-
-def run_frozen_layers(network: TextNetwork, ids_T: Tensor, layout: Layout) -> Tensor:
-    """Return the hidden states behind the frozen layers, shape (T, H)."""
-    laid_out = layout.lay(ids_T, pad_id_of(network.pretrained))
-    return layout.flat(lower_trunk(network).run_lower(input_ids=laid_out, **layout.inputs()))
 
 
 # The states of each text: in memory, on disk, or computed now.
@@ -278,7 +252,7 @@ class _StateCache:
                     if self.level is CacheLevel.POOLED:
                         states = network.pooled(ids_T, layout).unbind()
                     else:
-                        states = run_frozen_layers(network, ids_T, layout).split(layout.lengths)
+                        states = network.run_frozen(ids_T, layout).split(layout.lengths)
                 if not micro_batch.failed:
                     self._put(part, states, disk)
                     del states  # or they would be there beside the next ones

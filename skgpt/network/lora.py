@@ -79,13 +79,11 @@ def targets_of(trunk: Any, spec: AdapterSpec, n_frozen: int) -> list[str]:
     linear = [n for n, m in trunk.named_modules() if id(m) in inside and is_linear(m)]
     wanted = spec.target_modules
     if isinstance(wanted, str):
-        pattern = None if wanted == _ALL else _compiled(wanted)
-        found = [name for name in linear if pattern is None or pattern.fullmatch(name)]
-        unknown = [] if found else [wanted]
+        patterns = {wanted: _compiled(".*" if wanted == _ALL else wanted)}
     else:
-        found = [n for n in linear if any(_ends(n, end) for end in wanted)]
-        unknown = [end for end in wanted if not any(_ends(n, end) for n in linear)]
-    if unknown:
+        patterns = {end: re.compile(rf"(.*\.)?{re.escape(end)}") for end in wanted}
+    found = [name for name in linear if any(p.fullmatch(name) for p in patterns.values())]
+    if unknown := [end for end, p in patterns.items() if not any(map(p.fullmatch, linear))]:
         ends = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         hint = ""
         if linear and isinstance(wanted, str):
@@ -98,10 +96,6 @@ def targets_of(trunk: Any, spec: AdapterSpec, n_frozen: int) -> list[str]:
             f"{unknown[0]!r}, and those of {type(trunk).__name__} are called {ends}.{hint}"
         )
     return found
-
-
-def _ends(name: str, end: str) -> bool:
-    return name == end or name.endswith(f".{end}")
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

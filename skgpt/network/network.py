@@ -4,7 +4,7 @@ Weights that learn are a network's own; all others are shared with every network
 pretrained model.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from skgpt.network.layout import Layout
 from skgpt.network.lora import AdapterSpec, SeededDropout, add_adapters, first_values, quantise
 from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.attention import make_bidirectional
-from skgpt.trunk.layers import SplitTrunk, find_blocks, parameters_after_blocks
+from skgpt.trunk.layers import SplitTrunk, find_blocks
 
 TrainableLayers = int | Literal["all"]
 Attention = Literal["causal", "bidirectional"]
@@ -170,7 +170,10 @@ class TextNetwork(nn.Module):
         self.spec = spec
         self.dtype = dtype
         self.device = device
-        self.trunk: Any = self.base_trunk(spec.n_layers)
+        if spec.quantize_base is None:
+            self.trunk: Any = pretrained.copy_trunk(spec.n_layers, dtype, device)
+        else:
+            self.trunk = quantise(pretrained, spec.n_layers, dtype, device)
         make_bidirectional(find_blocks(self.trunk)[spec.n_layers - spec.n_bidirectional :])
         # skip_init: nn.Linear would draw its weights from torch's global generator.
         self.head = nn.utils.skip_init(
@@ -200,7 +203,8 @@ class TextNetwork(nn.Module):
         """Return what the trunk's learnable weights start from, each a new fp32 tensor."""
         spec, device = self.spec, self.device
         if spec.lora is None:
-            names = trainable_names(self.trunk, spec.trainable_layers)
+            after_blocks = self.pretrained.capabilities.after_blocks
+            names = trainable_names(self.trunk, spec.trainable_layers, after_blocks)
             return {name: self.pretrained.fp32_copy(name, device) for name in names}
         names = add_adapters(self.trunk, spec.lora, spec.n_frozen, self.dropout)
         drawn = first_values(self.trunk, names, seed)
@@ -221,12 +225,6 @@ class TextNetwork(nn.Module):
     def cache_key(self) -> tuple[Hashable, ...]:
         """Everything that, with the depth, decides what frozen layers return."""
         return (self.pretrained.identity, self.dtype, str(self.device), self.spec.quantize_base)
-
-    def base_trunk(self, n_layers: int) -> Any:
-        """Return a trunk of the first blocks of the base, as this network computes them."""
-        if self.spec.quantize_base is None:
-            return self.pretrained.copy_trunk(n_layers, self.dtype, self.device)
-        return quantise(self.pretrained, n_layers, self.dtype, self.device)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -262,6 +260,12 @@ class TextNetwork(nn.Module):
             # depend on how many rows there are. MPS has no fp64.
             return F.linear(pooled_BH.double(), self.head.weight.double()).float()
         return self.head(pooled_BH)
+
+    def run_frozen(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        """Run the frozen layers alone; return the hidden states behind them, shape (T, H)."""
+        assert self._split is not None
+        laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
+        return layout.flat(self._split.run_lower(input_ids=laid_out, **layout.inputs()))
 
     # The next three return the pooled states of texts, in fp32, shape (B, H).
 
@@ -414,10 +418,12 @@ def check_depth(
     return kept, trainable_layers
 
 
-def trainable_names(trunk: Any, trainable_layers: TrainableLayers) -> list[str]:
+def trainable_names(
+    trunk: Any, trainable_layers: TrainableLayers, after_blocks: Set[str]
+) -> list[str]:
     """Return the names of the trunk's parameters that learn, in the trunk's own order.
 
-    "all" is every parameter; n is the last n blocks and whatever acts after them (the final
+    "all" is every parameter; n is the last n blocks and whatever acts `after_blocks` (the final
     norm); 0 is none.
     """
     names = [name for name, p in trunk.named_parameters() if p.is_floating_point()]
@@ -427,6 +433,5 @@ def trainable_names(trunk: Any, trainable_layers: TrainableLayers) -> list[str]:
         return []
     last_blocks = list(find_blocks(trunk))[-trainable_layers:]
     chosen = {id(p) for block in last_blocks for p in block.parameters()}
-    after = parameters_after_blocks(trunk)
     parameters = dict(trunk.named_parameters())
-    return [name for name in names if id(parameters[name]) in chosen or name in after]
+    return [name for name in names if id(parameters[name]) in chosen or name in after_blocks]

@@ -124,14 +124,12 @@ def _pack_network(network: TextNetwork, store_base: StoreBase) -> State:
         # with sorted keys, as its dicts come in another order from another process.
         config = json.dumps(pretrained.config, sort_keys=True)
         parts["base"] = State(_base_of(network), {"config": config})
-        parts["tokenizer"] = State(_pack_files(pretrained.tokenizer.files()))
+        # As tensors of bytes: a tokenizer is too large for safetensors' metadata.
+        files = {n: bytearray(text, "latin-1") for n, text in pretrained.tokenizer.files().items()}
+        parts["tokenizer"] = State(
+            {n: torch.from_numpy(np.frombuffer(file, np.uint8)) for n, file in files.items()}
+        )
     return State.of(**parts)
-
-
-def _pack_files(files: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return files as tensors of bytes: a tokenizer is too large for safetensors' metadata."""
-    arrays = {name: np.frombuffer(text.encode("latin-1"), np.uint8) for name, text in files.items()}
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def _holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:

@@ -5,7 +5,6 @@ averages or compares them takes them to add up to one to more digits than fp32 h
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +14,6 @@ from torch.nn import functional as F
 
 _SMALLEST = np.finfo(np.float64).tiny
 _LARGEST = np.nextafter(1.0, 0.0)
-
-
-class Loss(Protocol):
-    """A loss over raw scores and its inverse link."""
-
-    def total(self, logits_BK: Tensor, target: Tensor, weight: Tensor, /) -> Tensor:
-        """Return the weighted sum of the losses of the rows, or of their elements."""
-        ...
-
-    def probabilities(self, logits_NK: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return what the raw scores mean."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -76,3 +63,6 @@ class BinaryCrossEntropy:
     def log_probabilities(self, logits_NK: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return logarithms of the labels' probabilities, finite however sure the model is."""
         return np.asarray(log_expit(logits_NK.astype(np.float64)))
+
+
+Loss = CrossEntropy | BinaryCrossEntropy

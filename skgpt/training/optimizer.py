@@ -40,11 +40,6 @@ class Moments:
     means: dict[str, Tensor]
     squares: dict[str, Tensor]
 
-    @property
-    def step(self) -> int:
-        """Number of updates of the head, which takes part in each."""
-        return int(self.steps[HEAD])
-
     def grown(self, rows: NDArray[np.int64], n_rows: int) -> "Moments":
         """Return the moments of a head of `n_rows` rows; `rows` says where the old ones go."""
         return Moments(

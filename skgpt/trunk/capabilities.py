@@ -15,7 +15,14 @@ from torch import Tensor
 
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.trunk.attention import Boundaries, is_causal_in, make_bidirectional, pack, sees
-from skgpt.trunk.layers import PROBE_ERRORS, agree, copy_with_tensors, find_blocks, truncate
+from skgpt.trunk.layers import (
+    PROBE_ERRORS,
+    agree,
+    copy_with_tensors,
+    find_blocks,
+    parameters_after_blocks,
+    truncate,
+)
 from skgpt.trunk.llama import use_fast_blocks
 
 # Blocks repeat, with a period of six at most in the families there are, so the first few tell;
@@ -40,6 +47,7 @@ class Capabilities:
     - `casts_buffers`: in half precision, buffers have to be in the weights' dtype. Rotary
       frequencies lose too much by it, so they are not where it can be helped.
     - `hidden_size`: the width of the last hidden states.
+    - `after_blocks`: the names of the parameters that act after the last block.
     """
 
     causal: bool
@@ -49,6 +57,7 @@ class Capabilities:
     supports_bidirectional: bool
     casts_buffers: bool
     hidden_size: int
+    after_blocks: frozenset[str]
 
 
 @torch.no_grad()
@@ -109,6 +118,7 @@ def probe(trunk: Any) -> Capabilities:
         supports_bidirectional=bidirectional,
         casts_buffers=not _runs_with_fp32_buffers(trunk),
         hidden_size=short.shape[-1],
+        after_blocks=parameters_after_blocks(_first_blocks(trunk)),
     )
 
 

@@ -76,11 +76,18 @@ def agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 class _Crossing(threading.local):
-    """The hidden states that cross the split; per thread, since predictions may run at once."""
+    """What happens at the split; per thread, since predictions may run at once."""
 
-    upper_input: Tensor | None = None
-    wants_lower: bool = False
-    lower_output: Tensor | None = None
+    upper_input: Tensor | None = None  # hidden states to go on with
+    stops: bool = False
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the split, with the hidden states there."""
+
+    def __init__(self, hidden_BTH: Tensor) -> None:
+        super().__init__()
+        self.hidden_BTH = hidden_BTH
 
 
 class SplitTrunk:
@@ -103,23 +110,16 @@ class SplitTrunk:
             block._crossing = self._crossing
             block._is_last = block is self._blocks[-1]
 
-    def close(self) -> None:
-        """Make the trunk what it was before."""
-        for block in self._blocks:
-            block.__class__ = block._whole_class
-            del block._crossing, block._is_last
-
     def run_lower(self, **inputs: Any) -> Tensor:
-        """Run the trunk and return the hidden states after block k, shape (B, T, H)."""
-        self._crossing.wants_lower = True
+        """Run the trunk up to block k; return the hidden states after it, shape (B, T, H)."""
+        self._crossing.stops = True
         try:
             self.trunk(**inputs)
-            hidden_BTH = self._crossing.lower_output
+        except _Reached as reached:
+            return reached.hidden_BTH
         finally:
-            self._crossing.wants_lower = False
-            self._crossing.lower_output = None
-        assert hidden_BTH is not None
-        return hidden_BTH
+            self._crossing.stops = False
+        raise RuntimeError("the block before the split was not run")
 
     def run_upper(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
         """Run what follows block k on these hidden states; return the last hidden states."""
@@ -153,8 +153,8 @@ class _SplitBlock(nn.Module):
         if crossing.upper_input is None:
             output = super().forward(*args, **kwargs)
             self._n_returned = len(output) if isinstance(output, tuple) else 0
-            if self._is_last and crossing.wants_lower:
-                crossing.lower_output = output[0] if isinstance(output, tuple) else output
+            if self._is_last and crossing.stops:
+                raise _Reached(output[0] if isinstance(output, tuple) else output)
             return output
         # Skipped: hand the input on. The last block before the split hands on the given states.
         if self._is_last:
@@ -166,35 +166,29 @@ class _SplitBlock(nn.Module):
 
 @cache
 def _split_class(kind: Any) -> type:
-    return type(kind.__name__, (_SplitBlock, kind), {"_whole_class": kind})
+    return type(kind.__name__, (_SplitBlock, kind), {})
 
 
-def parameters_after_blocks(trunk: Any) -> set[str]:
+def parameters_after_blocks(trunk: Any) -> frozenset[str]:
     """Return the names of the parameters that act after the trunk's last block.
 
     They are those with a gradient when only what follows the blocks is run, wherever the
-    architecture keeps its final norm. Empty if the trunk can't be split there, which is logged.
+    architecture keeps its final norm. Empty if the trunk, which must be the caller's own, can't be
+    split there; that is logged.
     """
-    parameters = dict(trunk.named_parameters())
-    required_grad = {name: p.requires_grad for name, p in parameters.items()}
     split = SplitTrunk(trunk, len(find_blocks(trunk)))
     try:
         with torch.no_grad():
-            ids = torch.tensor([[2, 3]], device=next(iter(parameters.values())).device)
-            hidden = split.run_lower(input_ids=ids)
-        for p in parameters.values():
-            p.requires_grad_(p.is_floating_point())
+            hidden = split.run_lower(input_ids=torch.tensor([[2, 3]]))
+        floating = [(n, p) for n, p in trunk.named_parameters() if p.is_floating_point()]
+        parameters = {name: p.requires_grad_() for name, p in floating}
         with torch.enable_grad():
             total = split.run_upper(hidden).float().sum()
         if not total.requires_grad:
-            return set()
-        candidates = {name: p for name, p in parameters.items() if p.requires_grad}
-        grads = torch.autograd.grad(total, list(candidates.values()), allow_unused=True)
-        return {name for name, grad in zip(candidates, grads, strict=True) if grad is not None}
+            return frozenset()
+        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        named = zip(parameters, grads, strict=True)
+        return frozenset(name for name, grad in named if grad is not None)
     except PROBE_ERRORS as error:
         _LOG.info("%s can't be split after its blocks: %r", type(trunk).__name__, error)
-        return set()
-    finally:
-        split.close()
-        for name, p in parameters.items():
-            p.requires_grad_(required_grad[name])
+        return frozenset()

@@ -21,22 +21,20 @@ _BLOCKS = (
     *("LlamaDecoderLayer", "MistralDecoderLayer"),
     *("Qwen2DecoderLayer", "Qwen3DecoderLayer"),  # biases; norms of queries and keys
 )
+_SILU = ("SiLU", "SiLUActivation")
 
 
 def use_fast_blocks(blocks: nn.ModuleList) -> bool:
     """Give blocks the forward pass of this module; False if they are not of the Llama family."""
-    if not all(type(block).__name__ in _BLOCKS and _is_plain(block) for block in blocks):
-        return False
     own: Any = blocks
+    for block in own:
+        if type(block).__name__ not in _BLOCKS or type(block.mlp.act_fn).__name__ not in _SILU:
+            return False
     for block in own:
         kind: Any = type(block)
         block.__class__ = _fast(kind)
         block._is_final = block is own[-1]
     return True
-
-
-def _is_plain(block: Any) -> bool:
-    return type(block.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
 
 
 @cache

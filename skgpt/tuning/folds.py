@@ -58,23 +58,16 @@ def score_folds(
 
 def draw_splits(estimator: Any, X: Any, y: Any, cv: Any, **params: Any) -> list[Split]:
     """Draw the folds that all candidates are scored on; `cv` as in `cross_validate`."""
-    check_rows(estimator, X, y)
+    if isinstance(estimator, BaseGPTText):
+        # An error of a fold's fit would number the rows within that fold.
+        n_rows = len(check_texts(X, estimator=estimator))
+        estimator._encode_target(y, n_rows, None, "y")
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
     found = splitter.split(X, y, **params)
     splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
     if not splits:
         raise TuningError(f"`cv` must give at least one fold. {splitter!r} gives none.")
     return splits
-
-
-def check_rows(estimator: Any, X: Any, y: Any) -> None:
-    """Check texts and labels as the estimator's `fit` does, if it is one of ours.
-
-    An error of a fold's fit would number the rows within that fold.
-    """
-    if isinstance(estimator, BaseGPTText):
-        n_rows = len(check_texts(X, estimator=estimator))
-        estimator._encode_target(y, n_rows, None, "y")
 
 
 def one_scorer(estimator: Any, scoring: str | Callable[..., float] | None) -> Any:

@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, InterruptedFitWarning, SkippedStepsWarning
+from skgpt.network.network import HEAD
 from tests.estimators.dying import AfterSteps, interrupted, raising
 from tests.helpers import TextData, make, make_text_data
 from tests.training.poison import PoisonedLoss
@@ -130,7 +131,7 @@ def test_partial_fit__ctrl_c__keeps_the_last_step(tiny_llama: str) -> None:
     with interrupted(clf, 3), pytest.warns(InterruptedFitWarning):
         clf.partial_fit(X, y)
     assert not np.array_equal(clf.predict_proba(X), before)
-    assert clf._model.moments is not None and clf._model.moments.step == 8
+    assert clf._model.moments is not None and clf._model.moments.steps[HEAD] == 8
 
 
 def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
@@ -147,5 +148,5 @@ def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
         patch.setattr(torch.optim.AdamW, "step", pressed)
         with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
             clf.partial_fit(X, y, classes=["money", "sport"])
-    assert clf._model.moments is not None and clf._model.moments.step == 1
+    assert clf._model.moments is not None and clf._model.moments.steps[HEAD] == 1
     assert len(np.unique(clf.predict_proba(X))) > 1

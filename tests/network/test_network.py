@@ -57,7 +57,8 @@ def test_trainable_names__the_last_layer__has_its_block_and_the_final_norm(
     architecture: str, tiny_model: Callable[[str], str]
 ) -> None:
     pretrained = load_pretrained(tiny_model(architecture))
-    names = trainable_names(pretrained.copy_trunk(3, torch.float32, CPU), 1)
+    after = pretrained.capabilities.after_blocks
+    names = trainable_names(pretrained.copy_trunk(3, torch.float32, CPU), 1, after)
     in_blocks = [n for n in names if ".2." in n or n.startswith("2.")]
     others = set(names) - set(in_blocks)
     assert in_blocks
@@ -69,8 +70,8 @@ def test_trainable_names__the_last_layer__has_its_block_and_the_final_norm(
 
 def test_trainable_names__all_and_zero__are_everything_and_nothing(tiny_llama: str) -> None:
     trunk = load_pretrained(tiny_llama).copy_trunk(3, torch.float32, CPU)
-    assert set(trainable_names(trunk, "all")) == {n for n, _ in trunk.named_parameters()}
-    assert trainable_names(trunk, 0) == []
+    assert set(trainable_names(trunk, "all", set())) == {n for n, _ in trunk.named_parameters()}
+    assert trainable_names(trunk, 0, set()) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

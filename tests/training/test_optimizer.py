@@ -109,7 +109,7 @@ def test_grown__a_head_with_more_rows__old_rows_move_and_new_ones_are_zero(
     ):
         assert torch.equal(new[[0, 2, 3]], old)
         assert not new[[1, 4]].any()
-    assert grown.step == result.moments.step
+    assert grown.steps[HEAD] == result.moments.steps[HEAD]
     assert result.moments.means[HEAD].shape[0] == 3
 
 
@@ -121,7 +121,7 @@ def test_train__interrupted__is_as_the_last_step_left_it(
     network, result = run(tiny_llama, callbacks=(interrupts,), **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert len(result.history) == 1
-    assert result.moments is not None and result.moments.step == 3
+    assert result.moments is not None and result.moments.steps[HEAD] == 3
     # The same, interrupted in the middle of the fourth step: what it had added up is forgotten.
     backward, calls = Optimizer.backward, []
 
