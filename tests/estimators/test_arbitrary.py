@@ -41,22 +41,11 @@ def arbitrary(**strategies: Any) -> Any:
 
 
 # Surrogates, control characters, private planes: everything that a str can hold.
-ANY_TEXT = st.text(st.characters(codec=None), max_size=40)
-NOT_TEXT = st.one_of(st.none(), st.integers(), st.floats(), st.binary(max_size=3), st.just(pd.NA))
-
-
 def column_of(values: list[Any]) -> Any:
     column = np.empty(len(values), dtype=object)
     column[:] = values
     return column
 
-
-CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
-    "list": list,
-    "object": column_of,
-    "series": lambda texts: pd.Series(texts, dtype=object, index=range(7, 7 + len(texts))),
-    "frame": lambda texts: pd.DataFrame({"a": column_of(texts), "b": column_of(texts)}),
-}
 
 LABELS = st.one_of(
     st.lists(st.integers(-3, 3), min_size=4, max_size=4),
@@ -75,15 +64,6 @@ LABEL_CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-WEIGHTS = st.one_of(
-    st.none(),
-    st.lists(st.floats(), min_size=4, max_size=4),
-    st.lists(st.floats(min_value=0, allow_infinity=False, allow_nan=False), min_size=3, max_size=5),
-    st.lists(st.integers(-1, 3), min_size=4, max_size=4),
-    st.floats(),
-)
-
-
 def check_fitted(clf: Any, X: Any, n: int) -> None:
     proba = clf.predict_proba(X)
     assert proba.shape == (n, len(clf.classes_))
@@ -95,27 +75,6 @@ def check_fitted(clf: Any, X: Any, n: int) -> None:
     else:
         assert np.array_equal(predicted, clf.decision_function(X) > 0)
     assert np.isfinite(clf.predict_log_proba(X)).all()
-
-
-@arbitrary(
-    texts=st.one_of(
-        st.lists(ANY_TEXT, min_size=4, max_size=4),
-        st.lists(st.one_of(ANY_TEXT, NOT_TEXT), min_size=4, max_size=4),
-    ),
-    how=st.sampled_from([*CONTAINERS]),
-)
-def test_fit__whatever_is_in_x__fits_or_names_the_row(
-    texts: list[Any], how: str, folder: str
-) -> None:
-    X = CONTAINERS[how](texts)
-    clf = make(folder, max_epochs=1, trainable_layers=0, max_length=24)
-    try:
-        clf.fit(X, [0, 1, 0, 1])
-    except ValueError:
-        assert not all(isinstance(text, str) for text in texts)
-        assert not hasattr(clf, "classes_")
-    else:
-        check_fitted(clf, X, 4)
 
 
 @arbitrary(labels=LABELS, how=st.sampled_from([*LABEL_CONTAINERS]), early=st.booleans())
@@ -130,24 +89,6 @@ def test_fit__whatever_is_in_y__fits_or_says_what_is_wrong(
     X = ["one", "two", "three", "four"]
     try:
         clf.fit(X, y)
-    except ValueError:
-        assert not hasattr(clf, "classes_")
-    else:
-        check_fitted(clf, X, 4)
-
-
-@arbitrary(
-    weight=WEIGHTS,
-    class_weight=st.sampled_from([None, "balanced", {0: 1e-300, 1: 2.0}, {0: 0.0}]),
-    trainable=st.sampled_from([0, 1]),
-)
-def test_fit__whatever_the_weights__fits_or_says_what_is_wrong(
-    weight: Any, class_weight: Any, trainable: int, folder: str
-) -> None:
-    clf = make(folder, max_epochs=2, trainable_layers=trainable, class_weight=class_weight)
-    X, y = ["one", "two", "three", "four"], [0, 1, 1, 0]
-    try:
-        clf.fit(X, y, sample_weight=weight)
     except ValueError:
         assert not hasattr(clf, "classes_")
     else:

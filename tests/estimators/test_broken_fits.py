@@ -1,17 +1,14 @@
 """Fits that diverge or are interrupted: what the estimator is afterwards, and what is said."""
 
 import pickle
-import signal
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from sklearn.model_selection import GridSearchCV
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, InterruptedFitWarning, SkippedStepsWarning
-from tests.estimators.dying import AfterSteps, interrupted, raising
+from tests.estimators.dying import interrupted
 from tests.helpers import TextData, make, make_text_data
 from tests.training.poison import PoisonedLoss
 
@@ -113,17 +110,6 @@ def test_fit__ctrl_c_where_warnings_are_errors__is_still_an_interrupt(tiny_llama
     assert clf.predict(X).shape == (40,)
 
 
-def test_grid_search__ctrl_c__stops_the_search(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt = AfterSteps(raising(KeyboardInterrupt), 2)
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [interrupt])
-    search = GridSearchCV(make(tiny_llama), {"batch_size": [4, 8]}, cv=2)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-        search.fit(X, y)
-    assert not hasattr(search, "best_score_")
-
-
 def test_partial_fit__ctrl_c__keeps_the_last_step(tiny_llama: str) -> None:
     clf = make(tiny_llama).partial_fit(X, y, classes=["money", "sport"])
     before = clf.predict_proba(X)
@@ -131,21 +117,3 @@ def test_partial_fit__ctrl_c__keeps_the_last_step(tiny_llama: str) -> None:
         clf.partial_fit(X, y)
     assert not np.array_equal(clf.predict_proba(X), before)
     assert clf._model.moments is not None and clf._model.moments.step == 8
-
-
-def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update = torch.optim.AdamW.step
-
-    def pressed(self: Any, *args: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return update(self, *args)
-
-    clf = make(tiny_llama)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", pressed)
-        with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-            clf.partial_fit(X, y, classes=["money", "sport"])
-    assert clf._model.moments is not None and clf._model.moments.step == 1
-    assert len(np.unique(clf.predict_proba(X))) > 1

@@ -175,17 +175,13 @@ def test_plan__warm_start_without_labels__takes_the_classes_of_the_fit(
     ("X", "y", "options"),
     [
         (["a", None], [0, 1], {}),
-        ([], [], {}),
-        (["a", "b"], [0], {}),
         (["a", "b"], [1, 1], {}),
         (["a", "b"], [0, 1], {"batch_size": 0}),
         (["a", "b"], [0, 1], {"max_length": 10**6}),
-        (["a", "b"], [0, 1], {"device": "abacus"}),
         (["a", "b"], [0, 1], {"model": "no/such/model"}),
         (["a", "b"], [0, 1], {"template": "{title}"}),
         (["a", "b"], [0, 1], {"class_weight": {7: 1.0}}),
         (["a", "b"], [0, 1], {"lora": LoRA(), "trainable_layers": 0}),
-        (["a", "b"] * 9, [0, 1] * 9, {"early_stopping": True, "scoring": "r2_not_known"}),
         (["a", "b"] * 9, list("st") * 9, {"early_stopping": True, "scoring": "f1"}),
     ],
 )
@@ -199,14 +195,6 @@ def test_plan__bad_input__raises_what_fit_raises(
             getattr(clf, method)(X, y)
         said.append((type(error.value), str(error.value)))
     assert said[0] == said[1]
-
-
-def test_plan__the_best_epoch_is_kept__its_copy_is_counted(tiny_llama: str) -> None:
-    clf = make(tiny_llama, early_stopping=True, trainable_layers=1)
-    stopping = clf.plan(X, y)
-    whole = clf.set_params(early_stopping=False).plan(X, y)
-    more = stopping.memory["learning"] - whole.memory["learning"]
-    assert more == 4 * whole.trainable_weights  # in fp32
 
 
 def test_estimate__as_plain_values__goes_through_json(tiny_llama: str) -> None:

@@ -69,17 +69,6 @@ def test_fit__labels_on_no_or_every_row__is_fine(tiny_llama: str) -> None:
     assert (proba[:, 3] < 0.5).all() and (proba[:, 4] > 0.5).all()
 
 
-def test_fit__weight_two__equals_the_row_twice(tiny_llama: str) -> None:
-    options: dict[str, Any] = {"batch_size": 99, "max_epochs": 4, "precision": "fp32"}
-    twice = np.concatenate([np.arange(60), np.arange(10)])
-    weight = np.where(np.arange(60) < 10, 2.0, 1.0)
-    for class_weight in (None, "balanced", [{1: 5.0}, {}, {0: 0.5, 1: 2.0}]):
-        clf = make(tiny_llama, class_weight=class_weight, **options)
-        one = clone(clf).fit(X, Y, sample_weight=weight)
-        two = clone(clf).fit(X[twice], Y[twice])
-        np.testing.assert_allclose(one.predict_proba(X), two.predict_proba(X), rtol=1e-3, atol=1e-5)
-
-
 def test_early_stopping__an_indicator__is_watched(tiny_llama: str) -> None:
     clf = make(tiny_llama, early_stopping=True, validation_fraction=0.2, max_epochs=3)
     assert len(clone(clf).fit(X, Y).validation_scores_) >= 1

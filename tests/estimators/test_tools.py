@@ -20,7 +20,6 @@ import pytest
 import sklearn
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from sklearn.ensemble import VotingClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.utils.discovery import all_displays, all_estimators, all_functions
 
@@ -225,12 +224,3 @@ def test_tools__all_of_scikit_learn__nothing_is_forgotten() -> None:
     if version <= (1, 9):  # a later one may have more
         assert forgotten == []
     assert len(found) > 50
-
-
-def test_an_ensembles_probabilities__log_loss__are_taken_as_such(tiny_llama: str) -> None:
-    X, y = sentences(12)
-    vote = VotingClassifier(
-        [("gpt", make(tiny_llama, max_epochs=1)), ("linear", tools.linear_model())], voting="soft"
-    )
-    scores = cross_val_score(vote, X, y, cv=2, scoring="neg_log_loss", error_score="raise")
-    assert (scores < 0).all()

@@ -33,28 +33,6 @@ def test_fit__a_whole_weight__equals_the_row_as_often(
     assert np.abs(plain.predict_proba(X) - one.predict_proba(X)).max() > 1e-3
 
 
-def test_fit__balanced_with_early_stopping__counts_the_training_rows_only(tiny_llama: str) -> None:
-    # The rows to watch are all of one class: the balance of the others must not hear of them.
-    keep = Y != "money"
-    watched = {"X_val": X[~keep][:-1], "y_val": Y[~keep][:-1]}
-    rest = np.append(np.flatnonzero(keep), np.flatnonzero(~keep)[-1])
-    clf = make(tiny_llama, class_weight="balanced", **ONE_BATCH)
-    one = clone(clf).fit(X[rest], Y[rest], **watched)
-    two = clone(clf).fit(X[rest], Y[rest])
-    np.testing.assert_allclose(one.predict_proba(X), two.predict_proba(X), **CLOSE)
-
-
-def test_fit__micro_batches__do_not_change_what_weights_mean(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weight = np.linspace(0, 3, len(X)) ** 4
-    clf = make(tiny_llama, class_weight="balanced", **ONE_BATCH)
-    whole = clone(clf).fit(X, Y, weight).predict_proba(X)
-    monkeypatch.setattr("skgpt.fitting.token_budget", lambda network, learning: 40)
-    parts = clone(clf).fit(X, Y, weight).predict_proba(X)
-    np.testing.assert_allclose(whole, parts, **CLOSE)
-
-
 def test_label_smoothing__none_and_some__differ_as_they_should(
     tiny_llama: str, two_class_data: TextData
 ) -> None:
