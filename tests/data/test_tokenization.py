@@ -115,17 +115,6 @@ def byte_encoder(tiny_llama: str) -> TextEncoder:
     return load_pretrained(tiny_llama, None).tokenizer
 
 
-@pytest.mark.parametrize("template", [None, "{1}", "Q: {0}\nA: {1}", "{1}{1}", "{{{0}}}"])
-def test_tokenise_rows__that_fit__are_rendered(
-    template: str | None, byte_encoder: TextEncoder
-) -> None:
-    columns = [["abc", "", "\U0001f600", "abc"], ["dräi", "{0}", "", "dräi"]]
-    parsed = parse_template(template, 2, None)
-    rendered = [parsed.render(row) for row in zip(*columns, strict=True)]
-    expected = tokenise(rendered, byte_encoder, 100)
-    assert_same(tokenise_rows(columns, parsed, byte_encoder, 100), expected)
-
-
 @given(rows=st.lists(st.tuples(values, values), min_size=1, max_size=6), room=st.integers(9, 30))
 @settings(max_examples=60, deadline=None)
 def test_tokenise_rows__rows_too_long__lose_only_ends_of_values(

@@ -113,12 +113,6 @@ def test_history__tokens_per_second__are_of_all_windows(tiny_llama: str) -> None
     assert n_tokens == pytest.approx(ids_of(TEXTS, network, 16).lengths.sum())
 
 
-def test_train__weights_times_a_constant__change_nothing(tiny_llama: str) -> None:
-    ones, _ = run(tiny_llama)
-    eights, _ = run(tiny_llama, weight=np.full(len(TEXTS), 8.0))
-    assert np.array_equal(scores_of(ones), scores_of(eights))  # a power of two: not one bit
-
-
 def test_train__batches_that_weigh_nothing__count_as_steps(tiny_llama: str) -> None:
     noting = Mock(spec=TrainingCallback, on_epoch=Mock(return_value=False))
     weight = np.zeros(len(TEXTS))
@@ -146,12 +140,6 @@ def test_train__small_updates_in_bf16__are_not_lost(tiny_llama: str) -> None:
         if m.ndim > 1
     ]
     assert min(moved) > 1e-6
-
-
-def test_train__twice__is_the_same_bit_for_bit(tiny_llama: str) -> None:
-    one, _ = run(tiny_llama, trainable="all", dtype=torch.bfloat16)
-    two, _ = run(tiny_llama, trainable="all", dtype=torch.bfloat16)
-    assert np.array_equal(scores_of(one), scores_of(two))
 
 
 def test_train__weights_that_fall_off_steeply__give_finite_scores(tiny_llama: str) -> None:

@@ -14,7 +14,7 @@ from sklearn.exceptions import FitFailedWarning, NotFittedError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, make_scorer
-from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
+from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 
 from skgpt import GPTTextClassifier, clear_cache
@@ -93,13 +93,6 @@ def test_search__before_and_after_fit__is_a_scikit_learn_estimator(tiny_llama: s
     opened = pickle.loads(pickle.dumps(fitted))
     assert (opened.predict(X) == fitted.predict(X)).all()
     assert len(opened.study_.trials) == 2
-
-
-def test_search__in_an_outer_cross_validation__is_stratified_and_scored(tiny_llama: str) -> None:
-    found = cross_validate(search(tiny_llama), *DATA, cv=2, return_estimator=True)
-    assert len(found["test_score"]) == 2 and np.isfinite(found["test_score"]).all()
-    names = {inner.study_.study_name for inner in found["estimator"]}
-    assert len(names) == 2  # other rows, another study
 
 
 def test_search__single_metric_callable_and_no_refit__like_grid_search(tiny_llama: str) -> None:

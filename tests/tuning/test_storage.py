@@ -44,39 +44,6 @@ def test_storage__the_same_call_again__goes_on(tiny_llama: str, tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.fixture
-def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have storages that this process opens notice soon that a worker died."""
-    monkeypatch.setattr(study_module, "GRACE_SECONDS", 2)
-
-
-def test_storage__killed__goes_on(
-    tiny_llama: str, tmp_path: Path, fits: Any, soon_dead: None
-) -> None:
-    whole = stored(tiny_llama, None, refit=False).fit(*DATA)
-    storage = tmp_path / "search.db"
-    process = begun(tiny_llama, storage, tmp_path)
-
-    def is_in_its_second_trial() -> bool:
-        trials = trials_in(storage)
-        return len(trials) == 2 and bool(trials[1].intermediate_values)
-
-    wait_until(is_in_its_second_trial)
-    process.kill()
-    process.join()
-    fits.reset_mock()
-    again = stored(tiny_llama, storage, refit=False).fit(*DATA)
-    assert fits.call_count == 6  # the first trial was whole, and two folds for each of the others
-    states = [trial.state for trial in again.study_.trials]
-    assert sorted(states) == [*[TrialState.COMPLETE] * 4, TrialState.FAIL]
-    assert states[1] == TrialState.FAIL
-    assert again.study_.trials[1].params in [trial.params for trial in again.study_.trials[2:]]
-    assert again.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
-    found, expected = rows_of(again.cv_results_), rows_of(whole.cv_results_)
-    for params in found.keys() & expected.keys():
-        assert found[params] == expected[params]
-
-
 def test_storage__a_pickle__needs_none(tiny_llama: str, tmp_path: Path) -> None:
     folder = tmp_path / "there"
     folder.mkdir()

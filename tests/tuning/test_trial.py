@@ -154,18 +154,6 @@ def test_evaluate__times__are_a_folds_own(tiny_llama: str, at_epochs: Any) -> No
     assert sum(outcome.fit_time) + sum(outcome.score_time) <= whole
 
 
-def test_evaluate__no_fold__sees_its_test(
-    tiny_llama: str, three_class_data: TextData, fits: Any
-) -> None:
-    """Class weights and early stopping included: what a fit is given is what it may know."""
-    clf = make(tiny_llama, max_epochs=2, class_weight="balanced", early_stopping=True)
-    unique = np.array([f"{text} {i}" for i, text in enumerate(three_class_data.X)], dtype=object)
-    work = evaluation(clf, TextData(unique, three_class_data.y))
-    assert work.evaluate({}, never).state == "COMPLETE"
-    for call, (_, test) in zip(fits.call_args_list, work.splits, strict=True):
-        assert set(call.args[1]).isdisjoint(unique[test])
-
-
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
 def test_evaluate__however_it_ends__no_network_stays(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch, state: str
