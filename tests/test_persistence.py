@@ -72,16 +72,6 @@ def test_save__its_files_are_json_and_safetensors(saved: Path) -> None:
     assert "network/learned/head.weight" in load_file(saved / "model.safetensors")
 
 
-def test_save__twice__replaces_it_whole(
-    fitted: GPTTextClassifier, saved: Path, tiny_llama: str, two_class_data: TextData
-) -> None:
-    other = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    skgpt.save(other, saved)
-    X = two_class_data.X
-    assert np.array_equal(skgpt.load(saved).predict_proba(X), other.predict_proba(X))
-    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
-
-
 def test_save__a_folder_that_is_not_ours__is_refused(
     fitted: GPTTextClassifier, saved: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.metrics import get_scorer
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from skgpt import GPTTextClassifier, fitting
@@ -186,20 +185,6 @@ def test_copies__made_in_a_fit_and_after_it__keep_the_callbacks_and_none_of_its_
     for other in after + copier.copies[3:]:  # the first three are of the unfitted estimator
         assert np.array_equal(other.predict_proba(X), clf.predict_proba(X))
     assert after[2].fit(X, y)._skl_callbacks[0].copies
-
-
-def test_scoring_monitor__fit_with_weights__logs_what_shorter_fits_score(tiny_llama: str) -> None:
-    weight = np.linspace(1, 2, len(X))
-    monitor = callback.ScoringMonitor(scoring="neg_log_loss")
-    make(tiny_llama).set_callbacks(monitor).fit(X, y, sample_weight=weight)
-    *epochs, whole = sorted(monitor.get_logs().data, key=lambda row: -len(row["task_id_path"]))
-    scorer = get_scorer("neg_log_loss")
-    for k, row in enumerate(epochs, start=1):
-        assert (row["task_name"], row["task_id_path"]) == ("epoch", (0, k - 1))
-        shorter = make(tiny_llama, max_epochs=k).fit(X, y, sample_weight=weight)
-        assert row["neg_log_loss"] == scorer(shorter, X, y, sample_weight=weight)
-    assert len(epochs) == 3
-    assert whole["neg_log_loss"] == epochs[-1]["neg_log_loss"]
 
 
 @pytest.mark.parametrize("how", ["whole", "by_callback", "by_early_stopping"])

@@ -12,8 +12,6 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold, cross_validate
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, InterruptedFitWarning
@@ -148,21 +146,6 @@ def test_fit__bad_validation_data__is_refused_before_training(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make(tiny_llama, early_stopping=True).fit(X, y, **options)
-
-
-def test_pipeline__transform_input__cleans_x_val_too(tiny_llama: str) -> None:
-
-    def upper(texts: Any) -> list[str]:
-        return [text.upper() for text in texts]
-
-    clf = make(tiny_llama, max_epochs=2, scoring="accuracy")
-    with sklearn.config_context(enable_metadata_routing=True):
-        inner = clone(clf).set_fit_request(X_val=True, y_val=True)
-        pipe = make_pipeline(FunctionTransformer(upper), inner, transform_input=["X_val"])
-        pipe.fit(**WATCHED)
-    by_hand = clone(clf).fit(upper(X[:30]), y[:30], X_val=upper(X[30:]), y_val=y[30:])
-    assert np.array_equal(pipe.predict_proba(X), by_hand.predict_proba(upper(X)))
-    assert pipe[-1].validation_scores_ == by_hand.validation_scores_
 
 
 def test_routing__groups__go_to_the_splitter_alone_unless_asked_for(tiny_llama: str) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -51,14 +50,6 @@ def test_plan__tokens__are_those_of_the_tokenizer(tiny_llama: str) -> None:
     assert (with_room.n_cut, with_room.tokens_cut) == (0, 0)
     assert "none at max_length=64" in repr(with_room)
     assert not any("cut" in line for line in with_room.advice)
-
-
-def test_plan__columns_under_a_template__counts_rows_as_a_fit_would(tiny_llama: str) -> None:
-    table = pd.DataFrame({"title": ["News"] * len(X), "body": X})
-    whole = lengths_of(tiny_llama, [f"News: {text}" for text in X])
-    estimate = make(tiny_llama, template="{title}: {body}", max_length=30).plan(table, y)
-    assert estimate.n_cut == (whole > 30).sum() > 0
-    assert estimate.n_tokens + estimate.tokens_cut == whole.sum()
 
 
 @pytest.mark.parametrize("way", WAYS)

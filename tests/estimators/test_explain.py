@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -150,19 +149,6 @@ def test_explain__weights__get_no_gradient_and_cost_none(tiny_llama: str) -> Non
         assert all(p.grad is None for p in clf._model.network.parameters())
     # What is frozen is kept by predict, so the second runs one small forward pass more.
     assert flops[1] == pytest.approx(flops[0], rel=0.1)
-
-
-def test_explain__in_threads_beside_predict__the_same(tiny_llama: str) -> None:
-    clf = fitted(tiny_llama, trainable_layers=1)
-    X = DATA.X[:4]
-    table, predicted = clf.explain(X), clf.predict_proba(X)
-    with ThreadPoolExecutor(4) as pool:
-        explained = [pool.submit(clf.explain, X) for _ in range(3)]
-        scored = [pool.submit(clf.predict_proba, X) for _ in range(10)]
-        for one in explained:
-            pd.testing.assert_frame_equal(one.result(), table)
-        for one in scored:
-            np.testing.assert_allclose(one.result(), predicted, atol=1e-6)
 
 
 def test_explain__a_text_twice_under_inference_mode__equal_values(tiny_llama: str) -> None:

@@ -22,7 +22,6 @@ from skgpt.pretrained.default_models import ALIASES, WheelFile, alias_folder, no
 from skgpt.saving.state import FORMAT
 from skgpt.tensor_files import from_bytes
 from skgpt.testing import tiny_gpt
-from tests.estimators.test_processes import run_python
 from tests.helpers import (
     Fitted,
     FittedModels,
@@ -138,21 +137,6 @@ def test_pickle__its_content__is_plain_values_and_arrays_alone(
 
     kinds = {type(leaf) for leaf in leaves(fitted_model("calibrated").clf.__getstate__())}
     assert kinds <= {str, int, float, bool, type(None), np.ndarray}
-
-
-def test_pickle__in_a_fresh_process__predicts_identically(tmp_path: Path) -> None:
-    folder = tmp_path / "base"
-    clf = make(tiny_gpt(folder), max_epochs=2).fit(X, y)
-    joblib.dump((clf, X, clf.predict_proba(X)), tmp_path / "clf.joblib")
-    shutil.rmtree(folder)  # a local folder's weights are inside the pickle
-    code = """
-import sys, joblib, numpy as np
-clf, texts, expected = joblib.load(sys.argv[1])
-assert np.array_equal(clf.predict_proba(texts), expected), "other predictions"
-print("same", clf.predict(texts)[0])
-"""
-    printed = run_python("-W", "error", "-c", code, str(tmp_path / "clf.joblib"))
-    assert printed.startswith("same")
 
 
 def test_pickle__of_the_same_fit__has_the_same_hash(tiny_llama: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 
 from skgpt import GPTTextClassifier
@@ -70,6 +72,29 @@ def test_partial_fit__new_classes__old_columns_move_and_probabilities_stay_in_pr
     for _ in range(12):
         clf.partial_fit(three.X, three.y, classes=CLASSES)
     assert clf.score(three.X, three.y) > 0.9
+
+
+chunk = st.tuples(st.sampled_from("abcd"), st.sampled_from([None, "abc", "abcd", "ab", "cbad"]))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(chunks=st.lists(chunk, min_size=1, max_size=5))
+def test_partial_fit__any_course_of_classes__keeps_the_columns_in_order(
+    chunks: list[tuple[str, str | None]], tiny_llama: str
+) -> None:
+    clf = make(tiny_llama, trainable_layers=0)
+    known: list[str] = []
+    for label, classes in chunks:
+        allowed = known if classes is None else sorted(classes)
+        try:
+            clf.partial_fit(["a text"], [label], classes and list(classes))
+        except ValueError:
+            assert not set(known) <= set(allowed) or label not in allowed
+        else:
+            assert set(known) <= set(allowed) and label in allowed
+            known = allowed
+        assert getattr(clf, "classes_", np.array([])).tolist() == known
+    assert not known or clf.predict_proba(["a text"]).shape == (1, len(known))
 
 
 BAD_PARTIAL = [

@@ -4,9 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sklearn
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, cross_validate
 
 from tests.helpers import TextData, make, make_text_data
 
@@ -43,30 +41,6 @@ def test_label_smoothing__none_and_some__differ_as_they_should(
         sure.append(clf.fit(texts, labels).predict_proba(texts).max(axis=1).mean())
     assert sure[0] > 0.9
     assert abs(sure[1] - 0.8) < 0.08  # the smoothed target itself is 0.8
-
-
-def test_routing__sample_weight__reaches_fit_and_score_through_every_meta_estimator(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
-    texts, labels = two_class_data
-    weight = np.linspace(0, 2, len(texts))
-    folds = [(np.arange(20), np.arange(20, 40))]
-    clf = make(tiny_llama, max_epochs=2)
-    by_hand = clone(clf).fit(texts[:20], labels[:20], weight[:20])
-    expected = by_hand.score(texts[20:], labels[20:], weight[20:])
-    with sklearn.config_context(enable_metadata_routing=True):
-        asked = clf.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
-        params = {"sample_weight": weight}
-        found = cross_validate(asked, texts, labels, cv=folds, params=params, error_score="raise")
-        assert found["test_score"].tolist() == [expected]
-        search = GridSearchCV(asked, {"max_epochs": [2]}, cv=folds, error_score="raise")
-        search.fit(texts, labels, sample_weight=weight)
-        assert search.best_score_ == expected
-        unasked = clone(clf).set_fit_request(sample_weight=False)
-        plain = cross_validate(
-            unasked.set_score_request(sample_weight=False), texts, labels, cv=folds
-        )
-        assert "test_score" in plain
 
 
 @pytest.mark.first_tier(class_weight=[None])

@@ -10,7 +10,6 @@ from unittest.mock import Mock, call
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
 from torch import Tensor
 
 import skgpt
@@ -269,22 +268,6 @@ def test_predict__a_network_out_of_a_pickle__leaves_no_states_behind(
     skgpt.clear_cache()
     opened.predict_proba(X)
     assert states_info()["entries"] == 0
-
-
-@pytest.mark.parametrize("trainable", [1, 0])
-def test_fits__of_one_model__share_what_is_frozen(
-    trainable: int, tiny_llama: str, two_class_data: TextData
-) -> None:
-    X, y = two_class_data
-    clf = make(tiny_llama, trainable_layers=trainable, max_epochs=2)
-    clone(clf).fit(X, y)
-    misses = states_info()["misses"]
-    second = clone(clf).set_params(learning_rate=1e-3).fit(X[:30], y[:30])
-    second.predict(X)
-    assert states_info()["misses"] == misses
-    skgpt.clear_cache()
-    cold = clone(clf).set_params(learning_rate=1e-3).fit(X[:30], y[:30])
-    np.testing.assert_allclose(cold.predict_proba(X), second.predict_proba(X), atol=1e-2)
 
 
 # On disk, beyond what memory holds.

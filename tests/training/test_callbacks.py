@@ -4,7 +4,6 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TextIO
@@ -18,7 +17,6 @@ from skgpt.exceptions import SlowFitWarning
 from skgpt.training.callbacks import (
     EpochLines,
     EpochRecord,
-    PredictBar,
     ProgressBar,
     SlowFitNotice,
     StepDone,
@@ -171,21 +169,6 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
     screen = terminal.read()
     assert ("predict, frozen layers" in screen) == (trainable_layers == 1)
     assert "predict: " in screen
-    assert lines_of(screen) == []
-
-
-def test_predict_bar__an_error__takes_it_away(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", terminal.file)
-    monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
-    bar = PredictBar(1)
-    with suppress(ZeroDivisionError), bar:
-        bar.frozen(1, 3)
-        bar.scored(1, 3)
-        raise ZeroDivisionError
-    screen = terminal.read()
-    assert "frozen layers" in screen
     assert lines_of(screen) == []
 
 

@@ -51,13 +51,6 @@ def test_head_first__then_all__equals_two_runs_one_after_the_other(
     assert [r["learning_rate"] > 0 for r in result.history] == [False] * 2 + [True] * 3
 
 
-def test_head_first__its_epochs__are_those_of_a_head_only_run(tiny_llama: str) -> None:
-    _, head = run(tiny_llama, n_epochs=3, trainable=0, **CONSTANT)
-    _, first = run(tiny_llama, n_epochs=6, trainable="all", head_first_epochs=3)
-    losses = [[r["loss"] for r in result.history[:3]] for result in (head, first)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
-
-
 @pytest.mark.parametrize("trainable", ["all", 1])
 def test_head_first__layers__run_once_for_all_its_epochs(trainable: Any, tiny_llama: str) -> None:
     split = Split(train=np.arange(9), held_out=np.arange(9, 12))

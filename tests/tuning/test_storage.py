@@ -96,17 +96,6 @@ def test_storage__workers_died_of_a_trial__it_is_in_the_results(
     assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
 
 
-def test_storage__without_heartbeats__nobody_waits(tiny_llama: str, tmp_path: Path) -> None:
-    journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
-    search = stored(tiny_llama, journal, n_trials=1, refit=False).fit(*DATA)
-    running = search.study_.ask()
-    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*DATA)
-    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 2
-    search.study_.tell(running, state=TrialState.FAIL)  # its user knows that it is dead
-    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*DATA)
-    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 3
-
-
 def test_storage__other_data_or_settings__other_study_or_error(
     tiny_llama: str, tmp_path: Path
 ) -> None:
