@@ -15,7 +15,7 @@ from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import CheckpointError, ContinuationError, InterruptedFitWarning
 from skgpt.run_key import described
 from tests.estimators.dying import broken_off, checkpoints_in, folders_in, interrupted, watched
-from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
+from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess
 from tests.estimators.recorders import Recorder
 from tests.helpers import make, make_text_data, needs_sigterm
 
@@ -48,7 +48,7 @@ def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
         process.ended(process.process.kill)
         begun += process.began_at
     process = FitProcess(folder=tiny_llama, **options)
-    assert_same(process.result(), expected)
+    assert process.result() == expected
     begun += process.began_at
     assert begun == sorted(begun) and begun[-1] >= n_kills
     assert folders_in(tmp_path) == []
@@ -67,7 +67,7 @@ def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
     process = FitProcess(**options)
     found = process.result()
     assert 3 <= process.began_at[0] < 6  # no epoch's end: it is SIGTERM that wrote it
-    assert_same(found, FitProcess(folder=tiny_llama, **WHOLE).result())
+    assert found == FitProcess(folder=tiny_llama, **WHOLE).result()
 
 
 def test_sigterm__a_handler_that_returns__leaves_the_fit_going(

@@ -17,13 +17,12 @@ from skgpt.exceptions import MissingPackageError, ModelNotSupportedError, StateF
 from skgpt.network import lora as adapters
 from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.layout import Layout, ids_of
-from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, merged, targets_of
+from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, targets_of
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork, pad_id_of
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.state import _pack_network, _unpack_network
-from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
-from skgpt.trunk.layers import copy_with_tensors, find_blocks
+from skgpt.trunk.layers import find_blocks
 from tests.helpers import global_random_state_unchanged
 from tests.network.test_network import CPU, TEXTS, build
 from tests.trunk.architectures import KNOWN
@@ -62,25 +61,6 @@ def test_adapters__at_first__add_nothing_and_draw_from_no_global_generator(
     assert torch.equal(hidden_of(network, [0, 1, 2]), hidden_of(bare, [0, 1, 2]))
     assert network.learnable
     assert all(("lora_B" in n) == bool((m == 0).all()) for n, m in network.learnable.items())
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_merged__any_architecture__does_alone_what_weights_and_adapters_do(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    network = adapted(tiny_model(architecture))
-    source = network.pretrained
-    base = dict(source.trunk.named_parameters())
-    done = merged(network.trunk, ALL, base, network.learnable)
-    assert done.keys() < base.keys()
-    tensors = {**base, **dict(source.trunk.named_buffers()), **done}
-    alone = copy_with_tensors(source.trunk, {n: t.detach() for n, t in tensors.items()})
-    tokens = tokenise(TEXTS, source.tokenizer, 64)
-    one_by_one = [torch.from_numpy(tokens.row(row)[None]) for row in range(len(TEXTS))]
-    with torch.no_grad():
-        whole = [alone(input_ids=ids, use_cache=False).last_hidden_state[0] for ids in one_by_one]
-    batch = hidden_of(network, [*range(len(TEXTS))])
-    torch.testing.assert_close(batch, torch.cat(whole), rtol=1e-3, atol=1e-4)
 
 
 def test_adapters__seed__decides_them(tiny_llama: str) -> None:

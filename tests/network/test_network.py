@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.layout import Layout
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import (
@@ -91,21 +90,6 @@ def test_networks__of_one_pretrained_model__share_frozen_tensors_and_no_module(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n_layers": 9}, "`n_layers` must be at most the depth"),
-        ({"trainable_layers": 4}, "`trainable_layers` must be at most the 3 layers"),
-        ({"n_layers": 2, "trainable_layers": 3}, "at most the 2 layers"),
-    ],
-)
-def test_build_network__too_deep__says_how_deep_the_trunk_is(
-    options: dict[str, int], message: str, tiny_llama: str
-) -> None:
-    with pytest.raises(ModelNotSupportedError, match=message):
-        build(load_pretrained(tiny_llama), **options)
-
-
-@pytest.mark.parametrize(
     ("depth", "causal", "asked", "found"),
     [
         (30, True, ("auto", "auto"), (24, 4)),
@@ -126,10 +110,3 @@ def test_resolve_depth__auto__is_a_share_of_a_decoder_and_the_whole_of_an_encode
     capabilities = SimpleNamespace(causal=causal)
     pretrained: Any = SimpleNamespace(full_depth=depth, capabilities=capabilities)
     assert resolve_depth(pretrained, *asked) == found
-
-
-def test_build_network__last_token_of_an_encoder__is_refused(
-    tiny_model: Callable[[str], str],
-) -> None:
-    with pytest.raises(ModelNotSupportedError, match="needs a decoder"):
-        build(load_pretrained(tiny_model("bert")), pooling="last")

@@ -27,15 +27,6 @@ def judged_by(scores: list[float], rule: StoppingRule | None) -> Validation:
 
 
 @pytest.mark.parametrize("trainable", ["all", 1, 0])
-def test_train__held_out_rows__leave_the_fit_on_the_others_as_it_is(
-    trainable: Any, tiny_llama: str
-) -> None:
-    with_them, _ = run(tiny_llama, trainable=trainable, split=SPLIT)
-    without, _ = run(tiny_llama, TEXTS[:8], CODES[:8], trainable=trainable)
-    np.testing.assert_allclose(scores_of(with_them), scores_of(without), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("trainable", ["all", 1, 0])
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])  # the last one is padded
 @pytest.mark.parametrize("budget", [1, 40])
 def test_validation_loss__any_token_budget__is_that_of_the_network_after_the_epoch(
