@@ -302,10 +302,6 @@ def test_check_texts__sparse__is_refused() -> None:
         cells_of(sparse.coo_array(np.ones(3)))
 
 
-def test_check_weight__none__is_ones() -> None:
-    assert check_weight(None, 3).tolist() == [1.0, 1.0, 1.0]
-
-
 @pytest.mark.parametrize(
     ("weight", "message"),
     [

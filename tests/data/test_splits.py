@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skgpt.data.batching import optimiser_batches
-from skgpt.data.splits import Split, all_rows, group_codes, hold_out
+from skgpt.data.splits import Split, group_codes, hold_out
 from skgpt.exceptions import InvalidTextError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -222,8 +222,3 @@ def test_group_codes__1_and_the_string_1__are_two_groups() -> None:
 def test_group_codes__unusable__are_refused(groups: Any, message: str) -> None:
     with pytest.raises(InvalidTextError, match=f"`groups` must.*{message}"):
         group_codes(groups, 4)
-
-
-def test_all_rows__any_number__hold_out_none() -> None:
-    assert all_rows(3).train.tolist() == [0, 1, 2]
-    assert all_rows(3).held_out.tolist() == []

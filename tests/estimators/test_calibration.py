@@ -112,15 +112,6 @@ def test_calibrated__predictions__differ_in_probabilities_only(tiny_llama: str, 
     np.testing.assert_array_equal(clf.predict(X), clf.classes_[right] if y is Y else right)
 
 
-def test_calibrated__rows_held_out__are_those_of_early_stopping(tiny_llama: str) -> None:
-    clf = classifier(tiny_llama).fit(X, Y)
-    assert clf.calibration_["n_rows"] == 12
-    assert len(clf.validation_scores_) == 3  # watched, though nothing is stopped
-    weights = np.ones(len(X))
-    other = classifier(tiny_llama).fit(X, Y, sample_weight=weights)
-    assert other.calibration_ == clf.calibration_
-
-
 def test_calibrated__x_val__is_what_it_is_fitted_on(tiny_llama: str) -> None:
     clf = classifier(tiny_llama).fit(X[:30], Y[:30], X_val=X[30:], y_val=Y[30:])
     plain = classifier(tiny_llama, calibrate=False).fit(X[:30], Y[:30])

@@ -66,12 +66,6 @@ def test_trainable_names__the_last_layer__has_its_block_and_the_final_norm(
     assert not [n for n in others if "embed" in n or "wte" in n or "wpe" in n]
 
 
-def test_trainable_names__all_and_zero__are_everything_and_nothing(tiny_llama: str) -> None:
-    trunk = load_pretrained(tiny_llama).copy_trunk(3, torch.float32, CPU)
-    assert set(trainable_names(trunk, "all")) == {n for n, _ in trunk.named_parameters()}
-    assert trainable_names(trunk, 0) == []
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [None, AdapterSpec(2, 3.0, 0.0, "all-linear")])
 def test_networks__of_one_pretrained_model__share_frozen_tensors_and_no_module(

@@ -185,3 +185,4 @@ def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
         found = search("", space, n_trials=n_trials, **options).fit(*DATA)
         drawn = {tuple(params.values()) for params in found.cv_results_["params"]}
         assert len(drawn) == n_trials
+    assert (found.cv_results_["n_epochs"] == 0).all()  # it trains in no epochs

@@ -11,11 +11,8 @@ import sklearn
 from optuna.samplers import GridSampler
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import FitFailedWarning, NotFittedError
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, make_scorer
 from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
 
 from skgpt import GPTTextClassifier, clear_cache
 from skgpt.exceptions import InvalidTextError, SearchFailedError, SearchSpaceError
@@ -68,16 +65,6 @@ def test_search__a_row_that_is_no_text__is_named_and_no_trial_begins(tiny_llama:
         search(tiny_llama).fit(X, [*y[:33], None, *y[34:]])
     with pytest.raises(InvalidTextError, match="Row 33 "):
         compare_with_baseline(make(tiny_llama), [*X[:33], None, *X[34:]], y, cv=2)
-
-
-def test_search__the_same_seed__the_same_trials(tiny_llama: str) -> None:
-    space = {"head_learning_rate": [1e-5, 1e-4, 1e-3, 1e-2, 3e-2]}
-    options: dict[str, Any] = {"pruner": None, "refit": False}
-    one, two = (search(tiny_llama, space, **options).fit(*DATA) for _ in range(2))
-    other = search(tiny_llama, space, random_state=1, **options).fit(*DATA)
-    assert one.cv_results_["params"] == two.cv_results_["params"]
-    assert one.cv_results_["params"] != other.cv_results_["params"]
-    assert (one.cv_results_["mean_test_score"] == two.cv_results_["mean_test_score"]).all()
 
 
 def test_search__before_and_after_fit__is_a_scikit_learn_estimator(tiny_llama: str) -> None:
@@ -145,13 +132,6 @@ def test_search__weights_and_groups__reach_fit_scorer_and_splitter(tiny_llama: s
         assert ours.cv_results_[name] == theirs.cv_results_[name]
 
 
-def test_search__a_pipeline_of_other_estimators__is_searched_without_pruning() -> None:
-    other = make_pipeline(TfidfVectorizer(), LogisticRegression())
-    found = GPTSearchCV(other, {"logisticregression__C": [0.01, 1.0]}, n_trials=3, cv=2)
-    found.fit(*DATA)
-    assert (found.cv_results_["n_epochs"] == 0).all() and found.best_score_ > 0.9
-
-
 def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(tiny_llama: str) -> None:
     grid = {"trainable_layers": [1, 99]}
     ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2, error_score=7.0)
@@ -206,8 +186,6 @@ def test_search__all_trials_fail__raises_and_keeps_the_fit_before(tiny_llama: st
     ("options", "message"),
     [
         ({"n_trials": 0}, "n_trials"),
-        ({"pruner": "mean"}, "pruner"),
-        ({"timeout": -1.0}, "timeout"),
         ({"scoring": METRICS}, "refit"),
         ({"space": {"head_learning_rate": 3}}, "param_distributions"),
     ],

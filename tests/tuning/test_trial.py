@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.pruners import BasePruner, ThresholdPruner
+from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import StratifiedKFold, cross_validate
@@ -212,17 +212,3 @@ def test_search__median_pruner__saves_epochs_and_finds_the_same(tiny_llama: str)
     assert pruned.best_params_ == whole.best_params_
     assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 40
     assert "PRUNED" in pruned.cv_results_["trial_state"]
-
-
-@pytest.mark.parametrize(
-    "pruner",
-    [
-        "hyperband",
-        *(pytest.param(pruner, marks=pytest.mark.thorough) for pruner in ("percentile", "halving")),
-        pytest.param(ThresholdPruner(lower=-9.0), marks=pytest.mark.thorough),
-    ],
-)
-def test_search__every_pruner__ends_with_a_best_trial(tiny_llama: str, pruner: Any) -> None:
-    found = search(tiny_llama, pruner=pruner, n_trials=4).fit(*DATA)
-    assert len(found.cv_results_["params"]) == 4
-    assert set(found.cv_results_["trial_state"]) <= {"COMPLETE", "PRUNED"}
