@@ -243,11 +243,8 @@ def test_load__a_manifest_of_something_else__is_refused(content: str, saved: Pat
     ("key", "value", "words"),
     [
         ("format", 0, "says 0"),
-        ("format", 2, "says 2"),
         ("format", "1", "says '1'"),
-        ("class", "LogisticRegression", "LogisticRegression"),
         ("class", "os.system", r"os\.system"),
-        ("class", "GPTTextRegressor", "GPTTextRegressor"),
         ("params", ["model"], "manifest"),
         ("params", {"predict": "a value in a method's place"}, "manifest"),
         ("params", {"_doc_link_template": "shown as it is"}, "manifest"),

@@ -42,13 +42,10 @@ def test_calibrate__drawn_at_a_temperature__finds_it(k: int, temperature: float)
     assert found["ece_after"] < 0.01
     assert found["ece_after"] <= found["ece_before"] + 0.002
     assert found["brier_after"] <= found["brier_before"]
-
-
-def test_calibrate__several_labels__finds_the_temperature() -> None:
-    scores, truth = drawn(40_000, 2, 2.5)
-    logits = (scores[:, 1:] - scores[:, :1]).reshape(-1, 4)  # of a sigmoid
-    found = calibrate(logits, truth[:, 1].reshape(-1, 4), np.ones(10_000), multilabel=True)
-    assert found["temperature"] == pytest.approx(2.5, rel=0.05)
+    if k == 2:  # the same by a sigmoid, for several labels
+        logits, labels = scores[:, 1:] - scores[:, :1], truth[:, 1:]
+        found = calibrate(logits, labels, np.ones(len(scores)), multilabel=True)
+        assert found["temperature"] == pytest.approx(temperature, rel=0.05)
 
 
 @pytest.mark.parametrize("k", [2, 4])
