@@ -135,13 +135,6 @@ def test_callbacks__rows_held_out_or_given__are_given_the_rows_that_train(tiny_l
     assert given == [(30, 30, None)] * 4
 
 
-def test_fit__callback_stops_after_two_epochs__equals_a_fit_of_two(tiny_llama: str) -> None:
-    stopped = make(tiny_llama, max_epochs=6).set_callbacks(Listener(stop_after=2)).fit(X, y)
-    assert stopped.n_iter_ == 2 == len(stopped.history_)
-    two = make(tiny_llama, max_epochs=2).fit(X, y)
-    assert np.array_equal(stopped.predict_proba(X), two.predict_proba(X))
-
-
 def test_partial_fit__each_call__is_a_fit_of_one_epoch_that_goes_on(tiny_llama: str) -> None:
     recorder = Recorder()
     clf = make(tiny_llama).set_callbacks(recorder)
