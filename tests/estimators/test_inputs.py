@@ -8,7 +8,6 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from sklearn.preprocessing import LabelEncoder
 
 from skgpt import GPTTextClassifier
 from tests.helpers import make, make_text_data
@@ -53,18 +52,6 @@ def test_fit_and_predict__any_column_of_texts_and_of_labels__is_the_same(
     assert clf.classes_.tolist() == ["money", "sport"]
     assert np.array_equal(clf.predict_proba(X), expected.predict_proba(TEXTS))
     assert clf.score(X, LABELS) == expected.score(TEXTS, LABELS)
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [[7, -3], [True, False], [2.0, 5.0], [10**12, 4], ["b", "a"], [np.int8(3), np.int8(1)]],
-)
-def test_fit__labels_of_any_type__come_back_as_they_were(labels: Any, tiny_llama: str) -> None:
-    y = [labels[0] if label == "sport" else labels[1] for label in LABELS]
-    clf = make(tiny_llama, max_epochs=12, trainable_layers="all").fit(TEXTS, y)
-    assert clf.classes_.tolist() == sorted(labels)
-    assert clf.classes_.dtype == clf.predict(TEXTS).dtype == LabelEncoder().fit(y).classes_.dtype
-    assert clf.predict(TEXTS).tolist() == y
 
 
 def two_columns(kind: str) -> Any:

@@ -23,8 +23,8 @@ from skgpt.saving.state import FORMAT
 from skgpt.tensor_files import from_bytes
 from skgpt.testing import tiny_gpt
 from tests.helpers import (
+    KINDS,
     Fitted,
-    FittedModels,
     global_random_state_unchanged,
     make,
     make_text_data,
@@ -75,7 +75,7 @@ def attributes(clf: GPTTextClassifier) -> dict[str, Any]:
 
 
 @pytest.mark.first_tier(keep=[by_pickle, by_folder])
-@pytest.mark.parametrize("kind", FittedModels.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("keep", WAYS)
 def test_keep__every_kind_of_model__is_the_same(
     keep: Keep, kind: str, fitted_model: Callable[[str], Fitted], tmp_path: Path

@@ -58,13 +58,6 @@ def test_storage__a_pickle__needs_none(tiny_llama: str, tmp_path: Path) -> None:
     )
 
 
-def test_storage__n_jobs__are_processes_on_one_study(tiny_llama: str) -> None:
-    found = stored(tiny_llama, None, n_jobs=2).fit(*DATA)
-    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
-    counted = [t for t in found.study_.trials if t.state == TrialState.COMPLETE]
-    assert len(counted) == 4 and found.study_.best_value == found.best_score_
-
-
 def test_storage__ctrl_c__the_trial_is_tried_again(
     tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_epochs: Any
 ) -> None:

@@ -196,19 +196,3 @@ def test_search__trials_that_are_pruned__are_pruned_not_failed(tiny_llama: str) 
     assert (results["rank_test_score"][1::2] == 3).all()
     assert [t.state for t in found.study_.trials] == [TrialState.COMPLETE, TrialState.PRUNED] * 2
     assert list(found.study_.trials[1].intermediate_values) == [1]
-
-
-def test_search__median_pruner__saves_epochs_and_finds_the_same(tiny_llama: str) -> None:
-    space = {"head_learning_rate": [1e-7, 1e-6, 1e-5, 3e-2]}
-    clf = make(tiny_llama, max_epochs=4)
-    options: dict[str, Any] = {
-        "n_trials": 10,
-        "refit": False,
-        "scoring": "neg_log_loss",
-        "estimator": clf,
-    }
-    pruned = search(tiny_llama, space, **options).fit(*DATA)
-    whole = search(tiny_llama, space, pruner=None, **options).fit(*DATA)
-    assert pruned.best_params_ == whole.best_params_
-    assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 40
-    assert "PRUNED" in pruned.cv_results_["trial_state"]
