@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from skgpt import GPTTextClassifier, LoRA, cache_info
 from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.callbacks import StepDone, TrainingCallback
+from skgpt.training.callbacks import TrainingCallback
 from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
 
 X, y = DATA = make_text_data(n_classes=2)
@@ -56,21 +57,16 @@ def test_plan__tokens__are_those_of_the_tokenizer(tiny_llama: str) -> None:
 def test_plan__weights_and_steps__are_those_of_the_fit(
     way: str, tiny_llama: str, three_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[StepDone] = []
-
-    class Noting(TrainingCallback):
-        def on_step(self, event: StepDone) -> None:
-            steps.append(event)
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
+    noting = Mock(spec=TrainingCallback, on_epoch=Mock(return_value=False))
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [noting])
     clf = make(tiny_llama, **{"max_epochs": 2, "trainable_layers": "all", **WAYS[way]})
     estimate = clf.plan(*three_class_data)
-    assert steps == []
+    assert not noting.mock_calls
     network = clf.fit(*three_class_data)._model.network
     learned = sum(tensor.numel() for tensor in network.learnable.values())
     assert estimate.trainable_weights == learned + network.head.weight.numel()
     assert estimate.frozen_weights == sum(p.numel() for p in network.trunk.parameters()) - learned
-    assert estimate.n_steps == len(steps)
+    assert estimate.n_steps == noting.on_step.call_count
     assert estimate.n_epochs == clf.n_iter_
     assert estimate.n_layers == network.spec.n_layers
 
