@@ -341,9 +341,7 @@ def test_folder__what_names_none__says_what_it_takes(
     assert not any(tmp_path.iterdir())
 
 
-def test_as_folder__every_way_to_name_one__is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_folder__any_name__is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     folder = tmp_path / "a b"
@@ -351,16 +349,12 @@ def test_as_folder__every_way_to_name_one__is_the_same(
         assert as_folder(name, "folder") == folder
 
 
-def test_save__a_path_among_the_parameters__comes_back_as_text(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__a_path_as_parameter__becomes_text(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     skgpt.save(copy.copy(fitted).set_params(checkpoint_dir=tmp_path / "runs"), tmp_path / "clf")
     assert skgpt.load(tmp_path / "clf").checkpoint_dir == str(tmp_path / "runs")
 
 
-def test_save__the_folder_first__says_to_swap_them(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__the_folder_first__says_to_swap(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="swap them"):
         skgpt.save(str(tmp_path / "clf"), fitted)  # type: ignore[arg-type]
 

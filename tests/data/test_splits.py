@@ -173,9 +173,7 @@ def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None
         ),
     ],
 )
-def test_hold_out__nothing_to_hold_out__says_why(
-    strata: np.ndarray, groups: Any, message: str
-) -> None:
+def test_hold_out__no_row_may_go__says_why(strata: np.ndarray, groups: Any, message: str) -> None:
     with pytest.raises(InvalidTextError, match=message):
         hold_out(strata, 0.5, 0, groups)
 

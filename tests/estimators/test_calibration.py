@@ -135,9 +135,7 @@ def test_calibrated__held_out_rows_of_weight_zero__do_not_count(tiny_llama: str)
 
 
 @pytest.mark.parametrize("y", [Y, LABELS], ids=["classes", "labels"])
-def test_calibrated__exported__has_the_temperature_in_its_head(
-    y: Any, tiny_llama: str, tmp_path: Any
-) -> None:
+def test_calibrated__exported__has_it_in_the_head(y: Any, tiny_llama: str, tmp_path: Any) -> None:
     clf = classifier(tiny_llama, pooling="last", precision="fp32").fit(X, y)
     temperature = clf.calibration_["temperature"]
     assert abs(temperature - 1) > 0.01

@@ -60,9 +60,7 @@ def test_fit__with_and_without_callbacks__is_the_same_bit_for_bit(tiny_llama: st
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_fitted_estimator__kept_by_a_callback__is_the_epoch_for_good(
-    tiny_llama: str, precision: str
-) -> None:
+def test_fitted_estimator__kept__is_of_its_epoch_for_good(tiny_llama: str, precision: str) -> None:
     then: list[Any] = []
     recorder = Recorder(lambda estimator, fitted: then.append(fitted.predict_proba(X)))
     clf = make(tiny_llama, precision=precision).set_callbacks(recorder).fit(X, y)
@@ -82,9 +80,7 @@ def test_fitted_estimator__kept_by_a_callback__is_the_epoch_for_good(
     assert whole is not clf
 
 
-def test_fitted_estimator__at_the_beginning_of_an_epoch__is_that_of_the_one_before(
-    tiny_llama: str,
-) -> None:
+def test_fitted_estimator__as_an_epoch_begins__is_that_of_the_one_before(tiny_llama: str) -> None:
     recorder = Recorder()
     make(tiny_llama, max_epochs=2).set_callbacks(recorder).fit(X, y)
     of_fit, first, second = recorder.begun
@@ -146,9 +142,7 @@ def test_partial_fit__each_call__is_a_fit_of_one_epoch_that_goes_on(tiny_llama: 
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_fit__ends_in_an_error__tears_callbacks_down(
-    tiny_llama: str, error: type[BaseException]
-) -> None:
+def test_fit__fails__tears_callbacks_down(tiny_llama: str, error: type[BaseException]) -> None:
 
     def fail(estimator: Any, fitted: Any) -> None:
         raise error("in a callback")
@@ -163,9 +157,7 @@ def test_fit__ends_in_an_error__tears_callbacks_down(
     assert not OF_A_FIT & set(vars(clf))
 
 
-def test_copies__made_in_a_fit_and_after_it__keep_the_callbacks_and_none_of_its_tasks(
-    tiny_llama: str,
-) -> None:
+def test_copies__in_a_fit_and_after__keep_the_callbacks_and_no_task(tiny_llama: str) -> None:
     copier = Copier()
     clf = make(tiny_llama, max_epochs=1).set_callbacks(copier)
     assert clone(clf)._skl_callbacks == [copier]

@@ -20,9 +20,7 @@ from tests.helpers import Fitted, TextData, make, make_text_data
 X, y = make_text_data(n_classes=2)
 
 
-def test_fit__three_classes__learns_and_reports(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_fit__classes__learns_and_reports(tiny_llama: str, three_class_data: TextData) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, trainable_layers="all", max_epochs=15)
     assert clf.fit(X, y) is clf
@@ -144,9 +142,7 @@ def test_constructor__parameters__all_have_a_constraint_and_a_description() -> N
 
 
 @pytest.mark.parametrize("trainable", [np.int64(1), np.int32(0)])
-def test_fit__numpy_integers__are_as_good_as_plain_ones(
-    trainable: np.integer[Any], tiny_llama: str
-) -> None:
+def test_fit__numpy_integers__are_like_ints(trainable: np.integer[Any], tiny_llama: str) -> None:
     clf = make(tiny_llama, n_layers=np.int64(2), trainable_layers=trainable, max_epochs=1)
     clf.set_params(max_length=np.int64(32), batch_size=np.int64(4))
     proba = clf.fit(X, y).predict_proba(X)

@@ -36,9 +36,7 @@ def held_out_rows(clf: GPTTextClassifier, data: TextData, **options: Any) -> np.
 
 
 @pytest.mark.parametrize("scoring", [None, "accuracy", "neg_log_loss"])
-def test_early_stopping__rows_held_out__equal_the_same_rows_as_x_val(
-    scoring: Any, tiny_llama: str
-) -> None:
+def test_early_stopping__rows_held_out__equal_them_as_x_val(scoring: Any, tiny_llama: str) -> None:
     X, y = data = make_text_data(n_classes=3)
     clf = make(tiny_llama, early_stopping=True, scoring=scoring, max_epochs=6, **FLAT)
     held = held_out_rows(clf, data)
@@ -65,9 +63,7 @@ def test_x_val__without_early_stopping__is_scored_and_stops_nothing(tiny_llama: 
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_scoring__by_name__is_what_the_fitted_estimator_scores(
-    weighted: bool, tiny_llama: str
-) -> None:
+def test_scoring__by_name__is_what_the_estimator_scores(weighted: bool, tiny_llama: str) -> None:
     weight = np.linspace(0.1, 3, 10) if weighted else None
     clf = make(tiny_llama, max_epochs=3, scoring="neg_log_loss", precision="fp32")
     clf.fit(**WATCHED, sample_weight_val=weight)
@@ -221,9 +217,7 @@ def test_scoring__that_takes_no_weights__gets_none(tiny_llama: str) -> None:
 
 
 @pytest.mark.parametrize("scoring", [None, "roc_auc"])
-def test_early_stopping__weights_that_run_off__are_called_that(
-    scoring: Any, tiny_llama: str
-) -> None:
+def test_early_stopping__weights_that_run_off__are_named(scoring: Any, tiny_llama: str) -> None:
     rates: dict[str, Any] = {"learning_rate": 1e38, "head_learning_rate": 1e38}
     clf = make(tiny_llama, early_stopping=True, scoring=scoring, max_grad_norm=None, **rates)
     with pytest.raises(DivergedError, match="raw scores must stay finite"):

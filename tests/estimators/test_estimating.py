@@ -72,9 +72,7 @@ def test_plan__weights_and_steps__are_those_of_the_fit(
 
 
 @pytest.mark.parametrize("max_epochs", [2, "auto"])
-def test_plan__rows_held_out__steps_are_those_of_all_epochs(
-    max_epochs: Any, tiny_llama: str
-) -> None:
+def test_plan__rows_held_out__steps_are_of_all_epochs(max_epochs: Any, tiny_llama: str) -> None:
     options = {"early_stopping": True, "n_iter_no_change": 99, "validation_fraction": 0.25}
     clf = make(tiny_llama, max_epochs=max_epochs, **options)
     estimate = clf.plan(X, y)
@@ -131,9 +129,7 @@ def test_plan__texts_that_a_fit_has_seen__frozen_layers_are_done(
     assert estimate.seconds_per_1000_predictions > 0
 
 
-def test_plan__no_labels__assumes_two_classes_and_says_so(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_plan__no_labels__assumes_two_classes(tiny_llama: str, three_class_data: TextData) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, early_stopping=True, class_weight={"space": 2.0})
     without, with_labels = clf.plan(X), clf.set_params(class_weight=None).plan(X, y)

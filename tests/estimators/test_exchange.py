@@ -199,9 +199,7 @@ def test_save_pretrained__a_proof_that_fails__leaves_the_folder_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_save_pretrained__somebody_elses_folder__is_left_alone(
-    exported: Path, tmp_path: Path
-) -> None:
+def test_save_pretrained__a_strangers_folder__is_left_alone(exported: Path, tmp_path: Path) -> None:
     clf = GPTTextClassifier.from_pretrained(exported)
     for name, content in {"notes.txt": "mine", "skgpt.json": '{"written_by": "me"}'}.items():
         out = tmp_path / name.replace(".", "-")
@@ -274,9 +272,7 @@ def test_from_pretrained__labels_out_of_order__are_refused(exported: Path, tmp_p
         GPTTextClassifier.from_pretrained(out)
 
 
-def test_card__a_fit_with_held_out_rows__says_what_is_known(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_card__with_held_out_rows__says_what_is_known(tiny_llama: str, tmp_path: Path) -> None:
     labels = np.array(["a|b", "<c>"], dtype=object)[(y == "money").astype(int)]
     clf = fitted(tiny_llama, TextData(X, labels), early_stopping=True, validation_fraction=0.25)
     clf.save_pretrained(tmp_path / "out")

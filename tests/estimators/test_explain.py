@@ -58,9 +58,7 @@ def test_explain__each_architecture__values_add_up_to_the_change_of_the_score(
     ],
     ids=["head", "last", "lora", "bf16"],
 )
-def test_explain__each_way_to_learn__values_add_up(
-    tiny_llama: str, options: dict[str, Any]
-) -> None:
+def test_explain__any_way_to_learn__values_add_up(tiny_llama: str, options: dict[str, Any]) -> None:
     clf = fitted(tiny_llama, **options)
     tolerance = 2e-2 if options.get("precision") == "bf16" else 1e-4
     table = assert_adds_up(clf, DATA.X[:4], tolerance)
@@ -97,9 +95,7 @@ def test_explain__spans__are_where_the_tokens_and_words_stand(tiny_llama: str) -
 
 
 @pytest.mark.parametrize("max_length", [64, 24], ids=["whole", "cut"])
-def test_explain__columns_and_template__tokens_lie_in_their_cells(
-    tiny_llama: str, max_length: int
-) -> None:
+def test_explain__columns__tokens_lie_in_their_cells(tiny_llama: str, max_length: int) -> None:
     X = pd.DataFrame({"title": ["a goal", "rates"], "body": ["in the last minute", "rose on"]})
     clf = make(
         tiny_llama, template="T: {title}\nB: {body}", max_length=max_length, precision="fp32"

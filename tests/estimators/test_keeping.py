@@ -90,9 +90,7 @@ def test_keep__every_kind_of_model__is_the_same(
 
 
 @pytest.mark.parametrize("keep", WAYS)
-def test_keep__between_two_fits__changes_nothing(
-    keep: Keep, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_keep__between_fits__changes_nothing(keep: Keep, tiny_llama: str, tmp_path: Path) -> None:
     clf = make(tiny_llama).partial_fit(X[:20], y[:20], classes=["money", "sport"])
     before = clf.predict_proba(X)
     again = keep(clf, tmp_path).partial_fit(X[20:], y[20:])
@@ -106,9 +104,7 @@ def test_keep__between_two_fits__changes_nothing(
 
 
 @pytest.mark.parametrize("keep", [by_skops, by_folder])
-def test_keep__columns_labels_and_scores__come_back(
-    keep: Keep, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_keep__columns_and_scores__come_back(keep: Keep, tiny_llama: str, tmp_path: Path) -> None:
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame({"title": X, "body": X[::-1]})
     clf = make(tiny_llama, template="{title}: {body}", early_stopping=True, scoring="accuracy")
@@ -125,9 +121,7 @@ def test_keep__columns_labels_and_scores__come_back(
     assert again.class_weight == clf.class_weight
 
 
-def test_pickle__its_content__is_plain_values_and_arrays_alone(
-    fitted_model: Callable[[str], Fitted],
-) -> None:
+def test_pickle__its_content__is_values_and_arrays(fitted_model: Callable[[str], Fitted]) -> None:
     def leaves(value: Any) -> list[Any]:
         if isinstance(value, dict):
             value = list(value.values())
@@ -282,9 +276,7 @@ def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(
 
 
 @pytest.mark.parametrize("other", [0, FORMAT + 1])
-def test_open__an_earlier_or_later_format__is_refused_by_name(
-    other: int, state: dict[str, Any]
-) -> None:
+def test_open__another_format__is_refused_by_name(other: int, state: dict[str, Any]) -> None:
     state = changed(state, lambda values, _: values["model"].update(format=other))
     with pytest.raises(StateFormatError, match=f"Got {other}"):
         opened(state)

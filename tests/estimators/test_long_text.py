@@ -39,9 +39,7 @@ def windowed(folder: str, **options: Any) -> GPTTextClassifier:
     ],
     ids=lambda options: "-".join(options),
 )
-def test_fit__texts_that_fit__are_those_of_cut_to_the_bit(
-    options: dict[str, Any], tiny_llama: str
-) -> None:
+def test_fit__texts_that_fit__are_those_of_cut(options: dict[str, Any], tiny_llama: str) -> None:
     found, expected = (
         make(tiny_llama, long_text=long_text, max_epochs=2, **options).fit(SHORT, y)
         for long_text in ("windows", "cut")
@@ -70,9 +68,7 @@ def test_warm_start__from_cut_to_windows__goes_on_and_back(tiny_llama: str) -> N
     assert np.abs(read_whole - cut)[is_long].max() > 1e-3
 
 
-def test_long_text__set_after_fit__changes_nothing_of_the_fitted_model(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_long_text__set_after_fit__changes_nothing(tiny_llama: str, tmp_path: Path) -> None:
     clf = windowed(tiny_llama, pooling="last", max_epochs=1).fit(X, y)
     before = clf.predict_proba(X)
     assert np.array_equal(clf.set_params(long_text="cut").predict_proba(X), before)
@@ -164,9 +160,7 @@ def windows_of(folder: str, texts: Any, max_length: int = 24) -> Tokens:
 
 
 @pytest.mark.parametrize("max_length", [3, 5, 16, 1000])
-def test_lengths_in_windows__each_length__are_those_of_the_windows(
-    max_length: int, tiny_llama: str
-) -> None:
+def test_lengths_in_windows__each_length__is_right(max_length: int, tiny_llama: str) -> None:
     texts = ["x" * n for n in range(1, 60)]
     whole = windows_of(tiny_llama, texts, 10**6).lengths
     encoder = load_pretrained(tiny_llama).tokenizer
@@ -209,9 +203,7 @@ def test_explain__texts_of_several_windows__values_add_up_and_each_token_has_one
     assert table["value"].abs().max() > 1e-3
 
 
-def test_explain__a_token_of_two_windows__has_the_mean_of_what_it_adds_to_each(
-    tiny_llama: str,
-) -> None:
+def test_explain__a_token_of_two_windows__has_the_mean_of_both(tiny_llama: str) -> None:
     data = make_text_data(3)
     Y = np.array([[label == "sport", "the" in text] for text, label in zip(*data, strict=True)])
     clf = windowed(tiny_llama, max_length=16).fit(data.X, Y.astype(int))

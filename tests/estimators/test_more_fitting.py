@@ -47,9 +47,7 @@ def test_partial_fit__three_calls__equal_one_fit_of_three_epochs(
     assert clf.loss_curve_ == whole.loss_curve_
 
 
-def test_partial_fit__new_classes__old_columns_move_and_probabilities_stay_in_proportion(
-    tiny_llama: str,
-) -> None:
+def test_partial_fit__new_classes__old_columns_move_and_keep_their_ratios(tiny_llama: str) -> None:
     two, three = make_text_data(n_classes=2), make_text_data(n_classes=3)
     clf = make(tiny_llama, **FLAT)
     with pytest.raises(ValueError, match="classes must be passed on the first call"):

@@ -35,9 +35,7 @@ def fitted(tiny_model: Any) -> GPTTextClassifier:
     return make(tiny_model("llama"), trainable_layers="all", max_epochs=40).fit(X, Y)
 
 
-def test_fit__an_indicator__learns_and_predictions_agree_with_each_other(
-    fitted: GPTTextClassifier,
-) -> None:
+def test_fit__an_indicator__learns_and_predictions_agree(fitted: GPTTextClassifier) -> None:
     assert fitted.classes_.tolist() == [0, 1, 2]
     proba, scores, predicted = (
         getattr(fitted, name)(X) for name in ("predict_proba", "decision_function", "predict")

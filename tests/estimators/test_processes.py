@@ -32,9 +32,7 @@ print(max(held[2:]) - held[1])
 """
 
 
-def test_pickle__not_fitted_or_cloned__is_a_few_kilobytes(
-    fitted_model: Callable[[str], Fitted],
-) -> None:
+def test_pickle__not_fitted_or_cloned__is_small(fitted_model: Callable[[str], Fitted]) -> None:
     assert len(pickle.dumps(GPTTextClassifier())) < 4_000
     assert len(pickle.dumps(make("smollm2-135m", class_weight={"a": 1.0}))) < 4_000
     clf = fitted_model("default").clf

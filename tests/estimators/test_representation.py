@@ -50,9 +50,7 @@ def test_html__documentation__is_linked_by_the_public_name() -> None:
 
 
 @needs_attributes
-def test_html__fitted__shows_the_documented_attributes(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_html__fitted__shows_its_attributes(tiny_llama: str, two_class_data: TextData) -> None:
     clf = fit(tiny_llama, two_class_data, early_stopping=True, calibrate=True)
     shown = clf._repr_html_()
     assert f"{LINK}#:~:text=history_,-list%20of%20dict" in shown

@@ -203,9 +203,7 @@ OTHERS: list[dict[str, Any]] = [
 SAME: list[dict[str, Any]] = [{"verbose": 1}, {"device": "cpu"}, {"batch_size": np.int64(8)}]
 
 
-def test_fit__another_parameter__has_a_checkpoint_of_its_own(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_fit__another_parameter__has_its_own_checkpoint(tiny_llama: str, tmp_path: Path) -> None:
     for _ in range(2):  # the second time, each goes on with its own
         for other in ({}, *OTHERS):
             options = {"precision": "fp32", **other}
@@ -248,9 +246,7 @@ def test_described__a_function_without_a_name__is_refused(nameless: Any) -> None
         described(nameless)
 
 
-def test_warm_start__other_rows_held_out__has_a_checkpoint_of_its_own(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_warm_start__other_rows__has_its_own_checkpoint(tiny_llama: str, tmp_path: Path) -> None:
     make(tiny_llama, pooling="last").fit(X, Y).save_pretrained(tmp_path / "out")
     (tmp_path / "out" / "skgpt.json").unlink()  # which says what they were drawn from
     for seed in (0, 1):
@@ -292,9 +288,7 @@ def test_checkpoint__copied_from_another_fit__is_refused_by_the_name_of_what_dif
     assert not options or "the texts" not in str(caught.value)
 
 
-def test_checkpoint__damaged__is_refused_and_a_fitted_model_kept(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_checkpoint__damaged__is_refused_and_nothing_lost(tiny_llama: str, tmp_path: Path) -> None:
     clf = make(tiny_llama, checkpoint_dir=tmp_path).fit(X, Y)
     before = clf.predict_proba(X)
     broken_off(clf, X, Y)

@@ -17,9 +17,7 @@ CLOSE: dict[str, float] = {"rtol": 1e-3, "atol": 1e-5}
 
 @pytest.mark.parametrize("times", [2, 0])
 @pytest.mark.parametrize("class_weight", [None, "balanced", {"money": 3.0, "sport": 0.5}])
-def test_fit__a_whole_weight__equals_the_row_as_often(
-    class_weight: Any, times: int, tiny_llama: str
-) -> None:
+def test_fit__whole_weights__equal_rows(class_weight: Any, times: int, tiny_llama: str) -> None:
     clf = make(tiny_llama, class_weight=class_weight, **ONE_BATCH)
     weight = np.where(np.arange(len(X)) < 12, times, 1)
     rows = np.repeat(np.arange(len(X)), weight)
@@ -31,9 +29,7 @@ def test_fit__a_whole_weight__equals_the_row_as_often(
     assert np.abs(plain.predict_proba(X) - one.predict_proba(X)).max() > 1e-3
 
 
-def test_label_smoothing__none_and_some__differ_as_they_should(
-    tiny_llama: str, two_class_data: TextData
-) -> None:
+def test_label_smoothing__some__makes_less_sure(tiny_llama: str, two_class_data: TextData) -> None:
     texts, labels = two_class_data
     sure = []
     for smoothing in (0.0, 0.4):

@@ -202,9 +202,7 @@ def test_hidden_states__from_the_store__are_those_of_each_text_alone(
         torch.testing.assert_close(state, alone, rtol=0, atol=tolerance * scale)
 
 
-def test_hidden_states__some_known_some_new__only_the_new_are_computed_and_told(
-    tiny_llama: str,
-) -> None:
+def test_hidden_states__some_known_some_new__only_the_new_are_run_and_told(tiny_llama: str) -> None:
     network = network_of(tiny_llama, 1)
     progress = Mock()
     hidden_of(network, TEXTS[:2], progress=progress)
@@ -219,9 +217,7 @@ def test_hidden_states__some_known_some_new__only_the_new_are_computed_and_told(
     assert not progress.mock_calls
 
 
-def test_hidden_states__anything_upstream_that_differs__is_another_entry(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_hidden_states__anything_else_upstream__is_another(tiny_llama: str, tmp_path: Path) -> None:
     networks = [
         network_of(tiny_llama, 1),
         network_of(tiny_llama, 2),
@@ -243,9 +239,7 @@ def test_pooled_states__by_pooling__do_not_meet(tiny_llama: str) -> None:
 
 
 @pytest.mark.parametrize("trainable", [1, 0])
-def test_features__not_shared__leave_nothing_behind_and_are_the_same(
-    trainable: int, tiny_llama: str
-) -> None:
+def test_features__not_shared__leave_nothing_behind(trainable: int, tiny_llama: str) -> None:
     network = network_of(tiny_llama, trainable)
     tokens = tokens_of(network)
     features = features_of(network, tokens, shared=False)
@@ -273,9 +267,7 @@ def test_predict__a_network_out_of_a_pickle__leaves_no_states_behind(
 # On disk, beyond what memory holds.
 
 
-def test_disk_room__a_folder_that_can_not_be_asked__has_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_disk_room__no_folder_to_ask__has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert disk_room() > 0
     monkeypatch.setattr(Path, "exists", Mock(side_effect=PermissionError(13, "denied")))
     assert disk_room() == 0

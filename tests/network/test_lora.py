@@ -83,9 +83,7 @@ def test_adapters__seed__decides_them(tiny_llama: str) -> None:
         (r".*\.mlp\.(up|down)_proj", {"up_proj", "down_proj"}),
     ],
 )
-def test_targets__last_layers__are_in_those_alone(
-    wanted: Any, ends: set[str], tiny_llama: str
-) -> None:
+def test_targets__last_layers__are_in_those(wanted: Any, ends: set[str], tiny_llama: str) -> None:
     spec = AdapterSpec(2, 2.0, 0.0, wanted)
     network = build(load_pretrained(tiny_llama), lora=spec, trainable_layers=1)
     found = {name.partition(".lora_")[0] for name in network.learnable}
@@ -104,9 +102,7 @@ def test_targets__last_layers__are_in_those_alone(
         ("(q_proj", r"Got '\(q_proj'"),
     ],
 )
-def test_targets__no_layers_of_the_trunk__are_refused(
-    wanted: Any, message: str, tiny_llama: str
-) -> None:
+def test_targets__no_such_layers__are_refused(wanted: Any, message: str, tiny_llama: str) -> None:
     with pytest.raises(ModelNotSupportedError, match=message):
         build(load_pretrained(tiny_llama), lora=replace(ALL, target_modules=wanted))
 
@@ -122,9 +118,7 @@ def test_adapters__without_layers_that_learn__are_refused(tiny_llama: str) -> No
         build(load_pretrained(tiny_llama), lora=ALL, trainable_layers=0)
 
 
-def test_adapters__without_peft__say_what_to_install(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters__without_peft__say_so(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingPackageError, match="pip install peft"):
         build(load_pretrained(tiny_llama), lora=ALL)
@@ -139,18 +133,14 @@ def test_adapters__where_peft_refuses__say_so_by_name(tiny_model: Callable[[str]
 
 @pytest.mark.first_tier(name=["gpt_oss", "modernbert"])
 @pytest.mark.parametrize("name", sorted(set(KNOWN) - {"mamba"}))
-def test_base_name__of_every_parameter__is_one_of_the_base(
-    name: str, tiny_model: Callable[[str], str]
-) -> None:
+def test_base_name__any_parameter__is_in_base(name: str, tiny_model: Callable[[str], str]) -> None:
     network = build(load_pretrained(tiny_model(name)), lora=ALL, trainable_layers="all")
     base = {n for n, _ in network.pretrained.trunk.named_parameters()}
     names = {n for n, _ in network.trunk.named_parameters() if n not in network.learnable}
     assert {base_name(n) for n in names} == base
 
 
-def test_unpack__a_pattern__is_not_matched_again(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpack__a_pattern__is_left_alone(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = adapted(tiny_llama, replace(ALL, target_modules=".*[qv]_proj"))
     # A stranger's may take for ever.
     monkeypatch.setattr(adapters, "_compiled", lambda pattern: pytest.fail("was compiled"))
@@ -232,9 +222,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_quantised__a_network__has_its_blocks_matrices_rounded_and_nothing_else(
-    tiny_llama: str,
-) -> None:
+def test_quantised__a_network__has_its_blocks_matrices_rounded_alone(tiny_llama: str) -> None:
     source = load_pretrained(tiny_llama)
     network = build(source, lora=IN_4_BITS, trainable_layers=1)
     own = dict(source.trunk.named_parameters())

@@ -217,9 +217,7 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
         MemoryError("Unable to allocate 1. GiB for an array"),  # numpy's
     ],
 )
-def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
-    error: Exception, tiny_llama: str
-) -> None:
+def test_micro_batcher__other_errors__count_if_of_memory(error: Exception, tiny_llama: str) -> None:
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths = np.arange(4), np.full(4, 10)
     work = Mock(side_effect=[error, *4 * [None]])

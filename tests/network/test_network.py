@@ -38,9 +38,7 @@ def build(pretrained: PretrainedModel, **options: object) -> TextNetwork:
     return build_network(pretrained, **{**settings, **options})  # type: ignore[arg-type]
 
 
-def test_mean_of_each__in_one_kernel_or_one_by_one__has_the_same_value_and_gradient(
-    tiny_llama: str,
-) -> None:
+def test_mean_of_each__either_way__has_the_same_value_and_gradient(tiny_llama: str) -> None:
     layout = Layout.of(np.array([3, 1, 7]), load_pretrained(tiny_llama), CPU)
     both = []
     for mean in (partial(mean_of_each, lengths_B=layout.lengths_B), _means_one_by_one):

@@ -62,9 +62,7 @@ def test_tokenizer__special_tokens_in_a_text__are_plain_text(tiny_llama: str) ->
     assert len(ids) > 4
 
 
-def test_fingerprint__a_copy_that_says_more__is_the_same_base(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_fingerprint__a_copy_that_says_more__is_the_same(tiny_llama: str, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_llama, tmp_path / "copy")
     path = folder / "config.json"
     config = json.loads(path.read_text())

@@ -110,9 +110,7 @@ def test_harmless_tokenizer__settings_that_are_none__are_refused(settings: str) 
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_tokenizer__names_code__is_not_followed(
-    fast: bool, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_tokenizer__names_code__is_ignored(fast: bool, tiny_llama: str, tmp_path: Path) -> None:
     """A class that is not a tokenizer, code beside it, files elsewhere."""
     secret = tmp_path / "tokenizer.9.json"
     secret.write_text("not to be read")

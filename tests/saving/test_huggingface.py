@@ -113,9 +113,7 @@ def test_from_pretrained__pooled_before_what_ends_every_text__is_refused(tmp_pat
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
-def test_read_head__one_or_more_files__the_same(
-    shard: str, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_read_head__in_one_or_more__the_same(shard: str, tiny_llama: str, tmp_path: Path) -> None:
     folder = plain_checkpoint(tiny_llama, tmp_path / "plain", NAMES, shard=shard)
     assert (tmp_path / "plain" / "model.safetensors").exists() == (shard == "1GB")
     head = read_head(folder, None)

@@ -65,9 +65,7 @@ def at_once(server: RunningServer, bodies: list[list[str]]) -> list[Reply]:
         return list(pool.map(lambda texts: server.post({"texts": texts}), bodies))
 
 
-def test_server__one_request__the_digits_of_predict_proba(
-    server: RunningServer, saved: Path
-) -> None:
+def test_server__one_request__the_digits_of_predict(server: RunningServer, saved: Path) -> None:
     clf = skgpt.load(saved)
     texts = ["the match of the league", "", "\U0001f680 \0 \u4e2d", "half a pair \ud800"]
     reply = server.post({"texts": texts})

@@ -32,9 +32,7 @@ def test_tiny_gpt__each_architecture__tokenizer_gives_bytes(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tiny_gpt__each_architecture__loads_whole(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
+def test_tiny_gpt__each__loads_whole(architecture: str, tiny_model: Callable[[str], str]) -> None:
     folder = tiny_model(architecture)
     trunk, info = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     assert not info["missing_keys"]
@@ -72,9 +70,7 @@ def test_tiny_gpt__folder_in_use__files_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "notes.txt").read_text() == "kept"
 
 
-def test_tiny__relative_folder__absolute_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiny__relative_folder__absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tiny_gpt("inner/model") == str(tmp_path / "inner" / "model")
 

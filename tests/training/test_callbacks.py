@@ -89,9 +89,7 @@ def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left(
     ]
 
 
-def test_fit_and_predict__verbose_0__write_nothing(
-    tiny_llama: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_verbose_0__a_fit__is_silent(tiny_llama: str, capfd: pytest.CaptureFixture[str]) -> None:
     fit(tiny_llama, 0).predict(DATA.X)
     assert capfd.readouterr() == ("", "")
 
@@ -185,9 +183,7 @@ def test_shows_bars__a_terminal_that_has_no_width__has_no_room(
     assert not shows_bars()
 
 
-def test_shows_bars__a_notebook_with_widgets__whatever_stderr_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_shows_bars__a_notebook_with_widgets__always(monkeypatch: pytest.MonkeyPatch) -> None:
     class NotebookBar:
         __module__ = "tqdm.notebook"
 
@@ -224,9 +220,7 @@ def test_slow_fit_notice__under_ten_minutes_or_one_slow_step__is_silent(
     run_steps(notice, clock, n_steps, each)  # warnings are errors
 
 
-def test_slow_fit_notice__frozen_layers_alone__are_enough_until_they_are_done(
-    clock: SimpleNamespace,
-) -> None:
+def test_slow_fit_notice__frozen_layers__are_enough_until_done(clock: SimpleNamespace) -> None:
     notice = SlowFitNotice("cut texts shorter")
     clock.now = 30.0
     notice.on_progress(10_000, 10_000)  # nothing left to estimate

@@ -92,9 +92,7 @@ def test_callback__that_asks_to_end__ends_the_fit_and_all_are_told(tiny_llama: s
     assert np.array_equal(scores_of(network), scores_of(two))
 
 
-def test_multilabel__weights_of_single_elements__are_what_the_loss_is_made_of(
-    tiny_llama: str,
-) -> None:
+def test_multilabel__weights_of_single_elements__make_up_the_loss(tiny_llama: str) -> None:
     target = (np.arange(36).reshape(12, 3) % 5 == 0).astype(np.float32)
     weight = np.linspace(0.5, 2, 36).reshape(12, 3)
     network, result = run(

@@ -36,9 +36,7 @@ def test_head_first__as_long_as_it_lasts__moves_the_head_alone(
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_head_first__then_all__equals_two_runs_one_after_the_other(
-    kind: dict[str, Any], tiny_llama: str
-) -> None:
+def test_head_first__then_all__equals_two_runs(kind: dict[str, Any], tiny_llama: str) -> None:
     options = {**CONSTANT, **kind}
     whole, result = run(tiny_llama, n_epochs=5, head_first_epochs=2, **options)
     first, before = run(tiny_llama, n_epochs=2, head_first_epochs=2, **options)

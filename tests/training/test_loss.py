@@ -40,9 +40,7 @@ def test_two_classes__one_score_against_zero__both_losses_are_equal(smoothing: f
 
 @settings(max_examples=60, deadline=None)
 @given(hnp.arrays(np.float32, (8, 3), elements=st.floats(width=32, allow_nan=False)))
-def test_binary_cross_entropy__any_score__probability_inside_0_and_1_and_rising(
-    logits: np.ndarray,
-) -> None:
+def test_binary_cross_entropy__any_score__probability_in_0_1_and_rising(logits: np.ndarray) -> None:
     logits.flags.writeable = False
     p = BinaryCrossEntropy().probabilities(logits)
     assert p.dtype == np.float64

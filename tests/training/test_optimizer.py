@@ -49,9 +49,7 @@ def test_train__a_large_gradient__is_clipped_to_the_limit(max_norm: float, tiny_
     assert norms[1] == pytest.approx(min(norms[0], max_norm), rel=1e-3)
 
 
-def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
-    tiny_llama: str,
-) -> None:
+def test_optimiser__embeddings__learn_from_their_tokens_rows_as_from_all(tiny_llama: str) -> None:
     trained = []
     for by_rows in (True, False):
         network = build(load_pretrained(tiny_llama), dtype=torch.bfloat16, trainable_layers="all")
@@ -87,9 +85,7 @@ def test_optimiser__embeddings__learn_from_the_rows_of_their_tokens_as_from_all(
 FLAT: dict[str, Any] = {"schedule": "constant", "warmup_ratio": 0.0}
 
 
-def test_grown__a_head_with_more_rows__old_rows_move_and_new_ones_are_zero(
-    tiny_llama: str,
-) -> None:
+def test_grown__a_head_with_more_rows__old_rows_move_and_new_ones_are_zero(tiny_llama: str) -> None:
     _, result = run(tiny_llama, n_epochs=1)
     assert result.moments is not None
     grown = result.moments.grown(np.array([0, 2, 3]), 5)

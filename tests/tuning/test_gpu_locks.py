@@ -217,9 +217,7 @@ def test_wanted_gpus__estimators_wherever_they_lie__are_all_found() -> None:
     assert wanted_gpus(of("cpu"), space) == {"cuda:1"}
 
 
-def test_resolve_device__under_a_lock__moves_those_without_number(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_resolve_device__locked__moves_those_unnumbered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     names = ("auto", "cuda", "cuda:0", "cpu")

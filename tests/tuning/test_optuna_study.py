@@ -181,9 +181,7 @@ def test_callback__wrong_direction__is_refused(monitor: str, direction: str, mes
         PruningCallback(two.ask())
 
 
-def test_callback__older_scikit_learn__says_which_is_needed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_callback__older_scikit_learn__says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optuna_study, "HAS_CALLBACKS", False)
     with pytest.raises(MissingPackageError, match=r"1\.9 or newer"):
         PruningCallback(new_study().ask())

@@ -190,9 +190,7 @@ def test_search__all_trials_fail__raises_and_keeps_the_fit_before(tiny_llama: st
         ({"space": {"head_learning_rate": 3}}, "param_distributions"),
     ],
 )
-def test_search__bad_input__is_refused(
-    tiny_llama: str, options: dict[str, Any], message: str
-) -> None:
+def test_search__bad_input__refused(tiny_llama: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search(tiny_llama, **options).fit(*DATA)
 

@@ -89,9 +89,7 @@ def test_storage__workers_died_of_a_trial__it_is_in_the_results(
     assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
 
 
-def test_storage__other_data_or_settings__other_study_or_error(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_storage__other_data__other_study_or_error(tiny_llama: str, tmp_path: Path) -> None:
     storage = tmp_path / "search.db"
     options: dict[str, Any] = {"n_trials": 1, "refit": False}
     first = stored(tiny_llama, storage, **options).fit(X, y)
@@ -209,9 +207,7 @@ def check_whole(tiny_llama: str, data: TextData, storage: Any, n_trials: int) ->
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # the proxy
 @in_storages("sqlite", "postgresql", "journal", "grpc")
-def test_shared__two_processes__share_the_trials(
-    tiny_llama: str, tmp_path: Path, shared: Any
-) -> None:
+def test_shared__two_processes__share_trials(tiny_llama: str, tmp_path: Path, shared: Any) -> None:
     workers = [begun(tiny_llama, shared, tmp_path, n_trials=6, refit=False) for _ in range(2)]
     for worker in workers:
         worker.join(_SECONDS)

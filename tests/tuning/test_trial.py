@@ -85,9 +85,7 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(tiny_llama: str, at_epochs
     assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
 
 
-def test_evaluate__a_fold_warns__points_at_the_callers_line(
-    tiny_llama: str, at_epochs: Any
-) -> None:
+def test_evaluate__a_fold_warns__points_at_the_call(tiny_llama: str, at_epochs: Any) -> None:
     at_epochs(begin=lambda epoch: warn_user("slow", UserWarning))
     with pytest.warns(UserWarning, match="slow") as caught:
         evaluation(make(tiny_llama, max_epochs=1), DATA).evaluate({}, never)
@@ -108,9 +106,7 @@ def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(
     assert outcome.n_epochs == 3 and told == []
 
 
-def test_evaluate__pruned__stops_all_and_leaves_no_checkpoint(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_evaluate__pruned__stops_all_and_leaves_nothing(tiny_llama: str, tmp_path: Path) -> None:
     clf = make(tiny_llama, max_epochs=50, checkpoint_dir=tmp_path)
     outcome = evaluation(clf, DATA).evaluate({}, lambda epoch, score: epoch == 2)
     assert outcome.state == "PRUNED" and outcome.n_epochs == 2 and np.isnan(outcome.value)
