@@ -58,9 +58,7 @@ each_way = pytest.mark.parametrize("read", [by_path, by_bytes])
 
 
 @each_way
-def test_read_state__a_file__is_what_was_written_and_ordinary_safetensors(
-    read: Callable[[Path], State], file: Path
-) -> None:
+def test_read_state__a_file__is_what_was_written(read: Callable[[Path], State], file: Path) -> None:
     state = read(file)
     assert state.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():

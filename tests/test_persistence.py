@@ -122,9 +122,7 @@ def test_save__a_parameter_that_is_no_data__is_refused_by_name(
     assert not any(tmp_path.iterdir())
 
 
-def test_save__what_scikit_learn_keeps_on_it__is_refused_in_the_users_words(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__with_callbacks__is_refused(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     clf = copy.copy(fitted)
     clf._skl_callbacks = [object()]
     with pytest.raises(NotSavableError, match="set_callbacks"):
@@ -152,9 +150,7 @@ def test_save__anything_else__is_refused_with_what_to_use(value: Any, tmp_path: 
     assert not any(tmp_path.iterdir())
 
 
-def test_save__adapters__come_back_unless_they_are_of_another_class(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__adapters__come_back_if_of_ours(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     clf = copy.copy(fitted)
     clf.lora = LoRA(rank=4, target_modules=("q_proj", "v_proj"))
     skgpt.save(clf, tmp_path / "clf")

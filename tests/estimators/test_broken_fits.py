@@ -23,9 +23,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-def test_fit__some_steps_skipped__is_fitted_and_warns_once_with_their_number(
-    tiny_llama: str, poison: Any
-) -> None:
+def test_fit__some_steps_skipped__is_fitted_and_warns_once(tiny_llama: str, poison: Any) -> None:
     clf = make(tiny_llama, batch_size=10, max_epochs=3)
     poison(loss_at={2})
     with pytest.raises(SkippedStepsWarning):  # this suite turns warnings into errors
@@ -58,9 +56,7 @@ def test_fit_and_partial_fit__diverging_in_the_first_epoch__leave_a_fitted_model
     assert pickle.dumps(clf) == before
 
 
-def test_fit__diverging_after_a_best_epoch__is_fitted_with_its_weights_and_goes_on_up(
-    tiny_llama: str, poison: Any
-) -> None:
+def test_fit__diverging_after_a_best_epoch__has_its_weights(tiny_llama: str, poison: Any) -> None:
     settings: dict[str, Any] = {"early_stopping": True, "lr_schedule": "constant"}
     clf = make(tiny_llama, **settings, warmup_ratio=0.0, max_epochs=5, batch_size=6)
     poison(loss_at=range(14, 99))  # six steps an epoch

@@ -104,9 +104,7 @@ def test_plan__unfitted__leaves_no_trace(
     }
 
 
-def test_plan__fitted__predicts_as_before_and_fits_as_without(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_plan__fitted__changes_nothing(tiny_llama: str, three_class_data: TextData) -> None:
     clf = make(tiny_llama, precision="fp32", max_epochs=2).fit(X, y)
     proba, attributes = clf.predict_proba(X), dict(vars(clf))
     estimate = clf.plan(*three_class_data)
@@ -117,9 +115,7 @@ def test_plan__fitted__predicts_as_before_and_fits_as_without(
 
 
 @pytest.mark.parametrize("options", [{}, {"trainable_layers": 0, "long_text": "windows"}])
-def test_plan__texts_that_a_fit_has_seen__frozen_layers_are_done(
-    options: dict[str, Any], tiny_llama: str
-) -> None:
+def test_plan__texts_seen__frozen_layers_are_done(options: dict[str, Any], tiny_llama: str) -> None:
     X, y = (part[:20] for part in DATA)
     seen = [f"{text} once more" for text in X]
     clf = make(tiny_llama, max_epochs=1, max_length=24, **options)

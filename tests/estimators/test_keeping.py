@@ -148,9 +148,7 @@ def assert_frozen_is_shared(one: GPTTextClassifier, two: GPTTextClassifier) -> N
         assert shared == (name not in learnable)
 
 
-def test_deepcopy__whatever_the_base__shares_it_in_memory(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deepcopy__the_base__is_shared(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(X, y)
     monkeypatch.setattr("skgpt._base.pack", lambda *_: pytest.fail("serialised"))
     twin = copy.deepcopy([clf, clf])

@@ -140,9 +140,7 @@ def test_partial_fit__with_early_stopping__is_not_there(tiny_llama: str) -> None
     assert hasattr(clf.set_params(early_stopping=False), "partial_fit")
 
 
-def test_warm_start__fit_again__goes_on_from_the_fitted_weights(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_warm_start__fit_again__goes_on(tiny_llama: str, three_class_data: TextData) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, max_epochs=2, warm_start=True).fit(X, y)
     first = clf.predict_proba(X)
@@ -204,9 +202,7 @@ def test_partial_fit__an_x_without_names__keeps_those_of_the_first_call(tiny_lla
     assert single.feature_names_in_.tolist() == ["body"]
 
 
-def test_warm_start__an_opened_model_that_is_to_have_more_layers_than_are_here__is_refused(
-    tiny_llama: str,
-) -> None:
+def test_warm_start__an_opened_model_with_more_layers__is_refused(tiny_llama: str) -> None:
     clf = make(tiny_llama, n_layers=1, warm_start=True, max_epochs=1).fit(X, y)
     opened = pickle.loads(pickle.dumps(clf))
     for n_layers in (None, 2):

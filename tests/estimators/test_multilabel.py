@@ -60,13 +60,6 @@ def test_fit__two_labels__is_not_taken_for_two_classes(tiny_llama: str) -> None:
     assert clf.fit(X, Y[:, 0]).decision_function(X).shape == (60,)
 
 
-def test_fit__labels_on_no_or_every_row__is_fine(tiny_llama: str) -> None:
-    odd = np.column_stack([Y, np.zeros(60, int), np.ones(60, int)])
-    clf = make(tiny_llama, max_epochs=8, trainable_layers="all").fit(X, odd)
-    proba = clf.predict_proba(X)
-    assert (proba[:, 3] < 0.5).all() and (proba[:, 4] > 0.5).all()
-
-
 def test_early_stopping__an_indicator__is_watched(tiny_llama: str) -> None:
     clf = make(tiny_llama, early_stopping=True, validation_fraction=0.2, max_epochs=3)
     assert len(clone(clf).fit(X, Y).validation_scores_) >= 1

@@ -305,9 +305,7 @@ def test_checkpoint__damaged__is_refused_and_nothing_lost(tiny_llama: str, tmp_p
 
 
 @pytest.mark.usefixtures("no_training")
-def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_checkpoint_dir__not_to_be_written_to__is_refused(tiny_llama: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match="`checkpoint_dir` must be a folder"):
         make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(X, Y)

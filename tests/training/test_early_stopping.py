@@ -104,9 +104,7 @@ def test_multilabel__weights_of_single_elements__make_up_the_loss(tiny_llama: st
     assert result.history[-1]["validation_loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_restore_best__ctrl_c_in_the_middle__waits_until_all_weights_are_those_of_one_epoch(
-    tiny_llama: str,
-) -> None:
+def test_restore_best__ctrl_c_in_the_middle__waits_until_it_is_whole(tiny_llama: str) -> None:
     network, _ = run(tiny_llama, n_epochs=1, trainable="all")
     best = EarlyStopping(network, StoppingRule(1, 0.0))
     best.update(1.0)

@@ -59,9 +59,7 @@ def test_head_first__layers__run_once_for_all_its_epochs(trainable: Any, tiny_ll
     assert sorted(rows_run) == list(range(12))
 
 
-def test_head_first__no_room_for_pooled_states__runs_the_layers_without_dropout_each_time(
-    tiny_llama: str,
-) -> None:
+def test_head_first__no_room_for_states__runs_layers_without_dropout(tiny_llama: str) -> None:
     lora = replace(LORA, dropout=0.5)
     options: dict[str, Any] = {"trainable": "all", "lora": lora}
     start, _ = run(tiny_llama, n_epochs=2, **options)  # its adapters add something

@@ -125,9 +125,7 @@ def test_train__interrupted__is_as_the_last_step_left_it(
     assert not any(t.requires_grad or t.grad is not None for t in tensors)
 
 
-def test_train__interrupted_before_the_first_step__raises(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train__interrupted_first__raises(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Optimizer, "step", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(tiny_llama)

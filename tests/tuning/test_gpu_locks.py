@@ -193,9 +193,7 @@ def test_gpu_lock__no_cuda__locks_nothing(root: Path, monkeypatch: pytest.Monkey
     assert list(root.iterdir()) == []
 
 
-def test_gpu_lock__a_folder_that_takes_no_locks__goes_on_and_says_so(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_gpu_lock__no_locks_there__says_so(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "gpu_locks").write_text("in the way")
     with caplog.at_level(logging.WARNING, "skgpt"), gpu_lock(ANY, 3, never) as has_one:
         assert has_one and placed_on() == 1

@@ -157,9 +157,7 @@ def test_search__a_trial_fails_and_warnings_are_errors__the_search_is_kept(tiny_
     assert len(ours.predict(DATA.X)) == len(DATA.X)
 
 
-def test_search__the_last_fit_fails__says_what_was_found(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search__the_refit_fails__is_told(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = GPTTextClassifier.fit
 
     def on_all_rows(self: Any, texts: Any, labels: Any) -> Any:
