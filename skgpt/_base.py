@@ -12,7 +12,6 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import get_scorer_names
 
 from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
-from skgpt.cost import how_to_shorten
 from skgpt.data.tokenization import LongText
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
@@ -39,6 +38,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "max_length": [Interval(Integral, 2, None, closed="left")],
     "long_text": [StrOptions({"cut", "windows"})],
     "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+    "max_seconds": [Interval(Real, 0, None, closed="neither"), None],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
     "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -112,8 +112,8 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
 
     def _training_callbacks(self, network: TextNetwork) -> list[TrainingCallback]:
         """Return what shows a fit: a word about a very long one, a bar or lines."""
-        text = how_to_shorten(network, self.max_length, self.long_text)
-        return [SlowFitNotice(text), *fit_progress(self.verbose)]
+        all_learn = network.spec.n_frozen == 0
+        return [SlowFitNotice(all_learn=all_learn), *fit_progress(self.verbose)]
 
     def _set_fitted(self, model: FittedModel) -> None:
         """Become fitted; another thread's predict sees the old fit or the new one."""

@@ -8,6 +8,9 @@ from scipy.optimize import minimize_scalar
 
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
 _N_BINS = 15
 _LIMITS = (np.log(0.05), np.log(20.0))  # of the temperature's logarithm
 
@@ -30,8 +33,8 @@ def link_for(multilabel: bool) -> CrossEntropy | BinaryCrossEntropy:
 
 def calibrate(
     scores_NK: NDArray[np.float32],
-    truth_NK: NDArray[np.bool_],
-    weight_N: NDArray[np.float64],
+    truth_NK: Bools,
+    weight_N: Floats,
     *,
     multilabel: bool,
 ) -> Calibration:
@@ -72,20 +75,13 @@ def calibrate(
     )
 
 
-def _effective_number(
-    scores_NK: NDArray[np.float64], truth_NK: NDArray[np.bool_], weight_N: NDArray[np.float64]
-) -> float:
+def _effective_number(scores_NK: Floats, truth_NK: Bools, weight_N: Floats) -> float:
     _, which_N = np.unique(np.hstack([scores_NK, truth_NK]), axis=0, return_inverse=True)
     weight = np.bincount(which_N.ravel(), weight_N / weight_N.max())
     return float(weight.sum() ** 2 / (weight**2).sum())
 
 
-def _expected_error(
-    p_NK: NDArray[np.float64],
-    truth_NK: NDArray[np.bool_],
-    weight_N: NDArray[np.float64],
-    multilabel: bool,
-) -> float:
+def _expected_error(p_NK: Floats, truth_NK: Bools, weight_N: Floats, multilabel: bool) -> float:
     """Return the mean distance of confidence and accuracy over bins of confidence."""
     if multilabel:  # every label of every text is a decision of its own
         confidence = np.maximum(p_NK, 1 - p_NK).ravel()
@@ -100,12 +96,7 @@ def _expected_error(
     return float(np.abs(apart).sum() / weight.sum())
 
 
-def _brier(
-    p_NK: NDArray[np.float64],
-    truth_NK: NDArray[np.bool_],
-    weight_N: NDArray[np.float64],
-    multilabel: bool,
-) -> float:
+def _brier(p_NK: Floats, truth_NK: Bools, weight_N: Floats, multilabel: bool) -> float:
     squares = (p_NK - truth_NK) ** 2
     each = squares.mean(axis=1) if multilabel or p_NK.shape[1] == 2 else squares.sum(axis=1)
     return float(weight_N @ each / weight_N.sum())

@@ -55,7 +55,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     ----------
     model : str, default="smollm2-135m"
         An alias, a Hugging Face hub id, a local transformers folder or a .gguf file. The alias
-        names SmolLM2-135M-Instruct, fetched once from the package index.
+        names SmolLM2-135M-Instruct, fetched once from the package index; "minilm-l6" is a small
+        encoder, all-MiniLM-L6-v2.
     revision : str or None, default=None
         Hub revision: a branch, tag or commit.
     n_layers : int, "auto" or None, default="auto"
@@ -65,7 +66,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     trainable_layers : int, "auto" or "all", default="auto"
         Which weights learn beside the head: those of the last n kept blocks and the final norm,
         "all" of them and the embeddings, or none for 0. "auto" is 4, or as many as there are.
-        Layers that don't learn run once per text and process, not once per epoch and fit.
+        Layers that don't learn run once per text and process, not once per epoch and fit. With 0,
+        `fit` solves for the head, a logistic regression on scaled states, and what is said below of
+        epochs, batches and rates doesn't apply; `partial_fit` makes its pass as ever.
     lora : LoRA or None, default=None
         Low-rank adapters learn in the place of weights, in the blocks that `trainable_layers`
         names; embeddings and norms stay as they are. Your object is never modified; a search
@@ -99,7 +102,13 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     max_epochs : int or "auto", default="auto"
         Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 60
         over the cube root of the number of texts, or as many as make 160 optimiser steps if that
-        is more; 3 at least, 12 at most.
+        is more; 3 at least, 24 at most.
+    max_seconds : float or None, default=None
+        How long `fit` may take. It measures what it would take, as `plan` does, and makes fewer
+        epochs if it must; if one is still too long, it keeps fewer layers (`n_layers="auto"` only).
+        A clock ends it at a step where the machine is slower than foreseen. What was cut is in
+        ``history_`` and in a `TimeLimitWarning`. The result then depends on the machine, whatever
+        `random_state` is. None sets no limit.
     batch_size : int, default=32
         Texts per optimiser step, however many fit in memory at once.
     learning_rate : float or "auto", default="auto"
@@ -173,7 +182,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         One entry per epoch: ``epoch``, ``loss``, ``learning_rate`` (at its first step),
         ``seconds``, ``tokens_per_second``, ``skipped_steps`` (steps whose loss or gradient was not
         finite: they change nothing and don't count in ``loss``) and, if rows are held out,
-        ``validation_loss`` and ``validation_score``.
+        ``validation_loss`` and ``validation_score``. The last one has ``cut_short`` if
+        `max_seconds` made the fit shorter.
     loss_curve_ : list of float
         The training loss of each epoch.
     validation_scores_ : list of float
@@ -245,6 +255,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         max_length: int = 256,
         long_text: LongText = "cut",
         max_epochs: int | Literal["auto"] = "auto",
+        max_seconds: float | None = None,
         batch_size: int = 32,
         learning_rate: float | Literal["auto"] = "auto",
         head_learning_rate: float = 1e-3,
@@ -280,6 +291,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.max_length = max_length
         self.long_text = long_text
         self.max_epochs = max_epochs
+        self.max_seconds = max_seconds
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.batching import Rows, optimiser_batches
-from skgpt.data.splits import Split, all_rows
-from skgpt.data.template import Template
+from skgpt.data.splits import all_rows
 from skgpt.data.tokenization import LongText, lengths_in_windows, tokenise_rows
+from skgpt.fit_data import FitData
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
@@ -238,11 +238,7 @@ def _size(n_bytes: int) -> str:
 
 def estimate_fit(
     network: TextNetwork,
-    cells: list[list[str]],
-    template: Template,
-    target: NDArray[np.int64] | NDArray[np.float32],
-    weight: NDArray[np.float64],
-    split: Split,
+    data: FitData,
     *,
     loss: Loss,
     config: TrainingConfig,
@@ -255,18 +251,15 @@ def estimate_fit(
 
     Raises NoMemoryError if the device can't hold one text at a time, or what learns.
     """
-    of_text = (cells, template, network.pretrained.tokenizer)
-    tokens = tokenise_rows(*of_text, max_length, long_text)
-    whole_lengths = tokenise_rows(*of_text, sys.maxsize).lengths
-    rows = TrainingRows(tokens, target, weight, split)
-    texts = tokens.run
-    level = cache_level(network, texts, config.memory_budget, config.disk_budget)
-    work = count_work(network, rows, level, config)
-    rates = measure(network, rows, level, loss=loss, config=config)
-    memory, disk = count_memory(network, rows, level, config, rates, keeps_best=early_stopping)
+    prices, rows = price_fit(
+        network, data, loss=loss, config=config, max_length=max_length, long_text=long_text
+    )
+    tokens, rates, whole_lengths = rows.tokens, prices.rates, prices.lengths
+    memory, disk = count_memory(
+        network, rows, prices.level, config, rates, keeps_best=early_stopping
+    )
     trainable, frozen = count_weights(network)
     per_token, n_tokens = rates.frozen + rates.forward, int(tokens.lengths.sum())
-    prices = Prices(network, work, rates, config, level, whole_lengths, max_length, long_text)
     return FitEstimate(
         model=network.pretrained.model,
         device=str(network.device),
@@ -274,7 +267,7 @@ def estimate_fit(
         n_layers=network.spec.n_layers,
         max_length=max_length,
         n_texts=len(tokens),
-        n_held_out=len(split.held_out),
+        n_held_out=len(data.split.held_out),
         n_tokens=n_tokens,
         tokens_per_text={
             name: float(np.quantile(whole_lengths, share)) for name, share in _QUANTILES.items()
@@ -287,15 +280,35 @@ def estimate_fit(
         n_epochs=config.n_epochs,
         n_steps=config.n_steps,
         early_stopping=early_stopping,
-        seconds=work.seconds(rates),
+        seconds=prices.work.seconds(rates),
         seconds_per_1000_predictions=1000 * per_token * n_tokens / len(tokens),
         memory=memory,
         disk=disk,
         classes_assumed=classes_assumed,
         long_text=long_text,
-        n_windows=len(texts) if long_text == "windows" else None,
+        n_windows=len(tokens.run) if long_text == "windows" else None,
         advice=prices.advice(),
     )
+
+
+def price_fit(
+    network: TextNetwork,
+    data: FitData,
+    *,
+    loss: Loss,
+    config: TrainingConfig,
+    max_length: int,
+    long_text: LongText,
+) -> "tuple[Prices, TrainingRows]":
+    """Count and measure a fit; return its prices and its rows. The network is trained a bit."""
+    of_text = (data.cells, data.template, network.pretrained.tokenizer)
+    tokens = tokenise_rows(*of_text, max_length, long_text)
+    lengths = tokenise_rows(*of_text, sys.maxsize).lengths
+    rows = TrainingRows(tokens, data.target.codes, data.loss_weight, data.split)
+    level = cache_level(network, tokens.run, config.memory_budget, config.disk_budget)
+    work = count_work(network, rows, level, config)
+    rates = measure(network, rows, level, loss=loss, config=config)
+    return Prices(network, work, rates, config, level, lengths, max_length, long_text), rows
 
 
 # What there is to do, counted.
@@ -604,6 +617,24 @@ class Prices:
         """Return how long the fit takes."""
         return _total(self.work, self.rates)
 
+    def within(self, seconds: float, *, shallower: bool) -> tuple[int, int]:
+        """Return epochs and layers of a fit that takes no longer: fewer epochs, then fewer layers.
+
+        Where nothing is short enough it is one epoch and, if the fit may be shallower, no layer
+        but those that learn.
+        """
+        spec = self.network.spec
+        for n_epochs in range(self.work.n_epochs, 0, -1):
+            if _total(replace(self.work, n_epochs=n_epochs), self.rates) <= seconds:
+                return n_epochs, spec.n_layers
+        one = replace(self, work=replace(self.work, n_epochs=1))
+        n_learning = spec.n_layers - spec.n_frozen
+        n_layers = spec.n_layers
+        least = max(1, n_learning) if shallower else n_layers
+        while n_layers > least and one.seconds_at_depth(n_layers, n_learning) > seconds:
+            n_layers -= 1
+        return 1, n_layers
+
     def seconds_at_length(self, max_length: int, long_text: LongText = "cut") -> float:
         """Return how long it would take with long texts cut or read in other windows."""
         now = self._n_tokens(self.max_length, self.long_text)
@@ -729,11 +760,3 @@ def smaller_values(spec: NetworkSpec, max_length: int, long_text: LongText) -> d
     elif max_length > _SHORT:
         values["max_length"] = max_length // 2
     return values
-
-
-def how_to_shorten(network: TextNetwork, max_length: int, long_text: LongText = "cut") -> str:
-    """List what would make a fit shorter, for a warning."""
-    values = smaller_values(network.spec, int(max_length), long_text)
-    changes = [f"{name}={value!r}" for name, value in values.items()]
-    gpu = ["a GPU"] if network.device.type == "cpu" else []
-    return ", ".join([*changes, "fewer max_epochs", *gpu])

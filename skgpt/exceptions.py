@@ -75,6 +75,10 @@ class SlowFitWarning(UserWarning):
     """A fit is going to take more than ten minutes; the message says what would shorten it."""
 
 
+class TimeLimitWarning(UserWarning):
+    """`max_seconds` made a fit shorter; the message says by how much."""
+
+
 class CutTextsWarning(UserWarning):
     """Texts of a fit are longer than `max_length` and were cut; said once for each length."""
 

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt.data.batching import Rows
 from skgpt.data.tokenization import (
     Tokens,
     TokenSpans,
@@ -35,7 +36,7 @@ from skgpt.data.tokenization import (
 from skgpt.device import to_device
 from skgpt.exceptions import ModelNotSupportedError, import_optional
 from skgpt.fitted_model import FittedModel
-from skgpt.network.layout import Layout, Rows, ids_of
+from skgpt.network.layout import Layout, ids_of
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.trunk.layers import PROBE_ERRORS
@@ -172,9 +173,7 @@ class _Path:
 
 
 def _add_up(
-    scores_SD: NDArray[np.float64],
-    slopes_STD: NDArray[np.float64],
-    replaced_T: NDArray[np.bool_],
+    scores_SD: NDArray[np.float64], slopes_STD: NDArray[np.float64], replaced_T: NDArray[np.bool_]
 ) -> Attributions:
     """Integrate slopes along a path; each step adds up to what the scores change by."""
     steps_STD = (slopes_STD[1:] + slopes_STD[:-1]) / (2 * (len(scores_SD) - 1))
@@ -195,11 +194,7 @@ def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
     scores = model.raw_scores(X, verbose)
     network = model.network
     tokens, spans = tokenise_with_spans(
-        texts.cells,
-        model.template,
-        network.pretrained.tokenizer,
-        model.max_length,
-        model.long_text,
+        texts.cells, model.template, network.pretrained.tokenizer, model.max_length, model.long_text
     )
     explained, directions = _explained(scores, model.multilabel)
     run, first = tokens.run, tokens.first

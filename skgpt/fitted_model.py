@@ -19,7 +19,7 @@ from skgpt.device import no_more_threads_than_cores, prefix_budget
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, PredictBar
+from skgpt.training.callbacks import EpochRecord
 from skgpt.training.loop import raw_scores
 from skgpt.training.optimizer import Moments
 
@@ -64,10 +64,7 @@ class FittedModel:
 
     def attributes(self) -> dict[str, Any]:
         """Return the public attributes of a fitted estimator."""
-        held_out = {
-            "validation_scores_": self.validation_scores,
-            "best_iter_": self.best_iteration,
-        }
+        held_out = {"validation_scores_": self.validation_scores, "best_iter_": self.best_iteration}
         return {
             **self.columns,
             "classes_": self.classes,
@@ -101,7 +98,7 @@ class FittedModel:
             self.tokenise(self.check_texts(X).cells),
             token_budget(network, learning=False),
             prefix_budget(network.device) // 4,  # a part: it may never be asked for again
-            PredictBar(verbose),
+            verbose,
         )
 
     def tokenise(self, cells: list[list[str]]) -> Tokens:
@@ -180,5 +177,4 @@ def check_columns_match(
 
 def _probe(name: str) -> BaseEstimator:
     """Return an estimator that scikit-learn may set attributes on; its messages name the class."""
-    probe: BaseEstimator = type(name, (BaseEstimator,), {})()
-    return probe
+    return type(name, (BaseEstimator,), {})()

@@ -7,10 +7,11 @@
 
 import copy
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from numbers import Integral
 from typing import Any
@@ -21,7 +22,7 @@ from sklearn.metrics import check_scoring
 
 from skgpt._files import as_folder
 from skgpt.calibration import calibrate
-from skgpt.cost import FitEstimate, estimate_fit
+from skgpt.cost import FitEstimate, estimate_fit, price_fit
 from skgpt.data.inputs import check_texts, rows_of
 from skgpt.data.splits import all_rows, group_codes
 from skgpt.data.targets import Target
@@ -40,6 +41,7 @@ from skgpt.exceptions import (
     InvalidTextError,
     ModelNotSupportedError,
     SkippedStepsWarning,
+    TimeLimitWarning,
     warn_user,
 )
 from skgpt.fit_data import FitData, FitInputs, HeldOut, check_inputs, holds_out
@@ -66,18 +68,22 @@ _ASSUMED_CLASSES = 2  # of a plan without labels
 @no_more_threads_than_cores()
 def fit(estimator: Any, inputs: FitInputs) -> None:
     """Fine-tune. Attributes are set once, at the end: a fit that fails leaves all as it was."""
+    began = time.monotonic()
     previous = _model_of(estimator) if estimator.warm_start else None
     seed = draw_seed(estimator.random_state)
     data = check_inputs(estimator, inputs, **_as_before(previous, seed))
-    network = make_network(estimator, data.target, seed, previous)
+    network, limit = make_network(estimator, data.target, seed, previous), None
+    if estimator.max_seconds is not None:
+        network, limit = fit_in_time(estimator, data, network, seed, previous, began)
 
-    with open_checkpoint(estimator, inputs, data, network, seed, previous) as checkpoint:
+    with open_checkpoint(estimator, inputs, data, network, seed, previous, limit) as checkpoint:
         if checkpoint is not None and checkpoint.seed != seed:  # with random_state=None
             seed = checkpoint.seed
             data = check_inputs(estimator, inputs, **_as_before(previous, seed))
-        config = make_config(estimator, network, len(data.split.train), seed)
+        config = make_config(estimator, network, len(data.split.train), seed, limit)
         sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs)
         run = _train(estimator, data, network, config, sklearn_callbacks, checkpoint=checkpoint)
+        note_time_limit(run, limit, network, config)
         model = model_of_run(estimator, data, network, run)
         if data.held_out is not None and getattr(estimator, "calibrate", False):
             model, run = calibrated(model, run, data, estimator.verbose)
@@ -85,6 +91,7 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
         raise_if_interrupted(run)
     sklearn_callbacks.fitted()
     warn_of_skipped_steps(run)
+    warn_of_time_limit(estimator, run)
 
 
 @no_more_threads_than_cores()
@@ -121,6 +128,8 @@ def partial_fit(
         schedule="constant",
         first_epoch=0 if previous is None else len(previous.history),
         head_first_epochs=0,
+        batch_size=estimator.batch_size,
+        solves_head=False,
     )
     sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs, previous)
     run = _train(estimator, data, network, config, sklearn_callbacks, moments=moments)
@@ -146,11 +155,7 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
         make_validation(estimator, data, network)  # tries the scorer
     return estimate_fit(
         network,
-        data.cells,
-        data.template,
-        data.target.codes,
-        data.loss_weight,
-        data.split,
+        data,
         config=make_config(estimator, network, len(data.split.train), seed),
         loss=estimator._loss(data.target),
         max_length=int(estimator.max_length),
@@ -334,11 +339,17 @@ def draw_seed(random_state: Any) -> int:
     return int(generator.randint(np.iinfo(np.int32).max))
 
 
-def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) -> TrainingConfig:
+def make_config(
+    estimator: Any,
+    network: TextNetwork,
+    n_rows: int,
+    seed: int,
+    limit: "TimeLimit | None" = None,
+) -> TrainingConfig:
     """Return the configuration of a whole fit."""
     head_first = int(estimator.head_first_epochs)
     n_epochs = resolve_epochs(estimator.max_epochs, n_rows, estimator.batch_size)
-    return TrainingConfig(
+    config = TrainingConfig(
         n_rows=n_rows,
         n_epochs=head_first + n_epochs,
         batch_size=estimator.batch_size,
@@ -354,6 +365,58 @@ def make_config(estimator: Any, network: TextNetwork, n_rows: int, seed: int) ->
         seed=seed,
         head_first_epochs=head_first,
     )
+    if limit is not None:
+        config = replace(config, n_epochs=head_first + limit.n_epochs, deadline=limit.deadline)
+    if network.spec.trainable_layers == 0:
+        return replace(config, n_epochs=1, head_first_epochs=0, batch_size=n_rows, solves_head=True)
+    return config
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """What `max_seconds` left of a fit, beside what it would have been."""
+
+    n_epochs: int  # in which all learns that is to learn
+    deadline: float  # in seconds of `time.monotonic`
+    n_epochs_before: int
+    n_layers_before: int
+
+
+_KEPT_BACK = 0.1  # of the time that is left, for what no measurement foresees
+
+
+def fit_in_time(
+    estimator: Any,
+    data: FitData,
+    network: TextNetwork,
+    seed: int,
+    previous: FittedModel | None,
+    began: float,
+) -> tuple[TextNetwork, TimeLimit]:
+    """Shorten a fit before it starts, by a measurement: fewer epochs, and then fewer layers.
+
+    Layers are dropped only where nobody named their number.
+    """
+    measured = make_network(estimator, data.target, seed, previous)
+    config = make_config(estimator, measured, len(data.split.train), seed)
+    prices, _ = price_fit(
+        measured,
+        data,
+        loss=estimator._loss(data.target),
+        config=config,
+        max_length=int(estimator.max_length),
+        long_text=estimator.long_text,
+    )
+    deadline = began + estimator.max_seconds
+    left = (1 - _KEPT_BACK) * (deadline - time.monotonic())
+    shallower = estimator.n_layers == "auto" and previous is None
+    n_epochs, n_layers = prices.within(left, shallower=shallower)
+    before = network.spec.n_layers
+    if n_layers < before:
+        view = copy.copy(estimator)
+        view.n_layers = n_layers
+        network = make_network(view, data.target, seed, previous)
+    return network, TimeLimit(n_epochs, deadline, prices.work.n_epochs, before)
 
 
 def _train(
@@ -605,6 +668,7 @@ def open_checkpoint(
     network: TextNetwork,
     seed: int,
     previous: FittedModel | None,
+    limit: TimeLimit | None = None,
 ) -> AbstractContextManager[Checkpoint | None]:
     """Open the checkpoint of a fit for its length; None if `checkpoint_dir` is.
 
@@ -624,6 +688,8 @@ def open_checkpoint(
         "`precision`": str(network.dtype),
         "`random_state`": None if estimator.random_state is None else seed,
     }
+    if limit is not None:
+        key["what `max_seconds` leaves"] = [limit.n_epochs, network.spec.n_layers]
     if previous is not None:  # its weights: the new network's adapters may be drawn in this call
         key["the fitted weights that it starts from"] = _hash_learned(previous.network)
         key["the held-out rows"] = digest([data.split.held_out.tobytes()])
@@ -691,6 +757,33 @@ def raise_if_interrupted(run: FitResult) -> None:
             )
     finally:  # also if warnings are errors
         raise run.interrupt
+
+
+def note_time_limit(
+    run: FitResult, limit: TimeLimit | None, network: TextNetwork, config: TrainingConfig
+) -> None:
+    """Write into the last epoch's record by what the time limit made the fit shorter."""
+    if limit is None or not run.history:
+        return
+    said = []
+    if network.spec.n_layers < limit.n_layers_before:
+        said.append(f"{network.spec.n_layers} of {limit.n_layers_before} layers")
+    if limit.n_epochs < limit.n_epochs_before:
+        said.append(f"{limit.n_epochs} of {limit.n_epochs_before} epochs")
+    if run.out_of_time:
+        said.append(f"{run.n_steps} of the {config.n_steps} steps of these")
+    if said:
+        run.history[-1]["cut_short"] = ", ".join(said)
+
+
+def warn_of_time_limit(estimator: Any, run: FitResult) -> None:
+    """Warn by what the time limit made the fit shorter."""
+    if run.history and (said := run.history[-1].get("cut_short")):
+        warn_user(
+            f"max_seconds={estimator.max_seconds:g} made this fit shorter: {said}. Give it more "
+            "time for a better model.",
+            TimeLimitWarning,
+        )
 
 
 def warn_of_skipped_steps(run: FitResult) -> None:

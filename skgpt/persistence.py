@@ -8,7 +8,6 @@ here are made, from plain values and tensors.
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -269,12 +268,9 @@ def _what_else(root: Path) -> str:
 
 def _read_regular(path: Path, at_most: int | None = None) -> bytes:
     """Read a file that is a file: no link to elsewhere, no pipe, none of absurd size."""
-    if not path.exists():
-        raise _damaged(path)
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode):
+    if path.is_symlink() or (path.exists() and not path.is_file()):
         raise StateFormatError(f"{path.name} in {str(path.parent)!r} must be a file, and no link.")
-    if at_most is not None and found.st_size > at_most:
+    if not path.exists() or (at_most is not None and path.stat().st_size > at_most):
         raise _damaged(path)
     return path.read_bytes()
 

@@ -1,9 +1,9 @@
 """scikit-learn's callbacks: a fit reports each epoch to those that `set_callbacks` was given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from skgpt.training.callbacks import EpochRecord, TrainingCallback
+from skgpt.training.callbacks import EpochRecord, History, TrainingCallback
 from skgpt.training.config import TrainingConfig
 
 
@@ -21,20 +21,18 @@ class SklearnCallbacks(TrainingCallback):
         estimator: Any,
         n_epochs: int,
         offer: dict[str, Callable[[], Any]],
-        snapshot: Callable[[list[EpochRecord]], dict[str, Any]],
+        snapshot: Callable[[History], dict[str, Any]],
     ) -> None:
         self.offer = {"estimator": estimator, **offer}
         self.snapshot = snapshot
-        self.history: list[EpochRecord] = []
+        self.history: History = []
         self._fit_task: Any = None
         self._epoch_task: Any = None
         if hasattr(estimator, "_init_callback_context"):
             self._fit_task = estimator._init_callback_context(max_subtasks=n_epochs)
             self._fit_task.call_on_fit_task_begin(**self.offer)
 
-    def on_train_begin(
-        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
+    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
         """Take over the epochs of a resumed run; callbacks don't hear of them again."""
         self.history = list(history)
 

@@ -16,7 +16,7 @@ from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import LowMemoryWarning, SkippedStepsWarning
 from skgpt.network.layout import Layout, ids_of
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.trunk.attention import Boundaries, packed_attention
+from skgpt.trunk.attention import Boundaries, Rule, packed_attention
 from tests.estimators.dying import broken_off, folders_in
 from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
 from tests.network.test_network import TEXTS, build
@@ -141,7 +141,8 @@ def attended(
     q, k, v = (x.to(device).requires_grad_() for x in drawn)
     boundaries = Boundaries.of([3, 1, 70, 12], torch.device(device))
     queries = q[boundaries.ends_B] if ends_only else q
-    out = packed_attention(queries, k, v, boundaries, scale=0.25, ends_only=ends_only, **options)
+    rule = Rule(0.25, ends_only=ends_only, **options)
+    out = packed_attention(queries, k, v, boundaries, rule)
     grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
     return [t.float().cpu() for t in (out, *grads)]
 

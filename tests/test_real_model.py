@@ -14,6 +14,7 @@ import pytest
 
 import skgpt
 from skgpt import GPTTextClassifier, LoRA
+from skgpt.pretrained.default_models import alias_folder
 
 pytestmark = pytest.mark.network
 
@@ -109,6 +110,25 @@ def test_default_model__bf16__a_texts_neighbours_hardly_matter(real_cache: Path)
     assert np.abs(together - alone).max() < 0.02  # as the user guide says
 
 
+def test_encoder__by_its_alias__head_on_the_states_that_transformers_has(real_cache: Path) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    clf = GPTTextClassifier("minilm-l6", trainable_layers=0, precision="fp32", random_state=0)
+    clf.fit(TEXTS, LABELS)
+    probes = ["a late goal decided the match", "the lender reported higher earnings", "why?"]
+    assert clf.predict(probes[:2]).tolist() == ["sport", "money"]
+    assert (clf.model_id_, clf.n_layers_, clf.attention_) == ("minilm-l6", 6, "bidirectional")
+    folder = alias_folder("minilm-l6")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        states = [model(**tokenizer(t, return_tensors="pt"))[0].mean(1) for t in probes]
+        scores = torch.cat(states) @ clf._model.network.head.weight.T
+    np.testing.assert_allclose(
+        clf.predict_proba(probes), scores.softmax(1).numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
 @pytest.mark.thorough
 def test_quickstart__small__tells_the_whole_story(real_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "news.joblib"
@@ -122,9 +142,11 @@ def test_quickstart__small__tells_the_whole_story(real_cache: Path, tmp_path: Pa
     for expected in (
         "Training on 100 labelled articles of 8 topics.",
         "GPTTextClassifier on 100 unseen articles",
-        "TF-IDF + linear SVM, trained on the same 100:",
         "f1-score",
-        "The winner is",
+        "Accuracy of all, trained on the same 100:",
+        "%  frozen MiniLM + linear model",
+        "%  TF-IDF + linear SVM",
+        "The winner is: ",
         "In a fresh process:",
         "OPEC ministers",
     ):

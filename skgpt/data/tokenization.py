@@ -145,8 +145,7 @@ def tokenise_rows(
     - "windows" makes windows of `max_length` tokens, each half of what it has room for behind the
       one before. The last is moved back to the row's end, so that it is full.
     """
-    rows = _encode_distinct(columns, template, encoder, max_length, long_text)
-    return _lay_end_to_end(rows, encoder, max_length, long_text)
+    return _Rows(columns, template, encoder, max_length, long_text).tokens()
 
 
 def lengths_in_windows(
@@ -197,7 +196,6 @@ def _frame(ids: Ids, encoder: TextEncoder, max_length: int) -> NDArray[np.int64]
 # Rows under a template, each distinct one encoded once
 
 
-@dataclass(frozen=True)
 class _Rows:
     """Distinct rows of the columns that the template uses, encoded without special tokens.
 
@@ -206,45 +204,69 @@ class _Rows:
     has clean words, and counts the `used` columns alone.
     """
 
-    used: list[int]
-    distinct_of: list[int]
-    cells: list[tuple[str, ...]]
-    values: list[Sequence[str]]
-    ids: list[Ids]
-    n_cut: int
-    template: Template
+    def __init__(
+        self,
+        columns: list[list[str]],
+        template: Template,
+        encoder: TextEncoder,
+        max_length: int,
+        long_text: LongText,
+    ) -> None:
+        self.encoder, self.max_length, self.long_text = encoder, max_length, long_text
+        self.room = _room(encoder, max_length)
+        self.used = sorted(set(template.fields))
+        fields = tuple(self.used.index(field) for field in template.fields)
+        self.template = template = Template(tuple(map(clean, template.words)), fields)
+        cuts = long_text == "cut"  # or rows that are too long are read in windows
+        cuts_values = cuts and not template.is_plain and _words_fit(template, encoder, max_length)
 
-
-def _encode_distinct(
-    columns: list[list[str]],
-    template: Template,
-    encoder: TextEncoder,
-    max_length: int,
-    long_text: LongText,
-) -> _Rows:
-    """Encode each distinct row; cut those that are too long, unless they are read in windows."""
-    used = sorted(set(template.fields))
-    fields = tuple(used.index(field) for field in template.fields)
-    template = Template(tuple(map(clean, template.words)), fields)
-    cuts_values = (
-        long_text == "cut" and not template.is_plain and _words_fit(template, encoder, max_length)
-    )
-    number: dict[tuple[str, ...], int] = {}
-    distinct_of = [
-        number.setdefault(row, len(number))
-        for row in zip(*(columns[field] for field in used), strict=True)
-    ]
-    # Clean words and values one by one, or halves of a character would meet across a seam.
-    values: list[Sequence[str]] = [tuple(map(clean, row)) for row in number]
-    ids = _encode(encoder, [template.render(row) for row in values])
-    n_cut = 0
-    if long_text == "cut":
-        room = _room(encoder, max_length)
-        n_cut = sum(len(ids[i]) > room for i in distinct_of)
+        number: dict[tuple[str, ...], int] = {}
+        rows = zip(*(columns[field] for field in self.used), strict=True)
+        self.distinct_of = [number.setdefault(row, len(number)) for row in rows]
+        self.cells = list(number)
+        # Clean words and values one by one, or halves of a character would meet across a seam.
+        self.values: list[Sequence[str]] = [tuple(map(clean, row)) for row in number]
+        self.ids = _encode(encoder, [template.render(row) for row in self.values])
+        self.n_cut = sum(len(self.ids[i]) > self.room for i in self.distinct_of) if cuts else 0
         if cuts_values:
-            _cut_values(values, ids, template, encoder, room)
-        ids = [row[:room] for row in ids]
-    return _Rows(used, distinct_of, list(number), values, ids, n_cut, template)
+            _cut_values(self.values, self.ids, template, encoder, self.room)
+        if cuts:
+            self.ids = [row[: self.room] for row in self.ids]
+
+    def tokens(self) -> Tokens:
+        """Put special tokens around each row or its windows; lay all rows end to end."""
+        # A row that was cut is one window.
+        windows_of = [
+            [
+                _frame(ids[i : i + self.room], self.encoder, self.max_length)
+                for i in window_starts(len(ids), self.room)
+            ]
+            for ids in self.ids
+        ]
+        windows = [windows_of[i] for i in self.distinct_of]
+        n_windows = None if self.long_text == "cut" else [*map(len, windows)]
+        return Tokens.of([window for of_row in windows for window in of_row], n_windows, self.n_cut)
+
+    def spans(self) -> "TokenSpans":
+        """Say where each of the tokens lies."""
+        encoder = self.encoder
+        before, after = [_SPECIAL] * len(encoder.prefix_ids), [_SPECIAL] * len(encoder.suffix_ids)
+        found = encoder.spans([self.template.render(values) for values in self.values])
+        spans_of = []
+        for cells, values, ids, spans in zip(self.cells, self.values, self.ids, found, strict=True):
+            # Where in its cell each token lies.
+            fields = _fields(values, self.template)
+            undo = [_undo_clean(cell) for cell in cells]
+            inside = [(*_place(span, fields, undo), k) for k, span in enumerate(spans[: len(ids)])]
+            # Special tokens around the row, or around each of its windows.
+            framed = []
+            for start in window_starts(len(inside), self.room):
+                window = [*before, *inside[start : start + self.room], *after][: self.max_length]
+                framed += window or [_SPECIAL]  # an empty text is a special token
+            spans_of.append(np.array(framed, dtype=np.int64))
+        column, start, end, index = np.concatenate([spans_of[i] for i in self.distinct_of]).T
+        column = np.where(column < 0, -1, np.array(self.used)[column])
+        return TokenSpans(column, start, end, index)
 
 
 def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
@@ -262,21 +284,6 @@ def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
     kept = {(encoder.identity, text): ids for text, ids in new.items()}
     _IDS.put_many(kept, lambda ids: 2 * ids.nbytes + _ENTRY_BYTES)
     return [new[t] if ids is None else ids for t, ids in zip(texts, found, strict=True)]
-
-
-def _lay_end_to_end(
-    rows: _Rows, encoder: TextEncoder, max_length: int, long_text: LongText
-) -> Tokens:
-    """Put special tokens around each row or its windows; lay all rows end to end."""
-    room = _room(encoder, max_length)
-    # A row that was cut is one window.
-    windows_of = [
-        [_frame(ids[i : i + room], encoder, max_length) for i in window_starts(len(ids), room)]
-        for ids in rows.ids
-    ]
-    windows = [windows_of[i] for i in rows.distinct_of]
-    n_windows = None if long_text == "cut" else [*map(len, windows)]
-    return Tokens.of([window for of_row in windows for window in of_row], n_windows, rows.n_cut)
 
 
 # Cutting rows that are too long
@@ -298,11 +305,7 @@ def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> boo
 
 
 def _cut_values(
-    values: list[Sequence[str]],
-    ids: list[Ids],
-    template: Template,
-    encoder: TextEncoder,
-    room: int,
+    values: list[Sequence[str]], ids: list[Ids], template: Template, encoder: TextEncoder, room: int
 ) -> None:
     """Cut the values of each row that is too long until it fits; put both in place of the old."""
     too_long = [i for i, row in enumerate(ids) if len(row) > room]
@@ -393,27 +396,10 @@ def tokenise_with_spans(
     A token that reaches from one cell into another, or into the template's words, belongs to the
     cell that it has most of.
     """
-    rows = _encode_distinct(columns, template, encoder, max_length, long_text)
-    tokens = _lay_end_to_end(rows, encoder, max_length, long_text)
-    room = _room(encoder, max_length)
-    before, after = [_SPECIAL] * len(encoder.prefix_ids), [_SPECIAL] * len(encoder.suffix_ids)
-    found = encoder.spans([rows.template.render(values) for values in rows.values])
-    spans_of = []
-    for cells, values, ids, spans in zip(rows.cells, rows.values, rows.ids, found, strict=True):
-        # Where in its cell each token lies.
-        fields = _fields(values, rows.template)
-        undo = [_undo_clean(cell) for cell in cells]
-        inside = [(*_place(span, fields, undo), k) for k, span in enumerate(spans[: len(ids)])]
-        # Special tokens around the row, or around each of its windows.
-        framed = []
-        for start in window_starts(len(inside), room):
-            window = [*before, *inside[start : start + room], *after][:max_length]
-            framed += window or [_SPECIAL]  # an empty text is a special token
-        spans_of.append(np.array(framed, dtype=np.int64))
-    column, start, end, index = np.concatenate([spans_of[i] for i in rows.distinct_of]).T
-    assert len(column) == len(tokens.ids), "tokens and spans of two encodings"
-    column = np.where(column < 0, -1, np.array(rows.used)[column])
-    return tokens, TokenSpans(column, start, end, index)
+    rows = _Rows(columns, template, encoder, max_length, long_text)
+    tokens, spans = rows.tokens(), rows.spans()
+    assert len(spans.column) == len(tokens.ids), "tokens and spans of two encodings"
+    return tokens, spans
 
 
 def _fields(values: Sequence[str], template: Template) -> list[tuple[int, int, int]]:

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from skgpt.caching import Store
+from skgpt.data.batching import Rows
 from skgpt.data.tokenization import Tokens, ranges
 from skgpt.device import prefix_budget, ran_out, to_device, total_memory
 from skgpt.exceptions import StorageError
-from skgpt.network.layout import Layout, Rows, ids_of
+from skgpt.network.layout import Layout, ids_of
 from skgpt.network.microbatches import MicroBatcher, Progress, no_progress
 from skgpt.network.network import TextNetwork, mean_of_each, pad_id_of
 from skgpt.pretrained.default_models import cache_errors, cache_folder

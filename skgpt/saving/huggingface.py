@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt import __version__
-from skgpt._files import (
-    atomic_folder,
-    check_nothing_else,
-    from_plain,
-    storage_errors,
-    to_plain,
-)
+from skgpt._files import atomic_folder, check_nothing_else, from_plain, storage_errors, to_plain
 from skgpt.data.targets import Target
 from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import (
@@ -317,8 +311,7 @@ def _read_scores(folder: Path) -> Tensor:
             folder, dtype="auto", use_safetensors=True, **options
         )
         batch = tokenizer(list(_PROBES), padding=True, truncation=True, return_tensors="pt")
-        logits: Tensor = model.eval()(**batch).logits
-    return logits
+        return model.eval()(**batch).logits
 
 
 @torch.no_grad()
@@ -333,8 +326,7 @@ def _scores(network: TextNetwork, max_length: int) -> Tensor:
         network = exact
     tokens = tokenise(list(_PROBES), pretrained.tokenizer, max_length)
     layout = Layout.of(tokens.lengths, pretrained, _CPU)
-    scores: Tensor = network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
-    return scores
+    return network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
 
 
 # Reading.
@@ -423,10 +415,7 @@ def _read_head(model: str, where: str, revision: str | None, local_files_only: b
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
-    options: dict[str, Any] = {
-        "revision": revision or "main",
-        "local_files_only": local_files_only,
-    }
+    options: dict[str, Any] = {"revision": revision or "main", "local_files_only": local_files_only}
 
     def find(name: str) -> Path | None:
         found = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **options)

@@ -13,7 +13,10 @@ from skgpt.run_key import WITHOUT_EFFECT
 
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "numpy")
 # On the hub, by the names that skgpt has for them.
-_HUB_NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_NAMES = {
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "minilm-l6": "sentence-transformers/all-MiniLM-L6-v2",
+}
 _COLUMNS = {
     "epoch": "epoch",
     "loss": "training loss",

@@ -6,7 +6,8 @@ All that is shown goes to stderr, so that what a program prints stays clean.
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
@@ -17,7 +18,7 @@ from skgpt.training.config import TrainingConfig
 
 
 class EpochRecord(TypedDict):
-    """One entry of ``history_``; the last two where rows are held out."""
+    """One entry of ``history_``; the last one says what a lack of time cut."""
 
     epoch: int
     loss: float
@@ -27,6 +28,10 @@ class EpochRecord(TypedDict):
     skipped_steps: int
     validation_loss: NotRequired[float]
     validation_score: NotRequired[float]
+    cut_short: NotRequired[str]
+
+
+History = list[EpochRecord]
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,7 @@ class TrainingCallback:
     def on_progress(self, done: int, total: int) -> None:
         """Frozen layers have run over `done` of `total` tokens."""
 
-    def on_train_begin(
-        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
+    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
         """The first step is about to begin; or the next, of a run that was broken off."""
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -87,13 +90,12 @@ _MEASURE_SECONDS = 10.0
 
 
 class SlowFitNotice(TrainingCallback):
-    """Warns once, from the first measured steps, when a fit will take more than ten minutes.
+    """Warns once, from the first measured steps, when a fit will take more than ten minutes."""
 
-    `advice` says what would make it shorter.
-    """
-
-    def __init__(self, advice: str) -> None:
-        self.advice = advice
+    def __init__(self, *, all_learn: bool = False) -> None:
+        self.advice = "max_seconds=600 ends it within ten, with fewer epochs or layers"
+        if all_learn:
+            self.advice += "; n_layers='auto' and trainable_layers='auto' train no more than four"
         self._began = time.perf_counter()
         self._first: tuple[int, float] | None = None  # the first step, and when it was done
         self._n_steps = 0
@@ -105,9 +107,7 @@ class SlowFitNotice(TrainingCallback):
         if done < total and spent >= _MEASURE_SECONDS:
             self._warn_if_slow(spent * total / done, "at least ")
 
-    def on_train_begin(
-        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
+    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
         """Note how many steps there will be."""
         self._n_steps = config.n_steps
         self._first = None
@@ -128,7 +128,8 @@ class SlowFitNotice(TrainingCallback):
             return
         self._warned = True
         warn_user(
-            f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}.",
+            f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}. "
+            "`plan` says what other parameters would cost.",
             SlowFitWarning,
         )
 
@@ -209,9 +210,7 @@ class ProgressBar(TrainingCallback):
         """Show how far the frozen layers are."""
         self._frozen.move("frozen layers", done, total)
 
-    def on_train_begin(
-        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
+    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
         """Open the bar of the steps, with those that are done already."""
         self.on_train_end()
         self._n_epochs = config.n_epochs
@@ -262,9 +261,7 @@ class EpochLines(TrainingCallback):
         self._done = 0
         self._began = 0.0
 
-    def on_train_begin(
-        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
+    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
         """Note how many epochs there will be."""
         self._n_epochs, self._n_of_head = config.n_epochs, config.head_first_epochs
         self._done, self._began = 0, time.perf_counter()
@@ -293,25 +290,14 @@ class EpochLines(TrainingCallback):
         return False
 
 
-class PredictBar(_TokenBar):
-    """A bar of a prediction that takes more than a second; at its end it is gone."""
-
-    def __init__(self, verbose: int) -> None:
-        super().__init__(shown=bool(verbose) and shows_bars(), delay=_SHORT_SECONDS)
-
-    def frozen(self, done: int, total: int) -> None:
-        """Frozen layers have run over `done` of `total` tokens."""
-        self.move("predict, frozen layers", done, total)
-
-    def scored(self, done: int, total: int) -> None:
-        """There are raw scores for `done` of `total` tokens."""
-        self.move("predict", done, total)
-
-    def __enter__(self) -> "PredictBar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+@contextmanager
+def predict_bar(verbose: int) -> Iterator[_TokenBar]:
+    """Give a bar of a prediction that takes more than a second; at the end of it it is gone."""
+    bar = _TokenBar(shown=bool(verbose) and shows_bars(), delay=_SHORT_SECONDS)
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 def write_line(line: str) -> None:

@@ -12,7 +12,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 # want 9 and 1,000 want 6, which is 60 over the cube root of their number; and in any case enough
 # passes for this many optimiser steps. docs/benchmarks.md has the figures.
 _MIN_EPOCHS = 3
-_MAX_EPOCHS = 12
+_MAX_EPOCHS = 24
 _MIN_STEPS = 160
 _PASSES = 60
 
@@ -31,7 +31,8 @@ class TrainingConfig:
     The learning rates are the peaks of the schedule. `token_budget` is per micro-batch; the
     memory and disk budgets are bytes for the states behind frozen layers. `first_epoch` is the
     number of the first pass, which its order is drawn from: a fit that goes on where others
-    stopped doesn't repeat their orders.
+    stopped doesn't repeat their orders. With `solves_head` the one step is to the head that is
+    best. No step begins after the `deadline`, in seconds of `time.monotonic`, but the first.
     """
 
     n_rows: int
@@ -49,6 +50,8 @@ class TrainingConfig:
     first_epoch: int = 0
     disk_budget: int = 0
     head_first_epochs: int = 0
+    solves_head: bool = False
+    deadline: float | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,7 +97,7 @@ def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
     """Turn the `max_epochs` parameter into a number of passes.
 
     "auto" is 60 over the cube root of `n_rows`, or as many as make 160 optimiser steps if that is
-    more; at least 3 and at most 12.
+    more; at least 3 and at most 24.
     """
     if max_epochs != "auto":
         return int(max_epochs)

@@ -1,6 +1,7 @@
 """The training loop: epochs of optimizer steps, held-out rows scored after each, raw scores."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from skgpt.data.tokenization import Tokens
 from skgpt.network.features import TextFeatures
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, PredictBar, TrainingCallback
+from skgpt.training.callbacks import EpochRecord, TrainingCallback, predict_bar
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.config import TrainingConfig
 from skgpt.training.early_stopping import Validation
+from skgpt.training.linear_probe import solve_head
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Moments
 from skgpt.training.run import FitResult, TrainingRows, TrainingRun, diverged
@@ -70,10 +72,12 @@ def train(
                 for callback in callbacks:
                     callback.on_epoch_begin(run.epoch + 1)
                 for batch in run.batches():
-                    train_step(run, batch)
+                    (solve_head if config.solves_head else train_step)(run, batch)
                     done = run.end_step(batch)
                     for callback in callbacks:
                         callback.on_step(done)
+                    if run.out_of_time:
+                        break
                     run.save_if_due()
                 record = run.epoch_record()
                 # Score the held-out rows, stop or keep the best weights, tell the callbacks.
@@ -150,13 +154,9 @@ def evaluate(run: TrainingRun, record: EpochRecord) -> bool:
 
 @explain_no_memory()
 def raw_scores(
-    network: TextNetwork,
-    tokens: Tokens,
-    token_budget: int,
-    memory_budget: int,
-    bar: PredictBar | None = None,
+    network: TextNetwork, tokens: Tokens, token_budget: int, memory_budget: int, verbose: int = 0
 ) -> NDArray[np.float32]:
-    """Return the raw scores of every text, shape (N, K).
+    """Return the raw scores of every text, shape (N, K); `verbose` shows a bar.
 
     A text that is there several times runs once, and frozen layers don't run again for texts that
     they have seen in this process, unless their states would take more than `memory_budget` bytes.
@@ -164,16 +164,16 @@ def raw_scores(
     texts, first = tokens.distinct()
     rows = np.array(sorted(first.values()), dtype=np.int64)
     logits_NK = np.empty((len(tokens), network.spec.n_outputs), dtype=np.float32)
-    with torch.no_grad(), bar or PredictBar(verbose=0) as shown:
+    with torch.no_grad(), predict_bar(verbose) as bar:
         features = TextFeatures(
             network,
             tokens,
             token_budget=token_budget,
             memory_budget=memory_budget,
-            progress=shown.frozen,
+            progress=partial(bar.move, "predict, frozen layers"),
         )
         batcher = MicroBatcher(network, token_budget)
-        for micro_batch in batcher.map(rows, features.lengths, shown.scored):
+        for micro_batch in batcher.map(rows, features.lengths, partial(bar.move, "predict")):
             with micro_batch as part:
                 logits_NK[part] = network.score(features.pooled(part)).cpu().numpy()
     return logits_NK[[first[text] for text in texts]]

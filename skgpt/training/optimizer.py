@@ -211,8 +211,11 @@ class Optimizer:
         norm = nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
         void = not_finite([*losses, norm])
         if not (self.looks_at_once and void):
-            if self.config.max_grad_norm is not None:
-                self._clip(learned, self.config.max_grad_norm, norm)
+            # On a CPU the norm can be looked at for nothing, and most steps need no second pass
+            # over all gradients; on a GPU to look means to wait, and a product with one is quick.
+            max_norm = self.config.max_grad_norm
+            if max_norm is not None and not (norm.device.type == "cpu" and norm <= max_norm):
+                nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
             for group, peak in zip(self._adam.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self.lr_factor
             with deferred(signal.SIGINT):
@@ -224,12 +227,16 @@ class Optimizer:
         self.skip_step()
         return not_finite(losses) if self._is_fp16 and losses else void
 
-    def _clip(self, learned: list[Tensor], max_norm: float, norm: Tensor) -> None:
-        # On a CPU the norm can be looked at for nothing, and most steps need no second pass over
-        # all gradients; on a GPU to look means to wait, and a product with one is quick.
-        if norm.device.type == "cpu" and norm <= max_norm:
-            return
-        nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
+    @torch.no_grad()
+    def put_head(self, weight: NDArray[np.float64], loss: Tensor) -> Tensor:
+        """Make a step to this head; returns what `step` does."""
+        void = not_finite([loss])
+        if not void:
+            with deferred(signal.SIGINT):
+                self._head.copy_(torch.from_numpy(weight))
+                self._n_made += 1
+        self.skip_step()
+        return void
 
     def skip_step(self) -> None:
         """Count a step that changes nothing, as one whose rows all weigh nothing."""
@@ -253,10 +260,6 @@ class Optimizer:
         """Say whether everything that was learned is a number."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in self._learned.values())
 
-    @property
-    def _scale(self) -> float:
-        return float(self._scaler.get_scale()) if self._is_fp16 else 1.0
-
     def _load_moments(self, moments: Moments) -> None:
         for name, parameter in self._learned.items():
             if name not in moments.means:  # it acts on nothing, as an encoder's own pooler
@@ -277,7 +280,7 @@ class Optimizer:
             return None
         return Moments(
             {name: float(kept["step"]) for name, kept in known.items()},
-            self._scale,
+            float(self._scaler.get_scale()) if self._is_fp16 else 1.0,
             {name: kept["exp_avg"] for name, kept in known.items()},
             {name: kept["exp_avg_sq"] for name, kept in known.items()},
         )
@@ -320,7 +323,6 @@ def training_bytes(network: TextNetwork, *, keeps_best: bool) -> int:
 # One bad batch, or a passing spike, is got over; weights that make five of them don't come back.
 _MOST_IN_A_ROW = 5
 _STEPS_UNREAD = 64
-_NUMBERS_UNREAD = 512
 
 
 def not_finite(numbers: Sequence[Tensor]) -> Tensor:
@@ -352,8 +354,7 @@ class RunningLoss:
     def add(self, losses: Sequence[Tensor], weight: float, skipped: Tensor) -> None:
         """Add a step: shares of its mean loss, the weight of its rows, 1.0 if it was skipped."""
         self._waiting.append(([skipped, *losses], weight))
-        n_numbers = sum(len(tensors) for tensors, _ in self._waiting)
-        if self.at_once or len(self._waiting) >= _STEPS_UNREAD or n_numbers >= _NUMBERS_UNREAD:
+        if self.at_once or len(self._waiting) >= _STEPS_UNREAD:
             self.read()
 
     def read(self) -> None:

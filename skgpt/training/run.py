@@ -58,6 +58,8 @@ class FitResult:
     moments: Moments | None
     interrupt: KeyboardInterrupt | DivergedError | None = None
     n_skipped: int = 0  # steps whose loss or gradient was not finite
+    n_steps: int = 0
+    out_of_time: bool = False
 
 
 @dataclass
@@ -99,6 +101,7 @@ class TrainingRun:
         self.early_stopping = EarlyStopping(self.network, validation.rule)
         self.history: list[EpochRecord] = []
         self.n_steps = 0
+        self.out_of_time = False
         self.running_loss = RunningLoss(at_once=self.optimizer.looks_at_once)
         self.interrupt: KeyboardInterrupt | DivergedError | None = None
         self.checkpoint = checkpoint
@@ -158,6 +161,8 @@ class TrainingRun:
         self.progress.batch += 1
         self.progress.n_tokens += n_tokens
         self.progress.seconds = time.perf_counter() - self._began
+        deadline = self.config.deadline
+        self.out_of_time = deadline is not None and time.monotonic() >= deadline
         return StepDone(self.n_steps, self.epoch + 1, n_tokens, self.running_loss.mean)
 
     def epoch_record(self) -> EpochRecord:
@@ -177,7 +182,7 @@ class TrainingRun:
 
     def end_epoch(self, *, stop: bool) -> None:
         """Go on to the next epoch, unless this was the last or something wants to stop."""
-        if stop:
+        if stop or self.out_of_time:
             self.is_over = True
         else:
             self._begin_epoch(self.epoch + 1)
@@ -235,6 +240,8 @@ class TrainingRun:
             self.optimizer.moments(),
             self.interrupt,
             self.running_loss.n_skipped_in_all,
+            self.n_steps,
+            self.out_of_time and self.n_steps < self.config.n_steps,
         )
 
     # Checkpoints: everything that a run is, by the names of its parts.

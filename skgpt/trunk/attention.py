@@ -68,6 +68,20 @@ class Boundaries:
         return window is None or window >= self.longest
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What a token sees of its text, and what scores are scaled by.
+
+    A token sees `window` tokens, itself included, back and, if not causal, ahead. With `ends_only`
+    (causal), the queries are those of each text's last token alone, (B, heads, D).
+    """
+
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    ends_only: bool = False
+
+
 def sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
     """Say which keys a query sees, by their positions in the text."""
     back = query - key
@@ -83,12 +97,8 @@ def pack(trunk: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _for_transformers)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # no mask
     trunk.config._attn_implementation = NAME
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
 
 
 def _for_transformers(
@@ -109,16 +119,12 @@ def _for_transformers(
     """Attention in transformers' shapes: (1, heads, T, D) in, (1, T, heads, D) out."""
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("capped scores and attention sinks are not computed packed")
-    causal = is_causal_in(module, is_causal)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rule = Rule(scale, is_causal_in(module, is_causal), sliding_window)
     if boundaries is None:  # each row is a text
-        rows = _attend(query, key, value, scale, causal, sliding_window)
-        return rows.transpose(1, 2), None
+        return _attend(query, key, value, rule).transpose(1, 2), None
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    out_THD = packed_attention(
-        q_THD, k_THD, v_THD, boundaries, scale=scale, causal=causal, window=sliding_window
-    )
-    return out_THD[None], None
+    return packed_attention(q_THD, k_THD, v_THD, boundaries, rule)[None], None
 
 
 def is_causal_in(module: Any, is_causal: bool | None = None) -> bool:
@@ -138,42 +144,25 @@ def make_bidirectional(blocks: Iterable[Any]) -> None:
 
 
 def packed_attention(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    boundaries: Boundaries,
-    *,
-    scale: float,
-    causal: bool = True,
-    window: int | None = None,
-    ends_only: bool = False,
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, boundaries: Boundaries, rule: Rule
 ) -> Tensor:
     """Let each token attend to its own text; return (T, heads, D) in the queries' dtype.
 
-    `k_THD` and `v_THD` may have fewer heads, each of which then serves several of the queries'. A
-    token sees `window` tokens, itself included, back and, if not causal, ahead. With `ends_only`
-    (causal), the queries are those of each text's last token alone, (B, heads, D).
+    `k_THD` and `v_THD` may have fewer heads, each of which then serves several of the queries'.
     """
     # The kernel documents no window to both sides, and none for the last token alone.
-    documented = boundaries.fit_in(window) or (causal and not ends_only)
+    documented = boundaries.fit_in(rule.window) or (rule.causal and not rule.ends_only)
     if documented and _fits_varlen_kernel(q_THD, k_THD, v_THD):
         attend = in_varlen_kernel
     elif q_THD.is_cuda and padding_is_cheap(boundaries):
         attend = in_padded_rows
     else:
         attend = text_by_text
-    return attend(q_THD, k_THD, v_THD, boundaries, scale, causal, window, ends_only)
+    return attend(q_THD, k_THD, v_THD, boundaries, rule)
 
 
 def text_by_text(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    boundaries: Boundaries,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    ends_only: bool = False,
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, boundaries: Boundaries, rule: Rule
 ) -> Tensor:
     """Packed attention with one launch for each text: the CPU's way."""
     dtype = q_THD.dtype
@@ -183,32 +172,34 @@ def text_by_text(
     # Split, not sliced: the gradients of slices would each fill all T tokens. And along the tokens
     # before heads go first: the kernel keeps a token's heads together, so that what it returns,
     # forwards and backwards, is laid end to end by plain copies.
-    queries = q_THD.split(1 if ends_only else boundaries.lengths)
+    queries = q_THD.split(1 if rule.ends_only else boundaries.lengths)
     keys, values = k_THD.split(boundaries.lengths), v_THD.split(boundaries.lengths)
     attended = []
     for q, k, v in zip(queries, keys, values, strict=True):
-        if ends_only and window is not None:
-            k, v = k[-window:], v[-window:]
+        if rule.ends_only and rule.window is not None:
+            k, v = k[-rule.window :], v[-rule.window :]
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        if ends_only:  # a last token sees all that is left: no mask
-            out = _attend(q, k, v, scale, causal=False, window=None)
-        else:
-            out = _attend(q, k, v, scale, causal, window)
+        # A last token sees all that is left: no mask.
+        out = _attend(q, k, v, Rule(rule.scale, causal=False) if rule.ends_only else rule)
         attended.append(out[0].transpose(0, 1))
     return torch.cat(attended).to(dtype)
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int | None
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
     """Plain attention of rows that are a text each, (B, heads, L, D)."""
-    length, grouped = q.shape[2], q.shape[1] != k.shape[1]
     seen = None
-    if window is not None and window < length:
-        at = torch.arange(length, device=q.device)
-        seen = sees(at[:, None], at[None, :], causal, window)
+    if rule.window is not None and rule.window < q.shape[2]:
+        at = torch.arange(q.shape[2], device=q.device)
+        seen = sees(at[:, None], at[None, :], rule.causal, rule.window)
+    return _scaled_dot_product(q, k, v, seen, rule.causal and seen is None, rule.scale)
+
+
+def _scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, is_causal=causal and seen is None, scale=scale, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
 
 
@@ -222,36 +213,23 @@ def padding_is_cheap(boundaries: Boundaries) -> bool:
 
 
 def in_padded_rows(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    boundaries: Boundaries,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    ends_only: bool = False,
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, boundaries: Boundaries, rule: Rule
 ) -> Tensor:
     """Packed attention with a padded row for each text."""
     k, v = _to_rows(k_THD, boundaries), _to_rows(v_THD, boundaries)
-    q = q_THD[:, :, None] if ends_only else _to_rows(q_THD, boundaries)
+    q = q_THD[:, :, None] if rule.ends_only else _to_rows(q_THD, boundaries)
     seen = None
     # Padding stands behind its text, so a causal query sees none of it: no mask.
-    if ends_only or not causal or not boundaries.fit_in(window):
+    if rule.ends_only or not rule.causal or not boundaries.fit_in(rule.window):
         at_L = torch.arange(boundaries.longest, device=q.device)
         lengths_B1 = boundaries.lengths_B[:, None]
-        at_query = (lengths_B1 - 1)[:, None] if ends_only else at_L[:, None]
-        seen = (at_L < lengths_B1)[:, None] & sees(at_query, at_L, causal, window)
-        if not ends_only:  # padding sees itself: a row that sees nothing would be nan
+        at_query = (lengths_B1 - 1)[:, None] if rule.ends_only else at_L[:, None]
+        seen = (at_L < lengths_B1)[:, None] & sees(at_query, at_L, rule.causal, rule.window)
+        if not rule.ends_only:  # padding sees itself: a row that sees nothing would be nan
             seen = seen | torch.eye(len(at_L), dtype=torch.bool, device=q.device)
         seen = seen[:, None]
-    out = F.scaled_dot_product_attention(
-        *(q, k, v),
-        attn_mask=seen,
-        is_causal=seen is None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    if ends_only:
+    out = _scaled_dot_product(q, k, v, seen, seen is None, rule.scale)
+    if rule.ends_only:
         return out[:, :, 0]
     return out.transpose(1, 2)[boundaries.text_and_position_2T]
 
@@ -264,20 +242,13 @@ def _to_rows(x_THD: Tensor, boundaries: Boundaries) -> Tensor:
 
 
 def in_varlen_kernel(
-    q_THD: Tensor,
-    k_THD: Tensor,
-    v_THD: Tensor,
-    boundaries: Boundaries,
-    scale: float,
-    causal: bool,
-    window: int | None,
-    ends_only: bool = False,
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, boundaries: Boundaries, rule: Rule
 ) -> Tensor:
     """Packed attention in torch's kernel for texts of different lengths, in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
-    queries = boundaries
-    if ends_only:
+    queries, causal = boundaries, rule.causal
+    if rule.ends_only:
         queries, causal = Boundaries.of([1] * len(q_THD), q_THD.device), False
     n_grouped = q_THD.shape[1] // k_THD.shape[1]
     options: dict[str, Any] = {}
@@ -286,7 +257,7 @@ def in_varlen_kernel(
             options["enable_gqa"] = True
         else:  # torch 2.11
             k_THD, v_THD = (x.repeat_interleave(n_grouped, dim=1) for x in (k_THD, v_THD))
-    reach = -1 if window is None or boundaries.fit_in(window) else window - 1
+    reach = -1 if rule.window is None or boundaries.fit_in(rule.window) else rule.window - 1
     out_THD: Any = varlen_attn(
         q_THD.contiguous(),
         k_THD.contiguous(),
@@ -295,12 +266,11 @@ def in_varlen_kernel(
         boundaries.cumulative_B1,
         queries.longest,
         boundaries.longest,
-        scale=scale,
+        scale=rule.scale,
         window_size=(reach, 0) if causal else (-1, -1),
         **options,
     )
-    attended_THD: Tensor = out_THD
-    return attended_THD
+    return out_THD
 
 
 def _fits_varlen_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -326,32 +296,24 @@ def varlen_kernel_is_right(device: torch.device) -> bool:
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(12, heads, 16, generator=generator) for heads in (4, 2, 2)]
     results = []
-    # A prediction may be the first to ask, and what it makes can't be kept for a backward pass.
-    with torch.inference_mode(False), torch.enable_grad():
-        boundaries = Boundaries.of([7, 5], device)
-        for attend in (in_varlen_kernel, in_padded_rows):
-            q, k, v = (x.to(device, torch.bfloat16).requires_grad_() for x in drawn)
-            try:
-                out = attend(q, k, v, boundaries, 0.25, True, None)
+    try:
+        # A prediction may be the first to ask, and what it makes can't be kept for a backward pass.
+        with torch.inference_mode(False), torch.enable_grad():
+            boundaries = Boundaries.of([7, 5], device)
+            for attend in (in_varlen_kernel, in_padded_rows):
+                q, k, v = (x.to(device, torch.bfloat16).requires_grad_() for x in drawn)
+                out = attend(q, k, v, boundaries, Rule(0.25))
                 grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
-            except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-                if ran_out(error):
-                    raise  # which says nothing about the kernel
-                _LOG.warning(
-                    "attention over texts end to end doesn't run on %s, so texts are padded "
-                    "for it, which is slower: %s",
-                    device,
-                    error,
-                )
-                return False
-            results.append([x.detach().float().cpu() for x in (out, *grads)])
-    is_right = all(
-        torch.allclose(one, two, rtol=0.05, atol=0.05) for one, two in zip(*results, strict=True)
-    )
-    if not is_right:
+                results.append([x.detach().float() for x in (out, *grads)])
+        torch.testing.assert_close(*results, rtol=0.05, atol=0.05)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
+        if ran_out(error):
+            raise  # which says nothing about the kernel
         _LOG.warning(
-            "attention over texts end to end is wrong on %s, so texts are padded for it, which is "
-            "slower",
+            "attention over texts end to end doesn't run on %s, or is wrong there, so texts are "
+            "padded for it, which is slower: %s",
             device,
+            error,
         )
-    return is_right
+        return False
+    return True

@@ -61,8 +61,7 @@ def probe(trunk: Any) -> Capabilities:
     first_blocks = _first_blocks(trunk)
 
     def run(ids: Tensor, **extra: Any) -> Tensor:
-        hidden: Tensor = first_blocks(input_ids=ids, use_cache=False, **extra).last_hidden_state
-        return hidden.float()
+        return first_blocks(input_ids=ids, use_cache=False, **extra).last_hidden_state.float()
 
     # Causality: does the last token change what stands before it?
     short, changed = run(torch.tensor([_SHORT, [*_SHORT[:-1], _SHORT[-1] + 1]]))
@@ -71,24 +70,23 @@ def probe(trunk: Any) -> Capabilities:
     # Packing: are two texts end to end as good as each alone?
     alone = torch.cat([short, run(torch.tensor([_LONG]))[0]])
     ends = torch.tensor([len(_SHORT) - 1, len(alone) - 1])
-    packs = _holds("packed", trunk, lambda: _packed_checked(trunk), lambda: alone)
+    packs = _agrees(trunk, "packed", lambda: alone, checked=True)
     fast = (
         packs
-        and _holds("run in fast blocks", trunk, lambda: _packed_fast(trunk), lambda: alone)
-        and _holds("pooled early", trunk, lambda: _packed_fast(trunk, True), lambda: alone[ends])
+        and _agrees(trunk, "run in fast blocks", lambda: alone, fast=True)
+        and _agrees(trunk, "pooled early", lambda: alone[ends], fast=True, ends_only=True)
     )
 
     # Both ways: is a packed run as good as a mask that hides nothing, of each text alone?
-    bidirectional = (
-        causal
-        and packs
-        and _holds(
-            "run without its causal mask",
-            trunk,
-            lambda: _packed_bidirectional(trunk, fast),
-            lambda: torch.cat([_unmasked(run, ids) for ids in (_SHORT, _LONG)]),
-        )
-    )
+    def unmasked() -> Tensor:
+        found: list[Tensor] = []
+        for ids in (_SHORT, _LONG):
+            mask, positions = torch.zeros(1, 1, len(ids), len(ids)), torch.arange(len(ids))[None]
+            found += run(torch.tensor([ids]), position_ids=positions, attention_mask=mask)
+        return torch.cat(found)
+
+    what = "run without its causal mask"
+    bidirectional = causal and packs and _agrees(trunk, what, unmasked, fast=fast, both_ways=True)
 
     # Padding: is a text beside a longer one as good as alone, without a mask or with one?
     pad = 1 if trunk.config.pad_token_id != 1 else 0
@@ -122,11 +120,10 @@ def _first_blocks(trunk: Any) -> Any:
     return few.float()  # so that a checkpoint's rounding can't pass for agreement
 
 
-def _holds(
-    what: str, trunk: Any, run: Callable[[], Tensor], expected: Callable[[], Tensor]
-) -> bool:
+def _agrees(trunk: Any, what: str, expected: Callable[[], Tensor], **how: bool) -> bool:
+    """Say whether a packed run gives the expected states."""
     try:
-        return agree(run(), expected(), _TOLERANCE)
+        return agree(_packed(trunk, **how), expected(), _TOLERANCE)
     except PROBE_ERRORS as error:
         _LOG.info("%s can't be %s: %r", type(trunk).__name__, what, error)
         return False
@@ -146,49 +143,32 @@ def _runs_with_fp32_buffers(trunk: Any) -> bool:
     return True
 
 
-# --- Packed runs ------------------------------------------------------------------------------
-
-
-def _packed_checked(trunk: Any) -> Tensor:
-    few = _first_blocks(trunk)
-    check_masks(few, _SHORT)
-    return _packed(few)
-
-
-def _packed_fast(trunk: Any, ends_only: bool = False) -> Tensor:
-    few = _first_blocks(trunk)
-    if not use_fast_blocks(find_blocks(few)):
-        raise NotImplementedError("its blocks are of another kind")
-    return _packed(few, ends_only=ends_only)
-
-
-def _unmasked(run: Callable[..., Tensor], ids: list[int]) -> Tensor:
-    """Return the hidden states of a text alone, under a mask that hides nothing."""
-    n = len(ids)
-    mask = torch.zeros(1, 1, n, n)
-    return run(torch.tensor([ids]), position_ids=torch.arange(n)[None], attention_mask=mask)[0]
-
-
-def _packed_bidirectional(trunk: Any, fast: bool) -> Tensor:
-    few = _first_blocks(trunk)
-    if fast:
-        use_fast_blocks(find_blocks(few))
-    make_bidirectional(find_blocks(few))
-    return _packed(few)
-
-
-def _packed(few: Any, *, ends_only: bool = False) -> Tensor:
+def _packed(
+    trunk: Any,
+    *,
+    checked: bool = False,
+    fast: bool = False,
+    both_ways: bool = False,
+    ends_only: bool = False,
+) -> Tensor:
     """Return the hidden states of both texts, end to end in one row."""
+    few = _first_blocks(trunk)
+    if checked:
+        check_masks(few, _SHORT)
+    if fast and not use_fast_blocks(find_blocks(few)):
+        raise NotImplementedError("its blocks are of another kind")
+    if both_ways:
+        make_bidirectional(find_blocks(few))
     pack(few)
     lengths = [len(_SHORT), len(_LONG)]
     boundaries = replace(Boundaries.of(lengths, torch.device("cpu")), ends_only=ends_only)
-    hidden: Tensor = few(
+    packed = few(
         input_ids=torch.tensor([[*_SHORT, *_LONG]]),
         position_ids=torch.tensor([[*range(len(_SHORT)), *range(len(_LONG))]]),
         boundaries=boundaries,
         use_cache=False,
-    ).last_hidden_state
-    return hidden[0].float()
+    )
+    return packed.last_hidden_state[0].float()
 
 
 # --- Masks ------------------------------------------------------------------------------------

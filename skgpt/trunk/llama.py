@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from skgpt.trunk.attention import Boundaries, is_causal_in, packed_attention
+from skgpt.trunk.attention import Boundaries, Rule, is_causal_in, packed_attention
 
 # Blocks that are RMS norm, rotated attention, RMS norm, gated SiLU, and nothing else.
 _BLOCKS = (
@@ -59,8 +59,7 @@ class _FastBlock(nn.Module):
     ) -> Tensor:
         if boundaries is None or position_embeddings is None:  # not one of our packed passes
             given = {"position_embeddings": position_embeddings, **kwargs}
-            other: Tensor = super().forward(hidden_states, *args, **given)
-            return other
+            return super().forward(hidden_states, *args, **given)
         block: Any = self
         x_TH = hidden_states[0]
         ends = boundaries.ends_B if boundaries.ends_only and self._is_final else None
@@ -100,32 +99,19 @@ def _attend(
     k_THD = _Rotate.apply(k_THD, cos_T1D, sin_T1D)
     if ends is not None:
         cos_T1D, sin_T1D = cos_T1D[ends], sin_T1D[ends]
-    out_THD = packed_attention(
-        _Rotate.apply(q_THD, cos_T1D, sin_T1D),
-        k_THD,
-        v_THD,
-        boundaries,
-        scale=attention.scaling,
-        causal=is_causal_in(attention),
-        window=_window_of(attention),
-        ends_only=ends is not None,
-    )
-    projected: Tensor = attention.o_proj(out_THD.reshape(len(out_THD), -1).to(x_TH.dtype))
-    return projected
-
-
-def _window_of(attention: Any) -> int | None:
-    # Mistral's holds for all layers; a Llama ignores the one that its configuration may have.
+    q_THD = _Rotate.apply(q_THD, cos_T1D, sin_T1D)
+    # Mistral's window holds for all layers; a Llama ignores one that its configuration may have.
     holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
-    window: int | None = getattr(holder, "sliding_window", None)
-    return window
+    window = getattr(holder, "sliding_window", None)
+    rule = Rule(attention.scaling, is_causal_in(attention), window, ends_only=ends is not None)
+    out_THD = packed_attention(q_THD, k_THD, v_THD, boundaries, rule)
+    return attention.o_proj(out_THD.reshape(len(out_THD), -1).to(x_TH.dtype))
 
 
 def _rms_norm(x: Tensor, norm: Any) -> Tensor:
     if x.is_cuda:  # torch's is one kernel there, and a small model waits for each launch
         return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
-    normed: Tensor = _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
-    return normed
+    return _RMSNorm.apply(x, norm.weight, norm.variance_epsilon)
 
 
 class _RMSNorm(Function):

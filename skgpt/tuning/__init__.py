@@ -1,25 +1,23 @@
 """Searches over the parameters of text estimators, and whether what they find is worth it.
 
-All but `compare_with_baseline` need the package optuna, and say so where it is missing. The names
-are imported when they are first used.
+All but `compare_with_baseline` need the package optuna, and say so where it is missing: they are
+imported when they are first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from skgpt.exceptions import import_optional
+from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
 
 if TYPE_CHECKING:
-    from skgpt.tuning.baseline import BaselineReport, compare_with_baseline
     from skgpt.tuning.optuna_study import PruningCallback, objective
     from skgpt.tuning.search import GPTSearchCV
     from skgpt.tuning.space import default_space, suggest
 
 _HOMES = {
-    "BaselineReport": "skgpt.tuning.baseline",
     "GPTSearchCV": "skgpt.tuning.search",
     "PruningCallback": "skgpt.tuning.optuna_study",
-    "compare_with_baseline": "skgpt.tuning.baseline",
     "default_space": "skgpt.tuning.space",
     "objective": "skgpt.tuning.optuna_study",
     "suggest": "skgpt.tuning.space",
@@ -38,8 +36,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        if _HOMES[name] != "skgpt.tuning.baseline":
-            import_optional("optuna", f"`{name}`")
+        import_optional("optuna", f"`{name}`")
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'skgpt.tuning' has no attribute {name!r}")
 

@@ -1,11 +1,12 @@
-"""The baseline: TF-IDF with a linear model, scored on the folds of the estimator it is to beat.
+"""Baselines: linear models, scored on the folds of the estimator that is to beat the best of them.
 
-`compare_with_baseline` is for one estimator. A search scores the baseline as it does a trial,
-before the first one: it takes seconds, and an error in it then costs no training.
+`compare_with_baseline` is for one estimator. A search scores baselines as it does a trial, before
+the first one: they take seconds, and an error in one then costs no training.
 """
 
 import html
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
@@ -18,6 +19,7 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.validation import check_is_fitted
@@ -42,9 +44,11 @@ from skgpt.tuning.trial import Evaluator
 # Signs are words of their own: an emoji or an exclamation mark says much about a short text.
 _WORD = r"\w+|[^\w\s]"
 _CERTAIN = 10.0  # the logit of a label that all rows have, or none
-# Rows of TF-IDF have norm one, so scikit-learn's default of 1 regularises far too strongly: on R8
-# and 20 Newsgroups it costs six to fourteen points, while 300 is level with a linear SVM.
-_INVERSE_REGULARISATION = 300.0
+# Rows of TF-IDF have norm one, so scikit-learn's default of 1 for C regularises far too strongly:
+# on R8 and 20 Newsgroups it costs six to fourteen points, while 300 is level with a linear SVM.
+# Which is best depends on the texts; the first wins a draw.
+_GRID = [(n_grams, C) for n_grams in ((1, 2), (1, 1)) for C in (300.0, 30.0, 3.0)]
+_FOLDS, _MOST_ROWS = 3, 2000  # that the choice is made on
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,7 @@ class BaselineReport:
     scores : ndarray of shape (n_folds,)
         The estimator's, higher is better.
     baseline_scores : ndarray of shape (n_folds,)
-        The baseline's.
+        The baseline's; of several, those of the best in the mean.
     seconds : ndarray of shape (n_folds,)
         What the estimator took to fit and score each fold.
     baseline_seconds : ndarray of shape (n_folds,)
@@ -67,6 +71,12 @@ class BaselineReport:
         What the scores are.
     name : str
         The estimator's.
+    baseline_name : str
+        What the baseline is.
+    others : dict of str to float
+        Mean scores of the other baselines.
+    n_texts : int
+        Rows that were trained on, in the mean of the folds.
 
     Notes
     -----
@@ -83,6 +93,9 @@ class BaselineReport:
     test_to_train: float
     scoring: str = "score"
     name: str = "estimator"
+    baseline_name: str = "baseline"
+    others: dict[str, float] = field(default_factory=dict)
+    n_texts: int = 0
 
     @property
     def difference(self) -> float:
@@ -116,8 +129,8 @@ class BaselineReport:
     def verdict(self) -> str:
         """Who won, by how much and how sure that is, in a sentence."""
         if self.winner is None:
-            return f"{self.name} and the baseline are level."
-        who = self.name if self.winner == "estimator" else "The baseline"
+            return f"{self.name} and the baseline, {self.baseline_name}, are level."
+        who = self.name if self.winner == "estimator" else f"The baseline, {self.baseline_name},"
         sure = ""
         if not math.isnan(self.n_std):
             sure = f", {abs(self.n_std):.1f} standard deviations"
@@ -172,7 +185,11 @@ class BaselineReport:
         rows.append(["mean", *(f"{mean:.4f}" for mean in means), f"{self.difference:+.4f}"])
         seconds = (self.seconds.sum(), self.baseline_seconds.sum())
         rows.append(["seconds", *(f"{total:.1f}" for total in seconds), ""])
-        return [[self.scoring, self.name, "baseline", "difference"], *rows]
+        return [[self.scoring, self.name, self.baseline_name, "difference"], *rows]
+
+    def _summary(self) -> list[str]:
+        others = [f"{name}: {mean:.4f}" for name, mean in self.others.items()]
+        return [self.verdict, *([f"Other baselines: {', '.join(others)}."] if others else [])]
 
     def __str__(self) -> str:
         table = self._table()
@@ -184,7 +201,7 @@ class BaselineReport:
             ).rstrip()
             for row in table
         ]
-        return "\n".join([*lines, self.verdict])
+        return "\n".join([*lines, *self._summary()])
 
     def _repr_html_(self) -> str:
         head, *rows = ([html.escape(cell) for cell in row] for row in self._table())
@@ -195,7 +212,7 @@ class BaselineReport:
         )
         return (
             f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
-            f"<p>{html.escape(self.verdict)}</p>"
+            f"<p>{html.escape(' '.join(self._summary()))}</p>"
         )
 
 
@@ -211,12 +228,11 @@ def compare_with_baseline(
     baseline: Any = None,
     n_jobs: int | None = None,
 ) -> BaselineReport:
-    """Score an estimator and a linear model on TF-IDF on the same folds.
+    """Score an estimator and linear models on the same folds; the best of these is to be beaten.
 
-    The baseline is a logistic regression, one label against the others, on words and pairs of
-    words, their counts taken by their logarithm. It takes seconds; where a fine-tuned GPT is no
-    better, it is the one to use. It has the estimator's template, class weights and sample weights,
-    and the same steps before it where the estimator is a Pipeline.
+    They take seconds; where a fine-tuned GPT is no better, one of them is the one to use. They have
+    the estimator's template, class weights and sample weights, and the same steps before them where
+    the estimator is a Pipeline.
 
     Parameters
     ----------
@@ -236,9 +252,14 @@ def compare_with_baseline(
     sample_weight : array-like of shape (n,), default=None
         Weights of the rows in both fits; scores are not weighted. With metadata routing on, the
         estimator must have said whether its ``fit`` and ``score`` want them, or the scorer has.
-    baseline : estimator or None, default=None
-        Another model to beat. None is the one above; words are not set apart by spaces in every
-        language, and for those a TfidfVectorizer of characters is a better one.
+    baseline : str, estimator, list of these or None, default=None
+        What is to be beaten. "tfidf" is a logistic regression, one label against the others, on
+        words or on words and pairs of words, their counts taken by their logarithm; its n-grams and
+        C are chosen by cross-validation within the training rows. "frozen" is the estimator's own
+        model of which nothing but the head learns, "minilm-l6" the same with that encoder, which
+        is fetched once. None is "tfidf" and, for `GPTTextClassifier`, "frozen". Words are not set
+        apart by spaces in every language: for those pass a Pipeline that begins with a
+        TfidfVectorizer of characters.
     n_jobs : int or None, default=None
         Folds of the estimator that are fitted at once.
 
@@ -250,9 +271,9 @@ def compare_with_baseline(
     Raises
     ------
     ValueError
-        If the estimator is no classifier, if `scoring` names several scores, or if a score is not
-        a number. The baseline is fitted first, so most of what is wrong with the data is found
-        before the estimator is trained.
+        If the estimator is no classifier, if `baseline` is not as described, if `scoring` names
+        several scores, or if a score is not a number. The baselines are fitted first, so most of
+        what is wrong with the data is found before the estimator is trained.
 
     Warns
     -----
@@ -274,9 +295,10 @@ def compare_with_baseline(
         )
     scorer = one_scorer(estimator, scoring)
     splits = draw_splits(estimator, X, y, cv, groups=groups)
-    rival = baseline_for(estimator) if baseline is None else clone(baseline)
-    theirs = score_folds(rival, X, y, splits, scorer, sample_weight)
-    _check_scores(theirs, "the baseline")
+    theirs = {}
+    for name, rival in rivals_of(estimator, baseline).items():
+        theirs[name] = score_folds(rival, X, y, splits, scorer, sample_weight)
+        _check_scores(theirs[name], name)
     ours = score_folds(estimator, X, y, splits, scorer, sample_weight, n_jobs)
     report = compare_scores(estimator, ours, theirs, splits, scoring)
     warn_unless_won(report)
@@ -286,11 +308,13 @@ def compare_with_baseline(
 def compare_scores(
     estimator: Any,
     ours: FoldScores,
-    theirs: FoldScores,
+    theirs: Mapping[str, FoldScores],
     splits: Sequence[Split],
     scoring: Any = None,
 ) -> BaselineReport:
-    """Compare the scores of an estimator and of the baseline; each must be a number."""
+    """Compare the scores of an estimator and of the best baseline; each must be a number."""
+    means = {rival: float(np.mean(scores)) for rival, (scores, _) in theirs.items()}
+    best = max(means, key=lambda rival: means[rival])
     name = type(last_step(estimator)).__name__
     _check_scores(ours, name)
     if scoring is None:
@@ -299,12 +323,15 @@ def compare_scores(
         scoring = getattr(scoring, "__name__", repr(scoring))
     return BaselineReport(
         scores=ours.scores,
-        baseline_scores=theirs.scores,
+        baseline_scores=theirs[best].scores,
         seconds=ours.seconds,
-        baseline_seconds=theirs.seconds,
+        baseline_seconds=theirs[best].seconds,
         test_to_train=float(np.mean([len(test) / len(train) for train, test in splits])),
         scoring=scoring,
         name=name,
+        baseline_name=best,
+        others={rival: mean for rival, mean in means.items() if rival != best},
+        n_texts=round(np.mean([len(train) for train, _ in splits])),
     )
 
 
@@ -328,45 +355,48 @@ def warn_unless_won(report: BaselineReport | None) -> None:
         )
     elif report.winner != "estimator":
         warn_user(
-            f"{report.verdict} The baseline took {report.baseline_seconds.sum():.1f} s, "
-            f"{report.name} {report.seconds.sum():.0f} s: try other parameters (more epochs, "
-            "another pooling or learning rate), or use the baseline.",
+            f"{report.verdict} Each fold had {report.n_texts} texts to train on. The baseline took "
+            f"{report.baseline_seconds.sum():.1f} s, {report.name} {report.seconds.sum():.0f} s: "
+            "label more texts, try other parameters, or use the baseline.",
             BaselineWarning,
         )
 
 
-# --- The baseline of a search
+# --- The baselines of a search
 
 
-def score_baseline(evaluator: Evaluator) -> FoldScores:
-    """Evaluate the baseline as a search does a trial: on the same rows, by the same scorer."""
+def score_baselines(evaluator: Evaluator, baseline: Any) -> dict[str, FoldScores]:
+    """Evaluate baselines as a search does a trial: on the same rows, by the same scorer."""
     last = last_step(evaluator.estimator)
     if not (is_classifier(last) and isinstance(last, BaseGPTText)):
         raise TuningError(
-            "`baseline=True` needs skgpt's classifier, or a Pipeline that ends in it. Got one that "
+            "`baseline` needs skgpt's classifier, or a Pipeline that ends in it. Got one that "
             f"ends in {type(last).__name__}: pass baseline=False."
         )
-    rival = baseline_for(evaluator.estimator)
-    of_baseline = replace(
-        evaluator,
-        estimator=rival,
-        fit_params=_fit_params_of(rival, evaluator.fit_params),
-        return_train_score=False,
-    )
-    outcome = of_baseline.evaluate({}, lambda epoch, score: False)
-    if outcome.error is not None:
-        raise TuningError(
-            "With `baseline=True`, a linear model must be fitted and scored on every fold before "
-            f"the search begins. That failed with {type(outcome.error).__name__}: {outcome.error} "
-            "Mend that, or pass baseline=False."
-        ) from outcome.error
-    return _by_fold(evaluator, outcome.test_scores, outcome.fit_time, outcome.score_time)
+    theirs = {}
+    rivals = rivals_of(evaluator.estimator, None if baseline is True else baseline)
+    for name, rival in rivals.items():
+        of_baseline = replace(
+            evaluator,
+            estimator=rival,
+            fit_params=_fit_params_of(rival, evaluator.fit_params),
+            return_train_score=False,
+        )
+        found = of_baseline.evaluate({}, lambda epoch, score: False)
+        if found.error is not None:
+            raise TuningError(
+                "With `baseline`, linear models must be fitted and scored on every fold before the "
+                f"search begins. {name} failed with {type(found.error).__name__}: {found.error} "
+                "Mend that, or pass baseline=False."
+            ) from found.error
+        theirs[name] = _by_fold(evaluator, found.test_scores, found.fit_time, found.score_time)
+    return theirs
 
 
 def compare_trial(
-    evaluator: Evaluator, result: Mapping[str, Any], theirs: FoldScores, scoring: Any
+    evaluator: Evaluator, result: Mapping[str, Any], theirs: Mapping[str, FoldScores], scoring: Any
 ) -> BaselineReport:
-    """Compare a complete trial with the baseline; `scoring` as the search was given it."""
+    """Compare a complete trial with the baselines; `scoring` as the search was given it."""
     scores = result["test_scores"]
     ours = _by_fold(evaluator, scores, result["fit_time"], result["score_time"])
     if isinstance(scores[0], Mapping):
@@ -375,7 +405,9 @@ def compare_trial(
 
 
 def _fit_params_of(rival: Any, fit_params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of `fit` that the baseline takes too; X_val, say, it doesn't."""
+    """Return the parameters of `fit` that the baseline takes too; X_val, say, TF-IDF doesn't."""
+    if isinstance(last_step(rival), BaseGPTText):
+        return dict(fit_params)
     if isinstance(rival, Pipeline) and get_config()["enable_metadata_routing"]:
         taken = set(get_routing_for_object(rival).consumes("fit", fit_params))
     else:
@@ -392,11 +424,58 @@ def _by_fold(
     return FoldScores(main_scores, np.add(fit_time, score_time))
 
 
-# --- The model
+# --- The models
+
+_NAMES = {
+    "tfidf": "TF-IDF + linear model",
+    "frozen": "frozen states + linear model",
+    "minilm-l6": "frozen minilm-l6 + linear model",
+}
 
 
-def baseline_for(estimator: Any) -> Any:
-    """Return the unfitted model that an estimator has to beat, behind the same earlier steps."""
+def rivals_of(estimator: Any, baseline: Any) -> dict[str, Any]:
+    """Return the unfitted models that an estimator has to beat, by their names."""
+    last = last_step(estimator)
+    if baseline is None:
+        learns = isinstance(last, BaseGPTText) and last.trainable_layers != 0
+        baseline = ["tfidf", "frozen"] if learns else ["tfidf"]
+    rivals = {}
+    for each in baseline if isinstance(baseline, list | tuple) else [baseline]:
+        if not isinstance(each, str):
+            rivals[type(last_step(each)).__name__] = clone(each)
+        elif each not in _NAMES:
+            raise TuningError(
+                f"`baseline` must be an estimator or one of {', '.join(_NAMES)}, or a list of "
+                f"these. Got {each!r}."
+            )
+        elif each == "tfidf":
+            rivals[_NAMES[each]] = tfidf_rival(estimator)
+        elif isinstance(last, BaseGPTText):
+            rivals[_NAMES[each]] = _frozen_rival(estimator, each)
+        else:
+            raise TuningError(
+                f"`baseline={each!r}` needs skgpt's classifier, or a Pipeline that ends in it. "
+                f"Got one that ends in {type(last).__name__}: use 'tfidf'."
+            )
+    if not rivals:
+        raise TuningError(f"`baseline` must name a model to beat. Got {baseline!r}.")
+    return rivals
+
+
+def _frozen_rival(estimator: Any, which: str) -> Any:
+    """Return the estimator with a head that learns alone, on its own model or on the encoder."""
+    head = clone(last_step(estimator))
+    quiet = {"early_stopping": False, "warm_start": False, "checkpoint_dir": None, "verbose": 0}
+    head.set_params(trainable_layers=0, lora=None, **quiet)
+    if which == "minilm-l6":
+        own = {"n_layers": "auto", "pooling": "auto", "attention": "auto"}
+        length = min(head.max_length, 512)  # the positions that it has
+        head.set_params(model=which, revision=None, max_length=length, **own)
+    return _in_place_of_last_step(estimator, head)
+
+
+def tfidf_rival(estimator: Any) -> Any:
+    """Return the model on TF-IDF, behind the same earlier steps."""
     last = last_step(estimator)
     linear = LinearTextClassifier(
         template=getattr(last, "template", None), class_weight=getattr(last, "class_weight", None)
@@ -416,7 +495,7 @@ def _request_like(last: Any, linear: "LinearTextClassifier") -> None:
         getattr(linear, f"set_{method}_request")(sample_weight=unsaid if said is None else said)
 
 
-def _in_place_of_last_step(estimator: Any, linear: "LinearTextClassifier") -> Any:
+def _in_place_of_last_step(estimator: Any, linear: Any) -> Any:
     if not isinstance(estimator, Pipeline):
         return linear
     copied = clone(estimator)
@@ -428,6 +507,7 @@ def _in_place_of_last_step(estimator: Any, linear: "LinearTextClassifier") -> An
 class LinearTextClassifier(ClassifierMixin, BaseEstimator):
     """Logistic regression on TF-IDF of words and pairs of words, each class against the others.
 
+    Whether there are pairs, and how strong the penalty is, three folds of the rows decide.
     It reads the texts that `GPTTextClassifier` reads, and its rows, classes and labels weigh what
     they weigh there. scikit-learn's OneVsRestClassifier takes no weights without metadata routing,
     and none by label.
@@ -449,16 +529,41 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
             present = present[:, 1:]
         weight = np.broadcast_to(weight.reshape(len(texts), -1), present.shape)
 
-        self.vectorizer_ = TfidfVectorizer(
-            ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD
-        )
-        features = self.vectorizer_.fit_transform(texts)
-        self.models_ = [
-            _fit_one(features, *column) for column in zip(present.T, weight.T, strict=True)
-        ]
         self.classes_ = target.classes
         self.multilabel_ = target.is_multilabel
+        self.n_grams_, self.C_ = self._chosen(np.array(texts, dtype=object), present, weight)
+        self.vectorizer_ = _vectorizer(self.n_grams_)
+        self.models_ = _fit_each(self.vectorizer_.fit_transform(texts), present, weight, self.C_)
         return self
+
+    def _chosen(
+        self, texts: NDArray[np.object_], present: NDArray[np.bool_], weight: NDArray[np.float64]
+    ) -> tuple[tuple[int, int], float]:
+        """Return the n-grams and C of the highest accuracy on folds of the rows, by weight."""
+        rows = np.flatnonzero(weight.any(axis=1))
+        rows = np.random.default_rng(0).permutation(rows)[:_MOST_ROWS]
+        if len(rows) < 2 * _FOLDS:
+            return _GRID[0]
+        one_of_many = not self.multilabel_ and present.shape[1] > 1
+        splitter = KFold(_FOLDS) if self.multilabel_ else StratifiedKFold(_FOLDS)
+        strata = present.argmax(axis=1) if one_of_many else present[:, 0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of classes with a row or two
+            folds = [(rows[a], rows[b]) for a, b in splitter.split(rows, strata[rows])]
+        right = np.zeros(len(_GRID))
+        for train, test in folds:
+            for n_grams in dict.fromkeys(n_grams for n_grams, _ in _GRID):
+                vectorizer = _vectorizer(n_grams)
+                features = vectorizer.fit_transform(texts[train])
+                others = vectorizer.transform(texts[test])
+                for place in [i for i, (each, _) in enumerate(_GRID) if each == n_grams]:
+                    models = _fit_each(features, present[train], weight[train], _GRID[place][1])
+                    logits = np.stack([m.decision_function(others) for m in models], axis=1)
+                    predicted = logits > 0
+                    if one_of_many:
+                        predicted = logits == logits.max(axis=1, keepdims=True)
+                    right[place] += (weight[test] * (predicted == present[test])).sum()
+        return _GRID[int(right.argmax())]
 
     def _texts(self, X: Any) -> list[str]:
         texts = check_texts(X, estimator=self)
@@ -496,10 +601,24 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
+def _vectorizer(n_grams: tuple[int, int]) -> TfidfVectorizer:
+    return TfidfVectorizer(ngram_range=n_grams, sublinear_tf=True, token_pattern=_WORD)
+
+
+def _fit_each(
+    features: sparse.csr_array,
+    present_NK: NDArray[np.bool_],
+    weight_NK: NDArray[np.float64],
+    C: float,
+) -> list[LogisticRegression]:
+    columns = zip(present_NK.T, weight_NK.T, strict=True)
+    return [_fit_one(features, *column, C) for column in columns]
+
+
 def _fit_one(
-    features: sparse.csr_array, present: NDArray[np.bool_], weight: NDArray[np.float64]
+    features: sparse.csr_array, present: NDArray[np.bool_], weight: NDArray[np.float64], C: float
 ) -> LogisticRegression:
-    model = LogisticRegression(solver="liblinear", C=_INVERSE_REGULARISATION)
+    model = LogisticRegression(solver="liblinear", C=C)
     seen = present[weight > 0]
     if seen.all() or not seen.any():  # in a small fold, or where all rows of a class weigh nothing
         model.classes_ = np.array([False, True])

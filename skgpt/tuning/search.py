@@ -24,7 +24,7 @@ from skgpt._sklearn import (
 )
 from skgpt.exceptions import ContinuationError, TuningError
 from skgpt.fitting import draw_seed
-from skgpt.tuning.baseline import compare_trial, score_baseline, warn_unless_won
+from skgpt.tuning.baseline import compare_trial, score_baselines, warn_unless_won
 from skgpt.tuning.folds import draw_splits
 from skgpt.tuning.results import best_trial, check_trials, cv_results_of, warn_of_failed
 from skgpt.tuning.space import Space, check_names, default_space
@@ -93,11 +93,11 @@ class GPTSearchCV(BaseSearchCV):
         score, and ``cv_results_["error"]`` says why. "raise" ends the search.
     return_train_score : bool, default=False
         Whether to score the training rows as well.
-    baseline : bool, default=False
-        Whether to score TF-IDF with a linear model on the same folds, before the trials, and to
-        warn if the best of them does no better; see `compare_with_baseline`. It has the template,
-        class weights and steps of `estimator`, as they are there, and the row weights that are
-        passed, but nothing else that is passed for the last step alone.
+    baseline : bool, str or list, default=False
+        Whether to score linear models on the same folds, before the trials, and to warn if the best
+        trial does no better than the best of these; True, or which, as in `compare_with_baseline`.
+        They have the template, class weights and steps of `estimator`, as they are there, and the
+        row weights that are passed; TF-IDF has nothing else that is passed for the last step alone.
     random_state : int, RandomState instance or None, default=None
         Seeds the sampler, if that is None. Pass an int for the same trials in each call; the
         estimator has a `random_state` of its own.
@@ -128,7 +128,7 @@ class GPTSearchCV(BaseSearchCV):
         the third worker died of its parameters, it is not in `cv_results_`. A pickle has a copy
         in memory.
     baseline_ : BaselineReport or None
-        Only with `baseline`: the scores of `best_index_` on each fold beside the baseline's. Of
+        Only with `baseline`: the scores of `best_index_` on each fold beside the best one's. Of
         several metrics it is the one that `refit` names; with a callable or False, the first one,
         and with no `best_index_` the best by that. None if a callable chose a trial without scores.
     classes_ : ndarray of shape (n_classes,)
@@ -163,7 +163,7 @@ class GPTSearchCV(BaseSearchCV):
         "sampler": [BaseSampler, None],
         "storage": [str, PathLike, BaseStorage, None],
         "study_name": [str, None],
-        "baseline": ["boolean"],
+        "baseline": ["boolean", str, list],
         "random_state": ["random_state"],
     }
 
@@ -187,7 +187,7 @@ class GPTSearchCV(BaseSearchCV):
         n_jobs: int | None = None,
         error_score: Any = np.nan,
         return_train_score: bool = False,
-        baseline: bool = False,
+        baseline: bool | str | list[Any] = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
     ) -> None:
@@ -256,15 +256,15 @@ class GPTSearchCV(BaseSearchCV):
                 "GPTSearchCV calls no callbacks of its own: set them on its estimator."
             )
         deadline = np.inf if self.timeout is None else time.time() + self.timeout
-        evaluator, fit_params, refit_metric = self._evaluator(X, y, params)
-        given = self.param_distributions
-        given = default_space(self.estimator) if given is None else dict(given)
+        evaluator, refit_metric = self._evaluator(X, y, params)
+        given: Any = self.param_distributions
+        given = default_space(self.estimator) if given is None else given
         space = Space(given)
         job = self._job(evaluator, space, deadline)
         check_names(given, evaluator.estimator)
 
         # The baseline comes before the trials, so that an error in it loses none.
-        theirs = score_baseline(evaluator) if self.baseline else None
+        theirs = score_baselines(evaluator, self.baseline) if self.baseline else None
         study = run(job, self.n_jobs)
         trials = job.trial_store(study).finished()
         check_trials(trials)
@@ -296,7 +296,7 @@ class GPTSearchCV(BaseSearchCV):
                     evaluator, result_of(chosen), theirs, self.scoring
                 )
         if self.refit:
-            attributes |= self._refitted(attributes["best_params_"], X, y, fit_params)
+            attributes |= self._refitted(attributes["best_params_"], X, y, evaluator.fit_params)
         self._set_fitted(attributes)
 
         # Warnings come last, since they may be errors.
@@ -307,10 +307,8 @@ class GPTSearchCV(BaseSearchCV):
                 warn_unless_won(attributes["baseline_"])
         return self
 
-    def _evaluator(
-        self, X: Any, y: Any, params: dict[str, Any]
-    ) -> tuple[Evaluator, dict[str, Any], Any]:
-        """Return what evaluates trials, the parameters of `fit`, and the metric for the refit."""
+    def _evaluator(self, X: Any, y: Any, params: dict[str, Any]) -> tuple[Evaluator, Any]:
+        """Return what evaluates trials, and the metric for the refit."""
         scorer, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
         params = check_method_params(X, params=params)
@@ -328,7 +326,7 @@ class GPTSearchCV(BaseSearchCV):
             return_train_score=self.return_train_score,
             needs_metric=self.refit is True,
         )
-        return evaluator, dict(routed.estimator.fit), refit_metric
+        return evaluator, refit_metric
 
     def _job(self, evaluator: Evaluator, space: Space, deadline: float) -> Job:
         key: dict[str, Any] | None = None
@@ -365,7 +363,7 @@ class GPTSearchCV(BaseSearchCV):
         return best
 
     def _refitted(
-        self, params: dict[str, Any], X: Any, y: Any, fit_params: dict[str, Any]
+        self, params: dict[str, Any], X: Any, y: Any, fit_params: Mapping[str, Any]
     ) -> dict[str, Any]:
         best = clone(self.estimator).set_params(**clone(params, safe=False))
         began = time.time()

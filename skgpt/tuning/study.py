@@ -16,16 +16,9 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna import pruners
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import (
-    BasePruner,
-    HyperbandPruner,
-    MedianPruner,
-    NopPruner,
-    PercentilePruner,
-    SuccessiveHalvingPruner,
-)
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.study import Study, StudyDirection
@@ -64,10 +57,10 @@ _WAITS = (0.2, 0.5, 1.0)  # seconds between tries to open a database
 _STARTUP = {"n_startup_trials": 3, "n_warmup_steps": 2}
 
 PRUNERS = {
-    "median": lambda: MedianPruner(**_STARTUP),
-    "percentile": lambda: PercentilePruner(25.0, **_STARTUP),
-    "halving": lambda: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
-    "hyperband": lambda: HyperbandPruner(min_resource=1, reduction_factor=2),
+    "median": lambda: pruners.MedianPruner(**_STARTUP),
+    "percentile": lambda: pruners.PercentilePruner(25.0, **_STARTUP),
+    "halving": lambda: pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    "hyperband": lambda: pruners.HyperbandPruner(min_resource=1, reduction_factor=2),
 }
 
 _KEY = "skgpt:belongs_to"
@@ -75,10 +68,10 @@ _KEY = "skgpt:belongs_to"
 _WITHOUT_EFFECT_IN_SKLEARN = frozenset({"memory", "n_jobs"})
 
 
-def make_pruner(pruner: str | BasePruner | None) -> BasePruner:
+def make_pruner(pruner: str | pruners.BasePruner | None) -> pruners.BasePruner:
     """Return the pruner of that name, or a copy of one that was passed: fits leave it as it was."""
     if pruner is None:
-        return NopPruner()
+        return pruners.NopPruner()
     if isinstance(pruner, str):
         return PRUNERS[pruner]()
     return copy.deepcopy(pruner)
@@ -200,7 +193,7 @@ def open_study(
     name: str,
     key: Mapping[str, Any] | None,
     sampler: BaseSampler,
-    pruner: BasePruner,
+    pruner: pruners.BasePruner,
 ) -> Study:
     """Open the study of that name, or make it.
 

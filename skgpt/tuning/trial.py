@@ -22,7 +22,7 @@ from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import CALLED_FROM, TuningError, line_of_user
 from skgpt.fitting import fit_observer
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, FitStopped, StepDone, TrainingCallback
+from skgpt.training.callbacks import EpochRecord, FitStopped, History, StepDone, TrainingCallback
 from skgpt.training.config import TrainingConfig
 from skgpt.training.optimizer import training_bytes
 from skgpt.tuning.folds import Split, last_step
@@ -67,7 +67,7 @@ class Evaluator:
         stay, so that the trial can go on from there.
         """
         room = Room(len(self.splits) - 1)
-        folds = [Fold(self, params, train, test, room) for train, test in self.splits]
+        folds = [_Fold(self, params, train, test, room) for train, test in self.splits]
         error: Exception | None = None
         pruned = for_good = False
         try:
@@ -122,7 +122,7 @@ class Evaluator:
         return self.main_metric or next(iter(scores))
 
 
-def _advance_together(folds: "Sequence[Fold]", report: Report) -> bool:
+def _advance_together(folds: "Sequence[_Fold]", report: Report) -> bool:
     """Run all folds to their ends; return whether the trial was pruned on the way."""
     while running := [fold for fold in folds if not fold.over]:
         # A fold that resumed from a checkpoint may be ahead: the others catch up with it.
@@ -170,11 +170,13 @@ class Room:
 
 
 @dataclass(eq=False)
-class Fold:
+class _Fold(TrainingCallback):
     """The fit of one fold, which runs an epoch at a time.
 
-    `score` is that of the test rows after the last finished epoch, by the metric that guides the
-    search; `result` is what `fit_and_score` returned, once the fold is over.
+    As a callback of its fit it hands over after each epoch but the last, which the end of the fit
+    follows. Where the GPU is short of memory the fit runs to its end instead. `score` is that of
+    the test rows after the last finished epoch, by the metric that guides the search; `result` is
+    what `fit_and_score` returned, once the fold is over.
     """
 
     evaluator: Evaluator
@@ -193,6 +195,7 @@ class Fold:
     _elsewhere: float = 0.0  # seconds in which other folds ran, or this one was scored
     _thread: threading.Thread | None = None
     _candidate: Any = None
+    _n_planned: int = 0  # epochs of the fit
 
     def __post_init__(self) -> None:
         self._my_turn = threading.Semaphore(0)
@@ -257,23 +260,45 @@ class Fold:
         self.fit_time = self.result["fit_time"] - self._elsewhere
         self.score_time += self.result["score_time"]
 
+    # What the fit's thread calls.
+
     def _watch(self, estimator: Any, fitted: Callable[[], Any]) -> TrainingCallback | None:
         # Other estimators may be fitted on the way: earlier steps, or parts of the last one.
-        is_ours = last_step(self._candidate) is estimator
-        return _FoldMonitor(self, fitted) if is_ours else None
+        if last_step(self._candidate) is not estimator:
+            return None
+        self._fitted = fitted
+        return self
 
-    def check_stopped(self) -> None:
-        """End the fit if `stop` was called; the fit's thread calls this often."""
+    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
+        self._n_planned = config.n_epochs
+
+    def on_progress(self, done: int, total: int) -> None:
+        self._check_stopped()
+
+    def on_step(self, event: StepDone) -> None:
+        self._check_stopped()
+
+    def _check_stopped(self) -> None:
         if self._stop_for_good is not None:
             raise FitStopped(for_good=self._stop_for_good)
 
-    def hand_over(self, n_epochs: int, fitted: Any) -> None:
-        """Score an epoch that has ended, and wait for the next turn; the fit's thread calls this.
+    def on_epoch(self, record: EpochRecord) -> bool:
+        """Hand over, unless the fit is about to end or memory is short."""
+        n_epochs = record["epoch"]
+        if n_epochs < self._n_planned:
+            fitted = self._fitted()
+            if not self.room.is_short_for(fitted._model.network):
+                self._hand_over(n_epochs, fitted)
+        self.n_epochs = n_epochs
+        return False
+
+    def _hand_over(self, n_epochs: int, fitted: Any) -> None:
+        """Score an epoch that has ended, and wait for the next turn.
 
         `fitted` is the last step with the weights as they are now.
         """
         began = time.perf_counter()
-        self.check_stopped()
+        self._check_stopped()
         evaluator = self.evaluator
         X = take_rows(evaluator.X, self.test)
         y = () if evaluator.y is None else (take_rows(evaluator.y, self.test),)
@@ -285,7 +310,7 @@ class Fold:
         self._handed_over.release()
         self._my_turn.acquire()
         self._elsewhere += time.perf_counter() - began
-        self.check_stopped()
+        self._check_stopped()
 
 
 def _with_fitted_last_step(estimator: Any, fitted: Any) -> Any:
@@ -296,35 +321,3 @@ def _with_fitted_last_step(estimator: Any, fitted: Any) -> Any:
     name, last = estimator.steps[-1]
     whole.steps = [*estimator.steps[:-1], (name, _with_fitted_last_step(last, fitted))]
     return whole
-
-
-@dataclass(eq=False)
-class _FoldMonitor(TrainingCallback):
-    """Makes a fold's fit hand over after each epoch but the last, which the end of the fit follows.
-
-    Where the GPU is short of memory the fit runs to its end instead.
-    """
-
-    fold: Fold
-    fitted: Callable[[], Any]
-    _last: int = 0
-
-    def on_progress(self, done: int, total: int) -> None:
-        self.fold.check_stopped()
-
-    def on_train_begin(
-        self, config: TrainingConfig, n_steps: int = 0, history: Sequence[EpochRecord] = ()
-    ) -> None:
-        self._last = config.n_epochs
-
-    def on_step(self, event: StepDone) -> None:
-        self.fold.check_stopped()
-
-    def on_epoch(self, record: EpochRecord) -> bool:
-        fold, n_epochs = self.fold, record["epoch"]
-        if n_epochs < self._last:
-            fitted = self.fitted()
-            if not fold.room.is_short_for(fitted._model.network):
-                fold.hand_over(n_epochs, fitted)
-        fold.n_epochs = n_epochs
-        return False

@@ -24,7 +24,12 @@ from skgpt.tuning.trial import Outcome
 
 _LOG = logging.getLogger("skgpt")
 _RESULT = "skgpt:result"
+_WRITTEN = ("n_epochs", "fit_time", "score_time", "test_scores", "train_scores", "error")
 _NOT_COUNTED = "skgpt:not_counted"  # why a trial counts for nothing
+
+
+class CalledOff(BaseException):
+    """Raised in a worker whose caller waits no longer; not an error of its trial."""
 
 
 @dataclass
@@ -35,6 +40,12 @@ class TrialStore:
     distributions: Mapping[str, BaseDistribution]
     n_trials: int  # of all workers together
     is_exhausted: bool = False
+    call: str = ""  # the study's attribute that is true while the caller waits for its workers
+
+    def check_called(self) -> None:
+        """Raise CalledOff if there is a caller in another process that waits no longer."""
+        if self.call and not self.study.user_attrs[self.call]:
+            raise CalledOff
 
     @property
     def storage(self) -> BaseStorage:
@@ -135,15 +146,9 @@ class TrialStore:
             _LOG.warning("trial %d: no result, since its worker was taken for dead", trial.number)
             return False
         error = outcome.error
-        result = {
-            "n_epochs": outcome.n_epochs,
-            "fit_time": outcome.fit_time,
-            "score_time": outcome.score_time,
-            "test_scores": outcome.test_scores,
-            "train_scores": outcome.train_scores,
-            "error": "" if error is None else " ".join(f"{type(error).__name__}: {error}".split()),
-        }
-        trial.set_user_attr(_RESULT, result)
+        said = "" if error is None else " ".join(f"{type(error).__name__}: {error}".split())
+        result = {**vars(outcome), "error": said}
+        trial.set_user_attr(_RESULT, {name: result[name] for name in _WRITTEN})
         value = outcome.value if outcome.state == "COMPLETE" else None
         self._tell(trial.number, TrialState[outcome.state], value)
         return True
@@ -163,10 +168,7 @@ class TrialStore:
 def result_of(trial: FrozenTrial) -> dict[str, Any]:
     """Return what `TrialStore.finish` wrote down, or that the trial's workers died."""
     died = f"the worker died, {MAX_RETRIES + 1} times with these parameters; of memory, perhaps"
-    times: dict[str, Any] = {"fit_time": [], "score_time": []}
-    none = {"n_epochs": 0, **times, "test_scores": [], "train_scores": [], "error": died}
-    result: dict[str, Any] = trial.user_attrs.get(_RESULT, none)
-    return result
+    return trial.user_attrs.get(_RESULT, {**vars(Outcome("FAIL")), "error": died})
 
 
 def _counts(trial: FrozenTrial) -> bool:

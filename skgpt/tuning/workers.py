@@ -8,7 +8,7 @@ import platform
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -40,7 +40,7 @@ from skgpt.tuning.study import (
     storage_with,
 )
 from skgpt.tuning.trial import Evaluator, Outcome, drop_tracebacks
-from skgpt.tuning.trial_store import TrialStore
+from skgpt.tuning.trial_store import CalledOff, TrialStore
 
 _POLL_SECONDS = 0.5
 
@@ -79,7 +79,8 @@ class Job:
 
     def trial_store(self, study: Study) -> TrialStore:
         """Return the study's trials, as one of its workers sees them."""
-        return TrialStore(study, Space(self.param_distributions).distributions, self.n_trials)
+        space = Space(self.param_distributions)
+        return TrialStore(study, space.distributions, self.n_trials, call=self.call)
 
 
 def run(job: Job, n_jobs: int | None) -> Study:
@@ -120,10 +121,6 @@ def _run_in_processes(job: Job, n_workers: int) -> Study:
     return study
 
 
-class _CalledOff(BaseException):
-    """Raised in a worker whose caller waits no longer; not an error of its trial."""
-
-
 def run_called(job: Job, index: int, locked: int | None = None) -> None:
     """Work on a search in another process than its caller, which waits and may have locked a GPU.
 
@@ -138,37 +135,23 @@ def run_called(job: Job, index: int, locked: int | None = None) -> None:
             f"worker on {platform.node()!r} doesn't find the caller's study in "
             f"{shown(job.storage)}."
         )
-
-    def check_called() -> None:
-        if not study.user_attrs[job.call]:
-            raise _CalledOff
-
-    try:
-        run_worker(job, study, index, check_called, locked)
-    except _CalledOff:
-        return
+    with suppress(CalledOff):
+        run_worker(job, study, index, locked)
 
 
-def run_worker(
-    job: Job,
-    study: Study,
-    index: int = 0,
-    check_called: Callable[[], None] = lambda: None,
-    locked: int | None = None,
-) -> None:
+def run_worker(job: Job, study: Study, index: int = 0, locked: int | None = None) -> None:
     """Work on a search until nothing is left to do, here or for others.
 
     On GPUs, a worker waits until it has one to itself and keeps that until it is done: of more
     workers than GPUs some never take any GPU memory. The first worker shows how far all of them
-    are. `check_called` is called before each trial, after each epoch and while waiting for a GPU;
-    what it raises ends the work.
+    are. Before each trial, after each epoch and while it waits for a GPU, a worker looks whether
+    its caller still waits.
     """
-    space = Space(job.param_distributions)
     store = job.trial_store(study)
     bar = TrialsBar(store, job.verbose if index == 0 else 0)
 
     def is_over() -> bool:
-        check_called()
+        store.check_called()
         bar.show()
         return time.time() >= job.deadline or store.is_over()
 
@@ -176,11 +159,11 @@ def run_worker(
     try:
         with gpu_lock(wanted, index, is_over, locked) as may_train:
             while may_train and time.time() < job.deadline:
-                check_called()
+                store.check_called()
                 trial = store.take()
                 bar.show()
                 if trial is not None:
-                    _work_on(trial, job, space, store, bar, check_called)
+                    _work_on(trial, job, store, bar)
                 elif store.is_anybody_working():  # if they die, their trial is tried again
                     time.sleep(_POLL_SECONDS)
                 else:
@@ -189,21 +172,15 @@ def run_worker(
         bar.close()
 
 
-def _work_on(
-    trial: Trial,
-    job: Job,
-    space: Space,
-    store: TrialStore,
-    bar: "TrialsBar",
-    check_called: Callable[[], None],
-) -> None:
+def _work_on(trial: Trial, job: Job, store: TrialStore, bar: "TrialsBar") -> None:
     def report(epoch: int, score: float) -> bool:
-        check_called()
+        store.check_called()
         trial.report(score, epoch)
         return trial.should_prune()
 
+    params = Space(job.param_distributions).params(trial.params)
     with store.working_on(trial):
-        outcome = job.evaluator.evaluate(space.params(trial.params), report)
+        outcome = job.evaluator.evaluate(params, report)
         counts = store.finish(trial, outcome)
     bar.show(outcome)
     if outcome.error is not None:

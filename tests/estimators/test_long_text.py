@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from skgpt import GPTTextClassifier, LoRA
-from skgpt.cost import how_to_shorten
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import Tokens, lengths_in_windows, tokenise_rows, window_starts
 from skgpt.exceptions import CutTextsWarning, ModelNotSupportedError
@@ -80,19 +79,6 @@ def test_long_text__set_after_fit__changes_nothing(tiny_llama: str, tmp_path: Pa
     opened = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
     assert opened.long_text == "cut"
     np.testing.assert_allclose(opened.predict_proba(X), clf.predict_proba(X), atol=1e-5)
-
-
-def test_advice__for_a_slow_fit__names_values_that_are_legal_and_smaller(tiny_llama: str) -> None:
-    networks = [
-        make(tiny_llama, max_epochs=1, trainable_layers=trainable).fit(X, y)._model.network
-        for trainable in ("all", 2, 1)
-    ]
-    shown = [how_to_shorten(network, 128, "cut") for network in networks]
-    assert "trainable_layers=1" in shown[0] and "trainable_layers=1" in shown[1]
-    assert "trainable_layers" not in shown[2]
-    assert all("max_length=64" in line for line in shown)
-    in_windows = how_to_shorten(networks[0], 128, "windows")
-    assert "long_text='cut'" in in_windows and "max_length=64" not in in_windows
 
 
 TEXTS = ["short", "a long text " * 9, "short too", "long again " * 9, "x", "y"]

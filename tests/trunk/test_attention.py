@@ -16,6 +16,7 @@ from skgpt.trunk import attention
 from skgpt.trunk.attention import (
     NAME,
     Boundaries,
+    Rule,
     in_padded_rows,
     in_varlen_kernel,
     pack,
@@ -67,7 +68,7 @@ def test_packed_attention__each_text__attends_to_itself_alone(
     inputs, boundaries = drawn(heads), Boundaries.of(LENGTHS, CPU)
     asked = boundaries.ends_B if ends_only else torch.arange(sum(LENGTHS))
     (q, k, v) = inputs
-    got = attend(q[asked], k, v, boundaries, 0.3, causal, window, ends_only=ends_only)
+    got = attend(q[asked], k, v, boundaries, Rule(0.3, causal, window, ends_only))
     expected = by_the_formula(*inputs, 0.3, causal, window)[asked]
     grads = [torch.autograd.grad(out.square().sum(), inputs) for out in (got, expected)]
     for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
@@ -115,7 +116,7 @@ def test_varlen_kernel__with_and_without_groups_of_heads__is_called_as_it_wants(
         assert window_size == (-1, 0)
         assert takes_groups or query.shape[1] == key.shape[1]
         boundaries = Boundaries.of(cumulative_keys.diff().tolist(), CPU)
-        return in_padded_rows(query, key, value, boundaries, scale, True, None)
+        return in_padded_rows(query, key, value, boundaries, Rule(scale))
 
     def with_groups(*args: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
         assert enable_gqa == (args[0].shape[1] != args[1].shape[1])
@@ -126,8 +127,8 @@ def test_varlen_kernel__with_and_without_groups_of_heads__is_called_as_it_wants(
     boundaries = Boundaries.of(LENGTHS, CPU)
     for heads in ((4, 4), (4, 2)):
         inputs = drawn(heads)
-        got = in_varlen_kernel(*inputs, boundaries, 0.3, True, None)
-        expected = in_padded_rows(*inputs, boundaries, 0.3, True, None)
+        got = in_varlen_kernel(*inputs, boundaries, Rule(0.3))
+        expected = in_padded_rows(*inputs, boundaries, Rule(0.3))
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -158,7 +159,7 @@ def test_varlen_kernel__wrong_values__are_noticed(
     monkeypatch.setattr(attention, "in_varlen_kernel", kernel)
     with torch.inference_mode():
         assert varlen_kernel_is_right(CPU) == (factor == 1.0)
-    assert ("is wrong on cpu" in caplog.text) == (factor != 1.0)
+    assert ("is wrong there" in caplog.text) == (factor != 1.0)
 
 
 def test_layout__any_number_of_tokens__few_widths_and_little_filler(tiny_llama: str) -> None:

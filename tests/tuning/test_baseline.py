@@ -18,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
-from skgpt.tuning.baseline import LinearTextClassifier, baseline_for, compare_scores
+from skgpt.tuning.baseline import LinearTextClassifier, compare_scores, rivals_of, tfidf_rival
 from skgpt.tuning.folds import FoldScores, draw_splits
 from tests.helpers import make, make_text_data
 from tests.tuning.searching import DATA, X, y
@@ -58,7 +58,7 @@ def lower(X: Any) -> list[str]:
 
 
 def test_compare__a_model_that_knows_nothing__warns_and_says_who_won() -> None:
-    with pytest.warns(BaselineWarning, match="The baseline wins by") as caught:
+    with pytest.warns(BaselineWarning, match=r"The baseline, TF-IDF .* wins .* 30 texts") as caught:
         found = compare_with_baseline(Oracle(), *DATA, cv=4)
     assert caught[0].filename == __file__
     assert found.winner == "baseline" and found.difference < -0.3
@@ -111,7 +111,7 @@ def test_compare__a_pipeline_with_weights__both_get_them_and_its_steps(tiny_llam
     first, weights = Oracle.seen[0]
     assert first == X[20:].tolist()
     np.testing.assert_array_equal(weights, weight[20:])
-    rival = baseline_for(pipeline)
+    rival = tfidf_rival(pipeline)
     assert isinstance(rival[-1], LinearTextClassifier) and rival[-1].template == "{text}"
     assert rival[0] is not pipeline[0] and isinstance(pipeline[-1], Oracle)
     clf = make(tiny_llama, max_epochs=1)
@@ -135,10 +135,22 @@ def test_compare__label_sets_in_nested_pipelines__both_are_scored(tiny_llama: st
     tags = np.column_stack([y == "sport", np.arange(len(y)) % 2 == 0]).astype(int)
     clf = make(tiny_llama, max_epochs=1, class_weight=[{1: 2.0}, {0: 3.0}])
     nested = make_pipeline(FunctionTransformer(lower), make_pipeline(clf))
-    rival = baseline_for(nested)
+    rival = tfidf_rival(nested)
     assert rival[-1][-1].class_weight == clf.class_weight and nested[-1][-1] is clf
     found = compare_with_baseline(nested, X, tags, cv=2, scoring="f1_micro")
     assert found.name == "GPTTextClassifier" and (found.baseline_scores > 0.4).all()
+
+
+def test_rivals__of_our_classifier__are_the_same_but_for_what_learns(tiny_llama: str) -> None:
+    clf = make(tiny_llama, template="{0}", early_stopping=True, attention="causal", n_layers=2)
+    names = ["tfidf", "frozen", "minilm-l6", Oracle()]
+    tfidf, frozen, encoder, oracle = rivals_of(make_pipeline("passthrough", clf), names).values()
+    assert isinstance(tfidf[-1], LinearTextClassifier) and isinstance(oracle, Oracle)
+    theirs = {"trainable_layers": 0, "early_stopping": False}
+    assert frozen[-1].get_params() == {**clf.get_params(), **theirs}
+    theirs |= {"model": "minilm-l6", "n_layers": "auto", "attention": "auto"}
+    assert encoder[-1].get_params() == {**clf.get_params(), **theirs}
+    assert len(rivals_of(clf, None)) == 2 and len(rivals_of(frozen, None)) == 1
 
 
 def test_compare_scores__no_number__names_the_fold() -> None:
@@ -146,7 +158,7 @@ def test_compare_scores__no_number__names_the_fold() -> None:
     theirs = FoldScores(np.zeros(4), np.ones(4))
     ours = FoldScores(np.array([1, 1, np.nan, 1]), np.ones(4))
     with pytest.raises(TuningError, match="For Oracle it gives none on fold 2"):
-        compare_scores(Oracle(), ours, theirs, splits)
+        compare_scores(Oracle(), ours, {"other": theirs}, splits)
 
 
 def test_draw_splits__groups__are_never_split_and_the_ratio_is_the_folds_mean() -> None:
@@ -155,7 +167,11 @@ def test_draw_splits__groups__are_never_split_and_the_ratio_is_the_folds_mean() 
         assert not set(groups[train]) & set(groups[test])
     rows = [(np.arange(10), np.arange(5)), (np.arange(10), np.arange(2))]
     scores = FoldScores(np.zeros(2), np.ones(2))
-    assert compare_scores(Oracle(), scores, scores, rows).test_to_train == pytest.approx(0.35)
+    theirs = {"worse": FoldScores(np.full(2, -1.0), np.ones(2)), "better": scores}
+    found = compare_scores(Oracle(), scores, theirs, rows)
+    assert found.test_to_train == pytest.approx(0.35) and found.n_texts == 10
+    assert (found.baseline_name, found.others) == ("better", {"worse": -1.0})
+    assert "Other baselines: worse: -1.0000." in str(found)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +181,9 @@ def test_draw_splits__groups__are_never_split_and_the_ratio_is_the_folds_mean() 
         (Oracle(), {"scoring": ["accuracy", "f1_macro"]}, "must be one scorer"),
         (Oracle(), {"cv": []}, "at least one fold"),
         (Oracle(), {"scoring": lambda *_: math.nan}, "none on fold 0"),
+        (Oracle(), {"baseline": "svm"}, "one of tfidf, frozen, minilm-l6, or a list.*Got 'svm'"),
+        (Oracle(), {"baseline": ["tfidf", "frozen"]}, "'frozen'` needs skgpt's classifier"),
+        (Oracle(), {"baseline": []}, "must name a model to beat"),
     ],
 )
 def test_compare__what_it_can_not_do__is_said_before_the_estimator_is_fitted(
@@ -229,6 +248,21 @@ def test_linear__predictions__agree_and_two_classes_are_one_regression(n_classes
     own = np.stack([model.predict_proba(features)[:, 1] for model in clf.models_], axis=1)
     own = own if n_classes > 2 else np.hstack([1 - own, own])
     np.testing.assert_allclose(proba, own / own.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_linear__n_grams_and_penalty__are_chosen_on_the_training_rows() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [("not", "good") if good else ("good", "not") for good in rng.integers(0, 2, 80)]
+    rng = np.random.default_rng(0)
+    order = LinearTextClassifier().fit([" ".join(pair) for pair in pairs], [a for a, _ in pairs])
+    assert order.n_grams_ == (1, 2)
+    # Words that say nothing explain wrong labels, where the penalty lets them.
+    labels = np.arange(150) % 2
+    said = [["bad", "good"][label] for label in labels]
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    noisy = [f"{word} {' '.join(rng.choice(letters, 40))}" for word in said]
+    labels[rng.permutation(150)[:30]] ^= 1
+    assert LinearTextClassifier().fit(noisy, labels).C_ < 300
 
 
 def test_linear__weights__two_is_the_row_twice_and_scale_is_nothing() -> None:

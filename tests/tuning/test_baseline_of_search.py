@@ -71,7 +71,7 @@ def test_search_baseline__best_trial__scores_are_those_of_the_comparison(tiny_ll
 
 def test_search_baseline__the_gpt_loses__warns_if_it_was_asked_for(tiny_llama: str) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
-    with pytest.warns(BaselineWarning, match=r"The baseline wins by .* deviation") as caught:
+    with pytest.warns(BaselineWarning, match=r"The baseline, .*, wins by .* deviation") as caught:
         ours.fit(*DATA)
     assert caught[0].filename == __file__ and ours.baseline_.winner == "baseline"
     ours.set_params(baseline=False).fit(*DATA)  # warnings are errors here
@@ -100,7 +100,8 @@ def test_search_baseline__weights_and_what_only_the_gpt_takes__the_same_rows_wei
     space = {f"{prefix}head_learning_rate": [1e-2]}
     ours = search(tiny_llama, space, estimator=clf, n_trials=1, baseline=True, refit=False)
     ours.fit(X, y, **{prefix + name: value for name, value in given.items()})
-    first, second = given_to(fits)
+    first, second = given_to(fits)[:2]
+    assert given_to(fits) == 2 * [first, second]  # of the frozen states, and of the trial
     assert given_to(baseline_fits) == [first, second]
     assert first[1] != second[1] and len(ours.baseline_.scores) == 2
 
@@ -140,7 +141,8 @@ def test_search_baseline__metadata_routing__the_baseline_wants_what_the_estimato
             tiny_llama, space, estimator=clf, cv=GroupKFold(2), n_trials=1, refit=False, **options
         )
         ours.set_params(baseline=True).fit(X, y, **given)
-    first, second = given_to(fits)
+    first, second = given_to(fits)[:2]
+    assert given_to(fits) == 2 * [first, second]  # of the frozen states, and of the trial
     assert given_to(baseline_fits) == [first, second]
     assert (first[1] is None) == (request_ is False)
     assert len(ours.baseline_.scores) == 2
@@ -255,7 +257,7 @@ def test_search_baseline__resumed_and_with_workers__is_what_it_is_in_one_go(
     n_fits = fits.call_count
     shared = stored(tiny_llama, storage, baseline=True, n_jobs=2, refit=False)
     shared.fit(*DATA)
-    assert fits.call_count == n_fits
+    assert fits.call_count == n_fits + 2  # the frozen states
     for found in (again, shared):
         np.testing.assert_array_equal(found.baseline_.scores, whole.baseline_.scores)
         np.testing.assert_array_equal(

@@ -1,0 +1,69 @@
+"""A linear probe: where the head alone learns, it is solved for instead of stepped towards."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from skgpt.data.batching import Rows
+from skgpt.network.microbatches import MicroBatcher
+from skgpt.training.run import TrainingRun
+
+# Of the squared weights, beside the mean loss; scikit-learn's C is one over this and the number of
+# rows. docs/decisions/recipe.md has the figures.
+_PENALTY = 0.1
+_MAX_ITERATIONS = 1000
+
+
+def solve_head(run: TrainingRun, rows: Rows) -> None:
+    """Minimise the weighted mean loss over the rows and a penalty on the head's weight: L-BFGS.
+
+    The states are divided by their deviations over the rows first, and the weight takes these in:
+    a few that are far larger than the others would decide everything. Loss and penalty are means,
+    so the scale of the weights changes nothing, and a row of weight two is that row twice.
+    """
+    rows = np.sort(rows[run.row_weight[rows] > 0])
+    if len(rows) == 0:
+        run.optimizer.skip_step()
+        return
+    states_NH = _pooled_states(run, rows)
+    total = run.row_weight[rows].sum()
+    share_N = run.row_weight[rows] / total
+    deviation_H = np.sqrt(share_N @ (states_NH - share_N @ states_NH) ** 2)
+    deviation_H[deviation_H == 0] = 1.0
+
+    scaled_NH = torch.from_numpy(states_NH / deviation_H)
+    target = run.target_N[torch.from_numpy(rows).to(run.target_N.device)].cpu()
+    if target.is_floating_point():
+        target = target.double()
+    weight = torch.from_numpy(run.rows.weight[rows] / total)
+    # Labels of a multilabel target are solved for side by side, each as if it were alone.
+    penalty_K1 = _PENALTY * (weight.sum(0)[:, None] if weight.ndim == 2 else torch.ones(1, 1))
+    shape = run.network.head.weight.shape
+
+    def loss_of(weight_KH: torch.Tensor) -> torch.Tensor:
+        return run.loss.total(scaled_NH @ weight_KH.T, target, weight)
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight_KH = torch.from_numpy(flat).view(shape).requires_grad_()
+        value = loss_of(weight_KH) + (penalty_K1 / 2 * weight_KH.square()).sum()
+        (gradient,) = torch.autograd.grad(value, weight_KH)
+        return float(value.detach()), gradient.numpy().ravel()
+
+    start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H
+    options = {"maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS}
+    found = minimize(objective, start_KH.ravel(), jac=True, method="L-BFGS-B", options=options)
+    loss = loss_of(torch.from_numpy(found.x).view(shape)).float()
+    skipped = run.optimizer.put_head(found.x.reshape(shape) / deviation_H, loss)
+    run.running_loss.add([loss], float(total), skipped)
+
+
+@torch.no_grad()
+def _pooled_states(run: TrainingRun, rows: Rows) -> NDArray[np.float64]:
+    """Return the pooled states of these rows, wherever they are kept or computed."""
+    states_NH = np.empty((len(rows), run.network.head.in_features))
+    batcher = MicroBatcher(run.network, run.config.token_budget)
+    for micro_batch in batcher.map(np.arange(len(rows)), run.lengths[rows]):
+        with micro_batch as part:
+            states_NH[part] = run.features.pooled(rows[part]).cpu().numpy()
+    return states_NH

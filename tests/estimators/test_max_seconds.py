@@ -1,0 +1,96 @@
+"""max_seconds: a fit is shortened before it starts, and a clock ends it at a step."""
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skgpt import cost, fitting
+from skgpt.cost import Rates
+from skgpt.exceptions import TimeLimitWarning
+from skgpt.training import run
+from tests.helpers import make, make_text_data
+
+X, y = make_text_data(n_classes=2)  # 40 rows: 5 steps of 8 make an epoch
+AUTO = {"n_layers": "auto", "trainable_layers": 1}  # two of the three layers
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set what a measurement finds, and what the clock shows: it stands still unless told."""
+
+    def install(ticks: Iterator[float] | None = None, **rates: float) -> None:
+        found = Rates(**{"frozen": 0.0, "forward": 0.0, "learning": 0.0, "update": 0.0, **rates})
+        monkeypatch.setattr(cost, "measure", lambda *args, **options: found)
+        clock = {"monotonic": lambda: 0.0, "perf_counter": time.perf_counter}
+        monkeypatch.setattr(fitting, "time", SimpleNamespace(**clock))
+        if ticks is not None:
+            clock["monotonic"] = lambda: next(ticks)
+        monkeypatch.setattr(run, "time", SimpleNamespace(**clock))
+
+    return install
+
+
+def test_fit__too_many_epochs_for_the_time__is_the_fit_of_fewer(
+    tiny_llama: str, measured: Any
+) -> None:
+    measured(update=1.0)
+    clf = make(tiny_llama, max_seconds=17)  # of which 15.3 are reckoned with
+    with pytest.warns(
+        TimeLimitWarning, match=r"^max_seconds=17 made .*: 3 of 6 epochs\."
+    ) as caught:
+        clf.fit(X, y)
+    assert caught[0].filename == __file__
+    shorter = make(tiny_llama, max_epochs=3).fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), shorter.predict_proba(X))
+    assert [record.get("cut_short") for record in clf.history_] == [None, None, "3 of 6 epochs"]
+    make(tiny_llama, max_seconds=34).fit(X, y)  # warnings are errors here
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.TimeLimitWarning")
+def test_fit__one_epoch_is_too_long__keeps_fewer_layers_where_their_number_is_open(
+    tiny_llama: str, measured: Any
+) -> None:
+    measured(frozen=1.0)
+    clf = make(tiny_llama, **AUTO, max_seconds=9).fit(X, y)
+    assert (clf.n_layers_, clf.trainable_layers_) == (1, 1)
+    assert clf.history_[-1]["cut_short"] == "1 of 2 layers, 1 of 6 epochs"
+    shorter = make(tiny_llama, n_layers=1, max_epochs=1).fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), shorter.predict_proba(X))
+    assert make(tiny_llama, max_seconds=9).fit(X, y).n_layers_ == 3
+    # A fit that goes on has the layers it has.
+    clf.set_params(warm_start=True).fit(X, y)
+    assert clf.n_layers_ == 1 and clf.n_iter_ == 6
+
+
+@pytest.mark.parametrize(("late_after", "n_epochs"), [(1, 1), (7, 2), (10, 2)])
+def test_fit__the_clock_runs_out__ends_at_that_step(
+    late_after: int, n_epochs: int, tiny_llama: str, measured: Any
+) -> None:
+    measured(iter([0.0] * (late_after - 1) + [99.0] * 30))
+    clf = make(tiny_llama, max_seconds=50, early_stopping=True, validation_fraction=0.05)
+    said = f"{late_after} of the 30 steps"
+    with pytest.warns(TimeLimitWarning, match=said):
+        clf.fit(X, y)
+    assert clf.n_iter_ == len(clf.validation_scores_) == n_epochs
+    assert clf.history_[-1]["cut_short"] == f"{said} of these"
+
+
+def test_fit__the_clock_runs_out_at_the_last_step__nothing_was_cut(
+    tiny_llama: str, measured: Any
+) -> None:
+    measured(iter([0.0] * 29 + [99.0] * 30))
+    clf = make(tiny_llama, max_seconds=50).fit(X, y)
+    whole = make(tiny_llama).fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), whole.predict_proba(X))
+    assert "cut_short" not in clf.history_[-1]
+
+
+def test_fit__enough_time_by_a_real_measurement__is_the_fit_without_a_limit(
+    tiny_llama: str,
+) -> None:
+    clf = make(tiny_llama, max_seconds=1e6).fit(X, y)
+    np.testing.assert_array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, y).predict_proba(X))
