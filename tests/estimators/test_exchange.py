@@ -208,6 +208,12 @@ def test_save_pretrained__a_strangers_folder__is_left_alone(exported: Path, tmp_
         with pytest.raises(FolderTakenError, match="other files"):
             clf.save_pretrained(out)
         assert {path.name: path.read_text() for path in out.iterdir()} == {name: content}
+    for _ in range(2):  # its own folder it replaces
+        clf.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / ".git").mkdir()
+    with pytest.raises(FolderTakenError, match=r"'\.git'"):
+        clf.save_pretrained(tmp_path / "own")
+    assert (tmp_path / "own" / ".git").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def exported(folder: str, X: Any, y: Any, where: Path) -> str:
 
 
 @pytest.mark.first_tier(
-    family=["Llama 2 and 3, SmolLM, SmolLM2, TinyLlama", "GPT-2", "BERT (encoder)", "Gemma 3"]
+    family=["Llama 2 and 3, SmolLM, SmolLM2, TinyLlama", "GPT-Neo", "BERT (encoder)", "Gemma 3"]
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(

@@ -6,6 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -311,3 +312,19 @@ def test_checkpoint_dir__not_to_be_written_to__is_refused(tiny_llama: str, tmp_p
         make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(X, Y)
     with pytest.raises(ValueError, match="checkpoint_dir"):
         make(tiny_llama, checkpoint_dir=3).fit(X, Y)
+
+
+def test_fit__the_disk_fills_up__is_an_error_and_the_last_checkpoint_is_good(
+    tiny_llama: str, tmp_path: Path, begins_at: list[int]
+) -> None:
+    clf = make(tiny_llama, checkpoint_dir=tmp_path)
+    # A file's and its folder's, each time.
+    syncs = [*[None] * 8, OSError(28, "No space left on device")]
+    with (
+        patch("os.fsync", side_effect=syncs),
+        pytest.raises(CheckpointError, match="No space left on device"),
+    ):
+        clf.fit(X, Y)
+    clf.fit(X, Y)
+    assert begins_at == [0, 4]
+    assert np.array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, Y).predict_proba(X))

@@ -155,7 +155,8 @@ def test_predict_bar__an_error__takes_it_away(
     monkeypatch.setattr(sys, "stderr", terminal.file)
     monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
     with suppress(ZeroDivisionError), predict_bar(1) as bar:
-        bar.move("frozen layers", 1, 3)
+        for done in (1, 2):
+            bar.move("frozen layers", done, 3)
         bar.move("predict", 1, 3)
         raise ZeroDivisionError
     screen = terminal.read()
