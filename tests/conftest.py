@@ -1,5 +1,6 @@
 """What every test stands on: an environment without a network, tiny models, learnable texts."""
 
+import functools
 import multiprocessing
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing import Any
 import joblib
 import pytest
 
-from tests.helpers import Fitted, FittedModels, TextData, make_text_data
+from tests.helpers import Fitted, TextData, fit_kind, make_text_data
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
@@ -140,23 +141,10 @@ def three_class_data() -> TextData:
 
 
 @pytest.fixture(scope="session")
-def _fitted_models(tiny_llama: str) -> FittedModels:
-    return FittedModels(tiny_llama)
-
-
-@pytest.fixture
-def fitted_model(_fitted_models: FittedModels) -> Iterator[Callable[[str], Fitted]]:
+def fitted_model(tiny_llama: str) -> Callable[[str], Fitted]:
     """Return a function from a kind to a fitted model that all tests share, for tests that read.
 
-    ``clf, X, y = fitted_model("lora")``; `FittedModels.KINDS` names the kinds. A test that changes
-    the model fails at its end. A test that fits, or sets parameters, takes a clone.
+    ``clf, X, y = fitted_model("lora")``; `tests.helpers.KINDS` names the kinds. A test that fits,
+    or sets parameters, takes a clone.
     """
-    asked: set[str] = set()
-
-    def of(kind: str) -> Fitted:
-        asked.add(kind)
-        return _fitted_models.get(kind)
-
-    yield of
-    for kind in asked:
-        _fitted_models.check_unchanged(kind)
+    return functools.cache(functools.partial(fit_kind, tiny_llama))

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -105,51 +105,29 @@ class Fitted(NamedTuple):
     y: NDArray[Any]
 
 
-class FittedModels:
-    """One fitted classifier of each kind, fitted when a test first asks for it."""
+# What each kind of fitted classifier that tests share is fitted with.
+KINDS: dict[str, dict[str, Any]] = {
+    "default": {},  # three classes, the last layer trained
+    "two classes": {},
+    "head only": {"trainable_layers": 0},
+    "all layers": {"trainable_layers": "all"},
+    "multilabel": {"trainable_layers": "all", "max_epochs": 8},
+    "lora": {"lora": LoRA(rank=4), "trainable_layers": "all", "learning_rate": 1e-2},
+    "windows": {"long_text": "windows", "max_length": 12},
+    "calibrated": {"calibrate": True, "validation_fraction": 0.25},
+    "early stopping": {"early_stopping": True, "validation_fraction": 0.25},
+}
 
-    KINDS: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {},  # three classes, the last layer trained
-        "two classes": {},
-        "head only": {"trainable_layers": 0},
-        "all layers": {"trainable_layers": "all"},
-        "multilabel": {"trainable_layers": "all", "max_epochs": 8},
-        "lora": {"lora": LoRA(rank=4), "trainable_layers": "all", "learning_rate": 1e-2},
-        "windows": {"long_text": "windows", "max_length": 12},
-        "calibrated": {"calibrate": True, "validation_fraction": 0.25},
-        "early stopping": {"early_stopping": True, "validation_fraction": 0.25},
-    }
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._fitted: dict[str, Fitted] = {}
-        self._expected: dict[str, tuple[Any, ...]] = {}
-
-    def get(self, kind: str) -> Fitted:
-        if kind not in self._fitted:
-            X, y = make_text_data(n_classes=2 if kind == "two classes" else 3)
-            if kind == "multilabel":
-                y = np.stack([y == label for label in ("money", "space", "sport")], axis=1)
-                y = y.astype(np.int64)
-                y[::5] = 0  # some texts have no label, others two
-                y[1::5, 0] = 1
-                y.setflags(write=False)
-            clf = make(self._folder, **self.KINDS[kind]).fit(X, y)
-            self._fitted[kind] = Fitted(clf, X, y)
-            self._expected[kind] = self._state_of(kind)
-        return self._fitted[kind]
-
-    def check_unchanged(self, kind: str) -> None:
-        """Assert that a test left parameters, attributes and predictions as they were."""
-        params, attributes, proba = self._expected[kind]
-        now = self._state_of(kind)
-        assert now[:2] == (params, attributes), f"a test changed the shared model {kind!r}"
-        assert np.array_equal(now[2], proba), f"a test changed the shared model {kind!r}"
-
-    def _state_of(self, kind: str) -> tuple[Any, ...]:
-        clf, X, _ = self._fitted[kind]
-        attributes = {name for name in vars(clf) if name.endswith("_")}
-        return str(clf.get_params()), attributes, clf.predict_proba(X[:8])
+def fit_kind(folder: str, kind: str) -> Fitted:
+    """Return one of `KINDS`."""
+    X, y = make_text_data(n_classes=2 if kind == "two classes" else 3)
+    if kind == "multilabel":
+        y = np.stack([y == label for label in ("money", "space", "sport")], axis=1)
+        y = y.astype(np.int64)
+        y[::5] = 0  # some texts have no label, others two
+        y[1::5, 0] = 1
+    return Fitted(make(folder, **KINDS[kind]).fit(X, y), X, y)
 
 
 @contextmanager

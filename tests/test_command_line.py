@@ -85,14 +85,6 @@ def test_cache_clear__no_stdin_at_all__removes_nothing(cache: Path) -> None:
     assert folder.exists()
 
 
-def test_cache_clear__a_name_and_yes__only_that_without_asking(cache: Path) -> None:
-    first = plant(converted_folder(ALIAS))
-    second = plant(cache / "retired-0123456789ab-v1", alias="retired")
-    done = run("cache", "--clear", "retired", "--yes")
-    assert (done.returncode, "[y/N]" in done.stdout) == (0, False)
-    assert (first.exists(), second.exists()) == (True, False)
-
-
 def test_cache__loads_neither_torch_nor_transformers(cache: Path) -> None:
     plant(converted_folder(ALIAS))
     command = [sys.executable, "-X", "importtime", "-m", "skgpt", "cache"]

@@ -109,9 +109,3 @@ def test_coming_from__trainers_snippet_and_ours__run(
     run([*sections("coming_from.md")[""], *_OTHERS.findall(section)], names)
     assert names["trainer"].state.global_step == 3
     assert names["clf"].n_iter_ == 3
-
-
-def test_user_guide__every_group_of_the_contract__has_a_section() -> None:
-    titles = set(sections("user_guide.md"))
-    assert {"Texts", "Labels", "Weights", "Early stopping", "More fitting"} <= titles
-    assert {"Metadata routing", "Progress and callbacks"} <= titles

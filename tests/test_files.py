@@ -58,9 +58,7 @@ each_way = pytest.mark.parametrize("read", [by_path, by_bytes])
 
 
 @each_way
-def test_read_state__a_file__is_what_was_written_and_ordinary_safetensors(
-    read: Callable[[Path], State], file: Path
-) -> None:
+def test_read_state__a_file__is_what_was_written(read: Callable[[Path], State], file: Path) -> None:
     state = read(file)
     assert state.tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -117,9 +115,7 @@ except StorageError:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_write_state__a_disk_with_no_room__leaves_the_file_before_and_nothing_else(
-    tmp_path: Path,
-) -> None:
+def test_write_state__a_full_disk__leaves_the_file_before_and_nothing_else(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _LIMITED, str(tmp_path / "file")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "refused\n"

@@ -24,7 +24,6 @@ import skgpt
 from skgpt import GPTTextClassifier, LoRA, persistence
 from skgpt._files import as_folder
 from skgpt.exceptions import (
-    FolderTakenError,
     InvalidArgumentError,
     ModelNotFoundError,
     ModelNotSupportedError,
@@ -73,16 +72,6 @@ def test_save__its_files_are_json_and_safetensors(saved: Path) -> None:
     assert "network/learned/head.weight" in load_file(saved / "model.safetensors")
 
 
-def test_save__twice__replaces_it_whole(
-    fitted: GPTTextClassifier, saved: Path, tiny_llama: str, two_class_data: TextData
-) -> None:
-    other = make(tiny_llama, max_epochs=1).fit(*two_class_data)
-    skgpt.save(other, saved)
-    X = two_class_data.X
-    assert np.array_equal(skgpt.load(saved).predict_proba(X), other.predict_proba(X))
-    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
-
-
 def test_save__a_folder_that_is_not_ours__is_refused(
     fitted: GPTTextClassifier, saved: Path, tmp_path: Path
 ) -> None:
@@ -107,9 +96,10 @@ def test_save__a_link_to_a_folder__is_followed(fitted: GPTTextClassifier, saved:
     assert skgpt.load(saved).verbose == 1
 
 
-def test_save__unfitted__is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [skgpt.save, GPTTextClassifier.save_pretrained])
+def test_save__unfitted__is_refused(write: Callable[..., object], tmp_path: Path) -> None:
     with pytest.raises(NotFittedError):
-        skgpt.save(GPTTextClassifier(), tmp_path / "clf")
+        write(GPTTextClassifier(), tmp_path / "clf")
     assert not any(tmp_path.iterdir())
 
 
@@ -132,9 +122,7 @@ def test_save__a_parameter_that_is_no_data__is_refused_by_name(
     assert not any(tmp_path.iterdir())
 
 
-def test_save__what_scikit_learn_keeps_on_it__is_refused_in_the_users_words(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__with_callbacks__is_refused(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     clf = copy.copy(fitted)
     clf._skl_callbacks = [object()]
     with pytest.raises(NotSavableError, match="set_callbacks"):
@@ -162,9 +150,7 @@ def test_save__anything_else__is_refused_with_what_to_use(value: Any, tmp_path: 
     assert not any(tmp_path.iterdir())
 
 
-def test_save__adapters__come_back_unless_they_are_of_another_class(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__adapters__come_back_if_of_ours(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     clf = copy.copy(fitted)
     clf.lora = LoRA(rank=4, target_modules=("q_proj", "v_proj"))
     skgpt.save(clf, tmp_path / "clf")
@@ -253,11 +239,8 @@ def test_load__a_manifest_of_something_else__is_refused(content: str, saved: Pat
     ("key", "value", "words"),
     [
         ("format", 0, "says 0"),
-        ("format", 2, "says 2"),
         ("format", "1", "says '1'"),
-        ("class", "LogisticRegression", "LogisticRegression"),
         ("class", "os.system", r"os\.system"),
-        ("class", "GPTTextRegressor", "GPTTextRegressor"),
         ("params", ["model"], "manifest"),
         ("params", {"predict": "a value in a method's place"}, "manifest"),
         ("params", {"_doc_link_template": "shown as it is"}, "manifest"),
@@ -324,7 +307,7 @@ def test_load__a_base_that_is_not_here__is_not_fetched_unless_allowed(
     skgpt.save(clf, tmp_path / "saved")
     fetch = Mock(side_effect=OSError("not in the cache."))
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fetch)
-    with pytest.raises(ModelNotFoundError, match="some-org/some-model"):
+    with pytest.raises(ModelNotFoundError, match=r"some-org/some-model.*hub.s cache folder"):
         skgpt.load(tmp_path / "saved")
     assert fetch.call_count == 1
     with pytest.raises(ModelNotFoundError, match="could not be fetched"):
@@ -354,9 +337,7 @@ def test_folder__what_names_none__says_what_it_takes(
     assert not any(tmp_path.iterdir())
 
 
-def test_as_folder__every_way_to_name_one__is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_folder__any_name__is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     folder = tmp_path / "a b"
@@ -364,16 +345,12 @@ def test_as_folder__every_way_to_name_one__is_the_same(
         assert as_folder(name, "folder") == folder
 
 
-def test_save__a_path_among_the_parameters__comes_back_as_text(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__a_path_as_parameter__becomes_text(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     skgpt.save(copy.copy(fitted).set_params(checkpoint_dir=tmp_path / "runs"), tmp_path / "clf")
     assert skgpt.load(tmp_path / "clf").checkpoint_dir == str(tmp_path / "runs")
 
 
-def test_save__the_folder_first__says_to_swap_them(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
+def test_save__the_folder_first__says_to_swap(fitted: GPTTextClassifier, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="swap them"):
         skgpt.save(str(tmp_path / "clf"), fitted)  # type: ignore[arg-type]
 
@@ -393,18 +370,6 @@ def test_open__the_other_kind_of_folder__says_what_opens_it(
         make(str(tmp_path / "ours")).fit(*two_class_data)
     with pytest.raises(ModelNotSupportedError, match="is a file"):
         GPTTextClassifier.from_pretrained(tmp_path / "theirs" / "config.json")
-
-
-def test_save_pretrained__a_file_of_the_users_in_its_folder__is_refused_and_kept(
-    fitted: GPTTextClassifier, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    fitted.save_pretrained(out)
-    fitted.save_pretrained(out)
-    (out / ".git").mkdir()
-    with pytest.raises(FolderTakenError, match=r"'\.git'"):
-        fitted.save_pretrained(out)
-    assert (out / ".git").is_dir()
 
 
 @pytest.mark.parametrize("write", [skgpt.save, GPTTextClassifier.save_pretrained])

@@ -101,31 +101,6 @@ def test_default_model__at_16_layers__takes_little_to_keep(
 
 
 @pytest.mark.thorough
-def test_default_model__stored_inside__needs_no_cache(
-    real_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clf = classifier(n_layers=2, trainable_layers=0, max_epochs=1, max_length=16, store_base=True)
-    data = pickle.dumps(clf.fit(TEXTS[:4], LABELS[:4]))
-    assert len(data) > 50e6
-    skgpt.clear_cache()
-    monkeypatch.setenv("SKGPT_CACHE", str(tmp_path / "empty"))
-    again = pickle.loads(data)
-    odd = [*TEXTS, "", "1234 </s> <|im_start|> \U0001f600", "  two  spaces "]
-    assert np.array_equal(again.predict_proba(odd), clf.predict_proba(odd))
-    assert not (tmp_path / "empty").exists()
-
-
-@pytest.mark.thorough
-def test_default_model__bf16__predicts_close_to_fp32(real_cache: Path) -> None:
-    head = {"trainable_layers": 0, "max_epochs": 20, "head_learning_rate": 1e-2, "batch_size": 32}
-    probabilities = [
-        classifier(precision=precision, **head).fit(TEXTS, LABELS).predict_proba(TEXTS)
-        for precision in ("fp32", "bf16")
-    ]
-    np.testing.assert_allclose(*probabilities, atol=0.05)
-
-
-@pytest.mark.thorough
 def test_default_model__bf16__a_texts_neighbours_hardly_matter(real_cache: Path) -> None:
     clf = classifier(max_epochs=10, precision="bf16").fit(TEXTS, LABELS)
     X = [f"{text} {'and so on ' * n}" for n, text in enumerate(TEXTS)]
@@ -152,24 +127,6 @@ def test_encoder__by_its_alias__head_on_the_states_that_transformers_has(real_ca
     np.testing.assert_allclose(
         clf.predict_proba(probes), scores.softmax(1).numpy(), rtol=1e-4, atol=1e-5
     )
-
-
-@pytest.mark.thorough
-def test_default_model__for_transformers__says_the_same(real_cache: Path, tmp_path: Path) -> None:
-    from transformers import pipeline
-
-    clf = classifier(n_layers=3, trainable_layers=1, max_length=32, max_epochs=1)
-    clf.set_params(pooling="last", precision="fp32").fit(TEXTS, LABELS)
-    clf.save_pretrained(tmp_path / "out")
-    probes = ["a goal", TEXTS[0], "12 points <|im_end|> and 3.5 %", " ".join(TEXTS)]
-    classify = pipeline("text-classification", str(tmp_path / "out"), device="cpu")
-    rows = classify(probes, top_k=None, truncation=True, batch_size=4)
-    named = [{found["label"]: found["score"] for found in row} for row in rows]
-    said = np.array([[row[label] for label in clf.classes_] for row in named])
-    np.testing.assert_allclose(said, clf.predict_proba(probes), atol=1e-4)
-    opened = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
-    np.testing.assert_allclose(opened.predict_proba(probes), clf.predict_proba(probes), atol=1e-5)
-    assert "SmolLM2-135M-Instruct" in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
 @pytest.mark.thorough

@@ -65,13 +65,6 @@ def test_html__what_users_name__is_escaped() -> None:
     assert "<ul>" not in replace(ESTIMATE, advice=(), classes_assumed=None)._repr_html_()
 
 
-def test_estimate__its_sums__are_those_of_the_parts() -> None:
-    assert ESTIMATE.fit_seconds == 120
-    assert ESTIMATE.memory_bytes == 500_000_500
-    assert ESTIMATE.share_cut == 0.25
-    assert ESTIMATE.share_of_tokens_cut == 0.1
-
-
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [

@@ -65,9 +65,7 @@ def test_work__seconds__are_products_added_up() -> None:
 
 
 @pytest.mark.parametrize("trainable", [1, 2])
-def test_seconds__of_the_depth_that_is_there__are_those_of_the_fit(
-    trainable: int, tiny_llama: str
-) -> None:
+def test_seconds__of_the_given_depth__are_those_of_the_fit(trainable: int, tiny_llama: str) -> None:
     asked = prices(tiny_llama, trainable, even(3 - trainable, trainable))
     assert asked.seconds_at_depth(3, trainable) == pytest.approx(asked.seconds())
 

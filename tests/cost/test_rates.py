@@ -71,9 +71,7 @@ def test_held__a_product__counts_what_its_gradient_needs_once() -> None:
     assert torch.equal(a.grad, torch.full((100,), 2.0))
 
 
-def test_count_work__texts_that_come_twice__run_once_through_frozen_layers(
-    tiny_llama: str,
-) -> None:
+def test_count_work__texts_that_come_twice__run_once_through_frozen_layers(tiny_llama: str) -> None:
     clear_cache()  # tests before this one may have run some of the texts
     run = run_of(tiny_llama, 1)
     lengths = run["rows"].tokens.lengths

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skgpt.data.batching import optimiser_batches
-from skgpt.data.splits import Split, all_rows, group_codes, hold_out
+from skgpt.data.splits import Split, group_codes, hold_out
 from skgpt.exceptions import InvalidTextError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -173,9 +173,7 @@ def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None
         ),
     ],
 )
-def test_hold_out__nothing_to_hold_out__says_why(
-    strata: np.ndarray, groups: Any, message: str
-) -> None:
+def test_hold_out__no_row_may_go__says_why(strata: np.ndarray, groups: Any, message: str) -> None:
     with pytest.raises(InvalidTextError, match=message):
         hold_out(strata, 0.5, 0, groups)
 
@@ -222,8 +220,3 @@ def test_group_codes__1_and_the_string_1__are_two_groups() -> None:
 def test_group_codes__unusable__are_refused(groups: Any, message: str) -> None:
     with pytest.raises(InvalidTextError, match=f"`groups` must.*{message}"):
         group_codes(groups, 4)
-
-
-def test_all_rows__any_number__hold_out_none() -> None:
-    assert all_rows(3).train.tolist() == [0, 1, 2]
-    assert all_rows(3).held_out.tolist() == []

@@ -234,12 +234,6 @@ def test_encode_target__thousands_of_known_classes__message_stays_short() -> Non
     assert len(str(raised.value)) < 500
 
 
-def test_encode_target__an_indicator_with_known_columns__must_have_as_many() -> None:
-    assert encode_target(INDICATOR, 4, name="It", classes=np.arange(3)).width == 3
-    with pytest.raises(InvalidTextError, match="indicator of 3 columns"):
-        encode_target(INDICATOR, 4, name="It", classes=np.arange(4))
-
-
 # check_classes and join
 
 

@@ -13,12 +13,6 @@ from skgpt.data.tokenization import TextEncoder, Tokens, clean, ranges, tokenise
 from skgpt.exceptions import InvalidTextError
 from skgpt.pretrained.loading import load_pretrained
 
-# One, two, three and four bytes of UTF-8; a mark that joins the letter before it, and emoji that
-# are glued into one; half a character; braces and the words of the template below.
-CHARACTERS = ["a", "b", "Q", "é", "e\u0301", "日本", "\U0001f600"]
-CHARACTERS += ["👩\u200d👧", "\ud83d", "{0}", "\n"]
-values = st.lists(st.sampled_from(CHARACTERS), max_size=12).map("".join)
-
 
 class Letters:
     """An encoder that counts what it is asked, one id per character."""
@@ -73,12 +67,6 @@ def rows_of(tokens: Tokens) -> list[list[int]]:
     return [tokens.row(i).tolist() for i in range(len(tokens))]
 
 
-def assert_same(one: Tokens, other: Tokens) -> None:
-    assert one.ids.dtype == other.ids.dtype == one.offsets.dtype == other.offsets.dtype
-    np.testing.assert_array_equal(one.ids, other.ids)
-    np.testing.assert_array_equal(one.offsets, other.offsets)
-
-
 def texts_of(tokens: Tokens) -> list[str]:
     """Return the texts that byte tokens stand for, special tokens left out."""
     rows = [tokens.row(i) for i in range(len(tokens))]
@@ -86,13 +74,6 @@ def texts_of(tokens: Tokens) -> list[str]:
 
 
 PLAIN = parse_template(None, 1, None)
-
-
-def test_tokenise__several_texts__are_what_each_is_alone() -> None:
-    texts = ["abc", "", "hello world", "abc"]
-    alone = [tokenise([text], Letters(), 100).ids.tolist() for text in texts]
-    assert rows_of(tokenise(texts, Letters(), 100)) == alone
-    assert alone[1] == [Letters().empty_id]
 
 
 def test_tokenise__long_texts__are_cut_between_their_special_tokens() -> None:
@@ -113,41 +94,6 @@ def test_clean__lone_surrogates__become_replacement_characters() -> None:
 def byte_encoder(tiny_llama: str) -> TextEncoder:
     """Return an encoder with a token per byte of UTF-8, whose id is the byte."""
     return load_pretrained(tiny_llama, None).tokenizer
-
-
-@pytest.mark.parametrize("template", [None, "{1}", "Q: {0}\nA: {1}", "{1}{1}", "{{{0}}}"])
-def test_tokenise_rows__that_fit__are_rendered(
-    template: str | None, byte_encoder: TextEncoder
-) -> None:
-    columns = [["abc", "", "\U0001f600", "abc"], ["dräi", "{0}", "", "dräi"]]
-    parsed = parse_template(template, 2, None)
-    rendered = [parsed.render(row) for row in zip(*columns, strict=True)]
-    expected = tokenise(rendered, byte_encoder, 100)
-    assert_same(tokenise_rows(columns, parsed, byte_encoder, 100), expected)
-
-
-@given(rows=st.lists(st.tuples(values, values), min_size=1, max_size=6), room=st.integers(9, 30))
-@settings(max_examples=60, deadline=None)
-def test_tokenise_rows__rows_too_long__lose_only_ends_of_values(
-    byte_encoder: TextEncoder, rows: list[tuple[str, str]], room: int
-) -> None:
-    template = parse_template("Q{1}{{日{0}é", 2, None)
-    n_special = len(byte_encoder.prefix_ids) + len(byte_encoder.suffix_ids)
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    tokens = tokenise_rows(columns, template, byte_encoder, room + n_special)
-    assert tokens.lengths.max() <= room + n_special
-    for (first, second), text in zip(rows, texts_of(tokens), strict=True):
-        first, second = clean(first), clean(second)
-        whole = template.render([first, second])
-        if len(whole.encode()) <= room:
-            assert text == whole
-            continue
-        assert text in {
-            template.render([first[:i], second[:j]])
-            for i in range(len(first) + 1)
-            for j in range(len(second) + 1)
-        }
-        assert len(text.encode()) > room - 2 * 4  # less than a character of each value is unused
 
 
 @given(

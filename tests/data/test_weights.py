@@ -43,10 +43,14 @@ def test_loss_weights__none__are_the_rows_weights_to_the_bit(target: Target) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(SEEDS)
-def test_loss_weights__balanced__same_as_scikit_learn(seed: int) -> None:
-    target = random_target(np.random.default_rng(seed), 30, multilabel=False)
-    got = loss_weights(target, np.ones(30), "balanced", np.arange(len(target)))
-    assert got == pytest.approx(compute_sample_weight("balanced", target.codes))
+def test_loss_weights__balanced__same_as_scikit_learn_on_the_training_rows(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    target = random_target(rng, 30, multilabel=False)
+    train = np.sort(rng.choice(30, size=20, replace=False))
+    got = loss_weights(target, np.ones(30), "balanced", train)
+    expected = compute_sample_weight("balanced", target.codes, indices=train)
+    known = np.isin(target.codes, target.codes[train])  # of other classes it has nothing to say
+    assert got[known] == pytest.approx(expected[known])
 
 
 @settings(max_examples=60, deadline=None)
@@ -84,22 +88,6 @@ def test_loss_weights__integer_weights__equal_the_rows_as_often(
     total = np.zeros_like(once)
     np.add.at(total, often, twice)
     assert total == pytest.approx(once)
-
-
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_loss_weights__balanced__held_out_rows_change_nothing(multilabel: bool) -> None:
-    rng = np.random.default_rng(1)
-    target = random_target(rng, 40, multilabel=multilabel)
-    sample_weight, train = rng.random(40), np.arange(0, 40, 2)
-    whole = loss_weights(target, sample_weight, "balanced", train)
-    part = loss_weights(rows_of(target, train), sample_weight[train], "balanced", np.arange(20))
-    assert np.array_equal(whole[train], part)
-    # A held-out row weighs what a training row like it does.
-    per_row = (whole.reshape(40, -1).T / sample_weight).T
-    for row in range(1, 40, 2):
-        for label, value in enumerate(np.atleast_1d(target.codes[row])):
-            alike = [r for r in train if np.atleast_1d(target.codes[r])[label] == value]
-            assert per_row[row, label] == pytest.approx(per_row[alike[0], label])
 
 
 def test_loss_weights__dict__multiplies_and_leaves_others_alone() -> None:

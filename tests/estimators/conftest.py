@@ -1,12 +1,13 @@
 """Fixtures for fits that die and go on, and for those that must not begin."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from skgpt import GPTTextClassifier
 from skgpt.training.callbacks import TrainingCallback
-from tests.helpers import FittedModels
+from tests.helpers import Fitted
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def begins_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def no_training(_fitted_models: FittedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_training(fitted_model: Callable[[str], Fitted], monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail a test in which training begins, but for the model that it may be refused on."""
-    _fitted_models.get("two classes")
+    fitted_model("two classes")
     monkeypatch.setattr("skgpt.fitting.train", lambda *a, **k: pytest.fail("training began"))

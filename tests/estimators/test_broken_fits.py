@@ -1,18 +1,15 @@
 """Fits that diverge or are interrupted: what the estimator is afterwards, and what is said."""
 
 import pickle
-import signal
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from sklearn.model_selection import GridSearchCV
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, InterruptedFitWarning, SkippedStepsWarning
 from skgpt.network.network import HEAD
-from tests.estimators.dying import AfterSteps, interrupted, raising
+from tests.estimators.dying import interrupted
 from tests.helpers import TextData, make, make_text_data
 from tests.training.poison import PoisonedLoss
 
@@ -27,25 +24,17 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-def test_fit__some_steps_skipped__is_fitted_and_warns_once_with_their_number(
-    tiny_llama: str, poison: Any
-) -> None:
+def test_fit__some_steps_skipped__is_fitted_and_warns_once(tiny_llama: str, poison: Any) -> None:
     clf = make(tiny_llama, batch_size=10, max_epochs=3)
+    poison(loss_at={2})
+    with pytest.raises(SkippedStepsWarning):  # this suite turns warnings into errors
+        clf.fit(X, y)
+    assert clf.predict(X).shape == (40,)
     poison(loss_at={2, 9})
     with pytest.warns(SkippedStepsWarning, match="^2 optimiser steps") as caught:
         clf.fit(X, y)
     assert [warning.filename for warning in caught] == [__file__]
     assert [record["skipped_steps"] for record in clf.history_] == [1, 0, 1]
-    assert clf.predict(X).shape == (40,)
-
-
-def test_fit__some_steps_skipped_where_warnings_are_errors__is_fitted_all_the_same(
-    tiny_llama: str, poison: Any
-) -> None:
-    clf = make(tiny_llama, batch_size=10)
-    poison(loss_at={2})
-    with pytest.raises(SkippedStepsWarning):  # this suite turns warnings into errors
-        clf.fit(X, y)
     assert clf.predict(X).shape == (40,)
 
 
@@ -68,9 +57,7 @@ def test_fit_and_partial_fit__diverging_in_the_first_epoch__leave_a_fitted_model
     assert pickle.dumps(clf) == before
 
 
-def test_fit__diverging_after_a_best_epoch__is_fitted_with_its_weights_and_goes_on_up(
-    tiny_llama: str, poison: Any
-) -> None:
+def test_fit__diverging_after_a_best_epoch__has_its_weights(tiny_llama: str, poison: Any) -> None:
     settings: dict[str, Any] = {"early_stopping": True, "lr_schedule": "constant"}
     clf = make(tiny_llama, **settings, warmup_ratio=0.0, max_epochs=5, batch_size=6)
     poison(loss_at=range(14, 99))  # six steps an epoch
@@ -102,27 +89,9 @@ def test_fit__ctrl_c__keeps_the_last_step_warns_and_goes_on_up(
     assert clf.predict_proba(X).shape == (60, 3)
     assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(X), clf.predict_proba(X))
     steps = make(tiny_llama, max_epochs=5, batch_size=10, early_stopping=True)
-    with interrupted(steps, 8), pytest.warns(InterruptedFitWarning):
+    with interrupted(steps, 8):  # also where warnings are errors, as in this suite
         steps.fit(X, y)
     assert len(steps.validation_scores_) == 1
-
-
-def test_fit__ctrl_c_where_warnings_are_errors__is_still_an_interrupt(tiny_llama: str) -> None:
-    clf = make(tiny_llama)
-    with interrupted(clf, 2):  # this suite turns warnings into errors
-        clf.fit(X, y)
-    assert clf.predict(X).shape == (40,)
-
-
-def test_grid_search__ctrl_c__stops_the_search(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt = AfterSteps(raising(KeyboardInterrupt), 2)
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [interrupt])
-    search = GridSearchCV(make(tiny_llama), {"batch_size": [4, 8]}, cv=2)
-    with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-        search.fit(X, y)
-    assert not hasattr(search, "best_score_")
 
 
 def test_partial_fit__ctrl_c__keeps_the_last_step(tiny_llama: str) -> None:
@@ -132,21 +101,3 @@ def test_partial_fit__ctrl_c__keeps_the_last_step(tiny_llama: str) -> None:
         clf.partial_fit(X, y)
     assert not np.array_equal(clf.predict_proba(X), before)
     assert clf._model.moments is not None and clf._model.moments.steps[HEAD] == 8
-
-
-def test_fit__ctrl_c_inside_the_first_update__keeps_that_update(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update = torch.optim.AdamW.step
-
-    def pressed(self: Any, *args: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        return update(self, *args)
-
-    clf = make(tiny_llama)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", pressed)
-        with pytest.warns(InterruptedFitWarning), pytest.raises(KeyboardInterrupt):
-            clf.partial_fit(X, y, classes=["money", "sport"])
-    assert clf._model.moments is not None and clf._model.moments.steps[HEAD] == 1
-    assert len(np.unique(clf.predict_proba(X))) > 1

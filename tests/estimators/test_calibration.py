@@ -42,13 +42,10 @@ def test_calibrate__drawn_at_a_temperature__finds_it(k: int, temperature: float)
     assert found["ece_after"] < 0.01
     assert found["ece_after"] <= found["ece_before"] + 0.002
     assert found["brier_after"] <= found["brier_before"]
-
-
-def test_calibrate__several_labels__finds_the_temperature() -> None:
-    scores, truth = drawn(40_000, 2, 2.5)
-    logits = (scores[:, 1:] - scores[:, :1]).reshape(-1, 4)  # of a sigmoid
-    found = calibrate(logits, truth[:, 1].reshape(-1, 4), np.ones(10_000), multilabel=True)
-    assert found["temperature"] == pytest.approx(2.5, rel=0.05)
+    if k == 2:  # the same by a sigmoid, for several labels
+        logits, labels = scores[:, 1:] - scores[:, :1], truth[:, 1:]
+        found = calibrate(logits, labels, np.ones(len(scores)), multilabel=True)
+        assert found["temperature"] == pytest.approx(temperature, rel=0.05)
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -112,15 +109,6 @@ def test_calibrated__predictions__differ_in_probabilities_only(tiny_llama: str, 
     np.testing.assert_array_equal(clf.predict(X), clf.classes_[right] if y is Y else right)
 
 
-def test_calibrated__rows_held_out__are_those_of_early_stopping(tiny_llama: str) -> None:
-    clf = classifier(tiny_llama).fit(X, Y)
-    assert clf.calibration_["n_rows"] == 12
-    assert len(clf.validation_scores_) == 3  # watched, though nothing is stopped
-    weights = np.ones(len(X))
-    other = classifier(tiny_llama).fit(X, Y, sample_weight=weights)
-    assert other.calibration_ == clf.calibration_
-
-
 def test_calibrated__x_val__is_what_it_is_fitted_on(tiny_llama: str) -> None:
     clf = classifier(tiny_llama).fit(X[:30], Y[:30], X_val=X[30:], y_val=Y[30:])
     plain = classifier(tiny_llama, calibrate=False).fit(X[:30], Y[:30])
@@ -147,11 +135,7 @@ def test_calibrated__held_out_rows_of_weight_zero__do_not_count(tiny_llama: str)
 
 
 @pytest.mark.parametrize("y", [Y, LABELS], ids=["classes", "labels"])
-def test_calibrated__exported__has_the_temperature_in_its_head(
-    y: Any, tiny_llama: str, tmp_path: Any
-) -> None:
-    from transformers import pipeline
-
+def test_calibrated__exported__has_it_in_the_head(y: Any, tiny_llama: str, tmp_path: Any) -> None:
     clf = classifier(tiny_llama, pooling="last", precision="fp32").fit(X, y)
     temperature = clf.calibration_["temperature"]
     assert abs(temperature - 1) > 0.01
@@ -165,15 +149,6 @@ def test_calibrated__exported__has_the_temperature_in_its_head(
     np.testing.assert_allclose(
         opened.decision_function(X) * temperature, clf.decision_function(X), rtol=1e-4, atol=1e-6
     )
-    classify = pipeline("text-classification", str(tmp_path / "hf"), device="cpu")
-    for row, said in zip(expected, classify(X.tolist(), top_k=None), strict=True):
-        scores = {each["label"]: each["score"] for each in said}
-        of_classes = [scores[str(label)] for label in clf.classes_]
-        np.testing.assert_allclose(of_classes, row, rtol=1e-4)
-    # Not divided once more.
-    opened.save_pretrained(tmp_path / "again")
-    again = GPTTextClassifier.from_pretrained(tmp_path / "again", precision="fp32")
-    np.testing.assert_array_equal(again.predict_proba(X), opened.predict_proba(X))
     # And calibrated anew where it is fitted on.
     assert opened.set_params(warm_start=True).calibrate is True
     assert opened.fit(X, y).calibration_["n_rows"] == 12

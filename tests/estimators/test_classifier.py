@@ -3,7 +3,6 @@
 import copy
 import inspect
 import pickle
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +20,7 @@ from tests.helpers import Fitted, TextData, make, make_text_data
 X, y = make_text_data(n_classes=2)
 
 
-def test_fit__three_classes__learns_and_reports(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_fit__classes__learns_and_reports(tiny_llama: str, three_class_data: TextData) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, trainable_layers="all", max_epochs=15)
     assert clf.fit(X, y) is clf
@@ -67,18 +64,6 @@ def test_fit__random_state_none__follows_numpy_as_scikit_learn_does(tiny_llama: 
     assert not np.array_equal(results[0], results[2])
 
 
-def test_fit__again_on_other_labels__starts_from_the_pretrained_model(tiny_llama: str) -> None:
-    clf = make(tiny_llama).fit(X, np.where(y == y[0], 7, 3))
-    assert clf.classes_.tolist() == [3, 7]
-    again = clf.fit(X, y).predict_proba(X)
-    assert np.array_equal(again, make(tiny_llama).fit(X, y).predict_proba(X))
-
-
-def test_fit__one_text_of_each_class__works(tiny_llama: str) -> None:
-    clf = make(tiny_llama, max_epochs=20, trainable_layers="all").fit(["cold", "warm"], [1, 0])
-    assert clf.predict(["cold", "warm"]).tolist() == [1, 0]
-
-
 @pytest.mark.parametrize("make_frame", [pd.DataFrame, pl.DataFrame])
 def test_fit__a_data_frame__checks_its_columns_at_predict(make_frame: Any, tiny_llama: str) -> None:
     frame = make_frame({"title": ["a", "b", "c", "d"], "body": ["w", "x", "y", "z"]})
@@ -103,26 +88,18 @@ def test_fit__a_data_frame__checks_its_columns_at_predict(make_frame: Any, tiny_
 
 BAD_INPUT = [
     ({}, ["a", None], ["x", "y"], None, "Row 1 is None"),
-    ({}, ["a", "b"], ["x", "y", "z"], None, r"\[2, 3\]"),
-    ({}, [], [], None, "at least one text"),
     ({}, ["a", "b"], ["x", "x"], None, "only one class"),
-    ({}, ["a", "b"], [0.25, 1.5], None, "continuous"),
-    ({}, ["a", "b"], None, None, "target y is None"),
     ({}, ["a", "b"], ["x", "y"], [1.0], "expected"),
     ({"max_length": 1}, ["a", "b"], ["x", "y"], None, "max_length.*Got 1"),
     ({"max_length": 5000}, ["a", "b"], ["x", "y"], None, "`max_length` must be at most"),
     ({"n_layers": 9}, ["a", "b"], ["x", "y"], None, "`n_layers` must be at most"),
     ({"n_layers": True}, ["a", "b"], ["x", "y"], None, "`n_layers` must be an int"),
-    ({"n_layers": 0}, ["a", "b"], ["x", "y"], None, "n_layers"),
-    ({"trainable_layers": 4}, ["a", "b"], ["x", "y"], None, "`trainable_layers`"),
-    ({"trainable_layers": "some"}, ["a", "b"], ["x", "y"], None, "trainable_layers"),
-    ({"pooling": "max"}, ["a", "b"], ["x", "y"], None, "pooling"),
+    ({"trainable_layers": 4}, ["a", "b"], ["x", "y"], None, "at most the 3 layers"),
+    ({"n_layers": 2, "trainable_layers": 3}, ["a", "b"], [0, 1], None, "at most the 2 layers"),
     ({"class_weight": {"z": 1}}, ["a", "b"], ["x", "y"], None, "not among"),
-    ({"class_weight": "even"}, ["a", "b"], ["x", "y"], None, "class_weight"),
     ({"device": "tpu"}, ["a", "b"], ["x", "y"], None, "`device` must be"),
     ({"device": "cuda:99"}, ["a", "b"], ["x", "y"], None, "needs CUDA device 99"),
     ({"learning_rate": 0.0}, ["a", "b"], ["x", "y"], None, "learning_rate"),
-    ({"precision": "int8"}, ["a", "b"], ["x", "y"], None, "precision"),
 ]
 
 
@@ -148,21 +125,6 @@ def test_fit__fp16_on_cpu__is_refused(tiny_llama: str) -> None:
         make(tiny_llama, device="cpu", precision="fp16").fit(["a", "b"], [0, 1])
 
 
-def test_fit__interrupted__keeps_the_earlier_fit(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clf = make(tiny_llama, max_epochs=1).fit(X, y)
-    before = clf.predict_proba(X)
-
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("skgpt.training.optimizer.Optimizer.step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        clf.fit(X, y)
-    assert np.array_equal(clf.predict_proba(X), before)
-
-
 def test_copy__shallow__shares_the_network_and_serialises_nothing(
     fitted_model: Callable[[str], Fitted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,18 +141,8 @@ def test_constructor__parameters__all_have_a_constraint_and_a_description() -> N
     assert "__init__" not in vars(BaseGPTText)
 
 
-def test_del__a_fitted_estimator__frees_its_share_at_once(tiny_llama: str) -> None:
-    clf = make(tiny_llama, max_epochs=1).fit(X, y)
-    modules = [weakref.ref(module) for module in clf._model.network.modules()]
-    parameters = [weakref.ref(master) for master in clf._model.network.learnable.values()]
-    del clf
-    assert not [ref() for ref in modules + parameters if ref() is not None]
-
-
 @pytest.mark.parametrize("trainable", [np.int64(1), np.int32(0)])
-def test_fit__numpy_integers__are_as_good_as_plain_ones(
-    trainable: np.integer[Any], tiny_llama: str
-) -> None:
+def test_fit__numpy_integers__are_like_ints(trainable: np.integer[Any], tiny_llama: str) -> None:
     clf = make(tiny_llama, n_layers=np.int64(2), trainable_layers=trainable, max_epochs=1)
     clf.set_params(max_length=np.int64(32), batch_size=np.int64(4))
     proba = clf.fit(X, y).predict_proba(X)

@@ -3,12 +3,8 @@
 import importlib.util
 from typing import Any
 
-import numpy as np
 import pytest
 import sklearn
-from sklearn.base import clone
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 from skgpt.testing import check_text_estimator
 from tests.estimators.recorders import Listener
@@ -52,23 +48,6 @@ def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
     # Any other failure would have raised; this one may also pass, where batches fall luckily.
     named = {*report.expected_failures, *report.unexpected_passes}
     assert named == set(EXPECTED_FAILURES)
-
-
-def test_pipeline__a_cleaning_step__is_applied(tiny_llama: str, two_class_data: TextData) -> None:
-    X, y = two_class_data
-
-    def upper(texts: Any) -> list[str]:
-        return [text.upper() for text in texts]
-
-    clf = make(tiny_llama, max_epochs=2)
-    pipe = make_pipeline(FunctionTransformer(upper), clone(clf)).fit(X, y)
-    assert np.array_equal(
-        pipe.predict_proba(X), clone(clf).fit(upper(X), y).predict_proba(upper(X))
-    )
-    weight = np.linspace(0.5, 2, len(X))
-    pipe.fit(X, y, gpttextclassifier__sample_weight=weight)
-    expected = clone(clf).fit(upper(X), y, sample_weight=weight)
-    assert np.array_equal(pipe.predict_proba(X), expected.predict_proba(upper(X)))
 
 
 @pytest.mark.skipif(

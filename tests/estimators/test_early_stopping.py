@@ -2,23 +2,16 @@
 
 import gc
 import pickle
-import threading
-import warnings
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import polars as pl
 import pytest
 import sklearn
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold, cross_validate
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import DivergedError, InterruptedFitWarning
@@ -43,9 +36,7 @@ def held_out_rows(clf: GPTTextClassifier, data: TextData, **options: Any) -> np.
 
 
 @pytest.mark.parametrize("scoring", [None, "accuracy", "neg_log_loss"])
-def test_early_stopping__rows_held_out__equal_the_same_rows_as_x_val(
-    scoring: Any, tiny_llama: str
-) -> None:
+def test_early_stopping__rows_held_out__equal_them_as_x_val(scoring: Any, tiny_llama: str) -> None:
     X, y = data = make_text_data(n_classes=3)
     clf = make(tiny_llama, early_stopping=True, scoring=scoring, max_epochs=6, **FLAT)
     held = held_out_rows(clf, data)
@@ -60,15 +51,6 @@ def test_early_stopping__rows_held_out__equal_the_same_rows_as_x_val(
     assert one.n_iter_ == len(one.history_) == len(one.validation_scores_)
 
 
-def test_early_stopping__best_epoch__has_the_weights_of_a_fit_that_long(tiny_llama: str) -> None:
-    scores = iter([0.0, 0.1, 0.8, 0.2, 0.2, 0.2])  # the first is asked before training
-    clf = make(tiny_llama, scoring=lambda *_: next(scores), **FLAT)
-    clf.set_params(early_stopping=True, max_epochs=9).fit(**WATCHED)
-    assert (clf.n_iter_, clf.best_iter_) == (4, 2)
-    two = make(tiny_llama, max_epochs=2, **FLAT).fit(X[:30], y[:30])
-    np.testing.assert_allclose(clf.predict_proba(X), two.predict_proba(X), rtol=1e-3, atol=1e-5)
-
-
 def test_x_val__without_early_stopping__is_scored_and_stops_nothing(tiny_llama: str) -> None:
     clf = make(tiny_llama, max_epochs=4, trainable_layers="all", scoring="accuracy")
     watched = clone(clf).fit(**WATCHED)
@@ -81,9 +63,7 @@ def test_x_val__without_early_stopping__is_scored_and_stops_nothing(tiny_llama: 
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_scoring__by_name__is_what_the_fitted_estimator_scores(
-    weighted: bool, tiny_llama: str
-) -> None:
+def test_scoring__by_name__is_what_the_estimator_scores(weighted: bool, tiny_llama: str) -> None:
     weight = np.linspace(0.1, 3, 10) if weighted else None
     clf = make(tiny_llama, max_epochs=3, scoring="neg_log_loss", precision="fp32")
     clf.fit(**WATCHED, sample_weight_val=weight)
@@ -138,36 +118,15 @@ def test_weight_zero__with_early_stopping__is_never_held_out(tiny_llama: str) ->
     assert (seen[-1] > 0).all()
 
 
-@pytest.mark.parametrize(
-    "container", [list, np.asarray, pd.Series, pl.Series, lambda X: pd.DataFrame({"t": X})]
-)
-def test_early_stopping__any_container__hands_the_scorer_rows_of_its_kind(
-    container: Any, tiny_llama: str
-) -> None:
-    kinds = []
-
-    def scorer(estimator: Any, X_val: Any, y_val: Any) -> float:
-        kinds.append((type(X_val), len(X_val), len(y_val)))
-        return float(estimator.score(X_val, y_val))
-
-    given = container(list(X))
-    make(tiny_llama, early_stopping=True, scoring=scorer, max_epochs=1).fit(given, list(y))
-    assert kinds == [(type(given), 4, 4)] * 2
-
-
 BAD = [
     ({"X_val": ["a"]}, "`X_val` needs its labels"),
     ({"y_val": ["a"]}, "`y_val` belongs to `X_val`"),
     ({"sample_weight_val": [1.0]}, "`sample_weight_val` belongs to `X_val`"),
     ({"X_val": ["a"], "y_val": ["other"]}, "other"),
     ({"X_val": ["a"], "y_val": ["money", "sport"]}, r"\[1, 2\]"),
-    ({"X_val": [None], "y_val": ["money"]}, "Row 0 is None"),
     ({"X_val": [["a", "b"]], "y_val": ["money"]}, "columns as at fit"),
     ({"X_val": ["a"], "y_val": ["money"], "sample_weight_val": [0.0]}, "zero"),
     ({"groups": [1, 2]}, r"one label per text. Got shape \(2,\) for 40"),
-    ({"groups": np.zeros(40)}, "group"),
-    ({"groups": set(range(40))}, "Got a set"),
-    ({"groups": "a" * 40}, "Got a str"),
     ({"X_val": ["a", None], "y_val": ["money"]}, "In `X_val`: .*Row 1 is None"),
     (
         {"X_val": ["a"], "y_val": ["money"], "sample_weight_val": [-1.0]},
@@ -185,21 +144,6 @@ def test_fit__bad_validation_data__is_refused_before_training(
         make(tiny_llama, early_stopping=True).fit(X, y, **options)
 
 
-def test_pipeline__transform_input__cleans_x_val_too(tiny_llama: str) -> None:
-
-    def upper(texts: Any) -> list[str]:
-        return [text.upper() for text in texts]
-
-    clf = make(tiny_llama, max_epochs=2, scoring="accuracy")
-    with sklearn.config_context(enable_metadata_routing=True):
-        inner = clone(clf).set_fit_request(X_val=True, y_val=True)
-        pipe = make_pipeline(FunctionTransformer(upper), inner, transform_input=["X_val"])
-        pipe.fit(**WATCHED)
-    by_hand = clone(clf).fit(upper(X[:30]), y[:30], X_val=upper(X[30:]), y_val=y[30:])
-    assert np.array_equal(pipe.predict_proba(X), by_hand.predict_proba(upper(X)))
-    assert pipe[-1].validation_scores_ == by_hand.validation_scores_
-
-
 def test_routing__groups__go_to_the_splitter_alone_unless_asked_for(tiny_llama: str) -> None:
     groups = np.arange(40) % 4
     with sklearn.config_context(enable_metadata_routing=True):
@@ -212,13 +156,12 @@ def test_routing__groups__go_to_the_splitter_alone_unless_asked_for(tiny_llama: 
         cross_validate(told, X, y, error_score="raise", **options)
 
 
-@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
-def test_early_stopping__sparse_y_of_any_format__is_like_dense(form: str, tiny_llama: str) -> None:
+def test_early_stopping__sparse_y__is_like_dense(tiny_llama: str) -> None:
     Y = np.column_stack([np.arange(40) % 2, np.arange(40) % 3 == 0]).astype(int)
     clf = make(tiny_llama, early_stopping=True, scoring="f1_macro", max_epochs=1)
     dense = clone(clf).fit(X, Y)
-    for container in ("array", "matrix"):
-        other = clone(clf).fit(X, getattr(sparse, f"{form}_{container}")(Y))
+    for container in (sparse.coo_array, sparse.dok_matrix):  # neither has rows to take
+        other = clone(clf).fit(X, container(Y))
         assert np.array_equal(other.predict_proba(X), dense.predict_proba(X))
         assert other.validation_scores_ == dense.validation_scores_
 
@@ -274,9 +217,7 @@ def test_scoring__that_takes_no_weights__gets_none(tiny_llama: str) -> None:
 
 
 @pytest.mark.parametrize("scoring", [None, "roc_auc"])
-def test_early_stopping__weights_that_run_off__are_called_that(
-    scoring: Any, tiny_llama: str
-) -> None:
+def test_early_stopping__weights_that_run_off__are_named(scoring: Any, tiny_llama: str) -> None:
     rates: dict[str, Any] = {"learning_rate": 1e38, "head_learning_rate": 1e38}
     clf = make(tiny_llama, early_stopping=True, scoring=scoring, max_grad_norm=None, **rates)
     with pytest.raises(DivergedError, match="raw scores must stay finite"):
@@ -297,24 +238,6 @@ def test_scoring__fitted_and_let_go__frees_the_network_at_once(tiny_llama: str) 
         assert [network() for network in networks] == [None] * 3
     finally:
         gc.enable()
-
-
-def test_scoring__fits_in_threads__leave_the_warning_filters_alone(tiny_llama: str) -> None:
-    before = list(warnings.filters)
-    first, second = threading.Event(), threading.Event()
-
-    def overlapping(own: threading.Event, other: threading.Event) -> Any:
-        def scorer(estimator: Any, X: Any, y: Any) -> float:
-            own.set()
-            other.wait(10)
-            return 0.0
-
-        return make(tiny_llama, early_stopping=True, scoring=scorer, max_epochs=1)
-
-    with ThreadPoolExecutor(2) as threads:
-        fits = [overlapping(first, second), overlapping(second, first)]
-        assert len(list(threads.map(lambda clf: clf.fit(X, y), fits))) == 2
-    assert list(warnings.filters) == before
 
 
 def test_fit__ctrl_c_while_the_first_epoch_is_scored__leaves_no_half_epoch(tiny_llama: str) -> None:

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +13,7 @@ from skgpt import GPTTextClassifier, LoRA, cache_info
 from skgpt.cost import FitEstimate
 from skgpt.exceptions import ContinuationError
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.training.callbacks import StepDone, TrainingCallback
+from skgpt.training.callbacks import TrainingCallback
 from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
 
 X, y = DATA = make_text_data(n_classes=2)
@@ -53,41 +53,26 @@ def test_plan__tokens__are_those_of_the_tokenizer(tiny_llama: str) -> None:
     assert not any("cut" in line for line in with_room.advice)
 
 
-def test_plan__columns_under_a_template__counts_rows_as_a_fit_would(tiny_llama: str) -> None:
-    table = pd.DataFrame({"title": ["News"] * len(X), "body": X})
-    whole = lengths_of(tiny_llama, [f"News: {text}" for text in X])
-    estimate = make(tiny_llama, template="{title}: {body}", max_length=30).plan(table, y)
-    assert estimate.n_cut == (whole > 30).sum() > 0
-    assert estimate.n_tokens + estimate.tokens_cut == whole.sum()
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_plan__weights_and_steps__are_those_of_the_fit(
     way: str, tiny_llama: str, three_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps: list[StepDone] = []
-
-    class Noting(TrainingCallback):
-        def on_step(self, event: StepDone) -> None:
-            steps.append(event)
-
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [Noting()])
+    noting = Mock(spec=TrainingCallback, on_epoch=Mock(return_value=False))
+    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", lambda *_: [noting])
     clf = make(tiny_llama, **{"max_epochs": 2, "trainable_layers": "all", **WAYS[way]})
     estimate = clf.plan(*three_class_data)
-    assert steps == []
+    assert not noting.mock_calls
     network = clf.fit(*three_class_data)._model.network
     learned = sum(tensor.numel() for tensor in network.learnable.values())
     assert estimate.trainable_weights == learned + network.head.weight.numel()
     assert estimate.frozen_weights == sum(p.numel() for p in network.trunk.parameters()) - learned
-    assert estimate.n_steps == len(steps)
+    assert estimate.n_steps == noting.on_step.call_count
     assert estimate.n_epochs == clf.n_iter_
     assert estimate.n_layers == network.spec.n_layers
 
 
 @pytest.mark.parametrize("max_epochs", [2, "auto"])
-def test_plan__rows_held_out__steps_are_those_of_all_epochs(
-    max_epochs: Any, tiny_llama: str
-) -> None:
+def test_plan__rows_held_out__steps_are_of_all_epochs(max_epochs: Any, tiny_llama: str) -> None:
     options = {"early_stopping": True, "n_iter_no_change": 99, "validation_fraction": 0.25}
     clf = make(tiny_llama, max_epochs=max_epochs, **options)
     estimate = clf.plan(X, y)
@@ -119,9 +104,7 @@ def test_plan__unfitted__leaves_no_trace(
     }
 
 
-def test_plan__fitted__predicts_as_before_and_fits_as_without(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_plan__fitted__changes_nothing(tiny_llama: str, three_class_data: TextData) -> None:
     clf = make(tiny_llama, precision="fp32", max_epochs=2).fit(X, y)
     proba, attributes = clf.predict_proba(X), dict(vars(clf))
     estimate = clf.plan(*three_class_data)
@@ -132,9 +115,7 @@ def test_plan__fitted__predicts_as_before_and_fits_as_without(
 
 
 @pytest.mark.parametrize("options", [{}, {"trainable_layers": 0, "long_text": "windows"}])
-def test_plan__texts_that_a_fit_has_seen__frozen_layers_are_done(
-    options: dict[str, Any], tiny_llama: str
-) -> None:
+def test_plan__texts_seen__frozen_layers_are_done(options: dict[str, Any], tiny_llama: str) -> None:
     X, y = (part[:20] for part in DATA)
     seen = [f"{text} once more" for text in X]
     clf = make(tiny_llama, max_epochs=1, max_length=24, **options)
@@ -144,9 +125,7 @@ def test_plan__texts_that_a_fit_has_seen__frozen_layers_are_done(
     assert estimate.seconds_per_1000_predictions > 0
 
 
-def test_plan__no_labels__assumes_two_classes_and_says_so(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_plan__no_labels__assumes_two_classes(tiny_llama: str, three_class_data: TextData) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, early_stopping=True, class_weight={"space": 2.0})
     without, with_labels = clf.plan(X), clf.set_params(class_weight=None).plan(X, y)
@@ -175,17 +154,13 @@ def test_plan__warm_start_without_labels__takes_the_classes_of_the_fit(
     ("X", "y", "options"),
     [
         (["a", None], [0, 1], {}),
-        ([], [], {}),
-        (["a", "b"], [0], {}),
         (["a", "b"], [1, 1], {}),
         (["a", "b"], [0, 1], {"batch_size": 0}),
         (["a", "b"], [0, 1], {"max_length": 10**6}),
-        (["a", "b"], [0, 1], {"device": "abacus"}),
         (["a", "b"], [0, 1], {"model": "no/such/model"}),
         (["a", "b"], [0, 1], {"template": "{title}"}),
         (["a", "b"], [0, 1], {"class_weight": {7: 1.0}}),
         (["a", "b"], [0, 1], {"lora": LoRA(), "trainable_layers": 0}),
-        (["a", "b"] * 9, [0, 1] * 9, {"early_stopping": True, "scoring": "r2_not_known"}),
         (["a", "b"] * 9, list("st") * 9, {"early_stopping": True, "scoring": "f1"}),
     ],
 )
@@ -199,14 +174,6 @@ def test_plan__bad_input__raises_what_fit_raises(
             getattr(clf, method)(X, y)
         said.append((type(error.value), str(error.value)))
     assert said[0] == said[1]
-
-
-def test_plan__the_best_epoch_is_kept__its_copy_is_counted(tiny_llama: str) -> None:
-    clf = make(tiny_llama, early_stopping=True, trainable_layers=1)
-    stopping = clf.plan(X, y)
-    whole = clf.set_params(early_stopping=False).plan(X, y)
-    more = stopping.memory["learning"] - whole.memory["learning"]
-    assert more == 4 * whole.trainable_weights  # in fp32
 
 
 def test_estimate__as_plain_values__goes_through_json(tiny_llama: str) -> None:

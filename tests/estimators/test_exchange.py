@@ -3,27 +3,20 @@
 import json
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
 from transformers import pipeline
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as NAMES,
-)
 
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import FolderTakenError, ModelNotSupportedError, StateFormatError
 from skgpt.saving import huggingface as hf
-from skgpt.testing.tiny import _ARCHITECTURES as TINY
 from tests.helpers import TextData, global_random_state_unchanged, make, make_text_data
 from tests.pretrained.checkpoints import plain_checkpoint
-from tests.trunk.architectures import KNOWN
 
 X, y = DATA = make_text_data(n_classes=2)
 
@@ -67,60 +60,13 @@ def same(a: Any, b: Any, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(a, b, atol=atol, rtol=0)
 
 
-@pytest.mark.first_tier(n_layers=[2], architecture=[*TINY])
-@pytest.mark.parametrize("n_layers", [None, 2])
-@pytest.mark.parametrize("architecture", [*TINY, *KNOWN])
-def test_save_pretrained__every_architecture__is_said_alike_or_refused_by_name(
-    architecture: str,
-    n_layers: int | None,
-    tiny_model: Callable[[str], str],
-    three_class_data: TextData,
-    tmp_path: Path,
-) -> None:
-    if architecture in TINY:
-        causal, model_type = architecture != "bert", TINY[architecture].model_type
-    else:
-        known = KNOWN[architecture]
-        causal, model_type = known.causal, known.made.model_type
-    folder = tiny_model(architecture)
-    pooling = "last" if causal else "mean"
-    clf = fitted(folder, three_class_data, n_layers=n_layers, max_epochs=1, pooling=pooling)
-    out = tmp_path / "out"
-    if not causal or model_type not in NAMES:
-        with pytest.raises(ModelNotSupportedError, match=r"`model`.*skgpt\.save"):
-            clf.save_pretrained(out)
-        assert not out.exists()
-        return
-    with global_random_state_unchanged():
-        clf.save_pretrained(out)
-    expected = clf.predict_proba(PROBES)
-    same(piped(out, clf.classes_.tolist()), expected, 1e-4)
-    opened = GPTTextClassifier.from_pretrained(out, precision="fp32")
-    same(opened.predict_proba(PROBES), expected)
-    assert len(opened._model.network.trunk.state_dict()) == len(
-        clf._model.network.trunk.state_dict()
-    )
-
-
-@pytest.mark.parametrize("batch_size", [1, len(PROBES)])
-def test_save_pretrained__several_labels__each_has_its_own_probability(
-    batch_size: int, tiny_llama: str, tmp_path: Path
-) -> None:
-    y = np.array([["bank" in text, "goal" in text, "the" in text] for text in X]).astype(int)
-    clf = fitted(tiny_llama, TextData(X, y))
-    clf.save_pretrained(tmp_path / "out")
-    expected = clf.predict_proba(PROBES)
-    same(piped(tmp_path / "out", ["0", "1", "2"], batch_size), expected, 1e-4)
-    opened = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
-    same(opened.predict_proba(PROBES), expected)
-    assert opened.predict(X).shape == y.shape
-
-
-@pytest.mark.parametrize("labels", [[7, 30], [False, True], ["b", "ä | <b>"]])
+@pytest.mark.parametrize("labels", [[7, 30], [False, True], ["b", "ä | <b>"], None])
 def test_from_pretrained__labels_of_any_type__come_back_as_they_were(
-    labels: list[Any], tiny_llama: str, tmp_path: Path
+    labels: list[Any] | None, tiny_llama: str, tmp_path: Path
 ) -> None:
-    clf = fitted(tiny_llama, TextData(X, np.array(labels)[(y == "money").astype(int)]))
+    several = np.array([["bank" in text, "goal" in text, "the" in text] for text in X]).astype(int)
+    target = several if labels is None else np.array(labels)[(y == "money").astype(int)]
+    clf = fitted(tiny_llama, TextData(X, target))
     clf.save_pretrained(tmp_path / "out")
     names = [str(label) for label in clf.classes_.tolist()]
     same(piped(tmp_path / "out", names), clf.predict_proba(PROBES), 1e-4)
@@ -150,8 +96,8 @@ def test_from_pretrained__what_was_exported__is_fitted_and_goes_on(
 ) -> None:
     X, y = three_class_data
     clf = fitted(tiny_llama, three_class_data, n_layers=2, batch_size=4)
-    clf.save_pretrained(tmp_path / "out")
     with global_random_state_unchanged():
+        clf.save_pretrained(tmp_path / "out")
         opened = GPTTextClassifier.from_pretrained(tmp_path / "out", precision="fp32")
     assert (opened.model, opened.n_layers, opened.pooling) == (str(tmp_path / "out"), None, "last")
     assert (opened.batch_size, opened.max_length, opened.random_state) == (4, 64, 0)
@@ -233,11 +179,6 @@ def test_save_pretrained__what_the_format_has_no_word_for__is_refused_by_name(
     assert not any(tmp_path.iterdir())
 
 
-def test_save_pretrained__an_unfitted_one__is_told_to_fit(tiny_llama: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFittedError):
-        make(tiny_llama).save_pretrained(tmp_path / "out")
-
-
 @pytest.mark.parametrize(("n_layers", "named"), [(None, "model"), (2, "n_layers")])
 def test_save_pretrained__a_proof_that_fails__leaves_the_folder_as_it_was(
     n_layers: int | None,
@@ -258,9 +199,7 @@ def test_save_pretrained__a_proof_that_fails__leaves_the_folder_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_save_pretrained__somebody_elses_folder__is_left_alone(
-    exported: Path, tmp_path: Path
-) -> None:
+def test_save_pretrained__a_strangers_folder__is_left_alone(exported: Path, tmp_path: Path) -> None:
     clf = GPTTextClassifier.from_pretrained(exported)
     for name, content in {"notes.txt": "mine", "skgpt.json": '{"written_by": "me"}'}.items():
         out = tmp_path / name.replace(".", "-")
@@ -269,6 +208,12 @@ def test_save_pretrained__somebody_elses_folder__is_left_alone(
         with pytest.raises(FolderTakenError, match="other files"):
             clf.save_pretrained(out)
         assert {path.name: path.read_text() for path in out.iterdir()} == {name: content}
+    for _ in range(2):  # its own folder it replaces
+        clf.save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / ".git").mkdir()
+    with pytest.raises(FolderTakenError, match=r"'\.git'"):
+        clf.save_pretrained(tmp_path / "own")
+    assert (tmp_path / "own" / ".git").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -333,9 +278,7 @@ def test_from_pretrained__labels_out_of_order__are_refused(exported: Path, tmp_p
         GPTTextClassifier.from_pretrained(out)
 
 
-def test_card__a_fit_with_held_out_rows__says_what_is_known(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_card__with_held_out_rows__says_what_is_known(tiny_llama: str, tmp_path: Path) -> None:
     labels = np.array(["a|b", "<c>"], dtype=object)[(y == "money").astype(int)]
     clf = fitted(tiny_llama, TextData(X, labels), early_stopping=True, validation_fraction=0.25)
     clf.save_pretrained(tmp_path / "out")

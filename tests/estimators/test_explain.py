@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,7 @@ def test_explain__each_architecture__values_add_up_to_the_change_of_the_score(
     ],
     ids=["head", "last", "lora", "bf16"],
 )
-def test_explain__each_way_to_learn__values_add_up(
-    tiny_llama: str, options: dict[str, Any]
-) -> None:
+def test_explain__any_way_to_learn__values_add_up(tiny_llama: str, options: dict[str, Any]) -> None:
     clf = fitted(tiny_llama, **options)
     tolerance = 2e-2 if options.get("precision") == "bf16" else 1e-4
     table = assert_adds_up(clf, DATA.X[:4], tolerance)
@@ -98,9 +95,7 @@ def test_explain__spans__are_where_the_tokens_and_words_stand(tiny_llama: str) -
 
 
 @pytest.mark.parametrize("max_length", [64, 24], ids=["whole", "cut"])
-def test_explain__columns_and_template__tokens_lie_in_their_cells(
-    tiny_llama: str, max_length: int
-) -> None:
+def test_explain__columns__tokens_lie_in_their_cells(tiny_llama: str, max_length: int) -> None:
     X = pd.DataFrame({"title": ["a goal", "rates"], "body": ["in the last minute", "rose on"]})
     clf = make(
         tiny_llama, template="T: {title}\nB: {body}", max_length=max_length, precision="fp32"
@@ -150,19 +145,6 @@ def test_explain__weights__get_no_gradient_and_cost_none(tiny_llama: str) -> Non
         assert all(p.grad is None for p in clf._model.network.parameters())
     # What is frozen is kept by predict, so the second runs one small forward pass more.
     assert flops[1] == pytest.approx(flops[0], rel=0.1)
-
-
-def test_explain__in_threads_beside_predict__the_same(tiny_llama: str) -> None:
-    clf = fitted(tiny_llama, trainable_layers=1)
-    X = DATA.X[:4]
-    table, predicted = clf.explain(X), clf.predict_proba(X)
-    with ThreadPoolExecutor(4) as pool:
-        explained = [pool.submit(clf.explain, X) for _ in range(3)]
-        scored = [pool.submit(clf.predict_proba, X) for _ in range(10)]
-        for one in explained:
-            pd.testing.assert_frame_equal(one.result(), table)
-        for one in scored:
-            np.testing.assert_allclose(one.result(), predicted, atol=1e-6)
 
 
 def test_explain__a_text_twice_under_inference_mode__equal_values(tiny_llama: str) -> None:

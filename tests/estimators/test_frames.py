@@ -52,9 +52,7 @@ def test_fit__down_to_the_step_of_adamw__six_frames(
 
 
 @pytest.mark.parametrize("kind", ["all layers", "default", "head only"])
-def test_predict__down_to_the_trunk__seven_frames(
-    kind: str, fitted_model: Callable[[str], Fitted]
-) -> None:
+def test_predict__to_the_trunk__7_frames(kind: str, fitted_model: Callable[[str], Fitted]) -> None:
     clf, X, _ = fitted_model(kind)
     seen: list[list[str]] = []
     skgpt.clear_cache()  # of states behind frozen layers

@@ -22,10 +22,9 @@ from skgpt.pretrained.default_models import ALIASES, WheelFile, alias_folder, no
 from skgpt.saving.state import FORMAT
 from skgpt.tensor_files import from_bytes
 from skgpt.testing import tiny_gpt
-from tests.estimators.test_processes import run_python
 from tests.helpers import (
+    KINDS,
     Fitted,
-    FittedModels,
     global_random_state_unchanged,
     make,
     make_text_data,
@@ -76,7 +75,7 @@ def attributes(clf: GPTTextClassifier) -> dict[str, Any]:
 
 
 @pytest.mark.first_tier(keep=[by_pickle, by_folder])
-@pytest.mark.parametrize("kind", FittedModels.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("keep", WAYS)
 def test_keep__every_kind_of_model__is_the_same(
     keep: Keep, kind: str, fitted_model: Callable[[str], Fitted], tmp_path: Path
@@ -91,9 +90,7 @@ def test_keep__every_kind_of_model__is_the_same(
 
 
 @pytest.mark.parametrize("keep", WAYS)
-def test_keep__between_two_fits__changes_nothing(
-    keep: Keep, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_keep__between_fits__changes_nothing(keep: Keep, tiny_llama: str, tmp_path: Path) -> None:
     clf = make(tiny_llama).partial_fit(X[:20], y[:20], classes=["money", "sport"])
     before = clf.predict_proba(X)
     again = keep(clf, tmp_path).partial_fit(X[20:], y[20:])
@@ -107,9 +104,7 @@ def test_keep__between_two_fits__changes_nothing(
 
 
 @pytest.mark.parametrize("keep", [by_skops, by_folder])
-def test_keep__columns_labels_and_scores__come_back(
-    keep: Keep, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_keep__columns_and_scores__come_back(keep: Keep, tiny_llama: str, tmp_path: Path) -> None:
     pd = pytest.importorskip("pandas")
     table = pd.DataFrame({"title": X, "body": X[::-1]})
     clf = make(tiny_llama, template="{title}: {body}", early_stopping=True, scoring="accuracy")
@@ -126,9 +121,7 @@ def test_keep__columns_labels_and_scores__come_back(
     assert again.class_weight == clf.class_weight
 
 
-def test_pickle__its_content__is_plain_values_and_arrays_alone(
-    fitted_model: Callable[[str], Fitted],
-) -> None:
+def test_pickle__its_content__is_values_and_arrays(fitted_model: Callable[[str], Fitted]) -> None:
     def leaves(value: Any) -> list[Any]:
         if isinstance(value, dict):
             value = list(value.values())
@@ -138,21 +131,6 @@ def test_pickle__its_content__is_plain_values_and_arrays_alone(
 
     kinds = {type(leaf) for leaf in leaves(fitted_model("calibrated").clf.__getstate__())}
     assert kinds <= {str, int, float, bool, type(None), np.ndarray}
-
-
-def test_pickle__in_a_fresh_process__predicts_identically(tmp_path: Path) -> None:
-    folder = tmp_path / "base"
-    clf = make(tiny_gpt(folder), max_epochs=2).fit(X, y)
-    joblib.dump((clf, X, clf.predict_proba(X)), tmp_path / "clf.joblib")
-    shutil.rmtree(folder)  # a local folder's weights are inside the pickle
-    code = """
-import sys, joblib, numpy as np
-clf, texts, expected = joblib.load(sys.argv[1])
-assert np.array_equal(clf.predict_proba(texts), expected), "other predictions"
-print("same", clf.predict(texts)[0])
-"""
-    printed = run_python("-W", "error", "-c", code, str(tmp_path / "clf.joblib"))
-    assert printed.startswith("same")
 
 
 def test_pickle__of_the_same_fit__has_the_same_hash(tiny_llama: str) -> None:
@@ -170,9 +148,7 @@ def assert_frozen_is_shared(one: GPTTextClassifier, two: GPTTextClassifier) -> N
         assert shared == (name not in learnable)
 
 
-def test_deepcopy__whatever_the_base__shares_it_in_memory(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deepcopy__the_base__is_shared(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clf = make(tiny_llama, max_epochs=1).fit(X, y)
     monkeypatch.setattr("skgpt._base.pack", lambda *_: pytest.fail("serialised"))
     twin = copy.deepcopy([clf, clf])
@@ -297,31 +273,8 @@ def test_open__an_alias_that_is_not_here__says_where_it_looked_and_what_helps(
     assert not cache.exists()  # looking writes nothing
 
 
-def test_open__a_hub_model_without_downloads__is_not_asked_for(
-    fitted_model: Callable[[str], Fitted], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clf = copy.copy(fitted_model("two classes").clf).set_params(store_base=False)
-    hub = {"model": "some-org/some-model", "downloadable": True}
-    state = changed(clf.__getstate__(), lambda values, _: values["network"]["learned"].update(hub))
-    asked: list[bool] = []
-
-    def from_pretrained(where: str, **options: Any) -> None:
-        asked.append(options["local_files_only"])
-        raise OSError("not in the cache.")
-
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
-    with no_downloads(), pytest.raises(ModelNotFoundError, match="hub's cache folder"):
-        opened(state)
-    assert asked == [True]
-    with pytest.raises(ModelNotFoundError, match="could not be fetched"):
-        opened(state)
-    assert asked == [True, True, False]
-
-
 @pytest.mark.parametrize("other", [0, FORMAT + 1])
-def test_open__an_earlier_or_later_format__is_refused_by_name(
-    other: int, state: dict[str, Any]
-) -> None:
+def test_open__another_format__is_refused_by_name(other: int, state: dict[str, Any]) -> None:
     state = changed(state, lambda values, _: values["model"].update(format=other))
     with pytest.raises(StateFormatError, match=f"Got {other}"):
         opened(state)
@@ -348,18 +301,6 @@ def test_open__any_tensor_of_another_shape__is_refused(state: dict[str, Any]) ->
     for name in names:
         with pytest.raises(StateFormatError, match=r"must (hold|have a head)"):
             opened(changed(state, partial(cut, name)))
-
-
-def test_open__one_bit_flipped_or_cut_short__is_refused(state: dict[str, Any]) -> None:
-    whole = state["_model"]["state"]
-    rng = np.random.default_rng(0)
-    flipped = []
-    for place in rng.choice(len(whole), 20, replace=False):
-        flipped.append(whole.copy())
-        flipped[-1][place] ^= np.uint8(1 << rng.integers(8))
-    for damaged in (*flipped, whole[:-5], whole[:4]):
-        with pytest.raises(StateFormatError, match="the file is damaged"):
-            opened({**state, "_model": {**state["_model"], "state": damaged}})
 
 
 @pytest.mark.parametrize("asked", ["cuda:7", "auto"])

@@ -14,6 +14,7 @@ from skgpt.data.tokenization import tokenise
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.features import CacheLevel, cache_level
 from skgpt.pretrained.loading import load_pretrained
+from tests.estimators.test_exchange import PROBES, piped, same
 from tests.helpers import TextData, make
 from tests.pretrained.fake_weights import make_llama, write_gguf
 
@@ -62,11 +63,14 @@ def is_cut(clf: GPTTextClassifier, X: Any) -> bool:
 
 
 def exported(folder: str, X: Any, y: Any, where: Path) -> str:
-    """Return what the table says of `save_pretrained`: test_exchange.py reads what it writes."""
-    options = {"n_layers": 2, "precision": "fp32", "max_epochs": 1}
+    """Return what the table says of `save_pretrained`; what it writes says what we say."""
+    options: dict[str, Any] = {"n_layers": 2, "precision": "fp32", "max_epochs": 1}
     if not load_pretrained(folder).capabilities.causal:
-        with pytest.raises(ModelNotSupportedError, match="encoder"):
+        with pytest.raises(ModelNotSupportedError, match="needs a decoder"):
             make(folder, pooling="last", **options).fit(X, y)
+        with pytest.raises(ModelNotSupportedError, match=r"`model`.*skgpt\.save"):
+            make(folder, **options).fit(X, y).save_pretrained(where)
+        assert not where.exists()
         return "no: an encoder has no last token to pool"
     clf = make(folder, pooling="last", **options).fit(X, y)
     if type(clf._model.network.trunk.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -74,11 +78,15 @@ def exported(folder: str, X: Any, y: Any, where: Path) -> str:
             clf.save_pretrained(where)
         return "no: transformers has no class for it"
     clf.save_pretrained(where)
+    expected = clf.predict_proba(PROBES)
+    same(piped(where, clf.classes_.tolist()), expected, 1e-4)
+    opened = GPTTextClassifier.from_pretrained(where, precision="fp32")
+    same(opened.predict_proba(PROBES), expected)
     return "yes"
 
 
 @pytest.mark.first_tier(
-    family=["Llama 2 and 3, SmolLM, SmolLM2, TinyLlama", "GPT-2", "BERT (encoder)", "Gemma 3"]
+    family=["Llama 2 and 3, SmolLM, SmolLM2, TinyLlama", "GPT-Neo", "BERT (encoder)", "Gemma 3"]
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family__fitted_cut_pickled_adapted_and_exported__is_as_the_page_says(

@@ -2,20 +2,19 @@
 
 import copy
 import pickle
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 
-import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.exceptions import ContinuationError
 from skgpt.fitted_model import FittedModel
-from skgpt.testing import tiny_gpt
 from tests.helpers import Fitted, TextData, make, make_text_data
 
 X, y = make_text_data(n_classes=2)
@@ -36,35 +35,23 @@ def test_partial_fit__three_calls__equal_one_fit_of_three_epochs(
     trainable: Any, precision: str, tiny_llama: str, three_class_data: TextData
 ) -> None:
     X, y = three_class_data
-    clf = make(tiny_llama, trainable_layers=trainable, precision=precision, **FLAT)
-    whole = clone(clf).set_params(max_epochs=3).fit(X, y)
+    weights = {"class_weight": {"money": 3.0}}
+    clf = make(tiny_llama, trainable_layers=trainable, precision=precision, **weights, **FLAT)
+    weight = np.linspace(0, 2, len(X))
+    whole = clone(clf).set_params(max_epochs=3).fit(X, y, weight)
     for _ in range(3):
-        assert clf.partial_fit(X, y, classes=CLASSES) is clf
+        assert clf.partial_fit(X, y, CLASSES, weight) is clf
     assert np.array_equal(proba(clf, three_class_data), proba(whole, three_class_data))
     assert clf.n_iter_ == 3 == len(clf.history_)
     assert [record["epoch"] for record in clf.history_] == [1, 2, 3]
     assert clf.loss_curve_ == whole.loss_curve_
 
 
-def test_partial_fit__chunks_of_few_classes__learn_all(tiny_llama: str) -> None:
-    X, y = make_text_data(n_classes=3)
-    clf = make(tiny_llama, trainable_layers="all", batch_size=4)
-    with pytest.raises(ValueError, match="classes must be passed on the first call"):
-        clf.partial_fit(X[:4], y[:4])
-    assert not hasattr(clf, "classes_")
-    for _ in range(6):
-        for start in range(0, len(X), 6):
-            clf.partial_fit(X[start : start + 6], y[start : start + 6], classes=CLASSES)
-    assert clf.classes_.tolist() == CLASSES
-    assert clf.score(X, y) > 0.9
-    assert clf.partial_fit(X[:1], y[:1]).n_iter_ == 61  # one row of one class, classes known
-
-
-def test_partial_fit__new_classes__old_columns_move_and_probabilities_stay_in_proportion(
-    tiny_llama: str,
-) -> None:
+def test_partial_fit__new_classes__old_columns_move_and_keep_their_ratios(tiny_llama: str) -> None:
     two, three = make_text_data(n_classes=2), make_text_data(n_classes=3)
     clf = make(tiny_llama, **FLAT)
+    with pytest.raises(ValueError, match="classes must be passed on the first call"):
+        clf.partial_fit(two.X, two.y)
     for _ in range(4):
         clf.partial_fit(two.X, two.y, classes=["money", "sport"])
     before = clf.decision_function(two.X)
@@ -85,10 +72,32 @@ def test_partial_fit__new_classes__old_columns_move_and_probabilities_stay_in_pr
     assert clf.score(three.X, three.y) > 0.9
 
 
+chunk = st.tuples(st.sampled_from("abcd"), st.sampled_from([None, "abc", "abcd", "ab", "cbad"]))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(chunks=st.lists(chunk, min_size=1, max_size=5))
+def test_partial_fit__any_course_of_classes__keeps_the_columns_in_order(
+    chunks: list[tuple[str, str | None]], tiny_llama: str
+) -> None:
+    clf = make(tiny_llama, trainable_layers=0)
+    known: list[str] = []
+    for label, classes in chunks:
+        allowed = known if classes is None else sorted(classes)
+        try:
+            clf.partial_fit(["a text"], [label], classes and list(classes))
+        except ValueError:
+            assert not set(known) <= set(allowed) or label not in allowed
+        else:
+            assert set(known) <= set(allowed) and label in allowed
+            known = allowed
+        assert getattr(clf, "classes_", np.array([])).tolist() == known
+    assert not known or clf.predict_proba(["a text"]).shape == (1, len(known))
+
+
 BAD_PARTIAL = [
     ({}, ["a"], ["tennis"], None, "tennis"),
     ({}, ["a"], ["sport"], ["sport", "space"], "money.*missing"),
-    ({}, ["a"], ["sport"], ["sport"], "at least 2|missing"),
     ({"trainable_layers": 2}, ["a"], ["sport"], None, "`trainable_layers` must be as it was, 1"),
     ({"n_layers": 2}, ["a"], ["sport"], None, "`n_layers` must be as it was"),
     ({"pooling": "last"}, ["a"], ["sport"], None, "`pooling` must be as it was"),
@@ -97,11 +106,7 @@ BAD_PARTIAL = [
     ({"class_weight": "balanced"}, ["a"], ["sport"], None, "compute_class_weight"),
     ({}, [["a", "b"]], ["sport"], None, "columns as at fit"),
     ({}, ["a"], [[0, 1]], None, "of the same kind"),
-    ({}, ["a"], None, None, "target y is None"),
-    ({}, [], [], None, "at least one text"),
-    ({}, "abc", [], None, "wrap it in a list"),
     ({"batch_size": 0}, ["a"], ["sport"], None, "'batch_size' parameter"),
-    ({"label_smoothing": 2.0}, ["a"], ["sport"], None, "'label_smoothing' parameter"),
 ]
 
 
@@ -135,18 +140,7 @@ def test_partial_fit__with_early_stopping__is_not_there(tiny_llama: str) -> None
     assert hasattr(clf.set_params(early_stopping=False), "partial_fit")
 
 
-def test_partial_fit__weights__are_those_of_fit(tiny_llama: str) -> None:
-    weight = np.linspace(0, 2, len(X))
-    options: dict[str, Any] = {**FLAT, "max_epochs": 1, "class_weight": {"money": 3.0}}
-    clf = make(tiny_llama, **options)
-    one = clone(clf).fit(X, y, sample_weight=weight)
-    two = clone(clf).partial_fit(X, y, ["money", "sport"], weight)
-    assert np.array_equal(one.predict_proba(X), two.predict_proba(X))
-
-
-def test_warm_start__fit_again__goes_on_from_the_fitted_weights(
-    tiny_llama: str, three_class_data: TextData
-) -> None:
+def test_warm_start__fit_again__goes_on(tiny_llama: str, three_class_data: TextData) -> None:
     X, y = three_class_data
     clf = make(tiny_llama, max_epochs=2, warm_start=True).fit(X, y)
     first = clf.predict_proba(X)
@@ -189,17 +183,6 @@ def test_warm_start__more_layers__is_linear_probing_then_fine_tuning(
         clf.set_params(trainable_layers=2).fit(X, y)
 
 
-def test_warm_start__a_pickle_whose_folder_is_gone__goes_on_all_the_same(tmp_path: Any) -> None:
-    folder = tiny_gpt(tmp_path / "model")
-    clf = make(folder, n_layers=2, warm_start=True, **FLAT).fit(X, y)
-    data = pickle.dumps(clf)
-    shutil.rmtree(folder)
-    skgpt.clear_cache()
-    opened = pickle.loads(data)
-    assert np.array_equal(opened.fit(X, y).predict_proba(X), clf.fit(X, y).predict_proba(X))
-    opened.partial_fit(X, y)
-
-
 def test_partial_fit__an_encoder_whose_pooler_never_learns__goes_on(tiny_model: Any) -> None:
     clf = make(tiny_model("bert"), trainable_layers="all", **FLAT)
     whole = clone(clf).set_params(max_epochs=2).fit(X, y)
@@ -213,18 +196,13 @@ def test_partial_fit__an_x_without_names__keeps_those_of_the_first_call(tiny_lla
     with pytest.warns(UserWarning, match="does not have valid feature names"):
         clf.partial_fit(frame.to_numpy(), y)
     assert clf.feature_names_in_.tolist() == ["title", "body"]
-    assert clf.n_features_in_ == 2
     with pytest.raises(ValueError, match="feature names"):
         clf.partial_fit(frame[["body", "title"]], y)
-    with pytest.raises(ValueError, match="feature names"):
-        clf.predict(frame[["body", "title"]])
     single = make(tiny_llama, max_epochs=1).fit(frame[["body"]], y).partial_fit(list(X), y)
     assert single.feature_names_in_.tolist() == ["body"]
 
 
-def test_warm_start__an_opened_model_that_is_to_have_more_layers_than_are_here__is_refused(
-    tiny_llama: str,
-) -> None:
+def test_warm_start__an_opened_model_with_more_layers__is_refused(tiny_llama: str) -> None:
     clf = make(tiny_llama, n_layers=1, warm_start=True, max_epochs=1).fit(X, y)
     opened = pickle.loads(pickle.dumps(clf))
     for n_layers in (None, 2):

@@ -1,12 +1,12 @@
 """Fits that were killed go on from their own checkpoint, and end as if nothing had happened."""
 
-import os
 import signal
 import threading
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from skgpt import GPTTextClassifier, LoRA
 from skgpt.exceptions import CheckpointError, ContinuationError, InterruptedFitWarning
 from skgpt.run_key import described
 from tests.estimators.dying import broken_off, checkpoints_in, folders_in, interrupted, watched
-from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess, assert_same
+from tests.estimators.killed import EXIT_OF_HANDLER, FitProcess
 from tests.estimators.recorders import Recorder
 from tests.helpers import make, make_text_data, needs_sigterm
 
@@ -26,19 +26,11 @@ X, Y = make_text_data(n_classes=2)
 WHOLE: dict[str, Any] = {"trainable_layers": "all", "batch_size": 10, "max_epochs": 4}
 
 
-@pytest.mark.parametrize(
-    ("n_kills", "options"),
-    [
-        pytest.param(5, WHOLE, marks=pytest.mark.thorough),
-        (2, {**WHOLE, "trainable_layers": 1, "precision": "bf16", "early_stopping": True}),
-        pytest.param(
-            *(2, {**WHOLE, "trainable_layers": 0, "precision": "fp32"}), marks=pytest.mark.thorough
-        ),
-    ],
-)
+@pytest.mark.parametrize("n_kills", [2, pytest.param(5, marks=pytest.mark.thorough)])
 def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
-    n_kills: int, options: dict[str, Any], tiny_llama: str, tmp_path: Path
+    n_kills: int, tiny_llama: str, tmp_path: Path
 ) -> None:
+    options = {**WHOLE, "trainable_layers": 1, "precision": "bf16", "early_stopping": True}
     expected = FitProcess(folder=tiny_llama, **options).result()
     rng = np.random.default_rng(0)
     options = {**options, "checkpoint_dir": str(tmp_path)}
@@ -49,7 +41,7 @@ def test_fit__killed_at_random_moments__ends_as_an_unbroken_one(
         process.ended(process.process.kill)
         begun += process.began_at
     process = FitProcess(folder=tiny_llama, **options)
-    assert_same(process.result(), expected)
+    assert process.result() == expected
     begun += process.began_at
     assert begun == sorted(begun) and begun[-1] >= n_kills
     assert folders_in(tmp_path) == []
@@ -68,7 +60,7 @@ def test_sigterm__in_a_fit__writes_a_checkpoint_and_is_handed_on(
     process = FitProcess(**options)
     found = process.result()
     assert 3 <= process.began_at[0] < 6  # no epoch's end: it is SIGTERM that wrote it
-    assert_same(found, FitProcess(folder=tiny_llama, **WHOLE).result())
+    assert found == FitProcess(folder=tiny_llama, **WHOLE).result()
 
 
 def test_sigterm__a_handler_that_returns__leaves_the_fit_going(
@@ -122,26 +114,20 @@ def test_fit__no_folder_or_in_parts__writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("random_state", "early_stopping"),
-    [(0, True), (None, False), pytest.param("instance", True, marks=pytest.mark.thorough)],
-)
+@pytest.mark.parametrize(("random_state", "early_stopping"), [(0, True), (None, False)])
 def test_fit__after_a_fault__goes_on_with_the_same_rows_in_the_same_order(
     random_state: Any, early_stopping: bool, tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
-    def a_state() -> Any:
-        return np.random.RandomState(3) if random_state == "instance" else random_state
-
-    options: dict[str, Any] = {"early_stopping": early_stopping, "batch_size": 6}
-    clf = make(tiny_llama, **options, random_state=a_state(), checkpoint_dir=tmp_path)
+    options = {"early_stopping": early_stopping, "batch_size": 6, "random_state": random_state}
+    clf = make(tiny_llama, **options, checkpoint_dir=tmp_path)
     np.random.seed(5)
     broken_off(clf, X, Y, step=9)
     assert not hasattr(clf, "classes_")
     assert len(checkpoints_in(tmp_path)) == 1
     np.random.seed(6)
-    clf.set_params(random_state=a_state()).fit(X, Y)
+    clf.fit(X, Y)
     np.random.seed(5)
-    whole = make(tiny_llama, **options, random_state=a_state()).fit(X, Y)
+    whole = make(tiny_llama, **options).fit(X, Y)
     assert begins_at == [8, 0]
     assert np.array_equal(clf.predict_proba(X), whole.predict_proba(X))
     assert clf.loss_curve_ == whole.loss_curve_
@@ -213,13 +199,12 @@ OTHERS: list[dict[str, Any]] = [
     {"class_weight": {"money": 2.0}},
     {"precision": "bf16"},
     {"template": "News: {text}"},
+    {"long_text": "windows"},
 ]
 SAME: list[dict[str, Any]] = [{"verbose": 1}, {"device": "cpu"}, {"batch_size": np.int64(8)}]
 
 
-def test_fit__another_parameter__has_a_checkpoint_of_its_own(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_fit__another_parameter__has_its_own_checkpoint(tiny_llama: str, tmp_path: Path) -> None:
     for _ in range(2):  # the second time, each goes on with its own
         for other in ({}, *OTHERS):
             options = {"precision": "fp32", **other}
@@ -262,9 +247,7 @@ def test_described__a_function_without_a_name__is_refused(nameless: Any) -> None
         described(nameless)
 
 
-def test_warm_start__other_rows_held_out__has_a_checkpoint_of_its_own(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_warm_start__other_rows__has_its_own_checkpoint(tiny_llama: str, tmp_path: Path) -> None:
     make(tiny_llama, pooling="last").fit(X, Y).save_pretrained(tmp_path / "out")
     (tmp_path / "out" / "skgpt.json").unlink()  # which says what they were drawn from
     for seed in (0, 1):
@@ -306,9 +289,7 @@ def test_checkpoint__copied_from_another_fit__is_refused_by_the_name_of_what_dif
     assert not options or "the texts" not in str(caught.value)
 
 
-def test_checkpoint__damaged__is_refused_and_a_fitted_model_kept(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_checkpoint__damaged__is_refused_and_nothing_lost(tiny_llama: str, tmp_path: Path) -> None:
     clf = make(tiny_llama, checkpoint_dir=tmp_path).fit(X, Y)
     before = clf.predict_proba(X)
     broken_off(clf, X, Y)
@@ -325,9 +306,7 @@ def test_checkpoint__damaged__is_refused_and_a_fitted_model_kept(
 
 
 @pytest.mark.usefixtures("no_training")
-def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_checkpoint_dir__not_to_be_written_to__is_refused(tiny_llama: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match="`checkpoint_dir` must be a folder"):
         make(tiny_llama, checkpoint_dir=tmp_path / "file" / "c").fit(X, Y)
@@ -336,23 +315,16 @@ def test_checkpoint_dir__not_to_be_written_to__is_an_error_before_training(
 
 
 def test_fit__the_disk_fills_up__is_an_error_and_the_last_checkpoint_is_good(
-    tiny_llama: str, tmp_path: Path, begins_at: list[int], monkeypatch: pytest.MonkeyPatch
+    tiny_llama: str, tmp_path: Path, begins_at: list[int]
 ) -> None:
     clf = make(tiny_llama, checkpoint_dir=tmp_path)
-    sync, syncs = os.fsync, iter(range(99))
-
-    def full(file: int) -> None:
-        if next(syncs) >= 8:  # a file's and its folder's, each time
-            raise OSError(28, "No space left on device")
-        sync(file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(CheckpointError, match="No space left on device"):
-            clf.fit(X, Y)
-    assert not hasattr(clf, "classes_")
-    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint.safetensors"]
-    assert not list(tmp_path.rglob("*.tmp"))
+    # A file's and its folder's, each time.
+    syncs = [*[None] * 8, OSError(28, "No space left on device")]
+    with (
+        patch("os.fsync", side_effect=syncs),
+        pytest.raises(CheckpointError, match="No space left on device"),
+    ):
+        clf.fit(X, Y)
     clf.fit(X, Y)
     assert begins_at == [0, 4]
     assert np.array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, Y).predict_proba(X))

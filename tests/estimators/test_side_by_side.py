@@ -27,18 +27,10 @@ from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
 from tests.helpers import Fitted, make, make_text_data
 
 X, y = make_text_data(n_classes=2)
-thorough = pytest.mark.thorough
 # How many layers each of two models trains, and its precision.
 pairs = pytest.mark.parametrize(
     ("layers", "precision"),
-    [
-        ((1, "all"), "bf16"),
-        ((0, 1), "fp32"),
-        *(
-            pytest.param(*case, marks=thorough)
-            for case in [((1, "all"), "fp32"), ((2, 1), "bf16"), ((0, 1), "bf16"), ((1, 1), "fp32")]
-        ),
-    ],
+    [((1, "all"), "bf16"), ((0, 1), "fp32"), ((2, 1), "bf16")],
 )
 
 
@@ -119,9 +111,7 @@ def test_two_models__fitted_and_asked_in_two_threads__are_each_what_they_are_alo
     assert torch.get_num_threads() == threads_before
 
 
-def test_two_models__one_deleted_and_the_stores_emptied__the_other_predicts_as_before(
-    tiny_llama: str,
-) -> None:
+def test_two_models__one_deleted_and_stores_cleared__the_other_stays(tiny_llama: str) -> None:
     one, other = two(tiny_llama, (1, "all"), "bf16")
     before = other.fit(X, y).predict_proba(X)
     trunk = weakref.ref(one.fit(X, y)._model.network.trunk)
@@ -186,9 +176,7 @@ def test_predict_proba__no_pad_token_or_pad_is_eos__texts_that_end_in_it_are_lik
     assert len(np.unique(together[:4].round(7), axis=0)) == 4  # each text counts as it is
 
 
-def test_predict__four_threads_at_once__are_each_right(
-    fitted_model: Callable[[str], Fitted],
-) -> None:
+def test_predict__four_threads__are_each_right(fitted_model: Callable[[str], Fitted]) -> None:
     clf = fitted_model("all layers").clf
     parts = [list(make_text_data(n_classes=3, seed=seed).X) for seed in range(8)]
     expected = [clf.predict_proba(part) for part in parts]

@@ -17,13 +17,12 @@ from skgpt.exceptions import MissingPackageError, ModelNotSupportedError, StateF
 from skgpt.network import lora as adapters
 from skgpt.network.features import CacheLevel, TextFeatures
 from skgpt.network.layout import Layout, ids_of
-from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, merged, targets_of
+from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, targets_of
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork, pad_id_of
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.state import _pack_network, _unpack_network
-from skgpt.testing.tiny import _ARCHITECTURES as ARCHITECTURES
-from skgpt.trunk.layers import copy_with_tensors, find_blocks
+from skgpt.trunk.layers import find_blocks
 from tests.helpers import global_random_state_unchanged
 from tests.network.test_network import CPU, TEXTS, build
 from tests.trunk.architectures import KNOWN
@@ -64,25 +63,6 @@ def test_adapters__at_first__add_nothing_and_draw_from_no_global_generator(
     assert all(("lora_B" in n) == bool((m == 0).all()) for n, m in network.learnable.items())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_merged__any_architecture__does_alone_what_weights_and_adapters_do(
-    architecture: str, tiny_model: Callable[[str], str]
-) -> None:
-    network = adapted(tiny_model(architecture))
-    source = network.pretrained
-    base = dict(source.trunk.named_parameters())
-    done = merged(network.trunk, ALL, base, network.learnable)
-    assert done.keys() < base.keys()
-    tensors = {**base, **dict(source.trunk.named_buffers()), **done}
-    alone = copy_with_tensors(source.trunk, {n: t.detach() for n, t in tensors.items()})
-    tokens = tokenise(TEXTS, source.tokenizer, 64)
-    one_by_one = [torch.from_numpy(tokens.row(row)[None]) for row in range(len(TEXTS))]
-    with torch.no_grad():
-        whole = [alone(input_ids=ids, use_cache=False).last_hidden_state[0] for ids in one_by_one]
-    batch = hidden_of(network, [*range(len(TEXTS))])
-    torch.testing.assert_close(batch, torch.cat(whole), rtol=1e-3, atol=1e-4)
-
-
 def test_adapters__seed__decides_them(tiny_llama: str) -> None:
     source = load_pretrained(tiny_llama)
     one, same, other = (build(source, lora=ALL, seed=s).learnable for s in (5, 5, 6))
@@ -103,9 +83,7 @@ def test_adapters__seed__decides_them(tiny_llama: str) -> None:
         (r".*\.mlp\.(up|down)_proj", {"up_proj", "down_proj"}),
     ],
 )
-def test_targets__last_layers__are_in_those_alone(
-    wanted: Any, ends: set[str], tiny_llama: str
-) -> None:
+def test_targets__last_layers__are_in_those(wanted: Any, ends: set[str], tiny_llama: str) -> None:
     spec = AdapterSpec(2, 2.0, 0.0, wanted)
     network = build(load_pretrained(tiny_llama), lora=spec, trainable_layers=1)
     found = {name.partition(".lora_")[0] for name in network.learnable}
@@ -124,9 +102,7 @@ def test_targets__last_layers__are_in_those_alone(
         ("(q_proj", r"Got '\(q_proj'"),
     ],
 )
-def test_targets__no_layers_of_the_trunk__are_refused(
-    wanted: Any, message: str, tiny_llama: str
-) -> None:
+def test_targets__no_such_layers__are_refused(wanted: Any, message: str, tiny_llama: str) -> None:
     with pytest.raises(ModelNotSupportedError, match=message):
         build(load_pretrained(tiny_llama), lora=replace(ALL, target_modules=wanted))
 
@@ -142,9 +118,7 @@ def test_adapters__without_layers_that_learn__are_refused(tiny_llama: str) -> No
         build(load_pretrained(tiny_llama), lora=ALL, trainable_layers=0)
 
 
-def test_adapters__without_peft__say_what_to_install(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters__without_peft__say_so(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingPackageError, match="pip install peft"):
         build(load_pretrained(tiny_llama), lora=ALL)
@@ -159,18 +133,14 @@ def test_adapters__where_peft_refuses__say_so_by_name(tiny_model: Callable[[str]
 
 @pytest.mark.first_tier(name=["gpt_oss", "modernbert"])
 @pytest.mark.parametrize("name", sorted(set(KNOWN) - {"mamba"}))
-def test_base_name__of_every_parameter__is_one_of_the_base(
-    name: str, tiny_model: Callable[[str], str]
-) -> None:
+def test_base_name__any_parameter__is_in_base(name: str, tiny_model: Callable[[str], str]) -> None:
     network = build(load_pretrained(tiny_model(name)), lora=ALL, trainable_layers="all")
     base = {n for n, _ in network.pretrained.trunk.named_parameters()}
     names = {n for n, _ in network.trunk.named_parameters() if n not in network.learnable}
     assert {base_name(n) for n in names} == base
 
 
-def test_unpack__a_pattern__is_not_matched_again(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpack__a_pattern__is_left_alone(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = adapted(tiny_llama, replace(ALL, target_modules=".*[qv]_proj"))
     # A stranger's may take for ever.
     monkeypatch.setattr(adapters, "_compiled", lambda pattern: pytest.fail("was compiled"))
@@ -252,9 +222,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_quantised__a_network__has_its_blocks_matrices_rounded_and_nothing_else(
-    tiny_llama: str,
-) -> None:
+def test_quantised__a_network__has_its_blocks_matrices_rounded_alone(tiny_llama: str) -> None:
     source = load_pretrained(tiny_llama)
     network = build(source, lora=IN_4_BITS, trainable_layers=1)
     own = dict(source.trunk.named_parameters())

@@ -171,28 +171,6 @@ def done(batches: Iterable[MicroBatch], work: Callable[[np.ndarray], None]) -> l
     return parts
 
 
-@pytest.mark.parametrize("method", ["map", "accumulate"])
-def test_micro_batcher__memory_runs_out_again_and_again__covers_every_row_and_warns_once(
-    method: str, tiny_llama: str
-) -> None:
-    batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 1000)
-    rows, lengths, tried = np.arange(3, 11), np.full(11, 10), []
-
-    def work(part: np.ndarray) -> None:
-        tried.append(10 * len(part))
-        if len(part) > 2:
-            raise torch.OutOfMemoryError("more than two texts")
-
-    with pytest.warns(LowMemoryWarning) as said:
-        parts = done(getattr(batcher, method)(rows, lengths), work)
-    assert len(said) == 1
-    assert [len(part) for part in parts] == [2, 2, 2, 2]
-    assert sorted(np.concatenate(parts)) == rows.tolist()
-    # Once more with the caches dropped, then half, and half of that.
-    assert tried == [80, 80, 40, 20, 20, 20, 20]
-    assert batcher.n_tokens == 20
-
-
 def test_fit_and_predict__in_a_container__keep_to_its_cores_and_give_threads_back(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,9 +217,7 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
         MemoryError("Unable to allocate 1. GiB for an array"),  # numpy's
     ],
 )
-def test_micro_batcher__errors_of_other_names__count_if_memory_ran_out(
-    error: Exception, tiny_llama: str
-) -> None:
+def test_micro_batcher__other_errors__count_if_of_memory(error: Exception, tiny_llama: str) -> None:
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths = np.arange(4), np.full(4, 10)
     work = Mock(side_effect=[error, *4 * [None]])

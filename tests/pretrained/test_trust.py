@@ -16,7 +16,7 @@ from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, StateFo
 from skgpt.pretrained.default_models import downloads_allowed, no_downloads
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
-from skgpt.pretrained.trust import harmless_config, harmless_tokenizer
+from skgpt.pretrained.trust import harmless_tokenizer
 from skgpt.testing import tiny_gpt
 from tests.helpers import TextData, make, rewritten
 
@@ -40,23 +40,6 @@ class Evil:
 
     def __reduce__(self) -> Any:
         return (Path.touch, (self.path,))
-
-
-def test_harmless_config__planted_at_every_depth__is_gone() -> None:
-    config = {"model_type": "llama", "hidden_size": 8, **_CODE}
-    nested = {**config, "text_config": config, "parts": [config, {"more": config}]}
-    plain = {"model_type": "llama", "hidden_size": 8}
-    assert harmless_config(nested) == {
-        **plain,
-        "text_config": plain,
-        "parts": [plain, {"more": plain}],
-    }
-
-
-@pytest.mark.parametrize("config", [[], "llama", {}, {"model_type": 3}], ids=str)
-def test_harmless_config__no_configuration__is_refused(config: Any) -> None:
-    with pytest.raises(StateFormatError, match="model_type"):
-        harmless_config(config)
 
 
 def planted(state: dict[str, Any], config: dict[str, Any]) -> GPTTextClassifier:
@@ -86,15 +69,18 @@ def test_open__a_configuration_that_names_code__opens_without_it(
         monkeypatch.setattr(name, never)
     X, y = two_class_data
     clf = make(tiny_llama, max_epochs=1).fit(X, y)
-    again = planted(clf.__getstate__(), _CODE)
+    again = planted(clf.__getstate__(), {**_CODE, "parts": [{"inner": {"size": 3, **_CODE}}]})
     assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
-    assert not set(_CODE) & set(again._model.network.pretrained.config)
+    config = again._model.network.pretrained.config
+    assert not set(_CODE) & set(config)
+    assert config["parts"] == [{"inner": {"size": 3}}]
 
 
 @pytest.mark.parametrize(
     "config",
     [
         {"model_type": "no-such-architecture"},
+        {"model_type": 3},
         {"hidden_size": "wide"},
         {"hidden_size": 7},
         {"num_hidden_layers": None},
@@ -124,9 +110,7 @@ def test_harmless_tokenizer__settings_that_are_none__are_refused(settings: str) 
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_tokenizer__names_code__is_not_followed(
-    fast: bool, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_tokenizer__names_code__is_ignored(fast: bool, tiny_llama: str, tmp_path: Path) -> None:
     """A class that is not a tokenizer, code beside it, files elsewhere."""
     secret = tmp_path / "tokenizer.9.json"
     secret.write_text("not to be read")

@@ -16,7 +16,7 @@ from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.saving.huggingface import _pad_id, put_head, read_head, whole_tensors, write_checkpoint
+from skgpt.saving.huggingface import _pad_id, put_head, read_head, write_checkpoint
 from skgpt.testing import tiny, tiny_gpt
 from tests.pretrained.checkpoints import plain_checkpoint
 
@@ -57,20 +57,6 @@ def model_of(network: TextNetwork) -> FittedModel:
         split_seed=0,
         fitted_by="GPTTextClassifier",
     )
-
-
-def test_whole_tensors__learned_in_half_precision__are_the_fp32_originals(tiny_llama: str) -> None:
-    network = network_on(tiny_llama, dtype=torch.bfloat16, n_layers=2)
-    for master in network.learnable.values():
-        master += 1e-4  # less than half precision tells apart
-    network.refresh()
-    tensors = whole_tensors(network)
-    assert set(tensors) == {name for name, _ in network.trunk.named_parameters()}
-    base = network.pretrained.trunk
-    for name, tensor in tensors.items():
-        moved = 1e-4 if name in network.learnable else 0.0
-        assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, base.get_parameter(name) + moved)
 
 
 def test_write_checkpoint__a_base_in_half_precision__stays_so_if_frozen(tmp_path: Path) -> None:
@@ -127,9 +113,7 @@ def test_from_pretrained__pooled_before_what_ends_every_text__is_refused(tmp_pat
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
-def test_read_head__one_or_more_files__the_same(
-    shard: str, tiny_llama: str, tmp_path: Path
-) -> None:
+def test_read_head__in_one_or_more__the_same(shard: str, tiny_llama: str, tmp_path: Path) -> None:
     folder = plain_checkpoint(tiny_llama, tmp_path / "plain", NAMES, shard=shard)
     assert (tmp_path / "plain" / "model.safetensors").exists() == (shard == "1GB")
     head = read_head(folder, None)

@@ -116,13 +116,6 @@ def test_batcher__always_alone__waits_for_nobody() -> None:
     assert predict.calls == [["first"], ["second"], ["third"]]
 
 
-def test_batcher__a_full_batch__does_not_wait() -> None:
-    predict = Lengths()
-    run(lambda b: b.submit(["a"] * 4), predict, max_wait=60.0)
-    run(lambda b: asyncio.gather(*(b.submit(["a"]) for _ in range(4))), predict, max_wait=60.0)
-    assert list(map(len, predict.calls)) == [4, 4]
-
-
 @pytest.mark.parametrize("text", ["bad", "short"])
 def test_batcher__a_batch_fails__only_its_requests_do(text: str) -> None:
     async def body(batcher: Batcher) -> list[Any]:

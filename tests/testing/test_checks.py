@@ -293,9 +293,7 @@ def test_check_text_estimator__good_transformer__passes() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseEstimator) else "",
 )
-def test_check__planted_fault__caught(
-    estimator: BaseEstimator, failed_check: str, message: str
-) -> None:
+def test_check__a_fault__caught(estimator: BaseEstimator, failed_check: str, message: str) -> None:
     TEXT_CHECKS[failed_check](GoodClassifier())
     with pytest.raises(AssertionError, match=message):
         TEXT_CHECKS[failed_check](estimator)

@@ -1,17 +1,15 @@
-"""The tiny models: deterministic, loadable through transformers' own door, able to tell texts."""
+"""The tiny models: deterministic, and loadable through transformers' own door."""
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
 
 from skgpt.testing import tiny_gpt
-from tests.helpers import TextData, global_random_state_unchanged
+from tests.helpers import global_random_state_unchanged
 
 ARCHITECTURES = ["bert", "bloom", "gemma3", "gpt2", "gpt_neo", "gpt_neox"]
 ARCHITECTURES += ["llama", "mistral", "opt", "qwen3"]
@@ -34,32 +32,13 @@ def test_tiny_gpt__each_architecture__tokenizer_gives_bytes(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tiny_gpt__each_architecture__loads_whole_and_tells_texts_apart(
-    architecture: str, tiny_model: Callable[[str], str], three_class_data: TextData
-) -> None:
-    # Every weight is there, in fp32.
+def test_tiny_gpt__each__loads_whole(architecture: str, tiny_model: Callable[[str], str]) -> None:
     folder = tiny_model(architecture)
     trunk, info = AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["mismatched_keys"]
     assert {parameter.dtype for parameter in trunk.parameters()} == {torch.float32}
     assert sum(parameter.numel() for parameter in trunk.parameters()) < 200_000
-    # The mean and the last hidden state of each text.
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    rows = []
-    with torch.no_grad():
-        for text in three_class_data.X:
-            ids_BT = torch.tensor([tokenizer(str(text))["input_ids"]])
-            hidden_TH = trunk.eval()(ids_BT).last_hidden_state[0]
-            rows.append(torch.cat([hidden_TH.mean(0), hidden_TH[-1]]).numpy())
-    states_NH = np.array(rows)
-    assert np.isfinite(states_NH).all()
-    assert np.abs(states_NH).max() < 100
-    distances = np.linalg.norm(states_NH[:, None] - states_NH[None], axis=-1)
-    assert distances[np.triu_indices(len(states_NH), 1)].min() > 0.05
-    half = len(states_NH) // 2
-    probe = LogisticRegression(max_iter=1000).fit(states_NH[:half], three_class_data.y[:half])
-    assert probe.score(states_NH[half:], three_class_data.y[half:]) > 0.5
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -91,9 +70,7 @@ def test_tiny_gpt__folder_in_use__files_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "notes.txt").read_text() == "kept"
 
 
-def test_tiny__relative_folder__absolute_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiny__relative_folder__absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tiny_gpt("inner/model") == str(tmp_path / "inner" / "model")
 

@@ -155,9 +155,7 @@ def test_claimed_checkpoint__diverged__is_gone(tmp_path: Path) -> None:
     assert folders_in(tmp_path) == []
 
 
-def test_claimed_checkpoint__a_fault_before_anything_is_written__leaves_no_folder(
-    tmp_path: Path,
-) -> None:
+def test_claimed_checkpoint__a_fault_before_a_write__leaves_no_folder(tmp_path: Path) -> None:
     with suppress(ZeroDivisionError), claimed_checkpoint(tmp_path, {}, 0):
         assert len(folders_in(tmp_path)) == 1
         raise ZeroDivisionError
@@ -186,9 +184,7 @@ def test_claimed_checkpoint__left_half_written__is_cleared_away(tmp_path: Path) 
         assert not half.exists()
 
 
-def test_claimed_checkpoint__of_other_things__is_refused_by_their_names_and_let_go(
-    tmp_path: Path,
-) -> None:
+def test_claimed_checkpoint__of_other_things__is_refused_by_name_and_let_go(tmp_path: Path) -> None:
     theirs = leave_one(tmp_path, a=1, b=2, c=[3])
     own = leave_one(tmp_path, a=1, b=3, d=4)
     own.write_bytes(theirs.read_bytes())

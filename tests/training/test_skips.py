@@ -71,9 +71,7 @@ def test_skipped_step__any__is_a_batch_that_weighs_nothing(
     assert result.history[0]["loss"] == without.history[0]["loss"]
 
 
-def test_skipped_steps__five_in_a_row__end_the_fit_and_name_the_rates(
-    looks: str, tiny_llama: str
-) -> None:
+def test_skipped_steps__five_in_a_row__end_the_fit_and_say_why(looks: str, tiny_llama: str) -> None:
     # The fourth and later, over the end of an epoch.
     with pytest.raises(DivergedError) as caught:
         run(tiny_llama, loss=PoisonedLoss(range(4, 9)), **SIX_STEPS)
@@ -83,9 +81,7 @@ def test_skipped_steps__five_in_a_row__end_the_fit_and_name_the_rates(
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])
-def test_skipped_steps__all_of_a_short_run__are_an_error(
-    n_steps: int, looks: str, tiny_llama: str
-) -> None:
+def test_skipped_steps__all__are_an_error(n_steps: int, looks: str, tiny_llama: str) -> None:
     options = {"n_epochs": 1, "batch_size": 12 // n_steps, "token_budget": 10_000}
     with pytest.raises(DivergedError, match="They did in no step, up to step"):
         run(tiny_llama, loss=PoisonedLoss(range(9)), **options)

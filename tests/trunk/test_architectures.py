@@ -116,9 +116,7 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -
         assert float((one - two).abs().max()) < 1e-5 * scale, name
 
 
-def test_probe__an_architecture_never_seen__is_found_out(
-    name: str, source: PretrainedModel
-) -> None:
+def test_probe__a_new_architecture__is_found_out(name: str, source: PretrainedModel) -> None:
     known, capabilities = ALL[name], source.capabilities
     assert (capabilities.supports_packing, capabilities.supports_fast_blocks) == (
         known.packs,

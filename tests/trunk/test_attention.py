@@ -80,9 +80,7 @@ def test_boundaries__ends__are_those_of_the_texts() -> None:
 
 
 @pytest.mark.parametrize("option", [{"softcap": 50.0}, {"s_aux": torch.zeros(4)}])
-def test_attention__what_it_does_not_compute__is_refused_so_that_the_model_is_padded(
-    option: dict[str, Any],
-) -> None:
+def test_attention__what_it_does_not_compute__is_refused(option: dict[str, Any]) -> None:
     from transformers import AttentionInterface
 
     class Holder:

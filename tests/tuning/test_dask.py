@@ -2,20 +2,18 @@
 
 import os
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV
 
 import skgpt
 from tests.helpers import make
-from tests.tuning.processes import epochs_in, slow_down, stored, trials_in, wait_until
+from tests.tuning.processes import epochs_in, slow_down, stored
 from tests.tuning.searching import DATA
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
@@ -76,26 +74,3 @@ def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
     np.testing.assert_allclose(together["mean_test_score"], alone["mean_test_score"], rtol=1e-4)
     assert {pid for pid, _ in epochs_in(tmp_path)} == set(client.run(os.getpid).values())
     assert kept("states on cpu") == before  # nothing was fitted in this process
-
-
-@pytest.mark.thorough
-def test_dask__a_worker_is_lost__another_goes_on(
-    client: Any, tiny_llama: str, tmp_path: Path
-) -> None:
-    storage = tmp_path / "search.db"
-    client.run(slow_down, 0.5, tmp_path / "log")
-
-    def kill_one() -> None:
-        wait_until(lambda: len(epochs_in(tmp_path)) > 1)
-        psutil.Process(epochs_in(tmp_path)[-1][0]).kill()
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    with parallel_config(backend="dask"):
-        search = stored(tiny_llama, storage, refit=False).fit(*DATA)
-    killer.join()
-    assert search.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
-    trials = trials_in(storage)
-    (lost,) = [trial for trial in trials if trial.state.name == "FAIL"]
-    (again,) = [t for t in trials if t.system_attrs.get("failed_trial") == lost.number]
-    assert again.state.name == "COMPLETE" and again.params == lost.params

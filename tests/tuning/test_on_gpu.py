@@ -36,9 +36,7 @@ def test_evaluate_on_cuda__a_device_without_room__holds_one_fold_at_a_time(
 
 
 @pytest.mark.parametrize(("n_others", "is_short"), [(4, False), (1 << 40, True)])
-def test_room_on_cuda__others_do_not_fit__is_short(
-    n_others: int, is_short: bool, tiny_llama: str
-) -> None:
+def test_room_on_cuda__no_room__is_short(n_others: int, is_short: bool, tiny_llama: str) -> None:
     clf = make(tiny_llama, device="cuda", max_epochs=1).fit(*DATA)
     assert Room(n_others).is_short_for(clf._model.network) is is_short
 

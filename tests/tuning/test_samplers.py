@@ -162,23 +162,6 @@ def test_grid__one_trial_too_many__its_point_comes_later(monkeypatch: pytest.Mon
     assert points(more) == POINTS
 
 
-def test_search__a_grid_that_goes_on__every_point_once(
-    tiny_llama: str, tmp_path: Path, fits: Any
-) -> None:
-    grid = {"head_learning_rate": [1e-7, 1e-3, 3e-2], "pooling": ["mean", "last"]}
-    options: dict[str, Any] = {"sampler": GridSampler(grid), "pruner": "hyperband", "refit": False}
-    options |= {"storage": tmp_path / "search.db", "scoring": "neg_log_loss"}
-    search(tiny_llama, grid, n_trials=3, **options).fit(*DATA)
-    whole = search(tiny_llama, grid, n_trials=20, **options).fit(*DATA)
-    found = whole.cv_results_["params"]
-    assert len(found) == 6 == len({repr(sorted(params.items())) for params in found})
-    assert whole.best_params_["head_learning_rate"] == 3e-2
-    fits.reset_mock()
-    again = search(tiny_llama, grid, n_trials=30, **options).fit(*DATA)
-    assert not fits.called  # there is nothing left to fit
-    assert again.cv_results_["params"] == found and len(again.study_.trials) == 6
-
-
 @pytest.mark.parametrize(
     ("name", "pruner"),
     [
@@ -202,3 +185,4 @@ def test_search__a_sampler_with_a_seed_that_goes_on__draws_nothing_twice(
         found = search("", space, n_trials=n_trials, **options).fit(*DATA)
         drawn = {tuple(params.values()) for params in found.cv_results_["params"]}
         assert len(drawn) == n_trials
+    assert (found.cv_results_["n_epochs"] == 0).all()  # it trains in no epochs

@@ -11,11 +11,8 @@ import sklearn
 from optuna.samplers import GridSampler
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import FitFailedWarning, NotFittedError
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, make_scorer
-from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from skgpt import GPTTextClassifier, clear_cache
 from skgpt.exceptions import InvalidTextError, SearchFailedError, SearchSpaceError
@@ -70,16 +67,6 @@ def test_search__a_row_that_is_no_text__is_named_and_no_trial_begins(tiny_llama:
         compare_with_baseline(make(tiny_llama), [*X[:33], None, *X[34:]], y, cv=2)
 
 
-def test_search__the_same_seed__the_same_trials(tiny_llama: str) -> None:
-    space = {"head_learning_rate": [1e-5, 1e-4, 1e-3, 1e-2, 3e-2]}
-    options: dict[str, Any] = {"pruner": None, "refit": False}
-    one, two = (search(tiny_llama, space, **options).fit(*DATA) for _ in range(2))
-    other = search(tiny_llama, space, random_state=1, **options).fit(*DATA)
-    assert one.cv_results_["params"] == two.cv_results_["params"]
-    assert one.cv_results_["params"] != other.cv_results_["params"]
-    assert (one.cv_results_["mean_test_score"] == two.cv_results_["mean_test_score"]).all()
-
-
 def test_search__before_and_after_fit__is_a_scikit_learn_estimator(tiny_llama: str) -> None:
     unfitted = search(tiny_llama, sampler=GridSampler(RATES), n_trials=2)
     assert is_classifier(unfitted)
@@ -93,13 +80,6 @@ def test_search__before_and_after_fit__is_a_scikit_learn_estimator(tiny_llama: s
     opened = pickle.loads(pickle.dumps(fitted))
     assert (opened.predict(X) == fitted.predict(X)).all()
     assert len(opened.study_.trials) == 2
-
-
-def test_search__in_an_outer_cross_validation__is_stratified_and_scored(tiny_llama: str) -> None:
-    found = cross_validate(search(tiny_llama), *DATA, cv=2, return_estimator=True)
-    assert len(found["test_score"]) == 2 and np.isfinite(found["test_score"]).all()
-    names = {inner.study_.study_name for inner in found["estimator"]}
-    assert len(names) == 2  # other rows, another study
 
 
 def test_search__single_metric_callable_and_no_refit__like_grid_search(tiny_llama: str) -> None:
@@ -152,13 +132,6 @@ def test_search__weights_and_groups__reach_fit_scorer_and_splitter(tiny_llama: s
         assert ours.cv_results_[name] == theirs.cv_results_[name]
 
 
-def test_search__a_pipeline_of_other_estimators__is_searched_without_pruning() -> None:
-    other = make_pipeline(TfidfVectorizer(), LogisticRegression())
-    found = GPTSearchCV(other, {"logisticregression__C": [0.01, 1.0]}, n_trials=3, cv=2)
-    found.fit(*DATA)
-    assert (found.cv_results_["n_epochs"] == 0).all() and found.best_score_ > 0.9
-
-
 def test_search__a_trial_that_fails__is_recorded_and_the_rest_goes_on(tiny_llama: str) -> None:
     grid = {"trainable_layers": [1, 99]}
     ours = search(tiny_llama, grid, sampler=GridSampler(grid), n_trials=2, error_score=7.0)
@@ -184,9 +157,7 @@ def test_search__a_trial_fails_and_warnings_are_errors__the_search_is_kept(tiny_
     assert len(ours.predict(DATA.X)) == len(DATA.X)
 
 
-def test_search__the_last_fit_fails__says_what_was_found(
-    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_search__the_refit_fails__is_told(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = GPTTextClassifier.fit
 
     def on_all_rows(self: Any, texts: Any, labels: Any) -> Any:
@@ -213,15 +184,11 @@ def test_search__all_trials_fail__raises_and_keeps_the_fit_before(tiny_llama: st
     ("options", "message"),
     [
         ({"n_trials": 0}, "n_trials"),
-        ({"pruner": "mean"}, "pruner"),
-        ({"timeout": -1.0}, "timeout"),
         ({"scoring": METRICS}, "refit"),
         ({"space": {"head_learning_rate": 3}}, "param_distributions"),
     ],
 )
-def test_search__bad_input__is_refused(
-    tiny_llama: str, options: dict[str, Any], message: str
-) -> None:
+def test_search__bad_input__refused(tiny_llama: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search(tiny_llama, **options).fit(*DATA)
 

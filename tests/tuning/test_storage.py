@@ -44,39 +44,6 @@ def test_storage__the_same_call_again__goes_on(tiny_llama: str, tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.fixture
-def soon_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have storages that this process opens notice soon that a worker died."""
-    monkeypatch.setattr(study_module, "GRACE_SECONDS", 2)
-
-
-def test_storage__killed__goes_on(
-    tiny_llama: str, tmp_path: Path, fits: Any, soon_dead: None
-) -> None:
-    whole = stored(tiny_llama, None, refit=False).fit(*DATA)
-    storage = tmp_path / "search.db"
-    process = begun(tiny_llama, storage, tmp_path)
-
-    def is_in_its_second_trial() -> bool:
-        trials = trials_in(storage)
-        return len(trials) == 2 and bool(trials[1].intermediate_values)
-
-    wait_until(is_in_its_second_trial)
-    process.kill()
-    process.join()
-    fits.reset_mock()
-    again = stored(tiny_llama, storage, refit=False).fit(*DATA)
-    assert fits.call_count == 6  # the first trial was whole, and two folds for each of the others
-    states = [trial.state for trial in again.study_.trials]
-    assert sorted(states) == [*[TrialState.COMPLETE] * 4, TrialState.FAIL]
-    assert states[1] == TrialState.FAIL
-    assert again.study_.trials[1].params in [trial.params for trial in again.study_.trials[2:]]
-    assert again.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
-    found, expected = rows_of(again.cv_results_), rows_of(whole.cv_results_)
-    for params in found.keys() & expected.keys():
-        assert found[params] == expected[params]
-
-
 def test_storage__a_pickle__needs_none(tiny_llama: str, tmp_path: Path) -> None:
     folder = tmp_path / "there"
     folder.mkdir()
@@ -89,13 +56,6 @@ def test_storage__a_pickle__needs_none(tiny_llama: str, tmp_path: Path) -> None:
     assert [trial.value for trial in opened.study_.trials] == list(
         fitted.cv_results_["mean_test_score"]
     )
-
-
-def test_storage__n_jobs__are_processes_on_one_study(tiny_llama: str) -> None:
-    found = stored(tiny_llama, None, n_jobs=2).fit(*DATA)
-    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 4
-    counted = [t for t in found.study_.trials if t.state == TrialState.COMPLETE]
-    assert len(counted) == 4 and found.study_.best_value == found.best_score_
 
 
 def test_storage__ctrl_c__the_trial_is_tried_again(
@@ -129,20 +89,7 @@ def test_storage__workers_died_of_a_trial__it_is_in_the_results(
     assert np.isnan(found.cv_results_["mean_fit_time"]).tolist() == [False, True, False]
 
 
-def test_storage__without_heartbeats__nobody_waits(tiny_llama: str, tmp_path: Path) -> None:
-    journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
-    search = stored(tiny_llama, journal, n_trials=1, refit=False).fit(*DATA)
-    running = search.study_.ask()
-    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*DATA)
-    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 2
-    search.study_.tell(running, state=TrialState.FAIL)  # its user knows that it is dead
-    found = stored(tiny_llama, journal, n_trials=3, refit=False).fit(*DATA)
-    assert found.cv_results_["trial_state"].tolist() == ["COMPLETE"] * 3
-
-
-def test_storage__other_data_or_settings__other_study_or_error(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_storage__other_data__other_study_or_error(tiny_llama: str, tmp_path: Path) -> None:
     storage = tmp_path / "search.db"
     options: dict[str, Any] = {"n_trials": 1, "refit": False}
     first = stored(tiny_llama, storage, **options).fit(X, y)
@@ -260,9 +207,7 @@ def check_whole(tiny_llama: str, data: TextData, storage: Any, n_trials: int) ->
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # the proxy
 @in_storages("sqlite", "postgresql", "journal", "grpc")
-def test_shared__two_processes__share_the_trials(
-    tiny_llama: str, tmp_path: Path, shared: Any
-) -> None:
+def test_shared__two_processes__share_trials(tiny_llama: str, tmp_path: Path, shared: Any) -> None:
     workers = [begun(tiny_llama, shared, tmp_path, n_trials=6, refit=False) for _ in range(2)]
     for worker in workers:
         worker.join(_SECONDS)

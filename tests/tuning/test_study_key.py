@@ -34,9 +34,7 @@ def key_of(estimator: Any, data: TextData, space: Any = RATES) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("build", [make, piped])
-def test_study_key__another_model_in_a_folder__is_another_search(
-    tmp_path: Path, build: Any
-) -> None:
+def test_study_key__another_model_there__is_another_search(tmp_path: Path, build: Any) -> None:
     folder = tiny_gpt(str(tmp_path / "model"))
     first = key_of(build(folder), DATA)
     shutil.copytree(folder, tmp_path / "kept")

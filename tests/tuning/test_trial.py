@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.pruners import BasePruner, ThresholdPruner
+from optuna.pruners import BasePruner
 from optuna.trial import TrialState
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import StratifiedKFold, cross_validate
@@ -85,9 +85,7 @@ def test_evaluate__one_fold_at_a_time__epoch_by_epoch(tiny_llama: str, at_epochs
     assert len(set(threads)) == 3 and threads[:3] == threads[3:6] == threads[6:]
 
 
-def test_evaluate__a_fold_warns__points_at_the_callers_line(
-    tiny_llama: str, at_epochs: Any
-) -> None:
+def test_evaluate__a_fold_warns__points_at_the_call(tiny_llama: str, at_epochs: Any) -> None:
     at_epochs(begin=lambda epoch: warn_user("slow", UserWarning))
     with pytest.warns(UserWarning, match="slow") as caught:
         evaluation(make(tiny_llama, max_epochs=1), DATA).evaluate({}, never)
@@ -108,9 +106,7 @@ def test_evaluate__a_device_without_room__runs_the_folds_one_after_the_other(
     assert outcome.n_epochs == 3 and told == []
 
 
-def test_evaluate__pruned__stops_all_and_leaves_no_checkpoint(
-    tiny_llama: str, tmp_path: Path
-) -> None:
+def test_evaluate__pruned__stops_all_and_leaves_nothing(tiny_llama: str, tmp_path: Path) -> None:
     clf = make(tiny_llama, max_epochs=50, checkpoint_dir=tmp_path)
     outcome = evaluation(clf, DATA).evaluate({}, lambda epoch, score: epoch == 2)
     assert outcome.state == "PRUNED" and outcome.n_epochs == 2 and np.isnan(outcome.value)
@@ -152,18 +148,6 @@ def test_evaluate__times__are_a_folds_own(tiny_llama: str, at_epochs: Any) -> No
     whole = time.perf_counter() - began
     assert all(seconds >= 0.4 for seconds in outcome.fit_time)
     assert sum(outcome.fit_time) + sum(outcome.score_time) <= whole
-
-
-def test_evaluate__no_fold__sees_its_test(
-    tiny_llama: str, three_class_data: TextData, fits: Any
-) -> None:
-    """Class weights and early stopping included: what a fit is given is what it may know."""
-    clf = make(tiny_llama, max_epochs=2, class_weight="balanced", early_stopping=True)
-    unique = np.array([f"{text} {i}" for i, text in enumerate(three_class_data.X)], dtype=object)
-    work = evaluation(clf, TextData(unique, three_class_data.y))
-    assert work.evaluate({}, never).state == "COMPLETE"
-    for call, (_, test) in zip(fits.call_args_list, work.splits, strict=True):
-        assert set(call.args[1]).isdisjoint(unique[test])
 
 
 @pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "FAIL"])
@@ -208,33 +192,3 @@ def test_search__trials_that_are_pruned__are_pruned_not_failed(tiny_llama: str) 
     assert (results["rank_test_score"][1::2] == 3).all()
     assert [t.state for t in found.study_.trials] == [TrialState.COMPLETE, TrialState.PRUNED] * 2
     assert list(found.study_.trials[1].intermediate_values) == [1]
-
-
-def test_search__median_pruner__saves_epochs_and_finds_the_same(tiny_llama: str) -> None:
-    space = {"head_learning_rate": [1e-7, 1e-6, 1e-5, 3e-2]}
-    clf = make(tiny_llama, max_epochs=4)
-    options: dict[str, Any] = {
-        "n_trials": 10,
-        "refit": False,
-        "scoring": "neg_log_loss",
-        "estimator": clf,
-    }
-    pruned = search(tiny_llama, space, **options).fit(*DATA)
-    whole = search(tiny_llama, space, pruner=None, **options).fit(*DATA)
-    assert pruned.best_params_ == whole.best_params_
-    assert pruned.cv_results_["n_epochs"].sum() < whole.cv_results_["n_epochs"].sum() == 40
-    assert "PRUNED" in pruned.cv_results_["trial_state"]
-
-
-@pytest.mark.parametrize(
-    "pruner",
-    [
-        "hyperband",
-        *(pytest.param(pruner, marks=pytest.mark.thorough) for pruner in ("percentile", "halving")),
-        pytest.param(ThresholdPruner(lower=-9.0), marks=pytest.mark.thorough),
-    ],
-)
-def test_search__every_pruner__ends_with_a_best_trial(tiny_llama: str, pruner: Any) -> None:
-    found = search(tiny_llama, pruner=pruner, n_trials=4).fit(*DATA)
-    assert len(found.cv_results_["params"]) == 4
-    assert set(found.cv_results_["trial_state"]) <= {"COMPLETE", "PRUNED"}
