@@ -109,7 +109,7 @@ def resolve_attention(
         return attention
     if not can.causal:
         return "bidirectional"
-    pays = pooling == "mean" and n_frozen > 0
+    pays = not POOLINGS[pooling].last_token_only and n_frozen > 0
     return "bidirectional" if pays and can.supports_bidirectional else "causal"
 
 

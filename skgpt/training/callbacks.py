@@ -18,7 +18,11 @@ from skgpt.training.config import TrainingConfig
 
 
 class EpochRecord(TypedDict):
-    """One entry of ``history_``; the last one says what a lack of time cut."""
+    """One entry of ``history_``.
+
+    Epochs count from 1 in each call; `partial_fit` adds those of earlier calls afterwards, and
+    `fit` what a lack of time cut.
+    """
 
     epoch: int
     loss: float

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skgpt import cost, fitting
+from skgpt import clear_cache, cost, fitting
 from skgpt.cost import Rates
 from skgpt.exceptions import TimeLimitWarning
 from skgpt.training import run
@@ -23,6 +23,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set what a measurement finds, and what the clock shows: it stands still unless told."""
 
     def install(ticks: Iterator[float] | None = None, **rates: float) -> None:
+        clear_cache()  # frozen layers that have run already cost nothing
         found = Rates(**{"frozen": 0.0, "forward": 0.0, "learning": 0.0, "update": 0.0, **rates})
         monkeypatch.setattr(cost, "measure", lambda *args, **options: found)
         clock = {"monotonic": lambda: 0.0, "perf_counter": time.perf_counter}
