@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from skgpt import cost, fitting
+from skgpt import clear_cache, cost, fitting
 from skgpt.cost import Rates
 from skgpt.exceptions import TimeLimitWarning
 from skgpt.training import run
@@ -21,6 +21,8 @@ AUTO = {"n_layers": "auto", "trainable_layers": 1}  # two of the three layers
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set what a measurement finds, and what the clock shows: it stands still unless told."""
+
+    clear_cache()  # or frozen layers would have run over these texts
 
     def install(ticks: Iterator[float] | None = None, **rates: float) -> None:
         found = Rates(**{"frozen": 0.0, "forward": 0.0, "learning": 0.0, "update": 0.0, **rates})
