@@ -110,7 +110,7 @@ def test_fetch__an_installed_package__converted_once_and_then_found(
 def test_fetch__no_such_alias__names_those_there_are(cache: Path) -> None:
     done = run("fetch", "smollm")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"skgpt: An alias must be one of minilm-l6, {ALIAS}" in done.stderr
+    assert "skgpt: An alias must be one of " in done.stderr and ALIAS in done.stderr
     assert not cache.exists()
 
 

@@ -22,6 +22,8 @@ AUTO = {"n_layers": "auto", "trainable_layers": 1}  # two of the three layers
 def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set what a measurement finds, and what the clock shows: it stands still unless told."""
 
+    clear_cache()  # or frozen layers would have run over these texts
+
     def install(ticks: Iterator[float] | None = None, **rates: float) -> None:
         clear_cache()  # frozen layers that have run already cost nothing
         found = Rates(**{"frozen": 0.0, "forward": 0.0, "learning": 0.0, "update": 0.0, **rates})
