@@ -100,7 +100,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         states. That takes about twice the tokens, and in training the windows of one text must fit
         in memory together.
     max_epochs : int or "auto", default="auto"
-        Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 60
+        Passes over the data; `head_first_epochs` come on top. "auto" makes more on small data: 40
         over the cube root of the number of texts, or as many as make 100 optimiser steps if that
         is more; 3 at least, 24 at most.
     max_seconds : float or None, default=None

@@ -8,13 +8,12 @@ from skgpt.network.network import NetworkSpec
 
 Schedule = Literal["linear", "cosine", "constant"]
 
-# "auto" epochs: small data needs more passes, not a higher learning rate. On Reuters R8, 300 texts
-# want 9 and 1,000 want 6, which is 60 over the cube root of their number; and in any case enough
-# passes for this many optimiser steps. docs/benchmarks.md has the figures.
+# "auto" epochs: small data needs more passes, not a higher learning rate; and in any case enough
+# for this many optimiser steps. docs/decisions/recipe.md has the figures.
 _MIN_EPOCHS = 3
 _MAX_EPOCHS = 24
 _MIN_STEPS = 100
-_PASSES = 60
+_PASSES = 40
 
 # "auto" rates, by what learns. Weights in front of which nothing moves stand twice as much as all,
 # but not an encoder's; adapters start from nothing. docs/decisions/recipe.md has the figures.
@@ -97,7 +96,7 @@ def resolve_rate(learning_rate: float | str, spec: NetworkSpec, *, causal: bool)
 def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:
     """Turn the `max_epochs` parameter into a number of passes.
 
-    "auto" is 60 over the cube root of `n_rows`, or as many as make 100 optimiser steps if that is
+    "auto" is 40 over the cube root of `n_rows`, or as many as make 100 optimiser steps if that is
     more; at least 3 and at most 24.
     """
     if max_epochs != "auto":

@@ -52,7 +52,7 @@ def test_resolve_epochs__auto__is_more_on_small_data_and_three_on_large() -> Non
     assert epochs[0] > epochs[2] > 3
     assert epochs[-1] == 3
     assert resolve_epochs(7, 10, 32) == 7
-    assert [resolve_epochs("auto", n, 16) for n in (20, 100, 300, 1_000)] == [24, 15, 9, 6]
+    assert [resolve_epochs("auto", n, 16) for n in (20, 100, 300, 1_000)] == [24, 15, 6, 4]
 
 
 @pytest.mark.parametrize(
