@@ -441,9 +441,9 @@ def rivals_of(estimator: Any, baseline: Any) -> dict[str, Any]:
         baseline = ["tfidf", "frozen"] if learns else ["tfidf"]
     rivals = {}
     for each in baseline if isinstance(baseline, list | tuple) else [baseline]:
-        if not isinstance(each, str):
+        if hasattr(each, "fit"):
             rivals[type(last_step(each)).__name__] = clone(each)
-        elif each not in _NAMES:
+        elif not (isinstance(each, str) and each in _NAMES):
             raise TuningError(
                 f"`baseline` must be an estimator or one of {', '.join(_NAMES)}, or a list of "
                 f"these. Got {each!r}."

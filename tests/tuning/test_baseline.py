@@ -183,6 +183,7 @@ def test_draw_splits__groups__are_never_split_and_the_ratio_is_the_folds_mean() 
         (Oracle(), {"scoring": lambda *_: math.nan}, "none on fold 0"),
         (Oracle(), {"baseline": "svm"}, "one of tfidf, frozen, minilm-l6, or a list.*Got 'svm'"),
         (Oracle(), {"baseline": ["tfidf", "frozen"]}, "'frozen'` needs skgpt's classifier"),
+        (Oracle(), {"baseline": 3}, "must be an estimator or one of .*Got 3"),
         (Oracle(), {"baseline": []}, "must name a model to beat"),
     ],
 )
