@@ -228,7 +228,7 @@ class Optimizer:
         void = not_finite([loss])
         if not void:
             with deferred(signal.SIGINT):
-                self._head.copy_(torch.from_numpy(weight))
+                self._head.copy_(torch.from_numpy(weight).float())  # MPS has no fp64
                 self._n_made += 1
         self.skip_step()
         return void
