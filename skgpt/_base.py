@@ -16,10 +16,10 @@ from skgpt.data.tokenization import LongText
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
-from skgpt.network.network import POOLINGS, TextNetwork
+from skgpt.network.network import POOLINGS
 from skgpt.saving.state import StoreBase, pack, unpack
 from skgpt.tensor_files import from_bytes, to_bytes
-from skgpt.training.callbacks import SlowFitNotice, TrainingCallback, fit_progress
+from skgpt.training.callbacks import TrainingCallback, fit_progress
 
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
 _DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
@@ -110,10 +110,9 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         super().set_params(**params)
         return self
 
-    def _training_callbacks(self, network: TextNetwork) -> list[TrainingCallback]:
-        """Return what shows a fit: a word about a very long one, a bar or lines."""
-        all_learn = network.spec.n_frozen == 0
-        return [SlowFitNotice(all_learn=all_learn), *fit_progress(self.verbose)]
+    def _training_callbacks(self) -> list[TrainingCallback]:
+        """Return what shows a fit: a bar or lines."""
+        return fit_progress(self.verbose)
 
     def _set_fitted(self, model: FittedModel) -> None:
         """Become fitted; another thread's predict sees the old fit or the new one."""

@@ -32,6 +32,7 @@ from skgpt.training.loop import train_step
 from skgpt.training.loss import Loss
 from skgpt.training.optimizer import Optimizer, training_bytes
 from skgpt.training.run import TrainingRows, TrainingRun
+from skgpt.trunk.layers import find_blocks
 
 _QUANTILES = {"min": 0.0, "25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -312,6 +313,29 @@ def price_fit(
 
 
 # What there is to do, counted.
+
+
+def count_products(
+    network: TextNetwork,
+    data: FitData,
+    config: TrainingConfig,
+    max_length: int,
+    long_text: LongText,
+) -> float:
+    """Guess how many products of a weight and a value a fit makes, without tokenising its texts."""
+    lengths = sum(np.array([len(cell) for cell in column]) for column in data.cells)
+    tokens = lengths / _CHARACTERS_PER_TOKEN
+    if long_text == "cut":
+        tokens = np.minimum(tokens, max_length)
+    spec = network.spec
+    block = find_blocks(network.pretrained.trunk)[0]
+    n_weights = sum(parameter.numel() for parameter in block.parameters())
+    # Each layer that learns runs forwards, and backwards for its input and for its weights.
+    passes = spec.n_frozen + 3 * config.n_epochs * (spec.n_layers - spec.n_frozen)
+    return float(np.sum(tokens)) * n_weights * passes
+
+
+_CHARACTERS_PER_TOKEN = 3  # of plain English there are four and more
 
 
 @dataclass(frozen=True)

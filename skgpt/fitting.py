@@ -23,7 +23,7 @@ from sklearn.utils import check_random_state
 
 from skgpt._files import as_folder
 from skgpt.calibration import calibrate
-from skgpt.cost import FitEstimate, estimate_fit, price_fit
+from skgpt.cost import FitEstimate, Prices, count_products, estimate_fit, price_fit
 from skgpt.data.inputs import check_texts, rows_of
 from skgpt.data.splits import all_rows, group_codes
 from skgpt.data.targets import Target
@@ -42,6 +42,7 @@ from skgpt.exceptions import (
     InvalidTextError,
     ModelNotSupportedError,
     SkippedStepsWarning,
+    SlowFitWarning,
     TimeLimitWarning,
     warn_user,
 )
@@ -55,7 +56,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
-from skgpt.training.callbacks import EpochRecord, SlowFitNotice, TrainingCallback
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
@@ -82,6 +83,8 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
             seed = checkpoint.seed
             data = check_inputs(estimator, inputs, **_as_before(previous, seed))
         config = make_config(estimator, network, len(data.split.train), seed, limit)
+        if limit is None and (checkpoint is None or checkpoint.found is None):
+            warn_if_slow(estimator, data, network, config, previous)
         sklearn_callbacks = begin_callbacks(estimator, inputs, data, network, config.n_epochs)
         run = _train(estimator, data, network, config, sklearn_callbacks, checkpoint=checkpoint)
         note_time_limit(run, limit, network, config)
@@ -385,6 +388,10 @@ class TimeLimit:
 
 
 _KEPT_BACK = 0.1  # of the time that is left, for what no measurement foresees
+_SLOW_SECONDS = 600.0
+# Products of weights and values, on an accelerator and on a CPU: with fewer a fit takes no ten
+# minutes, and isn't measured.
+_WORTH_MEASURING = (3e15, 3e13)
 
 
 def fit_in_time(
@@ -399,26 +406,62 @@ def fit_in_time(
 
     Layers are dropped only where nobody named their number.
     """
-    measured = make_network(estimator, data.target, seed, previous)
-    config = make_config(estimator, measured, len(data.split.train), seed)
-    prices, _ = price_fit(
-        measured,
-        data,
-        loss=estimator._loss(data.target),
-        config=config,
-        max_length=int(estimator.max_length),
-        long_text=estimator.long_text,
-    )
+    prices = _price(estimator, data, seed, previous)
     deadline = began + estimator.max_seconds
-    left = (1 - _KEPT_BACK) * (deadline - time.monotonic())
-    shallower = estimator.n_layers == "auto" and previous is None
-    n_epochs, n_layers = prices.within(left, shallower=shallower)
+    n_epochs, n_layers = prices.within(
+        (1 - _KEPT_BACK) * (deadline - time.monotonic()),
+        shallower=estimator.n_layers == "auto" and previous is None,
+    )
     before = network.spec.n_layers
     if n_layers < before:
         view = copy.copy(estimator)
         view.n_layers = n_layers
         network = make_network(view, data.target, seed, previous)
     return network, TimeLimit(n_epochs, deadline, prices.work.n_epochs, before)
+
+
+def warn_if_slow(
+    estimator: Any,
+    data: FitData,
+    network: TextNetwork,
+    config: TrainingConfig,
+    previous: FittedModel | None,
+) -> None:
+    """Warn before the first step of a fit of more than ten minutes; say what ends within them."""
+    if _OBSERVER.get() is not None:  # which may have it wait for others, or end it
+        return
+    work = count_products(network, data, config, estimator.max_length, estimator.long_text)
+    if work < _WORTH_MEASURING[network.device.type == "cpu"]:
+        return
+    prices = _price(estimator, data, config.seed, previous)
+    if prices.seconds() <= _SLOW_SECONDS:
+        return
+    n_epochs, n_layers = prices.within(
+        (1 - _KEPT_BACK) * _SLOW_SECONDS,
+        shallower=estimator.n_layers == "auto" and previous is None,
+    )
+    shorter = _what_was_cut(n_epochs, prices.work.n_epochs, n_layers, network.spec.n_layers)
+    how = "up to" if estimator.early_stopping else "about"
+    warn_user(
+        f"This fit will take {how} {prices.seconds() / 60:.0f} minutes. max_seconds="
+        f"{_SLOW_SECONDS:.0f} ends it within ten, with {' and '.join(shorter) or 'fewer steps'}. "
+        "`plan` says what other parameters would cost.",
+        SlowFitWarning,
+    )
+
+
+def _price(estimator: Any, data: FitData, seed: int, previous: FittedModel | None) -> Prices:
+    """Measure a fit, on a network of its own: measuring trains it a bit."""
+    network = make_network(estimator, data.target, seed, previous)
+    prices, _ = price_fit(
+        network,
+        data,
+        loss=estimator._loss(data.target),
+        config=make_config(estimator, network, len(data.split.train), seed),
+        max_length=int(estimator.max_length),
+        long_text=estimator.long_text,
+    )
+    return prices
 
 
 def _train(
@@ -504,13 +547,10 @@ def make_scorer(
 
 def make_callbacks(estimator: Any, data: FitData, network: TextNetwork) -> list[TrainingCallback]:
     """Return what shows a fit and, if somebody observes it, what they return for it."""
-    callbacks: list[TrainingCallback] = estimator._training_callbacks(network)
+    callbacks: list[TrainingCallback] = estimator._training_callbacks()
     observer = _OBSERVER.get()
     observing = observer and observer(estimator, lambda: fitted_view(estimator, data, network))
-    if not observing:
-        return callbacks
-    # No notice of a slow fit: an observer may have it wait for others.
-    return [*(c for c in callbacks if not isinstance(c, SlowFitNotice)), observing]
+    return [*callbacks, observing] if observing else callbacks
 
 
 # Asked by every fit that begins: the estimator, and what makes a copy of it that is fitted with
@@ -761,17 +801,24 @@ def raise_if_interrupted(run: FitResult) -> None:
         raise run.interrupt
 
 
+def _what_was_cut(epochs: int, epochs_before: int, layers: int, layers_before: int) -> list[str]:
+    said = []
+    if layers < layers_before:
+        said.append(f"{layers} of {layers_before} layers")
+    if epochs < epochs_before:
+        said.append(f"{epochs} of {epochs_before} epochs")
+    return said
+
+
 def note_time_limit(
     run: FitResult, limit: TimeLimit | None, network: TextNetwork, config: TrainingConfig
 ) -> None:
     """Write into the last epoch's record by what the time limit made the fit shorter."""
     if limit is None or not run.history:
         return
-    said = []
-    if network.spec.n_layers < limit.n_layers_before:
-        said.append(f"{network.spec.n_layers} of {limit.n_layers_before} layers")
-    if limit.n_epochs < limit.n_epochs_before:
-        said.append(f"{limit.n_epochs} of {limit.n_epochs_before} epochs")
+    said = _what_was_cut(
+        limit.n_epochs, limit.n_epochs_before, network.spec.n_layers, limit.n_layers_before
+    )
     if run.out_of_time:
         said.append(f"{run.n_steps} of the {config.n_steps} steps of these")
     if said:

@@ -31,7 +31,7 @@ def time_skgpt(texts: NDArray[Any], topics: NDArray[Any], n_steps: int, setting:
                 raise _Done
 
     class Timed(GPTTextClassifier):
-        def _training_callbacks(self, network: Any) -> list[TrainingCallback]:
+        def _training_callbacks(self) -> list[TrainingCallback]:
             return [Ticks()]
 
     try:

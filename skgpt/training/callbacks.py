@@ -1,4 +1,4 @@
-"""What observes a fit: the callbacks' protocol, bars and lines, and a warning of slow fits.
+"""What observes a fit: the callbacks' protocol, bars and lines.
 
 All that is shown goes to stderr, so that what a program prints stays clean.
 """
@@ -13,7 +13,6 @@ from typing import Any, NotRequired, TypedDict
 
 from tqdm.auto import tqdm
 
-from skgpt.exceptions import SlowFitWarning, warn_user
 from skgpt.training.config import TrainingConfig
 
 
@@ -85,57 +84,6 @@ class TrainingCallback:
 
     def on_train_end(self) -> None:
         """The fit is over, well or not."""
-
-
-_SLOW_SECONDS = 600.0
-# The estimate is made from no less, so that a slow step can't raise a false alarm.
-_MEASURE_STEPS = 2
-_MEASURE_SECONDS = 10.0
-
-
-class SlowFitNotice(TrainingCallback):
-    """Warns once, from the first measured steps, when a fit will take more than ten minutes."""
-
-    def __init__(self, *, all_learn: bool = False) -> None:
-        self.advice = "max_seconds=600 ends it within ten, with fewer epochs or layers"
-        if all_learn:
-            self.advice += "; n_layers='auto' and trainable_layers='auto' train no more than four"
-        self._began = time.perf_counter()
-        self._first: tuple[int, float] | None = None  # the first step, and when it was done
-        self._n_steps = 0
-        self._warned = False
-
-    def on_progress(self, done: int, total: int) -> None:
-        """Estimate from the frozen layers alone, where they alone take that long."""
-        spent = time.perf_counter() - self._began
-        if done < total and spent >= _MEASURE_SECONDS:
-            self._warn_if_slow(spent * total / done, "at least ")
-
-    def on_train_begin(self, config: TrainingConfig, n_steps: int, history: History) -> None:
-        """Note how many steps there will be."""
-        self._n_steps = config.n_steps
-        self._first = None
-
-    def on_step(self, event: StepDone) -> None:
-        """Estimate, once enough steps were timed; the first is left out, it warms things up."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = event.step, now
-            return
-        n_timed, timed = event.step - self._first[0], now - self._first[1]
-        if timed >= _MEASURE_SECONDS and n_timed >= _MEASURE_STEPS:
-            left = timed / n_timed * (self._n_steps - event.step)
-            self._warn_if_slow(now - self._began + left, "about ")
-
-    def _warn_if_slow(self, seconds: float, how: str) -> None:
-        if self._warned or seconds <= _SLOW_SECONDS:
-            return
-        self._warned = True
-        warn_user(
-            f"This fit will take {how}{seconds / 60:.0f} minutes. To shorten it: {self.advice}. "
-            "`plan` says what other parameters would cost.",
-            SlowFitWarning,
-        )
 
 
 _SHOW_SECONDS = 0.2

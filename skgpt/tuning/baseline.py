@@ -30,6 +30,7 @@ from skgpt.data.targets import encode_target
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
+from skgpt.training.config import resolve_epochs
 from skgpt.tuning.folds import (
     FoldScores,
     Split,
@@ -77,6 +78,8 @@ class BaselineReport:
         Mean scores of the other baselines.
     n_texts : int
         Rows that were trained on, in the mean of the folds.
+    n_epochs : int
+        Passes over them that the estimator made; with early stopping at most. 0 is not known.
 
     Notes
     -----
@@ -96,6 +99,7 @@ class BaselineReport:
     baseline_name: str = "baseline"
     others: dict[str, float] = field(default_factory=dict)
     n_texts: int = 0
+    n_epochs: int = 0
 
     @property
     def difference(self) -> float:
@@ -300,7 +304,10 @@ def compare_with_baseline(
         theirs[name] = score_folds(rival, X, y, splits, scorer, sample_weight)
         _check_scores(theirs[name], name)
     ours = score_folds(estimator, X, y, splits, scorer, sample_weight, n_jobs)
-    report = compare_scores(estimator, ours, theirs, splits, scoring)
+    last, n_epochs = last_step(estimator), 0
+    if isinstance(last, BaseGPTText) and last.trainable_layers != 0:
+        n_epochs = resolve_epochs(last.max_epochs, _mean_size(splits), last.batch_size)
+    report = compare_scores(estimator, ours, theirs, splits, scoring, n_epochs)
     warn_unless_won(report)
     return report
 
@@ -311,6 +318,7 @@ def compare_scores(
     theirs: Mapping[str, FoldScores],
     splits: Sequence[Split],
     scoring: Any = None,
+    n_epochs: int = 0,
 ) -> BaselineReport:
     """Compare the scores of an estimator and of the best baseline; each must be a number."""
     means = {rival: float(np.mean(scores)) for rival, (scores, _) in theirs.items()}
@@ -331,8 +339,13 @@ def compare_scores(
         name=name,
         baseline_name=best,
         others={rival: mean for rival, mean in means.items() if rival != best},
-        n_texts=round(np.mean([len(train) for train, _ in splits])),
+        n_texts=_mean_size(splits),
+        n_epochs=n_epochs,
     )
+
+
+def _mean_size(splits: Sequence[Split]) -> int:
+    return round(np.mean([len(train) for train, _ in splits]))
 
 
 def _check_scores(result: FoldScores, of: str) -> None:
@@ -354,10 +367,12 @@ def warn_unless_won(report: BaselineReport | None) -> None:
             BaselineWarning,
         )
     elif report.winner != "estimator":
+        epochs = f", for {report.n_epochs} epochs" if report.n_epochs else ""
         warn_user(
-            f"{report.verdict} Each fold had {report.n_texts} texts to train on. The baseline took "
-            f"{report.baseline_seconds.sum():.1f} s, {report.name} {report.seconds.sum():.0f} s: "
-            "label more texts, try other parameters, or use the baseline.",
+            f"{report.verdict} Each fold had {report.n_texts} texts to train on{epochs}. The "
+            f"baseline took {report.baseline_seconds.sum():.1f} s, {report.name} "
+            f"{report.seconds.sum():.0f} s: label more texts, try other parameters, or use the "
+            "baseline.",
             BaselineWarning,
         )
 
@@ -401,7 +416,8 @@ def compare_trial(
     ours = _by_fold(evaluator, scores, result["fit_time"], result["score_time"])
     if isinstance(scores[0], Mapping):
         scoring = evaluator.metric(scores[0])
-    return compare_scores(evaluator.estimator, ours, theirs, evaluator.splits, scoring)
+    n_epochs = result["n_epochs"]
+    return compare_scores(evaluator.estimator, ours, theirs, evaluator.splits, scoring, n_epochs)
 
 
 def _fit_params_of(rival: Any, fit_params: Mapping[str, Any]) -> dict[str, Any]:

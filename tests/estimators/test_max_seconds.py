@@ -1,4 +1,4 @@
-"""max_seconds: a fit is shortened before it starts, and a clock ends it at a step."""
+"""max_seconds: a fit is shortened before it starts, a clock ends it at a step; slow fits say so."""
 
 import time
 from collections.abc import Iterator
@@ -10,8 +10,10 @@ import pytest
 
 from skgpt import clear_cache, cost, fitting
 from skgpt.cost import Rates
-from skgpt.exceptions import TimeLimitWarning
+from skgpt.exceptions import SlowFitWarning, TimeLimitWarning
+from skgpt.pretrained.loading import load_pretrained
 from skgpt.training import run
+from skgpt.trunk.layers import find_blocks
 from tests.helpers import make, make_text_data
 
 X, y = make_text_data(n_classes=2)  # 40 rows: 5 steps of 8 make an epoch
@@ -97,3 +99,58 @@ def test_fit__enough_time_by_a_real_measurement__is_the_fit_without_a_limit(
 ) -> None:
     clf = make(tiny_llama, max_seconds=1e6).fit(X, y)
     np.testing.assert_array_equal(clf.predict_proba(X), make(tiny_llama).fit(X, y).predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({}, "about 15 minutes. max_seconds=600 ends it within ten, with 3 of 6 epochs. "),
+        ({"early_stopping": True, "validation_fraction": 0.1}, "up to 15 minutes"),
+        ({"max_epochs": 1}, None),
+        ({"max_seconds": 1e6}, None),  # its own warning would say what was cut
+    ],
+)
+def test_fit__over_ten_minutes__says_so_before_it_trains_with_what_would_end_within_them(
+    params: dict[str, Any],
+    says: str | None,
+    tiny_llama: str,
+    measured: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured(update=30.5)
+    monkeypatch.setattr(fitting, "_WORTH_MEASURING", (0.0, 0.0))
+    clf = make(tiny_llama, **params)
+    if says is None:
+        clf.fit(X, y)  # warnings are errors here
+        return
+    with pytest.raises(SlowFitWarning, match=says):
+        clf.fit(X, y)
+    assert not hasattr(clf, "history_")
+
+
+def test_fit__small_as_counted__is_not_measured(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(cost, "measure")
+    make(tiny_llama).fit(X, y)
+    monkeypatch.setattr(fitting, "_WORTH_MEASURING", (0.0, 0.0))
+    with pytest.raises(NameError):
+        make(tiny_llama).fit(X, y)
+
+
+def test_count_products__each_layer_that_learns_runs_forwards_and_twice_back(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def noting(*args: Any) -> float:
+        counted.append(cost.count_products(*args))
+        return 0.0
+
+    monkeypatch.setattr(fitting, "count_products", noting)
+    texts = ["abc" * 10, "abc" * 100]  # of ten tokens, and of more than max_length
+    for params in ({"trainable_layers": 0}, {"trainable_layers": 1, "max_epochs": 5}):
+        make(tiny_llama, **params, max_length=40).fit(texts, [0, 1])
+    block = find_blocks(load_pretrained(tiny_llama).trunk)[0]
+    per_pass = 50 * sum(parameter.numel() for parameter in block.parameters())
+    assert counted == pytest.approx([3 * per_pass, (2 + 15) * per_pass])

@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 
 from skgpt import GPTTextClassifier, clear_cache
-from skgpt.exceptions import SlowFitWarning
 from skgpt.training.callbacks import (
     EpochLines,
     EpochRecord,
     ProgressBar,
-    SlowFitNotice,
     StepDone,
     fit_progress,
     predict_bar,
@@ -202,39 +200,3 @@ def test_shows_bars__a_notebook_with_widgets__always(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert shows_bars()
     assert [type(shown) for shown in fit_progress(2)] == [ProgressBar, EpochLines]
-
-
-def run_steps(
-    notice: SlowFitNotice, clock: SimpleNamespace, n_steps: int, seconds_per_step: float
-) -> None:
-    notice.on_train_begin(make_config(n_rows=n_steps * 8, batch_size=8, n_epochs=1), 0, [])
-    for step in range(1, n_steps + 1):
-        clock.now += seconds_per_step
-        notice.on_step(StepDone(step, 1, 100, lambda: 0.5))
-
-
-def test_slow_fit_notice__over_ten_minutes__warns_once_with_advice(clock: SimpleNamespace) -> None:
-    says = r"about 20 minutes.*max_seconds=600 .* trainable_layers='auto'"
-    with pytest.warns(SlowFitWarning, match=says) as caught:
-        run_steps(SlowFitNotice(all_learn=True), clock, n_steps=600, seconds_per_step=2.0)
-    assert len(caught) == 1
-
-
-@pytest.mark.parametrize(
-    ("first", "n_steps", "each"),
-    [(0.0, 280, 2.0), (60.0, 100, 1.0)],  # whatever it warms up
-)
-def test_slow_fit_notice__under_ten_minutes_or_one_slow_step__is_silent(
-    first: float, n_steps: int, each: float, clock: SimpleNamespace
-) -> None:
-    notice = SlowFitNotice()
-    clock.now += first
-    run_steps(notice, clock, n_steps, each)  # warnings are errors
-
-
-def test_slow_fit_notice__frozen_layers__are_enough_until_done(clock: SimpleNamespace) -> None:
-    notice = SlowFitNotice()
-    clock.now = 30.0
-    notice.on_progress(10_000, 10_000)  # nothing left to estimate
-    with pytest.warns(SlowFitWarning, match="at least 50 minutes"):
-        notice.on_progress(100, 10_000)

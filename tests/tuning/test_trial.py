@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import StratifiedKFold, cross_validate
 
-from skgpt import GPTTextClassifier, clear_cache
+from skgpt import clear_cache, fitting
 from skgpt.exceptions import warn_user
 from skgpt.training.callbacks import TrainingCallback
 from skgpt.tuning.trial import Evaluator, Room, drop_tracebacks
@@ -161,11 +161,12 @@ def test_evaluate__however_it_ends__no_network_stays(
             assert len(networks) < 3
             return False
 
-    def noting(self: Any, network: Any) -> list[TrainingCallback]:
+    def noting(estimator: Any, data: Any, network: Any) -> list[TrainingCallback]:
         networks.append(weakref.ref(network))
-        return [Fails()] if state == "FAIL" else []
+        return [*callbacks(estimator, data, network), *([Fails()] if state == "FAIL" else [])]
 
-    monkeypatch.setattr(GPTTextClassifier, "_training_callbacks", noting)
+    callbacks = fitting.make_callbacks
+    monkeypatch.setattr(fitting, "make_callbacks", noting)
     work = evaluation(make(tiny_llama, max_epochs=2), DATA)
     gc.disable()
     try:
