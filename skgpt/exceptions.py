@@ -7,6 +7,8 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
+from sklearn.exceptions import ConvergenceWarning
+
 # Packages whose frames may lie between a user's call and a warning of ours.
 _NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch"}
 _NOT_THE_USER |= {"concurrent", "contextlib", "threading"}
@@ -77,6 +79,10 @@ class SlowFitWarning(UserWarning):
 
 class TimeLimitWarning(UserWarning):
     """`max_seconds` made a fit shorter; the message says by how much."""
+
+
+class ShortFitWarning(ConvergenceWarning):
+    """A fit ended while its loss was still falling steeply."""
 
 
 class CutTextsWarning(UserWarning):

@@ -41,6 +41,7 @@ from skgpt.exceptions import (
     InterruptedFitWarning,
     InvalidTextError,
     ModelNotSupportedError,
+    ShortFitWarning,
     SkippedStepsWarning,
     SlowFitWarning,
     TimeLimitWarning,
@@ -96,6 +97,7 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
     sklearn_callbacks.fitted()
     warn_of_skipped_steps(run)
     warn_of_time_limit(estimator, run)
+    warn_if_still_falling(run, config)
 
 
 @no_more_threads_than_cores()
@@ -832,6 +834,25 @@ def warn_of_time_limit(estimator: Any, run: FitResult) -> None:
             f"max_seconds={estimator.max_seconds:g} made this fit shorter: {said}. Give it more "
             "time for a better model.",
             TimeLimitWarning,
+        )
+
+
+# Of the first epoch's loss. The last of several epochs with a falling rate takes off a few percent.
+_STEEP = 0.15
+
+
+def warn_if_still_falling(run: FitResult, config: TrainingConfig) -> None:
+    """Warn if the last epoch took much off the loss, unless something else ended the fit."""
+    losses = [record["loss"] for record in run.history[config.head_first_epochs :]]
+    if len(losses) < 2 or len(run.history) < config.n_epochs or run.out_of_time:
+        return
+    fell = (losses[-2] - losses[-1]) / losses[0]
+    if fell > _STEEP:
+        warn_user(
+            f"This fit ended while its loss was still falling: the last of {len(losses)} epochs "
+            f"took {fell:.0%} of the first one's loss off. Raise `max_epochs`, or leave it at "
+            "'auto'.",
+            ShortFitWarning,
         )
 
 

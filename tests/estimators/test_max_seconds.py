@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from skgpt import clear_cache, cost, fitting
 from skgpt.cost import Rates
@@ -154,3 +155,12 @@ def test_count_products__each_layer_that_learns_runs_forwards_and_twice_back(
     block = find_blocks(load_pretrained(tiny_llama).trunk)[0]
     per_pass = 50 * sum(parameter.numel() for parameter in block.parameters())
     assert counted == pytest.approx([3 * per_pass, (2 + 15) * per_pass])
+
+
+@pytest.mark.filterwarnings("error::skgpt.exceptions.ShortFitWarning")
+def test_fit__loss_still_falls_steeply_in_the_last_epoch__says_so(tiny_llama: str) -> None:
+    short = {"max_epochs": 2, "lr_schedule": "constant"}
+    with pytest.raises(ConvergenceWarning, match=r"the last of 2 epochs took \d\d% of"):
+        make(tiny_llama, **short).fit(X, y)
+    make(tiny_llama, max_epochs="auto").fit(X, y)
+    make(tiny_llama, **short, trainable_layers=0).fit(X, y)

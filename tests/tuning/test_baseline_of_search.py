@@ -71,7 +71,9 @@ def test_search_baseline__best_trial__scores_are_those_of_the_comparison(tiny_ll
 
 def test_search_baseline__the_gpt_loses__warns_if_it_was_asked_for(tiny_llama: str) -> None:
     ours = search(tiny_llama, RATE, n_trials=1, baseline=True)
-    with pytest.warns(BaselineWarning, match=r"The baseline, .*, wins by .*, for \d epochs") as caught:
+    with pytest.warns(
+        BaselineWarning, match=r"The baseline, .*, wins by .*, for \d epochs"
+    ) as caught:
         ours.fit(*DATA)
     assert caught[0].filename == __file__ and ours.baseline_.winner == "baseline"
     ours.set_params(baseline=False).fit(*DATA)  # warnings are errors here
