@@ -13,6 +13,7 @@ from sklearn.metrics import get_scorer_names
 
 from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
 from skgpt.data.tokenization import LongText
+from skgpt.device import own_settings
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
@@ -134,6 +135,7 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         shallow.__dict__.update(_outside_fit(self.__dict__))
         return shallow
 
+    @own_settings()
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Not by way of a pickle, which may hold the base: a copy shares the one in memory.
         twin = self.__class__.__new__(self.__class__)
@@ -144,6 +146,7 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
             twin._set_fitted(self._model.copy())
         return twin
 
+    @own_settings()
     def __getstate__(self) -> dict[str, Any]:
         """Return numbers, text and numpy arrays only: no torch object, no module, no device.
 
@@ -155,6 +158,7 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
             state["_model"] = {"classes": self._model.classes, "state": packed}
         return state
 
+    @own_settings()
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.get("_model")
         self.__dict__.update({name: v for name, v in state.items() if name != "_model"})

@@ -21,7 +21,7 @@ from skgpt.data.splits import Split
 from skgpt.data.targets import Target, check_classes, encode_target, is_indicator
 from skgpt.data.tokenization import LongText
 from skgpt.data.weights import loss_weights
-from skgpt.device import no_more_threads_than_cores
+from skgpt.device import own_settings
 from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.explanations import explain
 from skgpt.fit_data import FitInputs
@@ -316,6 +316,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)
+    @own_settings()
     def fit(
         self,
         X: Any,
@@ -374,6 +375,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     @available_if(_can_fit_in_parts)
     @fit_context(prefer_skip_nested_validation=True)
+    @own_settings()
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Make one pass over some more rows, from where the last call stopped.
 
@@ -427,6 +429,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         fitting.partial_fit(self, FitInputs(X, y, sample_weight), classes, places)
         return self
 
+    @own_settings()
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the class of each text.
 
@@ -443,6 +446,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         model = self._fitted()
         return model.labels(model.raw_scores(X, self.verbose))
 
+    @own_settings()
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Predict the probability of each class.
 
@@ -461,6 +465,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         model = self._fitted()
         return model.probabilities(model.raw_scores(X, self.verbose))
 
+    @own_settings()
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Predict the logarithm of the probability of each class.
 
@@ -477,6 +482,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         model = self._fitted()
         return model.log_probabilities(model.raw_scores(X, self.verbose))
 
+    @own_settings()
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return the raw scores (logits).
 
@@ -494,6 +500,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         model = self._fitted()
         return model.decision(model.raw_scores(X, self.verbose))
 
+    @own_settings()
     def plan(self, X: Any, y: Any = None) -> FitEstimate:
         """Say what a fit on these texts would cost, before it starts.
 
@@ -529,7 +536,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self._validate_params()
         return fitting.plan(self, X, y)
 
-    @no_more_threads_than_cores()
+    @own_settings()
     def explain(self, X: Any) -> Any:
         """Say what each token of each text adds to the score of the predicted class.
 
@@ -582,7 +589,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         """
         return explain(self._fitted(), X, self.verbose)
 
-    @no_more_threads_than_cores()
+    @own_settings()
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a Hugging Face sequence-classification checkpoint, with a model card.
 
@@ -616,7 +623,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         export(model, root, self.get_params(deep=False), defaults)
 
     @classmethod
-    @no_more_threads_than_cores()
+    @own_settings()
     def from_pretrained(
         cls, folder_or_id: str | os.PathLike[str], *, revision: str | None = None, **params: Any
     ) -> Self:

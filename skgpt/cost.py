@@ -458,8 +458,6 @@ class Rates:
     activations: float = 0.0  # bytes held for the way back
 
 
-@torch.inference_mode(False)  # whatever the caller is in
-@torch.enable_grad()
 @explain_no_memory()
 def measure(
     network: TextNetwork,

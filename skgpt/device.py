@@ -2,12 +2,14 @@
 
 import ctypes
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -23,6 +25,8 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 # The CUDA device that "auto" and "cuda" mean; the first one for None.
 _CUDA_INDEX: ContextVar[int | None] = ContextVar("skgpt_cuda_index", default=None)
+_CPU = torch.device("cpu")
+_AUTOCAST = ("cpu", "cuda", "mps")  # the kinds of device that there are for a fit
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # In the errors of cuBLAS's workspace, pinned memory, Apple's GPUs and the CPU's allocator.
 _OUT_OF_MEMORY = (
@@ -179,7 +183,83 @@ def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 @contextmanager
-def no_more_threads_than_cores() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
+    """Have the body compute by skgpt's settings, whatever the caller has set.
+
+    Every public method that computes goes through this door, so that no code behind it need ask.
+    Of the caller's settings the number of threads alone counts, up to that of the cores.
+    """
+    with ExitStack() as stack:
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device() != _CPU:  # it would slow every call of torch down
+            stack.enter_context(_CPU)
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        stack.enter_context(_PROCESS_WIDE.own_settings())
+        stack.enter_context(_no_more_threads_than_cores())
+        yield
+
+
+class _ProcessWide:
+    """Settings of torch that all threads share.
+
+    The first of the calls under way sets those that differ; the last puts the caller's back.
+    """
+
+    # How to read each, how to set it, and skgpt's value. The precision of fp32 products is asked of
+    # each backend: torch.get_float32_matmul_precision raises where a user has set one of these.
+    _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any], Any], ...] = (
+        (torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 0),
+        (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, False),
+        *(
+            (partial(getattr, of, "fp32_precision"), partial(setattr, of, "fp32_precision"), "ieee")
+            for of in (
+                torch.backends.cuda.matmul,
+                torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+            )
+        ),
+    )
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._before: list[tuple[Callable[[Any], Any], Any]] = []
+
+    @contextmanager
+    def own_settings(self) -> Iterator[None]:
+        with self._lock:
+            if self._n_inside == 0:
+                self._set()
+            self._n_inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_inside -= 1
+                if self._n_inside == 0:
+                    self._put_back()
+
+    def _set(self) -> None:
+        for read, write, own in self._SETTINGS:
+            if (value := read()) not in (own, "none"):  # "none" means "ieee"
+                self._before.append((write, value))
+                write(own)
+
+    def _put_back(self) -> None:
+        while self._before:
+            write, value = self._before.pop()
+            write(value)
+
+
+_PROCESS_WIDE = _ProcessWide()
+
+
+@contextmanager
+def _no_more_threads_than_cores() -> Iterator[None]:
     """Have torch use no more threads than this process has cores while the body runs.
 
     torch counts the machine's cores: in a container with two of 64 it would run 64 threads that

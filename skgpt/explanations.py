@@ -142,7 +142,6 @@ class _Path:
                 self.replaced[within],
             )
 
-    @torch.inference_mode(False)
     def _gradients(self, texts: Rows, at: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
         """Return the scores at spans of the texts' paths, (B, D), and their slopes, (T, D)."""
         network, device = self.network, self.network.device

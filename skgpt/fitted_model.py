@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
@@ -15,7 +14,7 @@ from skgpt.calibration import Calibration, link_for
 from skgpt.data.inputs import TextColumns, check_texts
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
-from skgpt.device import no_more_threads_than_cores, prefix_budget
+from skgpt.device import prefix_budget
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork
@@ -87,7 +86,6 @@ class FittedModel:
         check_columns_match(self.columns, texts, name=self.fitted_by)
         return texts
 
-    @no_more_threads_than_cores()
     def raw_scores(self, X: Any, verbose: int = 0) -> NDArray[np.float32]:
         """Return the raw scores of texts, shape (n, n_outputs)."""
         if self.known_scores is not None and X is self.known_scores[0]:
@@ -132,7 +130,6 @@ class FittedModel:
             return scores_NK
         return scores_NK / np.float32(self.calibration["temperature"])
 
-    @torch.inference_mode(False)  # a copy may be fitted on, whatever the caller is in
     def copy(self) -> "FittedModel":
         """Return a copy that shares the pretrained weights and owns what was learned."""
         network = self.network

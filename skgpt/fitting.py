@@ -29,12 +29,7 @@ from skgpt.data.splits import all_rows, group_codes
 from skgpt.data.targets import Target
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import Tokens, tokenise_rows
-from skgpt.device import (
-    no_more_threads_than_cores,
-    prefix_budget,
-    resolve_device,
-    resolve_precision,
-)
+from skgpt.device import prefix_budget, resolve_device, resolve_precision
 from skgpt.exceptions import (
     ContinuationError,
     CutTextsWarning,
@@ -68,7 +63,6 @@ from skgpt.training.run import FitResult, TrainingRows
 _ASSUMED_CLASSES = 2  # of a plan without labels
 
 
-@no_more_threads_than_cores()
 def fit(estimator: Any, inputs: FitInputs) -> None:
     """Fine-tune. Attributes are set once, at the end: a fit that fails leaves all as it was."""
     began = time.monotonic()
@@ -100,7 +94,6 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
     warn_if_still_falling(run, config)
 
 
-@no_more_threads_than_cores()
 def partial_fit(
     estimator: Any, inputs: FitInputs, classes: Any, places: NDArray[np.int64] | None
 ) -> None:
@@ -146,7 +139,6 @@ def partial_fit(
     warn_of_skipped_steps(run)
 
 
-@no_more_threads_than_cores()
 def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
     """Measure what a fit would cost; nothing is fitted and nothing drawn from `random_state`."""
     previous = _model_of(estimator) if estimator.warm_start else None

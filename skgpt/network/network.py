@@ -326,7 +326,6 @@ def count_weights(network: TextNetwork) -> tuple[int, int]:
 # --- Building one -----------------------------------------------------------------------------
 
 
-@torch.inference_mode(False)  # its weights are to be trained, whatever the caller is in
 def build_network(
     pretrained: PretrainedModel,
     *,

@@ -106,7 +106,6 @@ class PretrainedModel:
             size_of=lambda tensors: sum(tensor.nbytes for tensor in tensors.values()),
         )
 
-    @torch.inference_mode(False)  # what is made for one caller must serve the next
     def _cast(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         cast = {
             name: p.detach().to(device, dtype if p.is_floating_point() else p.dtype)
@@ -199,7 +198,6 @@ def _stamp(path: Path) -> tuple[Any, ...]:
     return (resolved, *((name, s.st_mtime_ns, s.st_size, s.st_ino) for name, s in stats))
 
 
-@torch.inference_mode(False)
 def _read(model: str, revision: str | None) -> PretrainedModel:
     path, local = place_of(model)
 

@@ -63,7 +63,6 @@ def pack(model: FittedModel, store_base: StoreBase = "auto") -> State:
     return State.of(**parts)
 
 
-@torch.inference_mode(False)  # an opened model may be fitted on, whatever the caller is in
 def unpack(state: State, classes: NDArray[Any], fitted_by: str) -> FittedModel:
     """Make the fitted model again, on the device that its fit asked for if this machine has it.
 

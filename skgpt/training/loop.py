@@ -23,8 +23,6 @@ from skgpt.training.optimizer import Moments
 from skgpt.training.run import FitResult, TrainingRows, TrainingRun, diverged
 
 
-@torch.inference_mode(False)  # whatever the caller is in
-@torch.enable_grad()
 @explain_no_memory()
 def train(
     network: TextNetwork,

@@ -17,7 +17,7 @@ from scipy.stats import rv_discrete
 from sklearn.base import clone
 
 from skgpt._base import BaseGPTText
-from skgpt.device import resolve_device
+from skgpt.device import own_settings, resolve_device
 from skgpt.exceptions import TuningError
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.tuning.folds import last_step, path_to_last_step
@@ -141,6 +141,7 @@ def check_names(
             ) from error
 
 
+@own_settings()
 def default_space(estimator: Any) -> dict[str, BaseDistribution]:
     """Return what is worth searching over for an estimator, given its model and its device.
 

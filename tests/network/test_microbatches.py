@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import skgpt
-from skgpt.device import no_more_threads_than_cores
+from skgpt.device import own_settings
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.network.features import TextFeatures
 from skgpt.network.layout import Layout
@@ -182,11 +182,11 @@ def test_fit_and_predict__in_a_container__keep_to_its_cores_and_give_threads_bac
     assert seen == [2, 64]
     clf.predict(two_class_data.X)
     assert seen == [2, 64] * 2
-    with pytest.raises(ZeroDivisionError), no_more_threads_than_cores():
+    with pytest.raises(ZeroDivisionError), own_settings():
         divmod(1, 0)
     assert seen == [2, 64] * 3
     monkeypatch.setattr("skgpt.device.loky.cpu_count", lambda: 99)  # more than are in use
-    with no_more_threads_than_cores():
+    with own_settings():
         assert seen == [2, 64] * 3
 
 

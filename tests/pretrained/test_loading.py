@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import skgpt
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
 from skgpt.pretrained.loading import _MODELS, load_pretrained
 from skgpt.testing import tiny_gpt
@@ -78,14 +77,6 @@ def test_load__truncated_weights__says_so(tmp_path: Path) -> None:
         with pytest.raises(ModelNotFoundError, match="can't be read"):
             load_pretrained(folder)
     assert not _MODELS._making  # a failed read leaves no lock behind
-
-
-def test_load__under_inference_mode__serves_later_fits(tiny_llama: str) -> None:
-    skgpt.clear_cache()
-    with torch.inference_mode():
-        load_pretrained(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
-    trunk = load_pretrained(tiny_llama).copy_trunk(2, torch.bfloat16, torch.device("cpu"))
-    assert not any(p.is_inference() for p in trunk.parameters())
 
 
 def test_load__a_file_written_over_in_place__changes_no_loaded_model(tmp_path: Path) -> None:

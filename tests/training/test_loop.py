@@ -192,21 +192,3 @@ def test_train__a_last_step_that_runs_off__is_an_error(tiny_llama: str) -> None:
     # One step: its loss is still finite, only the weights after it are not.
     with pytest.raises(DivergedError, match="What was learned must stay finite"):
         run(tiny_llama, head_learning_rate=1e39, n_epochs=1, batch_size=64)
-
-
-def test_train__where_gradients_are_off__trains_all_the_same(tiny_llama: str) -> None:
-    expected, _ = run(tiny_llama)
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            network, _ = run(tiny_llama)
-        assert np.array_equal(scores_of(network), scores_of(expected))
-
-
-def test_train__another_default_dtype__changes_nothing(tiny_llama: str) -> None:
-    expected, _ = run(tiny_llama, trainable=0)
-    torch.set_default_dtype(torch.float64)
-    try:
-        network, _ = run(tiny_llama, trainable=0)
-        assert np.array_equal(scores_of(network), scores_of(expected))
-    finally:
-        torch.set_default_dtype(torch.float32)
