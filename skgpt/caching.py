@@ -4,6 +4,7 @@ A store may drop an entry at any time; it is made again when it is next needed. 
 entries: never write to one.
 """
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,6 +14,15 @@ T = TypeVar("T")
 
 _REGISTRY: "dict[str, Store[Any]]" = {}
 _REGISTERING = threading.Lock()
+
+
+def repair_in_forks(repair: Callable[[], None]) -> None:
+    """Have something run in every process that is forked from this one, before all else there.
+
+    A fork copies one thread: a lock that another one held would never be released.
+    """
+    if hasattr(os, "register_at_fork"):  # Windows doesn't fork
+        os.register_at_fork(after_in_child=repair)
 
 
 class Store(Generic[T]):
@@ -95,6 +105,11 @@ class Store(Generic[T]):
             _, (_, size) = self._entries.popitem(last=False)
             self._bytes -= size
 
+    def after_fork(self) -> None:
+        """Go on in a forked process with what there is, whatever other threads were doing."""
+        self._lock, self._making = threading.Lock(), {}
+        self._bytes = sum(size for _, size in self._entries.values())
+
     def clear(self) -> None:
         """Drop every entry, and count anew; estimators keep alive what they hold."""
         self.drop()
@@ -117,6 +132,16 @@ class Store(Generic[T]):
                 "hits": self._hits,
                 "misses": self._misses,
             }
+
+
+def _after_fork() -> None:
+    global _REGISTERING
+    _REGISTERING = threading.Lock()
+    for store in _REGISTRY.values():
+        store.after_fork()
+
+
+repair_in_forks(_after_fork)
 
 
 def cache_info() -> dict[str, dict[str, int]]:

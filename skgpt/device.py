@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt import __version__
+from skgpt.caching import repair_in_forks
 from skgpt.exceptions import ModelNotSupportedError, NoMemoryError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -43,6 +44,8 @@ def resolve_device(device: str) -> torch.device:
     "auto" is a CUDA device, else the CPU. CUDA without a number is the first device, or the one of
     `on_cuda_device`.
     """
+    if device.startswith(("auto", "cuda")):
+        check_not_forked("cuda")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -67,6 +70,16 @@ def resolve_device(device: str) -> torch.device:
             f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
         )
     return wanted
+
+
+def check_not_forked(device_type: str) -> None:
+    """Raise for CUDA in a process that was forked from one that had used it: CUDA can't go on."""
+    if device_type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise ModelNotSupportedError(
+            "A process on CUDA must not be forked from one that has used it. This one was: load or "
+            "fit the model after the fork, start processes by 'spawn' or 'forkserver', or "
+            "set device='cpu'."
+        )
 
 
 @contextmanager
@@ -225,23 +238,33 @@ class _ProcessWide:
     )
 
     def __init__(self) -> None:
+        self.was_used = False
         self._lock = threading.Lock()
-        self._n_inside = 0
+        self._inside: list[int] = []  # the thread of each call
         self._before: list[tuple[Callable[[Any], Any], Any]] = []
 
     @contextmanager
     def own_settings(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        self.was_used = True
         with self._lock:
-            if self._n_inside == 0:
+            if not self._inside:
                 self._set()
-            self._n_inside += 1
+            self._inside.append(thread)
         try:
             yield
         finally:
             with self._lock:
-                self._n_inside -= 1
-                if self._n_inside == 0:
+                self._inside.remove(thread)
+                if not self._inside:
                     self._put_back()
+
+    def after_fork(self) -> None:
+        """Go on in a forked process, where the calls of other threads have ended."""
+        self._lock = threading.Lock()
+        self._inside = [thread for thread in self._inside if thread == threading.get_ident()]
+        if not self._inside:
+            self._put_back()
 
     def _set(self) -> None:
         for read, write, own in self._SETTINGS:
@@ -256,6 +279,19 @@ class _ProcessWide:
 
 
 _PROCESS_WIDE = _ProcessWide()
+
+
+def _after_fork() -> None:
+    """Leave torch one thread in a forked process if it may have had several before.
+
+    GNU's OpenMP would wait for ever for those of the parent.
+    """
+    _PROCESS_WIDE.after_fork()
+    if _PROCESS_WIDE.was_used:
+        torch.set_num_threads(1)
+
+
+repair_in_forks(_after_fork)
 
 
 @contextmanager

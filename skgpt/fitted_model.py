@@ -14,7 +14,7 @@ from skgpt.calibration import Calibration, link_for
 from skgpt.data.inputs import TextColumns, check_texts
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
-from skgpt.device import prefix_budget
+from skgpt.device import check_not_forked, prefix_budget
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork
@@ -91,6 +91,7 @@ class FittedModel:
         if self.known_scores is not None and X is self.known_scores[0]:
             return self.known_scores[1]
         network = self.network
+        check_not_forked(network.device.type)
         return raw_scores(
             network,
             self.tokenise(self.check_texts(X).cells),

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from skgpt.device import has_fast_bf16, resolve_precision, trim_malloc
+from skgpt.device import has_fast_bf16, resolve_device, resolve_precision, trim_malloc
+from skgpt.exceptions import ModelNotSupportedError
 
 CPU = torch.device("cpu")
 
@@ -50,6 +51,16 @@ def test_resolve_precision__auto_on_a_cpu__bf16_where_its_products_are_faster(
     assert has_fast_bf16(CPU) == (dtype is torch.bfloat16)
     assert resolve_precision("auto", CPU) is dtype
     assert resolve_precision("bf16", CPU) is torch.bfloat16  # who asks for it gets it
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_resolve_device__forked_after_cuda_was_used__says_what_to_do(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    with pytest.raises(ModelNotSupportedError, match="load or fit the model after the fork"):
+        resolve_device(device)
+    assert resolve_device("cpu") == CPU
 
 
 SCRIPT = """

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,30 @@ def test_fit_on_cuda__broken_off__goes_on(
     expected = make(tiny_llama, **options).fit(X, y)
     np.testing.assert_allclose(clf.predict_proba(X), expected.predict_proba(X), atol=1e-2)
     assert folders_in(tmp_path) == []
+
+
+def test_fork__after_cuda_was_used__the_child_says_what_to_do(
+    tiny_llama: str, two_class_data: TextData, tmp_path: Path
+) -> None:
+    X, y = two_class_data
+    clf = make(tiny_llama, device="cuda", max_epochs=1).fit(X, y)
+    skgpt.save(clf, tmp_path / "saved")
+    calls = [
+        lambda: clf.predict(X),
+        lambda: clf.explain(X[:2]),
+        lambda: clf.fit(X, y),
+        lambda: make(tiny_llama, device="auto").fit(X, y),
+        lambda: skgpt.load(tmp_path / "saved"),
+    ]
+    pid = os.fork()
+    if pid == 0:
+        n_said = 0
+        for call in calls:
+            try:
+                call()
+            except ValueError as error:
+                n_said += "must not be forked" in str(error)
+        make(tiny_llama, device="cpu", max_epochs=1).fit(X, y).predict(X)
+        os._exit(n_said)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == len(calls)
+    clf.predict(X)

@@ -33,6 +33,7 @@ from skgpt._files import (
     remove_drafts,
     storage_errors,
 )
+from skgpt.caching import repair_in_forks
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError, SkgptError, StorageError
 
 if TYPE_CHECKING:
@@ -482,6 +483,14 @@ def _require_packages() -> None:
 # ---- transformers' output ----
 
 _SWITCHES = threading.RLock()  # what makes transformers quiet is global
+
+
+def _after_fork() -> None:
+    global _SWITCHES
+    _SWITCHES = threading.RLock()
+
+
+repair_in_forks(_after_fork)
 
 
 @contextmanager

@@ -16,7 +16,30 @@ ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "examples" / "serve"
 HOST = "127.0.0.1"
 
-_PORT = re.compile(rf"running on http://{re.escape(HOST)}:(\d+)")
+_PORT = re.compile(rf"http://{re.escape(HOST)}:(\d+)")
+
+# An application that gunicorn loads before it forks its workers. Two threads have been in use by
+# then, however many cores there are.
+_PRELOADED = """
+import json, os
+import torch
+import skgpt
+import skgpt.device
+
+torch.set_num_threads(2)
+skgpt.device.loky.cpu_count = lambda: 2
+torch.ones(2**22).sum()
+classifier = skgpt.load(os.environ["FOLDER"])
+classifier.predict(["a text"])
+
+def application(environ, start_response):
+    body = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    rows = classifier.predict_proba(body["texts"]).tolist()
+    answer = json.dumps({"probabilities": rows, "worker": os.getpid()}).encode()
+    length = ("Content-Length", str(len(answer)))
+    start_response("200 OK", [("Content-Type", "application/json"), length])
+    return [answer]
+"""
 
 # The same application around a classifier that takes its time, and fails where it is told to.
 _SLOW = """
@@ -107,6 +130,25 @@ def running(
     command = (
         [sys.executable, str(SERVE)] if slow_seconds is None else [sys.executable, "-c", _SLOW]
     )
+    with _started(command, environment, log) as server:
+        yield server
+
+
+@contextmanager
+def preloaded(folder: Path, own_folder: Path, n_workers: int) -> Iterator[RunningServer]:
+    """Start gunicorn with a classifier that it loads once and forks."""
+    (own_folder / "preloaded.py").write_text(_PRELOADED, "utf-8")
+    # In a file, as there a release may leave out what it doesn't know.
+    (own_folder / "config.py").write_text("control_socket_disable = True", "utf-8")
+    options = ["--preload", f"--workers={n_workers}", f"--bind={HOST}:0"]
+    where = [f"--chdir={own_folder}", f"--config={own_folder / 'config.py'}"]
+    command = [sys.executable, "-m", "gunicorn", *options, *where, "preloaded"]
+    with _started(command, os.environ | {"FOLDER": str(folder)}, own_folder / "log") as server:
+        yield server
+
+
+@contextmanager
+def _started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[RunningServer]:
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file

@@ -16,7 +16,7 @@ import pytest
 import skgpt
 from skgpt import GPTTextClassifier
 from tests.helpers import make_text_data
-from tests.serve.server import ROOT, SERVE, Reply, RunningServer, reply_of, running
+from tests.serve.server import ROOT, SERVE, Reply, RunningServer, preloaded, reply_of, running
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -88,6 +88,21 @@ def test_server__200_requests__each_gets_its_own_answer(server: RunningServer, s
     rows = np.concatenate([reply.content["probabilities"] for reply in replies])
     distances = np.abs(rows[:, None] - rows[None]).max(axis=2) + np.eye(len(rows))
     assert (distances.min(axis=1) > TOLERANCE).mean() > 0.9
+
+
+def test_gunicorn__a_model_loaded_before_the_fork__200_requests_are_answered(
+    saved: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gunicorn")
+    clf = skgpt.load(saved)
+    bodies = requests_of(200)
+    with preloaded(saved, tmp_path, n_workers=2) as server:
+        replies = at_once(server, bodies)
+    assert [reply.status for reply in replies] == [200] * 200
+    assert len({reply.content["worker"] for reply in replies}) == 2
+    expected = clf.predict_proba([text for texts in bodies for text in texts])
+    rows = np.concatenate([reply.content["probabilities"] for reply in replies])
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(
