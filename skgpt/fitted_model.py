@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from skgpt.calibration import Calibration, link_for
+from skgpt.data.batching import Progress, no_progress
 from skgpt.data.inputs import TextColumns, check_texts
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
@@ -18,7 +20,7 @@ from skgpt.device import check_not_forked, prefix_budget
 from skgpt.exceptions import InvalidTextError
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord
+from skgpt.training.callbacks import EpochRecord, work_bar
 from skgpt.training.loop import raw_scores
 from skgpt.training.optimizer import Moments
 
@@ -92,18 +94,21 @@ class FittedModel:
             return self.known_scores[1]
         network = self.network
         check_not_forked(network.device.type)
-        return raw_scores(
-            network,
-            self.tokenise(self.check_texts(X).cells),
-            token_budget(network, learning=False),
-            prefix_budget(network.device) // 4,  # a part: it may never be asked for again
-            verbose,
-        )
+        cells = self.check_texts(X).cells
+        with work_bar(verbose) as bar:
+            return raw_scores(
+                network,
+                self.tokenise(cells, partial(bar.move, "predict, tokenise", unit=" texts")),
+                token_budget(network, learning=False),
+                prefix_budget(network.device) // 4,  # a part: it may never be asked for again
+                bar.move,
+            )
 
-    def tokenise(self, cells: list[list[str]]) -> Tokens:
+    def tokenise(self, cells: list[list[str]], progress: Progress = no_progress) -> Tokens:
         """Turn columns of texts into token ids as the fit did."""
         encoder = self.network.pretrained.tokenizer
-        return tokenise_rows(cells, self.template, encoder, self.max_length, self.long_text)
+        how = self.template, encoder, self.max_length, self.long_text
+        return tokenise_rows(cells, *how, progress)
 
     def labels(self, scores_NK: NDArray[np.float32]) -> NDArray[Any]:
         """Return the label of each row of raw scores; for multilabel an indicator."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 from numbers import Integral
 from typing import Any
@@ -52,7 +53,7 @@ from skgpt.pretrained.loading import load_pretrained
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
-from skgpt.training.callbacks import EpochRecord, TrainingCallback
+from skgpt.training.callbacks import EpochRecord, TrainingCallback, work_bar
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
 from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
@@ -470,7 +471,11 @@ def _train(
 ) -> FitResult:
     max_length, long_text = estimator.max_length, estimator.long_text
     tokenizer = network.pretrained.tokenizer
-    tokens = tokenise_rows(data.cells, data.template, tokenizer, max_length, long_text)
+    with work_bar(estimator.verbose) as bar:
+        progress = partial(bar.move, "tokenise", unit=" texts")
+        tokens = tokenise_rows(
+            data.cells, data.template, tokenizer, max_length, long_text, progress
+        )
     warn_of_cut_texts(type(estimator).__name__, max_length, tokens)
     return train(
         network,

@@ -4,12 +4,17 @@ The optimiser batches depend on nothing but the seed and the epoch. How one is c
 micro-batches changes the speed only: the loss is summed over them and divided once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
+Progress = Callable[[int, int], None]  # tokens or texts done, and in all
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 def optimiser_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Rows]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.caching import Store
+from skgpt.data.batching import Progress, no_progress
 from skgpt.data.template import Template
 from skgpt.exceptions import InvalidTextError
 
@@ -33,7 +34,7 @@ class TextEncoder(Protocol):
     empty_id: int
     identity: object | None  # the key of its ids in this process' store; None stores none
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str], progress: Progress = no_progress) -> list[list[int]]:
         """Return the ids of each text, special tokens neither added nor recognised."""
         ...
 
@@ -133,6 +134,7 @@ def tokenise_rows(
     encoder: TextEncoder,
     max_length: int,
     long_text: LongText = "cut",
+    progress: Progress = no_progress,
 ) -> Tokens:
     """Tokenise columns of texts under a template; `max_length` counts the special tokens too.
 
@@ -145,7 +147,7 @@ def tokenise_rows(
     - "windows" makes windows of `max_length` tokens, each half of what it has room for behind the
       one before. The last is moved back to the row's end, so that it is full.
     """
-    return _Rows(columns, template, encoder, max_length, long_text).tokens()
+    return _Rows(columns, template, encoder, max_length, long_text, progress).tokens()
 
 
 def lengths_in_windows(
@@ -211,6 +213,7 @@ class _Rows:
         encoder: TextEncoder,
         max_length: int,
         long_text: LongText,
+        progress: Progress = no_progress,
     ) -> None:
         self.encoder, self.max_length, self.long_text = encoder, max_length, long_text
         self.room = _room(encoder, max_length)
@@ -226,10 +229,11 @@ class _Rows:
         self.cells = list(number)
         # Clean words and values one by one, or halves of a character would meet across a seam.
         self.values: list[Sequence[str]] = [tuple(map(clean, row)) for row in number]
-        self.ids = _encode(encoder, [template.render(row) for row in self.values])
+        texts = [template.render(row) for row in self.values]
+        self.ids = _encode(encoder, texts, progress)
         self.n_cut = sum(len(self.ids[i]) > self.room for i in self.distinct_of) if cuts else 0
         if cuts_values:
-            _cut_values(self.values, self.ids, template, encoder, self.room)
+            _cut_values(self.values, self.ids, template, encoder, self.room, progress)
         if cuts:
             self.ids = [row[: self.room] for row in self.ids]
 
@@ -269,17 +273,17 @@ class _Rows:
         return TokenSpans(column, start, end, index)
 
 
-def _encode(encoder: TextEncoder, texts: list[str]) -> list[Ids]:
+def _encode(encoder: TextEncoder, texts: list[str], progress: Progress = no_progress) -> list[Ids]:
     """Return the ids of each text.
 
     A store keeps them for this process, because folds, candidates, a refit and predict ask for the
     same texts over and over.
     """
     if encoder.identity is None:
-        return [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(texts)]
+        return [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(texts, progress)]
     found = _IDS.find_many([(encoder.identity, text) for text in texts])
     missing = list(dict.fromkeys(t for t, ids in zip(texts, found, strict=True) if ids is None))
-    encoded = [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(missing)]
+    encoded = [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(missing, progress)]
     new = dict(zip(missing, encoded, strict=True))
     kept = {(encoder.identity, text): ids for text, ids in new.items()}
     _IDS.put_many(kept, lambda ids: 2 * ids.nbytes + _ENTRY_BYTES)
@@ -305,7 +309,12 @@ def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> boo
 
 
 def _cut_values(
-    values: list[Sequence[str]], ids: list[Ids], template: Template, encoder: TextEncoder, room: int
+    values: list[Sequence[str]],
+    ids: list[Ids],
+    template: Template,
+    encoder: TextEncoder,
+    room: int,
+    progress: Progress,
 ) -> None:
     """Cut the values of each row that is too long until it fits; put both in place of the old."""
     too_long = [i for i, row in enumerate(ids) if len(row) > room]
@@ -315,7 +324,8 @@ def _cut_values(
     lengths = np.array([len(ids[i]) for i in too_long])
     n_uses = np.bincount(template.fields)
     in_a_row = [value for row in rows for value in row]
-    sizes = np.array([len(ids) for ids in encoder.encode(in_a_row)]).reshape(len(rows), -1)
+    encoded = encoder.encode(in_a_row, progress)
+    sizes = np.array([len(ids) for ids in encoded]).reshape(len(rows), -1)
     # The values of a row may take this many tokens; the words and the seams take the rest.
     budgets = np.maximum(n_uses.sum(), room - (lengths - sizes @ n_uses))
     left = np.arange(len(rows))
@@ -332,10 +342,10 @@ def _cut_values(
             # token by itself may be one between two words.
             cut[spent] = [""] * len(n_uses)
         # Encode the rows again, and lower the budgets of those that are still too long.
-        encoded = _encode(encoder, [template.render(row) for row in cut])
-        for i, row, row_ids in zip(left, cut, encoded, strict=True):
+        cut_ids = _encode(encoder, [template.render(row) for row in cut], progress)
+        for i, row, row_ids in zip(left, cut, cut_ids, strict=True):
             values[too_long[i]], ids[too_long[i]] = row, row_ids
-        over = np.array([len(row_ids) - room for row_ids in encoded])
+        over = np.array([len(row_ids) - room for row_ids in cut_ids])
         budgets[left] = np.maximum(0, budgets[left] - np.maximum(0, over))
         left = left[over > 0]
 

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from skgpt.caching import Store
-from skgpt.data.batching import Rows
+from skgpt.data.batching import Progress, Rows, no_progress
 from skgpt.data.tokenization import Tokens, ranges
 from skgpt.device import prefix_budget, ran_out, to_device
 from skgpt.exceptions import StorageError
 from skgpt.network.layout import Layout, ids_of
-from skgpt.network.microbatches import MicroBatcher, Progress, no_progress
+from skgpt.network.microbatches import MicroBatcher
 from skgpt.network.network import TextNetwork, mean_of_each
 from skgpt.pretrained.default_models import cache_errors, cache_folder
 from skgpt.trunk.layers import PROBE_ERRORS, agree

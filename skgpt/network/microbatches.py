@@ -5,7 +5,7 @@ to be free, so that a fit is the same on a busy machine. Only an out-of-memory e
 a batch is cut changes no result beyond rounding, so what failed is run again in smaller parts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from traceback import clear_frames
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skgpt.caching import Store, drop_stores_on
-from skgpt.data.batching import Rows, micro_batches
+from skgpt.data.batching import Progress, Rows, micro_batches, no_progress
 from skgpt.device import ran_out, total_memory
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError, warn_user
 from skgpt.network.network import TextNetwork
@@ -33,13 +33,6 @@ _OTHER_ACTIVATIONS = 1.5
 
 # What ran out of memory once would do so in each fold; the budget that held is tried at once.
 _LOWERED: Store[int] = Store("lowered budgets", 1 << 20)
-
-
-Progress = Callable[[int, int], None]  # tokens done, tokens in all
-
-
-def no_progress(done: int, total: int) -> None:
-    """Show nothing."""
 
 
 def token_budget(network: TextNetwork, *, learning: bool, frozen_too: bool = False) -> int:

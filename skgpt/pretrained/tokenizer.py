@@ -1,16 +1,19 @@
 """A transformers tokenizer as the plain encoder that `skgpt.data.tokenization` asks for."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skgpt.data.batching import Progress, no_progress
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.pretrained.trust import harmless_tokenizer, tokenizer_class
 
 _PROBE = "a"
 _NEUTRAL = ("\n", ".", ",")
-_CHUNK = 256  # texts; the pairs that say where a long text's tokens lie take 20 times its space
+# Characters of the texts that are encoded in one call, in which Python sees no Ctrl-C. The pairs
+# that say where a long text's tokens lie take 20 times its space, too.
+_CHARACTERS_AT_ONCE = 2**18
 
 
 class TextTokenizer:
@@ -43,11 +46,12 @@ class TextTokenizer:
         found = [ids[-1] for ids in self.encode(list(_NEUTRAL)) if ids]
         return [i for i in found if i != self.hf.unk_token_id] or [self.empty_id]
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str], progress: Progress = no_progress) -> list[list[int]]:
         """Return the ids of each text; strings that look like special tokens are plain text."""
-        if not texts:  # transformers can't
-            return []
-        ids: list[list[int]] = self._encode(texts)["input_ids"]
+        ids: list[list[int]] = []
+        for part in _parts(texts):
+            ids += self._encode(texts[part])["input_ids"]
+            progress(len(ids), len(texts))
         return ids
 
     def truncate(self, texts: list[str], n_tokens: list[int]) -> list[str]:
@@ -93,9 +97,9 @@ class TextTokenizer:
     ) -> list[list[tuple[int, int]]]:
         """Return where each text's first tokens lie, one more than asked for; all for None."""
         spans = []
-        for start in range(0, len(texts), _CHUNK):
-            found = self._encode(texts[start : start + _CHUNK], return_offsets_mapping=True)
-            for row, n in zip(found["offset_mapping"], n_tokens[start:], strict=False):
+        for part in _parts(texts):
+            found = self._encode(texts[part], return_offsets_mapping=True)
+            for row, n in zip(found["offset_mapping"], n_tokens[part], strict=True):
                 spans.append(row if n is None else row[: n + 1])
         return spans
 
@@ -152,6 +156,16 @@ class TextTokenizer:
                 path.write_bytes(content.encode("latin-1"))
             kind = tokenizer_class(class_name)
             return cls(kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+
+
+def _parts(texts: list[str]) -> Iterator[slice]:
+    """Yield what to encode in one call: texts of so many characters together, one at least."""
+    start = size = 0
+    for end, text in enumerate(texts, 1):
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE or end == len(texts):
+            yield slice(start, end)
+            start, size = end, 0
 
 
 def _end(spans: Sequence[tuple[int, int]], n_tokens: int) -> int:

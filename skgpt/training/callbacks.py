@@ -119,24 +119,24 @@ def fit_progress(verbose: int) -> list[TrainingCallback]:
     return [ProgressBar(), EpochLines()] if verbose > 1 else [ProgressBar()]
 
 
-class _TokenBar:
-    """A bar of the tokens of some work, which is gone once it is closed."""
+class _WorkBar:
+    """A bar of the tokens or texts of some work, which is gone once it is closed."""
 
     def __init__(self, *, shown: bool = True, delay: float = 0.0) -> None:
         self._shown = shown  # not tqdm's own `disable`, which starts a thread all the same
-        self._options = {"delay": delay, "unit": " tok", "unit_scale": True, "dynamic_ncols": True}
+        self._options = {"delay": delay, "unit_scale": True, "dynamic_ncols": True}
         self._bar: Any = None
-        self._name = ""
+        self._shows = ("", 0)
 
-    def move(self, name: str, done: int, total: int) -> None:
+    def move(self, name: str, done: int, total: int, unit: str = " tok") -> None:
         """Show how far the work of this name is, in place of what was shown before."""
         if not self._shown:
             return
-        if name != self._name:
+        if (name, total) != self._shows:
             self.close()
-            self._name = name
+            self._shows = (name, total)
         if self._bar is None:
-            self._bar = tqdm(total=total, desc=name, leave=False, **self._options)
+            self._bar = tqdm(total=total, desc=name, unit=unit, leave=False, **self._options)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class ProgressBar(TrainingCallback):
     """A tqdm bar with epoch, loss, validation score, tokens per second and the time left."""
 
     def __init__(self) -> None:
-        self._frozen = _TokenBar()
+        self._frozen = _WorkBar()
         self._bar: Any = None
         self._n_epochs = 0
         self._shown = 0.0
@@ -243,9 +243,9 @@ class EpochLines(TrainingCallback):
 
 
 @contextmanager
-def predict_bar(verbose: int) -> Iterator[_TokenBar]:
-    """Give a bar of a prediction that takes more than a second; at the end of it it is gone."""
-    bar = _TokenBar(shown=bool(verbose) and shows_bars(), delay=_SHORT_SECONDS)
+def work_bar(verbose: int) -> Iterator[_WorkBar]:
+    """Give a bar of work that takes more than a second; at the end of it it is gone."""
+    bar = _WorkBar(shown=bool(verbose) and shows_bars(), delay=_SHORT_SECONDS)
     try:
         yield bar
     finally:

@@ -1,6 +1,6 @@
 """The training loop: epochs of optimizer steps, held-out rows scored after each, raw scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from skgpt.data.tokenization import Tokens
 from skgpt.network.features import TextFeatures
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import TextNetwork
-from skgpt.training.callbacks import EpochRecord, TrainingCallback, predict_bar
+from skgpt.training.callbacks import EpochRecord, TrainingCallback
 from skgpt.training.checkpoint import Checkpoint
 from skgpt.training.config import TrainingConfig
 from skgpt.training.early_stopping import Validation
@@ -152,9 +152,13 @@ def evaluate(run: TrainingRun, record: EpochRecord) -> bool:
 
 @explain_no_memory()
 def raw_scores(
-    network: TextNetwork, tokens: Tokens, token_budget: int, memory_budget: int, verbose: int = 0
+    network: TextNetwork,
+    tokens: Tokens,
+    token_budget: int,
+    memory_budget: int,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> NDArray[np.float32]:
-    """Return the raw scores of every text, shape (N, K); `verbose` shows a bar.
+    """Return the raw scores of every text, shape (N, K); `progress` hears how far which work is.
 
     A text that is there several times runs once, and frozen layers don't run again for texts that
     they have seen in this process, unless their states would take more than `memory_budget` bytes.
@@ -162,16 +166,16 @@ def raw_scores(
     texts, first = tokens.distinct()
     rows = np.array(sorted(first.values()), dtype=np.int64)
     logits_NK = np.empty((len(tokens), network.spec.n_outputs), dtype=np.float32)
-    with torch.no_grad(), predict_bar(verbose) as bar:
+    with torch.no_grad():
         features = TextFeatures(
             network,
             tokens,
             token_budget=token_budget,
             memory_budget=memory_budget,
-            progress=partial(bar.move, "predict, frozen layers"),
+            progress=partial(progress, "predict, frozen layers"),
         )
         batcher = MicroBatcher(network, token_budget)
-        for micro_batch in batcher.map(rows, features.lengths, partial(bar.move, "predict")):
+        for micro_batch in batcher.map(rows, features.lengths, partial(progress, "predict")):
             with micro_batch as part:
                 logits_NK[part] = network.score(features.pooled(part)).cpu().numpy()
     return logits_NK[[first[text] for text in texts]]

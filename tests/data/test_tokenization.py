@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skgpt.caching import cache_info, clear_cache
+from skgpt.data.batching import Progress, no_progress
 from skgpt.data.template import Template, parse_template
 from skgpt.data.tokenization import TextEncoder, Tokens, clean, ranges, tokenise, tokenise_rows
 from skgpt.exceptions import InvalidTextError
@@ -24,7 +25,7 @@ class Letters:
         self.identity: object | None = None
         self.asked: list[str] = []
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str], progress: Progress = no_progress) -> list[list[int]]:
         self.asked += texts
         return [[ord(c) % 50 for c in text] for text in texts]
 
@@ -35,7 +36,7 @@ class Letters:
 class Pairs(Letters):
     """Two characters are a token, counted from the text's beginning: seams are everywhere."""
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str], progress: Progress = no_progress) -> list[list[int]]:
         return [
             [
                 sum(ord(c) << 21 * k for k, c in enumerate(text[i : i + 2]))
@@ -54,7 +55,7 @@ class Pairs(Letters):
 class CostlySpaces(Letters):
     """A space before a letter is five tokens, one at the end is none."""
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
+    def encode(self, texts: list[str], progress: Progress = no_progress) -> list[list[int]]:
         return [[ord(c) for c in text.rstrip().replace(" ", "_____")] for text in texts]
 
     def truncate(self, texts: list[str], n_tokens: list[int]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,10 +26,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from skgpt.caching import clear_cache
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import tokenise_rows
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
+from tests.helpers import make
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog, again and again.",
@@ -272,3 +275,41 @@ def test_from_files__a_class_of_its_own__encodes_the_same(make: Callable[[], Any
     ends = [(t.prefix_ids, t.suffix_ids, t.empty_id) for t in (one, two)]
     assert ends[0] == ends[1]
     assert two.files() == TextTokenizer.from_files(two.files()).files()
+
+
+def test_tokenising__many_texts__ctrl_c_waits_for_a_few_of_them_at_most(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python sees no signal while it waits for the tokenizer: each call must be a short one."""
+    X = [f"{'some words ' * (i % 90)}{i}" for i in range(400)]
+    columns = np.array([X, X[::-1]]).T
+    clf = make(tiny_llama, template="{0} and {1}", max_length=32, max_epochs=1, n_layers=1)
+    expected = clf.fit(columns, np.arange(400) % 2).predict_proba(columns)
+    sizes: list[int] = []
+    encode = TextTokenizer._encode
+
+    def watched(self: TextTokenizer, texts: list[str], **options: Any) -> Any:
+        sizes.append(sum(map(len, texts[:-1])))  # the last one may go beyond
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(TextTokenizer, "_encode", watched)
+    monkeypatch.setattr("skgpt.pretrained.tokenizer._CHARACTERS_AT_ONCE", 3000)
+    for method in (clf.predict_proba, clf.plan, clf.explain):
+        clear_cache()
+        sizes.clear()
+        found = method(columns if method != clf.explain else columns[:20])
+        assert len(sizes) > 5 and max(sizes) < 3000
+        if method == clf.predict_proba:
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_encode__in_parts__says_how_far_it_is(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_pretrained(tiny_llama).tokenizer
+    expected = tokenizer.encode(SENTENCES)
+    monkeypatch.setattr("skgpt.pretrained.tokenizer._CHARACTERS_AT_ONCE", 100)
+    seen: list[tuple[int, int]] = []
+    assert tokenizer.encode(SENTENCES, lambda *at: seen.append(at)) == expected
+    assert seen == [(2, 4), (4, 4)]
+    assert tokenizer.encode([]) == []

@@ -20,8 +20,8 @@ from skgpt.training.callbacks import (
     ProgressBar,
     StepDone,
     fit_progress,
-    predict_bar,
     shows_bars,
+    work_bar,
 )
 from tests.helpers import make_text_data
 from tests.terminals import Terminal, lines_of
@@ -143,16 +143,16 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
     np.testing.assert_array_equal(clf.predict_proba(DATA.X), expected)
     screen = terminal.read()
     assert ("predict, frozen layers" in screen) == (trainable_layers == 1)
-    assert "predict: " in screen
+    assert "predict, tokenise" in screen and "predict: " in screen
     assert lines_of(screen) == []
 
 
-def test_predict_bar__an_error__takes_it_away(
+def test_work_bar__an_error__takes_it_away(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal.file)
     monkeypatch.setattr("skgpt.training.callbacks._SHORT_SECONDS", 0.0)
-    with suppress(ZeroDivisionError), predict_bar(1) as bar:
+    with suppress(ZeroDivisionError), work_bar(1) as bar:
         for done in (1, 2):
             bar.move("frozen layers", done, 3)
         bar.move("predict", 1, 3)
