@@ -161,6 +161,7 @@ def read_model_files(
             except (OSError, ValueError) as error:
                 if isinstance(error, SkgptError) or not (on_hub and downloads_allowed()):
                     raise
+                _ask_hub(model, revision)
                 return read(where, False)
     except (SkgptError, MemoryError):
         raise
@@ -176,13 +177,50 @@ def read_model_files(
         ) from error
 
 
+_OUT_OF_REACH: Store[str] = Store("hub out of reach", 1 << 20)
+
+
+def _ask_hub(model: str, revision: str | None) -> None:
+    """Raise if the hub can't be reached or doesn't have a model: one try, where a read makes many.
+
+    This process doesn't try to reach it again: each fit of a grid would wait for that.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:  # transformers doesn't ask then
+        return
+    (known,) = _OUT_OF_REACH.find_many([constants.ENDPOINT])
+    if known is not None:
+        raise ConnectionError(known)
+    try:
+        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision))
+    except HfHubHTTPError:  # it has answered
+        raise
+    except Exception as error:
+        said = (
+            f"the hub is out of reach ({type(error).__name__}) and won't be asked again before "
+            "skgpt.clear_cache(). Where there is no network, HF_HUB_OFFLINE=1 spares the wait."
+        )
+        _OUT_OF_REACH.put_many({constants.ENDPOINT: said}, len)
+        raise ConnectionError(said) from error
+
+
 def _refuse_misnomers(model: str, wanted: str) -> None:
-    """Raise for a name that can't be a hub id: the hub would be asked for it over and over."""
+    """Raise for a name that can't be a hub id: nobody need be asked for it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     aliases = {alias.casefold(): alias for alias in ALIASES}
     asked = model.casefold().replace("_", "-")
     like = [alias for alias in aliases if asked and alias.startswith(asked)]
     like = like or difflib.get_close_matches(asked, aliases, n=1, cutoff=0.8)
-    if not model or model.startswith(("/", ".", "~", "\\")) or model.endswith(".gguf"):
+    is_path = model.endswith(".gguf")
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        is_path = True
+    if is_path:
         reason = "there is no such file or folder"
     elif like and "/" not in model:
         reason = f"did you mean {aliases[like[0]]!r}?"

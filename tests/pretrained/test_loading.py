@@ -2,12 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 
+import skgpt
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
 from skgpt.pretrained.loading import _MODELS, load_pretrained
 from skgpt.testing import tiny_gpt
@@ -20,7 +23,57 @@ def test_load__twice__is_the_same_object_until_the_folder_changes(tmp_path: Path
     assert first.fingerprint != second.fingerprint
 
 
-@pytest.mark.parametrize("name", ["no-such-model-anywhere", "./no/such", "/none", "", "none.gguf"])
+PATHS = ["./x", "../x", "/none", "~/x", "my/x/y", "x/", "a\\b", "C:\\x", "", "none.gguf", "a b"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_load__a_name_like_a_path__never_goes_to_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = Mock()
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", asked)
+    with pytest.raises(ModelNotFoundError, match="there is no such file or folder"):
+        load_pretrained(name)
+    assert not asked.called
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
+    """Return what asks the hub, on a machine that may."""
+    skgpt.clear_cache()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    local = "transformers.AutoTokenizer.from_pretrained"
+    monkeypatch.setattr(local, Mock(side_effect=OSError("not here")))
+    asks = Mock()
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asks)
+    yield asks
+    skgpt.clear_cache()
+
+
+def test_load__no_network__the_hub_is_asked_once_in_a_process(hub: Mock) -> None:
+    hub.side_effect = TimeoutError("no route")
+    for name in ("my-modle", "my-modle", "org/other"):
+        with pytest.raises(ModelNotFoundError, match=rf"{name}.*HF_HUB_OFFLINE=1") as raised:
+            load_pretrained(name)
+    assert hub.call_count == 1
+    assert "out of reach (TimeoutError)" in str(raised.value)
+    skgpt.clear_cache()
+    with pytest.raises(ModelNotFoundError):
+        load_pretrained("my-modle")
+    assert hub.call_count == 2
+
+
+def test_load__the_hub_has_no_such_model__it_is_said_after_one_try(hub: Mock) -> None:
+    url = hub.side_effect = Mock(side_effect=RepositoryNotFoundError("404", response=Mock()))
+    for n_asked in (1, 2):  # a name may be there the next time
+        with pytest.raises(ModelNotFoundError, match="could not be fetched here: 404"):
+            load_pretrained("my-modle")
+        assert hub.call_count == n_asked
+    assert url.call_args[0][0].endswith("/my-modle/resolve/main/config.json")
+
+
+@pytest.mark.parametrize("name", ["no-such-model-anywhere", "org/none"])
 def test_load__an_unknown_name__lists_what_there_is(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="smollm2-135m"):
         load_pretrained(name)
