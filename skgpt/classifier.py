@@ -89,8 +89,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         layers need their mask causal.
     template : str or None, default=None
         How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
-        DataFrame's columns, positions of an array's, ``{text}`` for a single column. None joins
-        the columns with a blank line.
+        DataFrame's columns, positions of an array's, ``{text}`` for a single column. Other columns
+        are not read. None joins all columns with a blank line.
     max_length : int, default=256
         Tokens per text, template included; `long_text` says how a longer text is read.
     long_text : {"cut", "windows"}, default="cut"
@@ -333,8 +333,10 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         Parameters
         ----------
         X : array-like of shape (n,) or (n, n_columns)
-            Texts: a list, array or Series of str. The columns of 2-D input are laid out by
-            `template`, numbers formatted as text.
+            Texts: a list, array or Series of str; or a table of several columns, which `template`
+            lays out, numbers formatted as text: a 2-D array, a DataFrame of pandas, polars or
+            pyarrow, a `datasets.Dataset`, or any frame that speaks the Arrow PyCapsule or the
+            interchange protocol (for those, pyarrow must be installed).
         y : array-like of shape (n,), or array-like or sparse matrix of shape (n, n_labels)
             Labels: str, int, bool or object; or an indicator matrix of zeros and ones, for texts
             of any number of labels.

@@ -189,11 +189,11 @@ def _add_up(
 def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
     pandas = import_optional("pandas", "explain")
-    texts = model.check_texts(X)
-    scores = model.raw_scores(X, verbose)
+    texts, cells = model.read_texts(X)
+    scores = model.raw_scores(texts.X, verbose)
     network = model.network
     tokens, spans = tokenise_with_spans(
-        texts.cells, model.template, network.pretrained.tokenizer, model.max_length, model.long_text
+        cells, model.template, network.pretrained.tokenizer, model.max_length, model.long_text
     )
     explained, directions = _explained(scores, model.multilabel)
     run, first = tokens.run, tokens.first
@@ -203,9 +203,10 @@ def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
         _of_text(found[start:end], run.offsets[start : end + 1], spans)
         for start, end in pairwise(first.tolist())
     ]
-    table = _table(texts.cells, model.classes[explained], parts, spans)
-    if texts.names is not None:
-        table["column"] = np.array(texts.names, dtype=object)[table["column"]]
+    table = _table(cells, model.classes[explained], parts, spans)
+    names = model.columns.get("feature_names_in_", texts.names)
+    if names is not None:
+        table["column"] = np.array(names, dtype=object)[table["column"]]
     return pandas.DataFrame(table)
 
 

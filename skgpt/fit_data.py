@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.data.inputs import check_texts, check_weight, rows_of
+from skgpt.data.inputs import as_known_container, check_weight, find_columns, rows_of
 from skgpt.data.splits import Split, all_rows, group_codes, hold_out
 from skgpt.data.targets import Target, join
 from skgpt.data.template import Template, parse_template
 from skgpt.exceptions import InvalidTextError
-from skgpt.fitted_model import check_columns_match, column_attributes
+from skgpt.fitted_model import column_attributes, match_columns
 
 
 @dataclass(frozen=True)
 class FitInputs:
-    """What the caller of `fit` passed, as it came."""
+    """What the caller of `fit` passed, as it came but for frames that aren't known here."""
 
     X: Any
     y: Any
@@ -30,6 +30,11 @@ class FitInputs:
     y_val: Any = None
     sample_weight_val: Any = None
     groups: Any = None
+
+    def __post_init__(self) -> None:
+        # Rows are taken out of it later on.
+        for name in ("X", "X_val"):
+            object.__setattr__(self, name, as_known_container(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,9 @@ class HeldOut:
 class FitData:
     """The checked data of a fit: the rows of X, and behind them those of `X_val`.
 
-    `cells` holds the texts, column by column; `columns` the attributes that scikit-learn sets for
-    them. `loss_weight` is `sample_weight` times the weights of the classes.
+    `cells` holds the texts, column by column, empty ones where the template reads none; `columns`
+    the attributes that scikit-learn sets for X. `loss_weight` is `sample_weight` times the weights
+    of the classes.
     """
 
     cells: list[list[str]]
@@ -75,18 +81,18 @@ def check_inputs(
     on already, and the classes; its X must match `columns`.
     """
     name = type(estimator).__name__
-    texts = check_texts(inputs.X, estimator=name)
-    found = column_attributes(texts, name)
-    if columns is not None:
-        check_columns_match(columns, texts, name=name)
+    texts = find_columns(inputs.X, estimator=name)
+    n, width, names = len(texts), len(texts.columns), texts.names
+    if columns is None:
+        found = column_attributes(texts, name)
+    else:
         found = dict(columns)
-    n = len(texts)
-    template = parse_template(estimator.template, len(texts.cells), texts.names)
+        width, names = found.get("n_features_in_", 1), found.get("feature_names_in_")
+    template = parse_template(estimator.template, width, names)
+    cells = texts.read(match_columns(found, template, texts, name=name))
     target = estimator._encode_target(inputs.y, n, classes, "y")
     weight = check_weight(inputs.sample_weight, n)
-    data = FitData(
-        texts.cells, template, target, weight, weight, all_rows(n), None, found, split_seed
-    )
+    data = FitData(cells, template, target, weight, weight, all_rows(n), None, found, split_seed)
 
     # Rows to hold out: those of X_val, or some of X.
     if inputs.X_val is not None:
@@ -116,8 +122,10 @@ def _with_validation_rows(data: FitData, estimator: Any, inputs: FitInputs) -> F
         raise InvalidTextError("`X_val` needs its labels, `y_val`, which is None: pass both.")
     name = type(estimator).__name__
     with _about("X_val"):
-        texts = check_texts(inputs.X_val, estimator=name)
-    check_columns_match(data.columns, texts, of="X_val", name=name)
+        texts = find_columns(inputs.X_val, estimator=name)
+    places = match_columns(data.columns, data.template, texts, of="X_val", name=name)
+    with _about("X_val"):
+        cells = texts.read(places)
     n, n_val = len(data.target), len(texts)
     target = estimator._encode_target(inputs.y_val, n_val, data.target.classes, "y_val")
     with _about("sample_weight_val"):
@@ -125,7 +133,7 @@ def _with_validation_rows(data: FitData, estimator: Any, inputs: FitInputs) -> F
     given_weight = None if inputs.sample_weight_val is None else weight
     return replace(
         data,
-        cells=[a + b for a, b in zip(data.cells, texts.cells, strict=True)],
+        cells=[a + b for a, b in zip(data.cells, cells, strict=True)],
         target=join(data.target, target),
         sample_weight=np.concatenate([data.sample_weight, weight]),
         split=Split(np.arange(n), np.arange(n, n + n_val)),

@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 
 from skgpt.calibration import Calibration, link_for
 from skgpt.data.batching import Progress, no_progress
-from skgpt.data.inputs import TextColumns, check_texts
+from skgpt.data.inputs import TextColumns, find_columns
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
 from skgpt.device import check_not_forked, prefix_budget
@@ -82,11 +82,12 @@ class FittedModel:
             **({} if self.calibration is None else {"calibration_": dict(self.calibration)}),
         }
 
-    def check_texts(self, X: Any) -> TextColumns:
-        """Check an X for predictions; its columns must be those of the fit."""
-        texts = check_texts(X, estimator=self.fitted_by)
-        check_columns_match(self.columns, texts, name=self.fitted_by)
-        return texts
+    def read_texts(self, X: Any) -> tuple[TextColumns, list[list[str]]]:
+        """Return the columns of an X for predictions, and the texts of those of the fit."""
+        texts = find_columns(X, estimator=self.fitted_by)
+        return texts, texts.read(
+            match_columns(self.columns, self.template, texts, name=self.fitted_by)
+        )
 
     def raw_scores(self, X: Any, verbose: int = 0) -> NDArray[np.float32]:
         """Return the raw scores of texts, shape (n, n_outputs)."""
@@ -94,7 +95,7 @@ class FittedModel:
             return self.known_scores[1]
         network = self.network
         check_not_forked(network.device.type)
-        cells = self.check_texts(X).cells
+        _, cells = self.read_texts(X)
         with work_bar(verbose) as bar:
             return raw_scores(
                 network,
@@ -162,20 +163,43 @@ def column_attributes(texts: TextColumns, name: str) -> dict[str, Any]:
     return {name: value for name, value in vars(probe).items() if name in COLUMN_ATTRIBUTES}
 
 
-def check_columns_match(
-    columns: Mapping[str, Any], texts: TextColumns, *, of: str = "X", name: str
-) -> None:
-    """Check that X has the columns of the fit; one column and a plain list are the same."""
+def match_columns(
+    columns: Mapping[str, Any],
+    template: Template,
+    texts: TextColumns,
+    *,
+    of: str = "X",
+    name: str,
+) -> list[int | None]:
+    """Return where in X each column of the fit is; None for one that the template doesn't read.
+
+    By name, where both have names and a template says which are read: there may be others, in any
+    order. One column and a plain list are the same.
+    """
     expected, found = columns.get("n_features_in_"), texts.n_features
-    if found is not None and expected is not None:
-        probe = _probe(name)
-        vars(probe).update(columns)
-        validate_data(probe, texts.X, reset=False, skip_check_array=True)
-    elif (found or 1) != (expected or 1):
+    places = template.places(expected or 1)
+    read = [place for place in places if place is not None]
+    if found is None and len(read) == 1:
+        return [None if place is None else 0 for place in places]
+    if (found is None or expected is None) and (found or 1) != (expected or 1):
         raise InvalidTextError(
             f"{of} must have as many columns as at fit: {expected or 'one text per row'}. Got "
             f"{found or 'one text per row'}."
         )
+    if "feature_names_in_" in columns and texts.names is not None and not template.joins_all:
+        names = columns["feature_names_in_"]
+        for wanted in names[read]:
+            if texts.names.count(wanted) != 1:
+                raise InvalidTextError(
+                    f"{of} must have one column {wanted!r}, which the template reads. Got the "
+                    f"columns {texts.names[:20]}."
+                )
+        return [None if i is None else texts.names.index(names[i]) for i in places]
+    if found is not None and expected is not None:
+        probe = _probe(name)
+        vars(probe).update(columns)
+        validate_data(probe, texts.X, reset=False, skip_check_array=True)
+    return places
 
 
 def _probe(name: str) -> BaseEstimator:

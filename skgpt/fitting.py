@@ -25,7 +25,7 @@ from sklearn.utils import check_random_state
 from skgpt._files import as_folder
 from skgpt.calibration import calibrate
 from skgpt.cost import FitEstimate, Prices, count_products, estimate_fit, price_fit
-from skgpt.data.inputs import check_texts, rows_of
+from skgpt.data.inputs import find_columns, rows_of
 from skgpt.data.splits import all_rows, group_codes
 from skgpt.data.targets import Target
 from skgpt.data.template import parse_template
@@ -166,7 +166,7 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
 
 def _assumed_labels(estimator: Any, X: Any, previous: FittedModel | None) -> NDArray[Any]:
     """Return labels by turns: of two classes, or those that the fit would go on with."""
-    n = len(check_texts(X, estimator=type(estimator).__name__))
+    n = len(find_columns(X, estimator=type(estimator).__name__))
     if previous is None:
         return np.arange(n) % _ASSUMED_CLASSES
     if previous.multilabel:

@@ -36,6 +36,16 @@ def _makes_links() -> bool:
     return True
 
 
+class ArrowStream:
+    """A frame, or a column, that speaks the Arrow PyCapsule protocol and nothing else."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.values.__arrow_c_stream__(requested_schema)
+
+
 needs_links = pytest.mark.skipif(
     not _makes_links(), reason="Windows lets this account make no symbolic links"
 )

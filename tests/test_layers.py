@@ -251,12 +251,12 @@ PLANTED = {
     layer_violations: [
         ("data.inputs", "import skgpt.network.network", 1),
         ("data.inputs", "def f():\n    from skgpt.network import network", 1),
-        ("caching", "from skgpt.data.inputs import check_texts", 1),
+        ("caching", "from skgpt.data.inputs import find_columns", 1),
         ("caching", "from skgpt.exceptions import CacheError", 0),
         ("network.network", "import importlib\nimportlib.import_module('skgpt.tuning')", 1),
         ("training.loop", "if TYPE_CHECKING:\n    from skgpt.classifier import Base", 1),
         ("persistence", "from skgpt.tuning import search", 1),
-        ("testing.tiny", "from skgpt.data.inputs import check_texts", 1),
+        ("testing.tiny", "from skgpt.data.inputs import find_columns", 1),
         ("helpers", "import numpy", 1),
     ],
     door_violations: [

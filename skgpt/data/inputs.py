@@ -1,14 +1,14 @@
 """Check X and sample_weight: any container of texts becomes plain columns of str, once.
 
-Every element is looked at by itself: numpy and scikit-learn would turn None into the text "None"
-without a word. Containers are recognised by their methods, so neither pandas nor polars nor
-pyarrow is imported.
+Every element that is read is looked at by itself: numpy and scikit-learn would turn None into the
+text "None" without a word. Containers are recognised by their methods, so neither pandas nor polars
+is imported; a frame of any other library comes in as a pyarrow Table.
 """
 
 import decimal
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,61 +18,117 @@ from scipy import sparse
 from sklearn.utils import check_array
 
 from skgpt._sklearn import check_sample_weight, take_rows
-from skgpt.exceptions import InvalidTextError
+from skgpt.exceptions import InvalidTextError, import_optional
 
 _SHAPES = "a list, a 1-D array or a Series of str, or a 2-D array or DataFrame of columns"
+# What pandas', polars' and pyarrow's frames have, and hardly anything else.
+_KNOWN_FRAMES = ("iloc", "get_columns", "itercolumns")
+_LOADS = ("collect", "compute", "read_all", "to_table")  # methods that read a lazy frame
 _SHORT_FLOATS = ("float16", "float32", "float", "halffloat")  # numpy's, pandas', polars', pyarrow's
 MISSING = ("NAType", "NaTType")  # the classes of pandas.NA and pandas.NaT
 
 
 @dataclass(frozen=True)
 class TextColumns:
-    """The checked texts of an X.
+    """An X whose columns are known; those of a table are not read yet.
 
-    `cells` holds plain str, column by column, and `X` is what the user passed. `names` are a
-    frame's column names if all of them are str; `n_features` is None where X is 1-D.
+    `columns` are as the container has them, and `X` is what the user passed, or a pyarrow Table in
+    the place of a frame that isn't known here. `names` are a frame's column names if all of them
+    are str; `n_features` is None where X is 1-D.
     """
 
-    cells: list[list[str]]
+    columns: list[Any]
     X: Any
+    n_rows: int
+    estimator: Any = None
+    is_frame: bool = False
     n_features: int | None = None
     names: list[str] | None = None
 
     def __len__(self) -> int:
-        return len(self.cells[0])
+        return self.n_rows
+
+    def read(self, places: Iterable[int | None] | None = None) -> list[list[str]]:
+        """Return the texts of the columns at these places, all by default, as plain str.
+
+        Those of None, a column that nobody reads, are empty. An InvalidTextError names the row and
+        column of what is no text.
+        """
+        places = range(len(self.columns)) if places is None else list(places)
+        values = {place: self._values(place) for place in places if place is not None}
+        is_number = (_is_number(value) for column in values.values() for value in column)
+        if values and not self.is_frame and all(is_number):
+            _check_numbers(np.array([*values.values()]).T, self.estimator)
+        texts = {place: self._texts(place, column) for place, column in values.items()}
+        blank = [""] * self.n_rows
+        return [blank if place is None else texts[place] for place in places]
+
+    def _values(self, place: int) -> list[Any]:
+        column = self.columns[place]
+        values = column if isinstance(column, list) else _elements(column)
+        if not isinstance(values, list) or len(values) != self.n_rows:
+            raise _broken_promise(self.X)
+        return values
+
+    def _texts(self, place: int, values: list[Any]) -> list[str]:
+        column = place if self.names is None else repr(self.names[place])
+        return [
+            _plain(value) if isinstance(value, str) else _format(value, row, column)
+            for row, value in enumerate(values)
+        ]
 
 
-def check_texts(X: Any, *, estimator: Any = None) -> TextColumns:
-    """Check X; an InvalidTextError names the row and column of what is no text.
+def find_columns(X: Any, *, estimator: Any = None) -> TextColumns:
+    """Find the columns of X; an InvalidTextError says what to pass in the place of what has none.
 
-    X is a sequence, a numpy array, or a Series, DataFrame, Array or Table of pandas, polars or
-    pyarrow. Numbers and bools in 2-D input are formatted as text. scikit-learn's own messages name
-    `estimator`.
+    X is a sequence, a numpy array, a Series, DataFrame, Array or Table of pandas, polars or
+    pyarrow, or what `as_known_container` makes one of. Numbers and bools in 2-D input are read as
+    text. scikit-learn's own messages name `estimator`.
     """
     if isinstance(X, str | bytes):
         raise InvalidTextError(
             f"X must be {_SHAPES}. Got a single {type(X).__name__}: wrap it in a list, [X]."
         )
-    names = None
+    X = as_known_container(X)
+    names, is_frame = None, False
     if isinstance(X, Sequence):
-        values, shape = _from_sequence(X, estimator)
-    elif (columns := _frame_columns(X)) is not None:
-        values, shape = [_elements(column) for column in columns], X.shape
+        columns, shape = _from_sequence(X)
+    elif (found := _frame_columns(X)) is not None:
+        columns, shape, is_frame = found, X.shape, True
+        if not isinstance(shape[0], numbers.Integral):  # a lazy frame's rows aren't counted yet
+            raise InvalidTextError(_not_known(X))
         names = _frame_names(X)
     else:
-        values, shape = _from_array(X, estimator)
-    if len(shape) == 1:
-        return TextColumns([_check_column(values)], X)
-    if 0 in shape:
+        columns, shape = _from_array(X, estimator)
+    n_features = int(shape[1]) if len(shape) == 2 else None
+    if n_features is None:
+        columns = [_check_column(columns[0])]
+    elif 0 in shape:
         _check_numbers(np.empty(shape), estimator)
-    cells = [
-        [
-            _plain(value) if isinstance(value, str) else _format(value, row, column)
-            for row, value in enumerate(in_column)
-        ]
-        for column, in_column in enumerate(values)
-    ]
-    return TextColumns(cells, X, n_features=int(shape[1]), names=names)
+    return TextColumns(columns, X, int(shape[0]), estimator, is_frame, n_features, names)
+
+
+def as_known_container(X: Any) -> Any:
+    """Return a frame of a library that isn't known here as pyarrow's; anything else as it is.
+
+    It is a `datasets.Dataset`, or speaks the Arrow PyCapsule or the dataframe interchange protocol.
+    """
+    is_1d = len(getattr(X, "shape", ())) == 1
+    if isinstance(X, Sequence) or is_1d or any(hasattr(X, name) for name in _KNOWN_FRAMES):
+        return X
+    if hasattr(X, "with_format") and hasattr(X, "__len__") and not isinstance(X, Mapping):
+        return X.with_format("arrow")[:]
+    if hasattr(X, "read_all"):  # a stream that can be read once: a second look would find no rows
+        raise InvalidTextError(_not_known(X))
+    what = f"X as a {type(X).__name__}"
+    if hasattr(X, "__arrow_c_stream__"):
+        pyarrow = import_optional("pyarrow", what)
+        chunks = pyarrow.chunked_array(X)
+        is_table = pyarrow.types.is_struct(chunks.type)
+        return pyarrow.Table.from_struct_array(chunks) if is_table else chunks
+    if hasattr(X, "__dataframe__"):
+        return import_optional("pyarrow.interchange", what).from_dataframe(X)
+    return X
 
 
 def check_weight(sample_weight: Any, n: int) -> NDArray[np.float64]:
@@ -104,48 +160,53 @@ def rows_of(values: Any, rows: NDArray[np.int64]) -> Any:
     return take_rows(values, rows)
 
 
-def _from_sequence(X: Sequence[Any], estimator: Any) -> tuple[list[Any], tuple[int, ...]]:
-    """Return the elements of a 1-D sequence, or the columns of one of rows, and the shape."""
+def _from_sequence(X: Sequence[Any]) -> tuple[list[Any], tuple[int, ...]]:
+    """Return the columns of a sequence of texts, which is one, or of rows, and the shape."""
     first = next((row for row in X if is_row(row)), None)
     if first is None:
-        return list(X), (len(X),)
+        if len(X) and isinstance(X[0], Mapping):
+            raise InvalidTextError(
+                f"X must be {_SHAPES}. Row 0 is {_describe(X[0])}. {_cure(X[0])}"
+            )
+        return [list(X)], (len(X),)
     for i, row in enumerate(X):
         if not is_row(row) or len(row) != len(first):
             raise InvalidTextError(
                 f"X must be {_SHAPES}. Its rows must be of one kind and length: row {i} is "
                 f"{_describe(row)}, another {_describe(first)}. Give every row as many texts."
             )
-    if len(first) and all(_is_number(value) for row in X for value in row):
-        _check_numbers(np.asarray(X), estimator)
     return [list(column) for column in zip(*X, strict=True)], (len(X), len(first))
 
 
 def _from_array(X: Any, estimator: Any) -> tuple[list[Any], tuple[int, ...]]:
-    """Return the elements of a 1-D array, or the columns of a 2-D one, and the shape."""
+    """Return the columns of a 1-D array, which is one, or of a 2-D one, and the shape."""
     if isinstance(X, np.ma.MaskedArray):  # else what lies under the mask would come through
         hidden, X = np.ma.getmaskarray(X), np.array(X.data, dtype=object)
         X[hidden] = None
+    if not hasattr(X, "__array__") and not hasattr(X, "dtype"):  # a sparse array has a dtype alone
+        raise InvalidTextError(_not_known(X))
+    if getattr(getattr(X, "dtype", None), "names", None):
+        raise InvalidTextError(
+            f"X must be {_SHAPES}. Got an array of records: make a DataFrame, pandas.DataFrame(X)."
+        )
     shape = getattr(X, "shape", None)
     if not isinstance(shape, tuple):
-        if not hasattr(X, "__array__"):
-            raise InvalidTextError(
-                f"X must be {_SHAPES}. Got {type(X).__name__}: {_container_cure(X)}"
-            )
         shape = np.asarray(X).shape
     if len(shape) == 1:
         values = _elements(X)
         if not isinstance(values, list):  # a 1-D sparse array has no elements to look at
             raise InvalidTextError(_not_texts(f"a {type(X).__name__}"))
-        return values, shape
+        return [values], (len(values),)
     if len(shape) != 2:
         raise InvalidTextError(
             f"X must be {_SHAPES}. Got an array with {len(shape)} dimensions. Reshape your data."
         )
-    if not hasattr(X, "dtype"):
-        X = np.asarray(X)
-    if not isinstance(X, np.ndarray) or X.dtype.kind in "biufc":
-        X = _check_numbers(X, estimator)
-    return _elements(X.T), shape
+    array = X if hasattr(X, "dtype") else np.asarray(X)
+    if not isinstance(array, np.ndarray) or array.dtype.kind in "biufc":
+        array = _check_numbers(array, estimator, ensure_all_finite=False)  # some may go unread
+    if array.shape != shape:
+        raise _broken_promise(X)
+    return list(array.T), shape
 
 
 def _frame_columns(X: Any) -> list[Any] | None:
@@ -194,9 +255,11 @@ def _check_column(values: list[Any]) -> list[str]:
     return [_plain(value) for value in values]
 
 
-def _check_numbers(X: Any, estimator: Any) -> Any:
+def _check_numbers(X: Any, estimator: Any, *, ensure_all_finite: bool = True) -> Any:
     """Check numbers and sparse matrices: scikit-learn's own words for NaN, inf, complex, empty."""
-    return check_array(X, dtype=None, estimator=estimator, input_name="X")
+    return check_array(
+        X, dtype=None, estimator=estimator, input_name="X", ensure_all_finite=ensure_all_finite
+    )
 
 
 def _plain(value: str) -> str:
@@ -204,7 +267,7 @@ def _plain(value: str) -> str:
     return value if type(value) is str else str.__str__(value)
 
 
-def _format(value: Any, row: int, column: int) -> str:
+def _format(value: Any, row: int, column: int | str) -> str:
     """Return a number or bool as text; refuse anything else."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
@@ -239,17 +302,36 @@ def _cure(value: Any) -> str:
         return "Decode bytes first, as in value.decode('utf-8')."
     if isinstance(value, numbers.Number) and value == value:
         return "Turn numbers into texts with str(), or pass them as a column of a 2-D X."
+    if isinstance(value, Mapping):
+        return "Make a DataFrame of such rows: pandas.DataFrame(X)."
     if value is None or isinstance(value, numbers.Number) or type(value).__name__ in MISSING:
         return "Drop the row, or put a text there ('' is a legal text)."
     return "Put a text there, for example with str(), or drop the row."
 
 
+def _not_known(X: Any) -> str:
+    return f"X must be {_SHAPES}. Got {type(X).__name__}: {_container_cure(X)}"
+
+
 def _container_cure(X: Any) -> str:
-    if hasattr(X, "collect"):
-        return "call X.collect() first."
+    for method in _LOADS:
+        if hasattr(X, method):
+            return f"call X.{method}() first."
     if isinstance(X, Mapping):
+        for name, value in X.items():
+            if hasattr(value, "column_names") or hasattr(value, "columns"):
+                return f"pass one of its tables, as in X[{name!r}]."
         return "make a DataFrame of its columns, or a list of its texts."
+    if hasattr(X, "column_names"):
+        return "make a DataFrame of its rows, pandas.DataFrame(list(X))."
     return "pass list(X) if it can be iterated."
+
+
+def _broken_promise(X: Any) -> InvalidTextError:
+    return InvalidTextError(
+        f"X must be {_SHAPES}. Got a {type(X).__name__} that has the shape {tuple(X.shape)} and "
+        "other values than these: make a DataFrame or a list of its texts."
+    )
 
 
 def _not_texts(what: str) -> str:

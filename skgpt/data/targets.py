@@ -14,7 +14,7 @@ from scipy import sparse
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from skgpt.data.inputs import MISSING, is_row
+from skgpt.data.inputs import MISSING, as_known_container, is_row
 from skgpt.exceptions import InvalidTextError
 
 _AT_MOST = 10  # labels spelt out in a message
@@ -68,6 +68,7 @@ def encode_target(
     hold any of them, a single one included. Messages name the estimator, `name`, and call y `what`.
     """
     _check_is_array(y, name, what)
+    y = as_known_container(y)
     table = _table(y, what)
     if table is None:
         return _encode_classes(y, n, name, classes, what)
@@ -85,7 +86,7 @@ def encode_target(
 
 def is_indicator(y: Any) -> bool:
     """Say whether y has several columns."""
-    return _table(y, "y") is not None
+    return _table(as_known_container(y), "y") is not None
 
 
 def check_classes(classes: Any, *, name: str) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skgpt.exceptions import InvalidTextError
 
@@ -15,23 +15,29 @@ class Template:
     """Words and fields by turns: a word, a field, a word, ..., a field, a word.
 
     `fields` are positions of columns. There is a word more than fields; any may be empty.
+    `joins_all` where the user gave no template: then every column is read, whatever its name.
     """
 
     words: tuple[str, ...]
     fields: tuple[int, ...]
+    joins_all: bool = field(default=False, compare=False)
 
     @property
     def is_plain(self) -> bool:
         """Whether the text is one column as it is."""
         return len(self.fields) == 1 and self.words == ("", "")
 
+    def places(self, n_columns: int) -> list[int | None]:
+        """Return the position of each of so many columns; None for one that isn't read."""
+        return [i if i in self.fields else None for i in range(n_columns)]
+
     def render(self, row: Sequence[str]) -> str:
         """Return the text of a row, its values put in as they are, braces and all."""
         if self.is_plain:  # no copy of a text that may be long
             return row[self.fields[0]]
         pieces = [self.words[0]]
-        for field, word in zip(self.fields, self.words[1:], strict=True):
-            pieces += (row[field], word)
+        for column, word in zip(self.fields, self.words[1:], strict=True):
+            pieces += (row[column], word)
         return "".join(pieces)
 
 
@@ -44,7 +50,7 @@ def parse_template(template: str | None, n_columns: int, names: Sequence[str] | 
     """
     if template is None:
         joints = ("\n\n",) * (n_columns - 1)
-        return Template(("", *joints, ""), tuple(range(n_columns)))
+        return Template(("", *joints, ""), tuple(range(n_columns)), joins_all=True)
     available = _available(n_columns, names)
     if not isinstance(template, str):
         raise InvalidTextError(

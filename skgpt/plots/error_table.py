@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.data.inputs import check_texts
+from skgpt.data.inputs import as_known_container, find_columns
 from skgpt.data.targets import Target, as_numpy, encode_target, is_indicator, missing_rows
 from skgpt.data.tokenization import clean
 from skgpt.exceptions import InvalidTextError, import_optional
@@ -102,6 +102,7 @@ class ErrorTableDisplay:
                 "`estimator` must be a classifier with predict_proba. Got "
                 f"{type(estimator).__name__}: CalibratedClassifierCV gives one to any classifier."
             )
+        X = as_known_container(X)
         texts = _texts_of_pipeline(X)  # before a prediction that may take long
         prob = estimator.predict_proba(X)
         return cls.from_predictions(
@@ -335,7 +336,7 @@ def _check_prob(y_prob: Any) -> NDArray[np.float64]:
 
 
 def _texts(X: Any) -> list[str]:
-    return [clean(" | ".join(cells)) for cells in zip(*check_texts(X).cells, strict=True)]
+    return [clean(" | ".join(cells)) for cells in zip(*find_columns(X).read(), strict=True)]
 
 
 def _texts_of_pipeline(X: Any) -> list[str] | None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from skgpt.data.inputs import check_texts
+from skgpt.data.inputs import find_columns
 from skgpt.exceptions import InvalidTextError
 from skgpt.plots.drawing import axes_or_new, drawable
 
@@ -101,7 +101,7 @@ class TokenAttributionDisplay:
             If matplotlib or pandas is not installed.
         """
         X = [X] if isinstance(X, str) else X
-        n_texts = len(check_texts(X))
+        n_texts = len(find_columns(X))
         if n_texts > 1:  # before they are explained
             raise InvalidTextError(
                 f"A display shows one text. Got {n_texts}: pass one, or the table of "

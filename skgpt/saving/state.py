@@ -49,12 +49,11 @@ _PLAIN = (
 
 def pack(model: FittedModel, store_base: StoreBase = "auto") -> State:
     """Return a fitted model but for its classes, which need not be plain values (dates, say)."""
-    template = model.template
     values = {
         "format": FORMAT,
         **{name: getattr(model, name) for name in _PLAIN},
         "columns": dict(model.columns),
-        "template": {"words": template.words, "fields": template.fields},
+        "template": asdict(model.template),
         "fitted_on": str(model.network.device),
     }
     parts = {"model": State(values=values), "network": _pack_network(model.network, store_base)}

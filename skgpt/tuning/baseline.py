@@ -25,7 +25,7 @@ from sklearn.utils.metadata_routing import get_routing_for_object
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt._base import BaseGPTText
-from skgpt.data.inputs import check_texts, check_weight
+from skgpt.data.inputs import as_known_container, check_weight, find_columns
 from skgpt.data.targets import encode_target
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
@@ -298,6 +298,7 @@ def compare_with_baseline(
             f"{type(estimator).__name__}: the baseline knows labels only."
         )
     scorer = one_scorer(estimator, scoring)
+    X = as_known_container(X)
     splits = draw_splits(estimator, X, y, cv, groups=groups)
     theirs = {}
     for name, rival in rivals_of(estimator, baseline).items():
@@ -582,9 +583,10 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         return _GRID[int(right.argmax())]
 
     def _texts(self, X: Any) -> list[str]:
-        texts = check_texts(X, estimator=self)
-        template = parse_template(self.template, len(texts.cells), texts.names)
-        return [template.render(row) for row in zip(*texts.cells, strict=True)]
+        texts = find_columns(X, estimator=self)
+        template = parse_template(self.template, len(texts.columns), texts.names)
+        cells = texts.read(template.places(len(texts.columns)))
+        return [template.render(row) for row in zip(*cells, strict=True)]
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return the logits: of shape (n,) for two classes, else (n, n_classes or n_labels)."""

@@ -12,7 +12,8 @@ from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
 from skgpt._base import BaseGPTText
-from skgpt.data.inputs import check_texts
+from skgpt.data.inputs import find_columns
+from skgpt.data.template import parse_template
 from skgpt.exceptions import TuningError
 
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to train on, rows to score
@@ -60,8 +61,10 @@ def draw_splits(estimator: Any, X: Any, y: Any, cv: Any, **params: Any) -> list[
     """Draw the folds that all candidates are scored on; `cv` as in `cross_validate`."""
     if isinstance(estimator, BaseGPTText):
         # An error of a fold's fit would number the rows within that fold.
-        n_rows = len(check_texts(X, estimator=estimator))
-        estimator._encode_target(y, n_rows, None, "y")
+        texts = find_columns(X, estimator=estimator)
+        template = parse_template(estimator.template, len(texts.columns), texts.names)
+        texts.read(template.places(len(texts.columns)))
+        estimator._encode_target(y, len(texts), None, "y")
     splitter = check_cv(cv, y, classifier=is_classifier(estimator))
     found = splitter.split(X, y, **params)
     splits = [(np.asarray(train), np.asarray(test)) for train, test in found]

@@ -13,6 +13,7 @@ from optuna.trial import BaseTrial
 from sklearn.base import clone
 
 from skgpt._sklearn import HAS_CALLBACKS
+from skgpt.data.inputs import as_known_container
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError, warn_user
 from skgpt.tuning.folds import draw_splits, one_scorer, score_folds
 from skgpt.tuning.space import check_names, draw
@@ -236,6 +237,7 @@ def objective(
     """
     _check_space(space, estimator)
     scorer = one_scorer(estimator, scoring)
+    X = as_known_container(X)
     splits = draw_splits(estimator, X, y, cv, groups=groups)
 
     def mean_score(trial: BaseTrial) -> float:

@@ -22,6 +22,7 @@ from skgpt._sklearn import (
     fit_context,
     have_it_raise,
 )
+from skgpt.data.inputs import as_known_container
 from skgpt.exceptions import ContinuationError, TuningError
 from skgpt.fitting import draw_seed
 from skgpt.tuning.baseline import compare_trial, score_baselines, warn_unless_won
@@ -255,6 +256,7 @@ class GPTSearchCV(BaseSearchCV):
             raise TuningError(
                 "GPTSearchCV calls no callbacks of its own: set them on its estimator."
             )
+        X = as_known_container(X)  # rows are taken out of it
         deadline = np.inf if self.timeout is None else time.time() + self.timeout
         evaluator, refit_metric = self._evaluator(X, y, params)
         given: Any = self.param_distributions

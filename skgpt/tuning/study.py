@@ -335,7 +335,8 @@ def _key_of_distribution(distribution: BaseDistribution, given: Any) -> Any:
 def _hash_of_rows(values: Any) -> str:
     """Hash a table or column of whatever container; equal values give equal hashes."""
     table = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=object)
-    columns = [str(name) for name in getattr(values, "columns", ())]
+    names = getattr(values, "column_names", getattr(values, "columns", ()))  # pyarrow's, others'
+    columns = [str(name) for name in names]
     cells = (v if isinstance(v, str) else [type(v).__name__, repr(v)] for v in table.reshape(-1))
     return digest(_text(part).encode() for part in ([table.shape, columns], *cells))
 

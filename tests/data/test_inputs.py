@@ -1,6 +1,7 @@
 """Texts and weights: what is taken as it is, and what is refused, by the number of its row."""
 
 import collections
+import datetime as dt
 import decimal
 import enum
 import tracemalloc
@@ -16,12 +17,68 @@ from scipy import sparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
-from skgpt.data.inputs import check_texts, check_weight, rows_of
+from skgpt.data.inputs import check_weight, find_columns, rows_of
 from skgpt.exceptions import InvalidTextError
+from tests.helpers import ArrowStream
 
 TEXTS = ["one", "", "dr\u00e4i \U0001f600"]
 OTHERS = ["x", "y", "z"]
 String = np.dtypes.StringDType
+
+
+class ArrayLikeStream(ArrowStream):
+    """A frame that also turns into an array, of its rows without their columns' names."""
+
+    shape = (3, 2)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.asarray(self.values)
+
+
+class Interchange:
+    """A frame that speaks the dataframe interchange protocol and nothing else."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __dataframe__(self, **options: Any) -> Any:
+        return self.table.__dataframe__(**options)
+
+
+class Dataset:
+    """Like a `datasets.Dataset`: a shape, names, and a `take` that means the first n rows."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table, self.shape, self.column_names = table, table.shape, table.column_names
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def with_format(self, name: str) -> Any:
+        assert name == "arrow"
+        return self.table
+
+    def take(self, n: int) -> Any:
+        return Dataset(self.table.slice(0, n))
+
+    def __getitem__(self, key: Any) -> Any:
+        return {name: self.table[name].take(key).to_pylist() for name in self.column_names}
+
+
+class LazyFrame:
+    """Like Dask's frames: it doesn't know how many rows it has."""
+
+    iloc, ndim = np.array([TEXTS], dtype=object).T, 2
+    shape, compute = (object(), 1), None
+
+
+class Rows:
+    """Has the shape of a table, and gives the names of its columns."""
+
+    shape = (3, 2)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array(["title", "body"], dtype=object)
 
 
 class Shout(str):
@@ -71,6 +128,7 @@ SERIES = {
     "pyarrow string": pa.array,
     "pyarrow large_string": lambda values: pa.array(values, pa.large_string()),
     "pyarrow dictionary": lambda values: pa.array(values).dictionary_encode(),
+    "Arrow stream": lambda values: ArrowStream(pa.chunked_array([values])),
     "pyarrow chunks": lambda values: pa.chunked_array([values[:1], values[1:]]),
 }
 
@@ -93,12 +151,17 @@ TABLES = {
         {"a": pl.Series(a, dtype=pl.Categorical), "b": polars_enum(b)}
     ),
     "pyarrow table": lambda a, b: pa.table({"a": a, "b": b}),
+    "Arrow stream": lambda a, b: ArrowStream(pa.table({"a": a, "b": b})),
+    "Arrow stream of polars": lambda a, b: ArrowStream(pl.DataFrame({"a": a, "b": b})),
+    "Arrow stream and array": lambda a, b: ArrayLikeStream(pa.table({"a": a, "b": b})),
+    "interchange": lambda a, b: Interchange(pa.table({"a": a, "b": b})),
+    "Dataset": lambda a, b: Dataset(pa.table({"a": a, "b": b})),
     "pyarrow batch": lambda a, b: pa.record_batch({"a": a, "b": b}),
 }
 
 
 def cells_of(X: Any) -> list[list[str]]:
-    return check_texts(X).cells
+    return find_columns(X).read()
 
 
 def validated(X: Any) -> Any:
@@ -114,30 +177,50 @@ def assert_plain(columns: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize("make", SERIES.values(), ids=SERIES)
-def test_check_texts__any_column__gives_the_texts_in_order(make: Callable[..., Any]) -> None:
-    texts = check_texts(make(TEXTS))
-    assert texts.cells == [TEXTS]
-    assert_plain(texts.cells)
+def test_find_columns__any_column__gives_the_texts_in_order(make: Callable[..., Any]) -> None:
+    texts = find_columns(make(TEXTS))
+    assert texts.read() == [TEXTS]
+    assert_plain(texts.read())
     assert (len(texts), texts.n_features, texts.names) == (3, None, None)
     assert texts.n_features == getattr(validated(make(TEXTS)), "n_features_in_", None)
     with pytest.raises(InvalidTextError, match=r"Row 1 is .*Drop the row"):
-        check_texts(make(["one", None, "three"]))
+        cells_of(make(["one", None, "three"]))
 
 
 @pytest.mark.parametrize("make", TABLES.values(), ids=TABLES)
-def test_check_texts__any_table__gives_its_columns(make: Callable[..., Any]) -> None:
-    texts = check_texts(make(TEXTS, OTHERS))
-    assert texts.cells == [TEXTS, OTHERS]
-    assert_plain(texts.cells)
+def test_find_columns__any_table__gives_its_columns(make: Callable[..., Any]) -> None:
+    texts = find_columns(make(TEXTS, OTHERS))
+    assert texts.read() == [TEXTS, OTHERS]
+    assert_plain(texts.read())
     assert (len(texts), texts.n_features) == (3, 2)
-    with pytest.raises(InvalidTextError, match=r"Row 2, column 1 is .*Drop the row"):
-        check_texts(make(TEXTS, ["x", "y", None]))
+    with pytest.raises(InvalidTextError, match=r"Row 2, column (1|'[ab]') is .*Drop the row"):
+        cells_of(make(TEXTS, ["x", "y", None]))
+
+
+@pytest.mark.parametrize(
+    "name", ["Arrow stream", "Arrow stream and array", "interchange", "Dataset"]
+)
+def test_find_columns__a_frame_that_is_not_known__has_its_names(name: str) -> None:
+    assert find_columns(TABLES[name](TEXTS, OTHERS)).names == ["a", "b"]
+
+
+def test_find_columns__some_are_not_read__may_hold_anything() -> None:
+    odd = [dt.date(2026, 1, 1), None, ["list"]]
+    frame = pd.DataFrame({"odd": odd, "text": TEXTS, "gap": [np.nan] * 3})
+    array = np.array([[1.0, np.nan], [2.5, np.inf]])
+    assert find_columns(frame).read([None, 1, None]) == [[""] * 3, TEXTS, [""] * 3]
+    assert find_columns(frame.to_numpy().tolist()).read([None, 1]) == [[""] * 3, TEXTS]
+    assert find_columns(array).read([0, None])[0] == ["1", "2.5"]
+    with pytest.raises(ValueError, match="NaN"):
+        find_columns(array).read([None, 1])
+    with pytest.raises(InvalidTextError, match=r"Row 0, column 'odd' is datetime.date"):
+        find_columns(frame).read([0, 1, None])
 
 
 @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
-def test_check_texts__a_frame__names_are_what_scikit_learn_finds(library: Any) -> None:
+def test_find_columns__a_frame__names_are_what_scikit_learn_finds(library: Any) -> None:
     X = library({"title": ["a"], "body": ["b"]})
-    texts, estimator = check_texts(X), validated(X)
+    texts, estimator = find_columns(X), validated(X)
     assert texts.n_features == estimator.n_features_in_ == 2
     assert texts.names == ["title", "body"]
     # scikit-learn 1.7 finds none in polars 2, which has dropped the interchange protocol.
@@ -148,8 +231,8 @@ def test_check_texts__a_frame__names_are_what_scikit_learn_finds(library: Any) -
     "X",
     [pd.DataFrame([["a", "b"]]), pd.DataFrame({"a": ["x"], 1: ["y"]}), [["a"]], np.array([["a"]])],
 )
-def test_check_texts__names_that_are_not_all_str__are_none(X: object) -> None:
-    assert check_texts(X).names is None
+def test_find_columns__names_that_are_not_all_str__are_none(X: object) -> None:
+    assert find_columns(X).names is None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +249,7 @@ def test_rows_of__some_rows__are_in_the_same_container(make: Callable[..., Any])
     taken = rows_of(X, np.array([2, 0]))
     assert type(taken) is type(X)
     assert cells_of(taken) == [[TEXTS[2], TEXTS[0]]]
-    assert check_texts(taken).names == check_texts(X).names
+    assert find_columns(taken).names == find_columns(X).names
 
 
 @pytest.mark.parametrize(
@@ -182,19 +265,19 @@ def test_rows_of__some_rows__are_in_the_same_container(make: Callable[..., Any])
     ],
     ids=["masked", "all nan", "polars Null", "pyarrow null", "nan", "NA", "NA in a table"],
 )
-def test_check_texts__missing_in_an_odd_way__is_named(X: object) -> None:
+def test_find_columns__missing_in_an_odd_way__is_named(X: object) -> None:
     with pytest.raises(InvalidTextError, match=r"Row \d(, column 0)? is .*Drop the row"):
-        check_texts(X)
+        cells_of(X)
 
 
-def test_check_texts__odd_str__give_the_text_that_they_are() -> None:
+def test_find_columns__odd_str__give_the_text_that_they_are() -> None:
     column = [np.str_("a"), Shout("b"), Member.ONE, "half \ud800"]
     for columns in (cells_of(column), cells_of([[text] for text in column])):
         assert columns == [["a", "b", "one", "half \ud800"]]
         assert_plain(columns)
 
 
-def test_check_texts__one_long_text__is_not_the_width_of_all() -> None:
+def test_find_columns__one_long_text__is_not_the_width_of_all() -> None:
     texts = ["x" * 200_000] + ["y"] * 199
     for X in ([[text, text] for text in texts], pl.Series(texts), pl.DataFrame({"a": texts})):
         tracemalloc.start()
@@ -217,7 +300,7 @@ def numbers_as(library: Any) -> Any:
 
 
 @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame, pa.table])
-def test_check_texts__numbers_in_a_frame__are_the_same_text(library: Callable[..., Any]) -> None:
+def test_find_columns__numbers_in_a_frame__are_the_same_text(library: Callable[..., Any]) -> None:
     assert cells_of(numbers_as(library)) == [
         ["x", "y"],
         ["1", "1152921504606846977"],
@@ -227,20 +310,20 @@ def test_check_texts__numbers_in_a_frame__are_the_same_text(library: Callable[..
     ]
 
 
-def test_check_texts__categories_of_numbers__are_numbers() -> None:
+def test_find_columns__categories_of_numbers__are_numbers() -> None:
     codes = pd.Series([20, 10, 20], dtype="category")
     assert cells_of(pd.DataFrame({"a": OTHERS, "b": codes}))[1] == ["20", "10", "20"]
     with pytest.raises(InvalidTextError, match="Reshape your data"):
         cells_of(codes)
 
 
-def test_check_texts__a_date__is_refused_with_what_to_do() -> None:
+def test_find_columns__a_date__is_refused_with_what_to_do() -> None:
     frame = pd.DataFrame({"a": ["x"], "when": pd.to_datetime(["2024-01-31"])})
-    with pytest.raises(InvalidTextError, match=r"Row 0, column 1 is Timestamp.*str\(\)"):
+    with pytest.raises(InvalidTextError, match=r"Row 0, column 'when' is Timestamp.*str\(\)"):
         cells_of(frame)
 
 
-def test_check_texts__numbers__keep_the_digits_that_tell_them_apart() -> None:
+def test_find_columns__numbers__keep_the_digits_that_tell_them_apart() -> None:
     for X in (np.array([[1.0, 0.125], [2.0, 1e9]]), [[1.0, 0.125], [2.0, 1e9]]):
         assert cells_of(X) == [["1", "2"], ["0.125", "1000000000"]]
     columns = cells_of([[20240131.0, 1234567.89], [20240132.0, 1234568.11]])
@@ -249,14 +332,14 @@ def test_check_texts__numbers__keep_the_digits_that_tell_them_apart() -> None:
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), pd.NA, 3, 2.5, True, b"bytes", ["list"]])
-def test_check_texts__a_bad_row_or_cell__is_named(bad: object) -> None:
+def test_find_columns__a_bad_row_or_cell__is_named(bad: object) -> None:
     column = np.array(["fine", "also fine", "x"], dtype=object)
     column[1] = bad
     with pytest.raises(InvalidTextError, match=r"Row 1 is "):
-        check_texts(column)
+        cells_of(column)
     if not isinstance(bad, int | float) or bad != bad:  # numbers and bools are formatted
-        with pytest.raises(InvalidTextError, match=r"Row 1, column 1 is "):
-            check_texts(pd.DataFrame({"a": ["x"] * 3, "b": column}, dtype=object))
+        with pytest.raises(InvalidTextError, match=r"Row 1, column 'b' is "):
+            cells_of(pd.DataFrame({"a": ["x"] * 3, "b": column}, dtype=object))
 
 
 @pytest.mark.parametrize(
@@ -279,18 +362,24 @@ def test_check_texts__a_bad_row_or_cell__is_named(bad: object) -> None:
         (pl.Series([["a"], ["b"]]), "Row 0 is array"),
         (pa.array([1, 2]), "Reshape your data"),
         (pl.LazyFrame({"a": TEXTS}), r"X.collect\(\)"),
+        (LazyFrame(), r"X.compute\(\)"),
+        (pa.table({"a": TEXTS}).to_reader(), r"X.read_all\(\)"),
         ({"a": TEXTS}, "make a DataFrame"),
+        ({"train": pa.table({"a": TEXTS})}, r"pass one of its tables, as in X\['train'\]"),
+        ([{"a": "one"}, {"a": "two"}], r"Row 0 is .*pandas.DataFrame\(X\)"),
+        (pd.DataFrame({"a": ["x"]}).to_records(), r"array of records: .*pandas.DataFrame\(X\)"),
+        (Rows(), r"Got a Rows that has the shape \(3, 2\) and other values"),
         ({"a", "b"}, r"Got set: pass list\(X\)"),
         ((t for t in TEXTS), r"Got generator: pass list\(X\)"),
         (None, "Got NoneType"),
     ],
 )
-def test_check_texts__not_a_column_of_texts__says_what_to_do(X: object, message: str) -> None:
+def test_find_columns__not_a_column_of_texts__says_what_to_do(X: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cells_of(X)
 
 
-def test_check_texts__sparse__is_refused() -> None:
+def test_find_columns__sparse__is_refused() -> None:
     with pytest.raises(TypeError, match=r"[Ss]parse"):
         cells_of(sparse.csr_matrix(np.eye(3)))
     with pytest.raises(InvalidTextError, match="Got a coo_array"):
@@ -322,6 +411,6 @@ def test_check_weight__unusable__is_refused(weight: object, message: str) -> Non
         lambda table: pa.table({"a": table[:, 0], "b": table[:, 1]}),
     ],
 )
-def test_check_texts__numbers_in_fp32__keep_the_digits_they_have(container: Any) -> None:
+def test_find_columns__numbers_in_fp32__keep_the_digits_they_have(container: Any) -> None:
     table = np.array([[9.99, 1.0], [0.1, -2.5]], dtype=np.float32)
     assert cells_of(container(table)) == [["9.99", "0.1"], ["1", "-2.5"]]

@@ -1,5 +1,6 @@
 """Whatever holds texts, and templates, through the estimator."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from skgpt import GPTTextClassifier
-from tests.helpers import make, make_text_data
+from tests.helpers import ArrowStream, make, make_text_data
 
 DATA = make_text_data(n_classes=2, n_per_class=8)
 TEXTS, LABELS = list(DATA.X), list(DATA.y)
@@ -26,6 +27,8 @@ COLUMNS: dict[str, Callable[[list[str]], Any]] = {
     "pandas Index": pd.Index,
     "polars Series": pl.Series,
     "pyarrow chunked array": lambda values: pa.chunked_array([values]),
+    "Arrow stream": lambda values: ArrowStream(pa.chunked_array([values])),
+    "Arrow stream of a table": lambda values: ArrowStream(pa.table({"a": values})),
     "(n, 1) object": lambda values: np.array(values, dtype=object)[:, None],
 }
 
@@ -103,6 +106,35 @@ def test_template__that_can_not_be__is_refused_before_training(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make(tiny_llama, template=template).fit(two_columns("pandas"), LABELS)
+
+
+def test_template__columns_that_nobody_reads__make_no_difference(tiny_llama: str) -> None:
+    text = pd.DataFrame({"text": TEXTS})
+    odd = {"day": pd.date_range("2026-01-01", periods=16), "gap": None, "lists": [[1]] * 16}
+    frame = pd.DataFrame({**odd, "text": TEXTS})
+    clf = make(tiny_llama, template="{text}", max_epochs=2, early_stopping=True, scoring="accuracy")
+    expected = clf.fit(text, LABELS).predict_proba(text)
+    assert np.array_equal(clf.predict_proba(frame), expected)
+    clf.fit(frame, LABELS, X_val=text, y_val=LABELS)  # held-out rows by name too
+    clf.fit(frame, LABELS)
+    assert clf.feature_names_in_.tolist() == ["day", "gap", "lists", "text"]
+    for X in (frame, frame[["text", "gap"]], text, pa.table({"text": TEXTS}), TEXTS):
+        assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict_proba(X), expected)
+    assert set(clf.explain(text)["column"]) == {"text"}
+    with pytest.raises(ValueError, match=r"one column 'text', which the template reads. Got .*gap"):
+        clf.predict(frame[["gap"]])
+    with pytest.raises(ValueError, match="Row 3, column 'text' is "):
+        clf.predict(frame.assign(text=[*TEXTS[:3], None, *TEXTS[4:]]))
+
+
+def test_partial_fit__without_columns_that_nobody_reads__goes_on(tiny_llama: str) -> None:
+    frame = pd.DataFrame({"gap": None, "text": TEXTS})
+    states = []
+    for second in (frame, frame[["text"]]):
+        clf = make(tiny_llama, template="{text}")
+        clf.partial_fit(frame, LABELS, classes=["money", "sport"]).partial_fit(second, LABELS)
+        states.append(clf.predict_proba(frame))
+    assert np.array_equal(*states)
 
 
 @pytest.mark.parametrize("template", [None, "{0} {1}"])

@@ -19,7 +19,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from skgpt.data.inputs import check_texts
+from skgpt.data.inputs import find_columns
 from skgpt.data.tokenization import clean
 from skgpt.testing import TextEstimatorReport, check_text_estimator
 from skgpt.testing.text_checks import TEXT_CHECKS
@@ -30,7 +30,7 @@ N_TEXT_CHECKS = 14
 
 def _vectorise(estimator: Any, X: Any, *, reset: bool) -> Any:
     """Return texts, or a table of numbers laid out as texts, as hashed letter counts."""
-    columns = check_texts(X, estimator=estimator).cells
+    columns = find_columns(X, estimator=estimator).read()
     validate_data(estimator, X, reset=reset, skip_check_array=True)
     texts = [clean(" ".join(row)) for row in zip(*columns, strict=True)]
     return HashingVectorizer(n_features=64, analyzer="char_wb").transform(texts).toarray()
