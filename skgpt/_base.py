@@ -4,6 +4,7 @@ The table of parameter constraints, ``lora__...`` parameters, the fitted record,
 """
 
 import copy
+import os
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, Self
@@ -27,7 +28,7 @@ _DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callb
 
 # A new parameter that changes no result also goes into `skgpt.run_key.WITHOUT_EFFECT`.
 SHARED_CONSTRAINTS: dict[str, list[Any]] = {
-    "model": [str],
+    "model": [str, PathLike],
     "revision": [str, None],
     "n_layers": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
     "trainable_layers": [Interval(Integral, 0, None, closed="left"), StrOptions({"auto", "all"})],
@@ -150,9 +151,13 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         """Return numbers, text and numpy arrays only: no torch object, no module, no device.
 
-        Callbacks go into a pickle, as in scikit-learn's estimators; a fit under way doesn't.
+        Callbacks go into a pickle, as in scikit-learn's estimators; a fit under way doesn't. A path
+        goes in as text, since its class is that of one operating system.
         """
-        state = _outside_fit(self._without_fit())
+        state = {
+            name: os.fspath(value) if isinstance(value, PathLike) else value
+            for name, value in _outside_fit(self._without_fit()).items()
+        }
         if hasattr(self, "_model"):
             packed = to_bytes(pack(self._model, self.store_base))
             state["_model"] = {"classes": self._model.classes, "state": packed}

@@ -53,7 +53,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     Parameters
     ----------
-    model : str, default="smollm2-135m"
+    model : str or path-like, default="smollm2-135m"
         An alias, a Hugging Face hub id, a local transformers folder or a .gguf file. The alias
         names SmolLM2-135M-Instruct, fetched once from the package index; "minilm-l6" is a small
         encoder, all-MiniLM-L6-v2.
@@ -242,7 +242,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     def __init__(
         self,
-        model: str = "smollm2-135m",
+        model: str | os.PathLike[str] = "smollm2-135m",
         *,
         revision: str | None = None,
         n_layers: int | Literal["auto"] | None = "auto",

@@ -7,6 +7,7 @@
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -216,7 +217,8 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
         n_bidirectional = then.n_bidirectional if estimator.attention == "auto" else None
         pretrained = previous.network.pretrained
         for name, was in (("model", pretrained.model), ("revision", pretrained.revision)):
-            if (now := getattr(estimator, name)) != was:
+            now = getattr(estimator, name)
+            if (os.fspath(now) if isinstance(now, os.PathLike) else now) != was:
                 raise _changed(name, was, now)
         if target.is_multilabel != previous.multilabel:
             raise ContinuationError(

@@ -191,8 +191,6 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
 
 def _to_plain(name: str, value: Any) -> Any:
     try:
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)  # what a path does as a parameter, its text does too
         if type(value) is LoRA:
             return {"!": _LORA, "params": to_plain(value.get_params(deep=False))}
         return to_plain(value)

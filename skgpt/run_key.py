@@ -5,6 +5,7 @@ qualified name, as in joblib; a lambda or local function has no name of its own 
 """
 
 import hashlib
+import os
 import pickle
 from collections.abc import Iterable, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -37,6 +38,8 @@ def described(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, Mapping):
         return sorted(([described(k), described(v)] for k, v in value.items()), key=repr)
     if isinstance(value, list | tuple):

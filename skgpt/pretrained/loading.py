@@ -6,6 +6,7 @@ gets a copy of the module tree whose parameters are the same, read-only tensors.
 
 import difflib
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,11 +121,12 @@ class PretrainedModel:
 _MODELS: Store[PretrainedModel] = Store("models", total_memory(_CPU) // 4)
 
 
-def load_pretrained(model: str, revision: str | None = None) -> PretrainedModel:
+def load_pretrained(model: str | os.PathLike[str], revision: str | None = None) -> PretrainedModel:
     """Return the model of that name, reading it only if this process doesn't hold it.
 
     `model` is an alias, a hub id, a transformers folder or a .gguf file; `revision` is the hub's.
     """
+    model = os.fspath(model)
     path, local = place_of(model)
     key = (model, revision, _stamp(path) if local else None)
     return _MODELS.get_or_make(

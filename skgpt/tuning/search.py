@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from numbers import Integral, Real
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any, Self
 
 import numpy as np
@@ -214,6 +214,8 @@ class GPTSearchCV(BaseSearchCV):
         state = dict(super().__getstate__())
         if "study_" in state:  # or what was fitted could be opened only where its storage is
             state["study_"] = copied_to_memory(state["study_"])
+        if isinstance(self.storage, PathLike):  # a path's class is that of one operating system
+            state["storage"] = fspath(self.storage)
         return state
 
     @fit_context(prefer_skip_nested_validation=False)

@@ -306,7 +306,8 @@ def check_key(study: Study, key: Mapping[str, Any]) -> None:
 def _key_of_files(estimator: Any, space: Space) -> dict[str, Any]:
     """Hash the models in local folders: somebody may write another one under the same name."""
     named = [*estimator.get_params(deep=True).items(), *choices_in(space.given)]
-    models = {v for n, v in named if n.split("__")[-1] == "model" and isinstance(v, str)}
+    values = [value for name, value in named if name.split("__")[-1] == "model"]
+    models = {os.fspath(value) for value in values if isinstance(value, str | PathLike)}
     digests = {model: hash_model_files(model) for model in sorted(models)}
     return {f"the files of {model!r}": found for model, found in digests.items() if found}
 

@@ -22,6 +22,7 @@ from skgpt.pretrained.default_models import ALIASES, WheelFile, alias_folder, no
 from skgpt.saving.state import FORMAT
 from skgpt.tensor_files import from_bytes
 from skgpt.testing import tiny_gpt
+from skgpt.tuning import GPTSearchCV
 from tests.helpers import (
     KINDS,
     Fitted,
@@ -321,3 +322,15 @@ def test_open__the_device_it_was_fitted_on_is_missing__says_which_it_is_on(
     caplog.clear()
     pickle.loads(pickle.dumps(again))
     assert not caplog.messages
+
+
+def test_pickle__paths_among_the_parameters__go_in_as_text(tiny_llama: str, tmp_path: Path) -> None:
+    options = {"checkpoint_dir": tmp_path, "warm_start": True, "max_epochs": 1}
+    clf = make(Path(tiny_llama), **options).fit(X, y)
+    search = GPTSearchCV(clone(clf), {"batch_size": [8]}, storage=tmp_path / "search.db")
+    for estimator in (clf, clone(clf), search):
+        assert b"pathlib" not in pickle.dumps(estimator)
+    again = by_skops(clf, tmp_path)
+    assert (again.model, again.checkpoint_dir) == (tiny_llama, str(tmp_path))
+    assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+    assert np.array_equal(again.fit(X, y).predict_proba(X), clf.fit(X, y).predict_proba(X))
