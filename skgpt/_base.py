@@ -26,6 +26,14 @@ from skgpt.training.callbacks import TrainingCallback, fit_progress
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
 _DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
 
+
+class _ScorerNames(StrOptions):
+    """The names of scikit-learn's scorers, too many for a message."""
+
+    def __str__(self) -> str:
+        return "a scorer's name (sklearn.metrics.get_scorer_names() lists them)"
+
+
 # A new parameter that changes no result also goes into `skgpt.run_key.WITHOUT_EFFECT`.
 SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "model": [str, PathLike],
@@ -52,7 +60,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
     "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
     "tol": [Interval(Real, 0, None, closed="left")],
-    "scoring": [StrOptions(set(get_scorer_names())), callable, None],
+    "scoring": [_ScorerNames(set(get_scorer_names())), callable, None],
     "warm_start": ["boolean"],
     "device": [str],
     "precision": [StrOptions({"auto", "bf16", "fp16", "fp32"})],

@@ -531,17 +531,26 @@ def make_scorer(
             options = {"sample_weight": held_out.sample_weight}
         return float(scorer(view, held_out.X, held_out.y, **options))
 
+    # What scikit-learn advises, to pass `labels` or the like to a metric, can't be done here.
+    cure = "Choose another `scoring`."
+    if held_out.y.ndim == 1:
+        missing = np.setdiff1d(view_of(truth_NK).classes_, held_out.y).tolist()
+        if missing:
+            cure = (
+                f"They have none of the classes {missing[:10]}: raise `validation_fraction` (a "
+                "class of one row is never held out), pass X_val and y_val with rows of every "
+                "class, or choose another `scoring`."
+            )
     try:  # metrics of a model that knows nothing yet are ill-defined
         best = score(truth_NK)
     except (TypeError, ValueError) as error:
         raise InvalidTextError(
-            f"`scoring` must be able to score the held-out rows. {scoring!r} can't: {error}"
+            f"`scoring` must be able to score the held-out rows. {scoring!r} can't: {error} {cure}"
         ) from error
     if np.isnan(best):
         raise InvalidTextError(
             f"`scoring` must give a number on the held-out rows. It gives {best} even where all of "
-            "them are predicted right: a metric that needs every class finds too few rows there; "
-            "raise `validation_fraction`, pass X_val and y_val, or choose another `scoring`."
+            f"them are predicted right. {cure}"
         )
     return score
 

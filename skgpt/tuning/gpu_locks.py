@@ -6,7 +6,7 @@ process ends.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ def gpu_lock(
         yield True
 
 
-def wanted_gpus(estimator: Any, space: Mapping[str, Any]) -> frozenset[str]:
+def wanted_gpus(estimator: Any, space: Any) -> frozenset[str]:
     """Return the GPUs that the fits of a search may want: "cuda" for any, "cuda:1" for that one.
 
     Estimators of ours count wherever they are nested, and so do the choices of the space.

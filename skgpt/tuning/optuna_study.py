@@ -1,11 +1,10 @@
 """For people with an Optuna study of their own: a callback that prunes, and an objective."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import WilcoxonPruner
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
@@ -16,9 +15,7 @@ from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.data.inputs import as_known_container
 from skgpt.exceptions import IdlePrunerWarning, MissingPackageError, TuningError, warn_user
 from skgpt.tuning.folds import draw_splits, one_scorer, score_folds
-from skgpt.tuning.space import check_names, draw
-
-Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
+from skgpt.tuning.space import Space, check_names, draw
 
 # The Wilcoxon test of n folds is below 0.1 from n = 4 on, and after the last fold nothing is saved.
 _FOLDS_FOR_WILCOXON = 5
@@ -169,7 +166,7 @@ def objective(
     estimator: Any,
     X: Any,
     y: Any,
-    space: Mapping[str, Distribution],
+    space: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     cv: Any = None,
     scoring: str | Callable[..., float] | None = None,
     *,
@@ -191,9 +188,10 @@ def objective(
         Texts, as in `fit`.
     y : array-like of shape (n,), or of shape (n, n_labels)
         Labels, or an indicator.
-    space : dict of str to optuna distribution
-        What may vary: names of parameters as for `set_params`, ``lora__rank`` and a Pipeline's
-        ``clf__learning_rate`` among them.
+    space : dict or list of dict
+        What may vary, as in `GPTSearchCV`: from names of parameters as for `set_params`,
+        ``lora__rank`` and a Pipeline's ``clf__learning_rate`` among them, to Optuna distributions,
+        lists of values, or scipy distributions.
     cv : int, splitter, iterable of (train, test) or None, default=None
         As in `cross_validate`: None is five stratified folds.
     scoring : str, callable or None, default=None
@@ -235,7 +233,8 @@ def objective(
     ...     objective(GPTTextClassifier(), texts, labels, space, cv=5), n_trials=20
     ... )  # doctest: +SKIP
     """
-    _check_space(space, estimator)
+    drawn_from = Space(space, "space")
+    check_names(space, estimator, "space")
     scorer = one_scorer(estimator, scoring)
     X = as_known_container(X)
     splits = draw_splits(estimator, X, y, cv, groups=groups)
@@ -243,7 +242,9 @@ def objective(
     def mean_score(trial: BaseTrial) -> float:
         _check_direction(trial, StudyDirection.MAXIMIZE, "A scorer")
         by_fold = _prunes_by_fold(trial, len(splits))
-        candidate = clone(estimator).set_params(**draw(trial, space))
+        candidate = clone(estimator).set_params(
+            **drawn_from.params(draw(trial, drawn_from.distributions))
+        )
         scores: list[float] = []
         for number, split in enumerate(splits):
             result = score_folds(candidate, X, y, [split], scorer, sample_weight)
@@ -256,21 +257,6 @@ def objective(
         return float(np.mean(scores))
 
     return mean_score
-
-
-def _check_space(space: Any, estimator: Any) -> None:
-    if not isinstance(space, Mapping) or not space:
-        raise TuningError(
-            "`space` must be a dict from names of parameters to Optuna distributions, as in "
-            f"{{'learning_rate': FloatDistribution(1e-5, 1e-3, log=True)}}. Got {space!r}."
-        )
-    check_names(space, estimator, "space")
-    for name, values in space.items():
-        if not isinstance(values, Distribution):
-            raise TuningError(
-                "`space` must hold Optuna distributions: FloatDistribution, IntDistribution or "
-                f"CategoricalDistribution. Got {values!r} for {name!r}."
-            )
 
 
 def _prunes_by_fold(trial: BaseTrial, n_folds: int) -> bool:

@@ -1,7 +1,7 @@
 """GPTSearchCV: a scikit-learn search whose trials are an Optuna study."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, Self
@@ -53,10 +53,10 @@ class GPTSearchCV(BaseSearchCV):
     estimator : estimator
         A `GPTTextClassifier`, or a Pipeline whose last step is one. Others are searched over as
         well, but not pruned, since nothing is known of their epochs.
-    param_distributions : dict or None, default=None
+    param_distributions : dict, list of dict or None, default=None
         From parameter names (``clf__lora__rank`` reaches into a Pipeline's step) to Optuna
-        distributions, lists of values, or scipy distributions. None takes
-        ``default_space(estimator)``.
+        distributions, lists of values (ranges and arrays too), or scipy distributions. Of several
+        dicts, each trial takes one. None takes ``default_space(estimator)``.
     n_trials : int, default=20
         Trials in all, those of earlier calls and of other workers on the same study included.
     timeout : float or None, default=None
@@ -157,7 +157,7 @@ class GPTSearchCV(BaseSearchCV):
 
     _parameter_constraints: dict[str, list[Any]] = {
         **_SHARED,
-        "param_distributions": [Mapping, None],
+        "param_distributions": [Mapping, list, tuple, None],
         "n_trials": [Interval(Integral, 1, None, closed="left")],
         "timeout": [Interval(Real, 0, None, closed="neither"), None],
         "pruner": [StrOptions(set(PRUNERS)), BasePruner, None],
@@ -174,7 +174,7 @@ class GPTSearchCV(BaseSearchCV):
     def __init__(
         self,
         estimator: Any,
-        param_distributions: Mapping[str, Any] | None = None,
+        param_distributions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         *,
         n_trials: int = 20,
         timeout: float | None = None,

@@ -1,7 +1,7 @@
 """Search spaces: Optuna's distributions, the parameters that their values stand for, defaults."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -27,53 +27,80 @@ _EDGE = 1e-9  # of quantiles: at 0 and 1 some are infinite
 _ON_GPU = ("cuda", "mps")
 _WAY_OUT = (
     "Pass a dict from parameter names to Optuna distributions, lists of values, or scipy "
-    "distributions."
+    "distributions; or a list of such dicts, of which each trial takes one."
 )
+_WHICH = "param_distributions"  # the name that Optuna knows the choice of a dict by
 
 
 class Space:
-    """A search space: what `GPTSearchCV` was `given`, and the `distributions` for Optuna.
+    """A search space: what the user has `given`, and the `distributions` for Optuna.
 
     Optuna stores numbers, texts and None. Other values of a list go by their place in it, and of
-    scipy's distributions, but for plain ranges, the quantile is drawn.
+    scipy's distributions, but for plain ranges, the quantile is drawn. Of several dicts, a trial
+    draws which one counts and, as samplers want one space for all trials, the values of each; a
+    name is followed by its dict's place. `made_of` has what each distribution was made of;
+    messages call the space `parameter`.
     """
 
-    def __init__(self, param_distributions: Mapping[str, Any]) -> None:
-        if not isinstance(param_distributions, Mapping) or not param_distributions:
+    def __init__(self, given: Any, parameter: str = "param_distributions") -> None:
+        parts = subspaces(given)
+        if not parts or not all(isinstance(part, Mapping) and part for part in parts):
             raise TuningError(
-                "`param_distributions` must name at least one parameter to search over. "
-                f"Got {param_distributions!r}. {_WAY_OUT}"
+                f"`{parameter}` must name at least one parameter to search over. "
+                f"Got {given!r}. {_WAY_OUT}"
             )
-        self.given = dict(param_distributions)
+        self.given = given
         self.distributions: dict[str, BaseDistribution] = {}
+        self.made_of: dict[str, Any] = {}
         self._meaning: dict[str, Callable[[Any], Any]] = {}
-        for name, given in param_distributions.items():
-            self.distributions[name], meaning = _dimension(name, given)
-            if meaning is not None:
-                self._meaning[name] = meaning
+        self._names: list[dict[str, str]] = []  # of each dict, what Optuna knows its names by
+        if len(parts) > 1:
+            self.made_of[_WHICH] = self.distributions[_WHICH] = CategoricalDistribution(
+                range(len(parts))
+            )
+        for i, part in enumerate(parts):
+            known_by = {name: name if len(parts) == 1 else f"{name} [{i}]" for name in part}
+            self._names.append(known_by)
+            for name, values in part.items():
+                drawn, self.made_of[known_by[name]] = known_by[name], values
+                self.distributions[drawn], meaning = _dimension(name, values, parameter)
+                if meaning is not None:
+                    self._meaning[drawn] = meaning
 
     def params(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a trial drew as an estimator's parameters, in the order of the space."""
         return {
-            name: self._meaning[name](drawn[name]) if name in self._meaning else drawn[name]
-            for name in self.distributions
+            name: self._meaning[key](drawn[key]) if key in self._meaning else drawn[key]
+            for name, key in self._names[drawn.get(_WHICH, 0)].items()
         }
 
 
-def _dimension(name: str, given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None]:
+def subspaces(given: Any) -> list[Any]:
+    """Return the dicts of a space, which is one or a list of them."""
+    return [*given] if isinstance(given, list | tuple) else [given]
+
+
+def _is_list(given: Any) -> bool:
+    """Say whether values are listed one by one: in a list, a range, an array, a Series."""
+    return (isinstance(given, Sequence) and not isinstance(given, str | bytes)) or (
+        hasattr(given, "tolist") and np.ndim(given) > 0
+    )
+
+
+def _dimension(
+    name: str, given: Any, parameter: str
+) -> tuple[BaseDistribution, Callable[[Any], Any] | None]:
     if isinstance(given, BaseDistribution):
         return given, None
     if hasattr(given, "rvs"):
         return _of_scipy(given)
-    if isinstance(given, list | tuple | np.ndarray) and len(given):
+    if _is_list(given) and len(given):
         values = [_plain(value) for value in given]
         if all(value is None or isinstance(value, bool | int | float | str) for value in values):
             return CategoricalDistribution(values), None
         places = {f"{i}: {type(value).__name__}": value for i, value in enumerate(values)}
         return CategoricalDistribution(list(places)), places.__getitem__
-    raise TuningError(
-        f"`param_distributions` must say what {name!r} may be. Got {given!r}. {_WAY_OUT}"
-    )
+    raise TuningError(f"`{parameter}` must say what {name!r} may be. Got {given!r}. {_WAY_OUT}")
 
 
 def _of_scipy(given: Any) -> tuple[BaseDistribution, Callable[[Any], Any] | None]:
@@ -105,27 +132,24 @@ def draw(trial: BaseTrial, distributions: Mapping[str, BaseDistribution]) -> dic
     return {name: suggest(name, among) for name, among in distributions.items()}
 
 
-def choices_in(space: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def choices_in(given: Any) -> list[tuple[str, Any]]:
     """Return what a space lists value by value, each value with its parameter's name."""
-    listed = ((name, getattr(given, "choices", given)) for name, given in space.items())
-    return [
-        (name, choice)
-        for name, choices in listed
-        if isinstance(choices, list | tuple | np.ndarray)
-        for choice in choices
-    ]
+    listed = (
+        (name, getattr(values, "choices", values))
+        for part in subspaces(given)
+        for name, values in part.items()
+    )
+    return [(name, choice) for name, choices in listed if _is_list(choices) for choice in choices]
 
 
-def check_names(
-    space: Mapping[str, Any], estimator: Any, parameter: str = "param_distributions"
-) -> None:
+def check_names(given: Any, estimator: Any, parameter: str = "param_distributions") -> None:
     """Raise TuningError if a space names a parameter that the estimator lacks.
 
     What depends on another choice is left to the trials: ``lora__rank`` where `lora` may be None,
     say. `parameter` is what the message calls the space.
     """
     known = estimator.get_params()
-    for name in space:
+    for space, name in ((part, name) for part in subspaces(given) for name in part):
         steps = name.split("__")
         if name in known or any("__".join(steps[:i]) in space for i in range(1, len(steps))):
             continue

@@ -271,7 +271,7 @@ def study_key(evaluator: Evaluator, scoring: Any, space: Space) -> dict[str, Any
             for rows in split
         ),
         "`param_distributions`": {
-            name: _key_of_distribution(distribution, space.given[name])
+            name: _key_of_distribution(distribution, space.made_of[name])
             for name, distribution in space.distributions.items()
         },
         "`scoring`": described(scoring),
@@ -330,7 +330,7 @@ def _key_of_distribution(distribution: BaseDistribution, given: Any) -> Any:
         return distribution_to_json(distribution)
     if hasattr(given, "dist"):  # scipy's: what it was frozen with
         return [given.dist.name, described(list(given.args)), described(dict(given.kwds))]
-    return described(list(given) if isinstance(given, list | tuple | np.ndarray) else given)
+    return described(given if hasattr(given, "rvs") else list(given))
 
 
 def _hash_of_rows(values: Any) -> str:

@@ -50,7 +50,7 @@ class Job:
     """All that the workers of a search are given."""
 
     evaluator: Evaluator
-    param_distributions: dict[str, Any]
+    param_distributions: Any
     storage: Storage
     study_name: str
     key: dict[str, Any] | None

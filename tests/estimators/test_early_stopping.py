@@ -98,10 +98,18 @@ def test_scoring__a_scorer_that_fails__is_named_before_training(tiny_llama: str)
     ]:
         with pytest.raises(ValueError, match=f"`scoring` must be able to score.*{reason}"):
             clf.set_params(scoring=scoring).fit(X, y)
-    with pytest.raises(ValueError, match="scoring"):
+    with pytest.raises(ValueError, match=r"get_scorer_names\(\).* Got 'acuracy'") as caught:
         clf.set_params(scoring="acuracy").fit(X, y)
+    assert "jaccard" not in str(caught.value)
     with pytest.raises(ValueError, match="even where all of them are predicted right"):
         clf.set_params(scoring=lambda *_: float("nan")).fit(X, y)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_scoring__that_needs_a_class_of_one_row__says_what_can_be_done(tiny_llama: str) -> None:
+    clf = make(tiny_llama, early_stopping=True, scoring="neg_log_loss")
+    with pytest.raises(ValueError, match=r"none of the classes \['space'\].*pass X_val and y_val"):
+        clf.fit([*X, "a text"], [*y, "space"])
 
 
 def test_weight_zero__with_early_stopping__is_never_held_out(tiny_llama: str) -> None:

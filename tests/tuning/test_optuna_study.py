@@ -266,12 +266,19 @@ def test_objective__fixed_trial__needs_no_study() -> None:
     assert scored(KFold(2))(FixedTrial({"quality": 0.7})) == pytest.approx(0.7 - 0.015)
 
 
+def test_objective__lists_ranges_and_several_dicts__are_spaces() -> None:
+    study = new_study()
+    space = [{"quality": range(2)}, {"quality": np.array([3, 4])}]
+    study.optimize(scored(KFold(2), space), n_trials=20)
+    assert set(Scored.fits) == {0, 1, 3, 4}
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({}, "must be a dict"),
-        ([("quality", FloatDistribution(0, 1))], "must be a dict"),
-        ({"quality": [0.1, 0.2]}, "must hold Optuna distributions"),
+        ({}, "`space` must name at least one parameter"),
+        ([("quality", FloatDistribution(0, 1))], "`space` must name at least one parameter"),
+        ({"quality": "much"}, "`space` must say what 'quality' may be"),
         ({"qualty": FloatDistribution(0, 1)}, r"`space` must .*'qualty' is none of.*'quality'"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy import stats
@@ -15,7 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 from skgpt import LoRA
 from skgpt.exceptions import SearchSpaceError
 from skgpt.tuning import GPTSearchCV, default_space, suggest
-from skgpt.tuning.space import Space, check_names, draw
+from skgpt.tuning.space import Space, check_names, choices_in, draw
 from tests.helpers import make
 from tests.tuning.searching import DATA, piped
 
@@ -39,6 +40,24 @@ def test_check_names__what_the_estimator_has_not__is_refused_before_any_trial(
     ours = GPTSearchCV(build(tiny_llama), space, n_trials=2, cv=2)
     with pytest.raises(SearchSpaceError, match=f"{name!r} is none of"):
         ours.fit(*DATA)
+
+
+def test_check_names__of_several_dicts__each_is_looked_at(tiny_llama: str) -> None:
+    space = [{"lora": [LoRA()], "lora__rank": [2]}, {"lora__rank": [2]}]
+    with pytest.raises(SearchSpaceError, match="'lora__rank' is none of"):
+        check_names(space, make(tiny_llama))
+    check_names(space[:1], make(tiny_llama))
+
+
+def test_search__several_dicts__as_grid_search_takes_them(tiny_llama: str) -> None:
+    space = [{"trainable_layers": [0]}, {"trainable_layers": [1], "lora": [LoRA(rank=2)]}]
+    clf = make(tiny_llama, max_epochs=1)
+    search = GPTSearchCV(clf, space, n_trials=6, cv=2, storage=None, random_state=0).fit(*DATA)
+    expected = [{"trainable_layers": 0}, {"trainable_layers": 1, "lora": space[1]["lora"][0]}]
+    assert all(params in expected for params in search.cv_results_["params"])
+    assert {params["trainable_layers"] for params in search.cv_results_["params"]} == {0, 1}
+    masked = search.cv_results_["param_lora"].mask.tolist()
+    assert masked == ["lora" not in params for params in search.cv_results_["params"]]
 
 
 def test_check_names__what_depends_on_a_choice__is_left_to_the_trials(tiny_llama: str) -> None:
@@ -105,7 +124,29 @@ def test_space__objects_in_a_list__come_back_as_they_were() -> None:
     assert id(lora) in found and len(found) == 3
 
 
-@pytest.mark.parametrize("given", [{}, None, [{"a": [1]}], {"a": 3}, {"a": []}, {"a": "text"}])
+@pytest.mark.parametrize("listed", [range(1, 3), (1, 2), np.array([1, 2]), pd.Series([1, 2])])
+def test_space__whatever_lists_values__is_a_list(listed: Any) -> None:
+    assert Space({"a": listed}).distributions == {"a": CategoricalDistribution([1, 2])}
+    assert choices_in({"a": listed}) == [("a", 1), ("a", 2)]
+
+
+def test_space__several_dicts__a_trial_takes_one() -> None:
+    lora = LoRA(rank=2)
+    space = Space([{"trainable_layers": [0]}, {"trainable_layers": [1, 2], "lora": [lora]}])
+    found = drawn(space, 100)
+    assert {repr(params) for params in found} == {
+        repr({"trainable_layers": 0}),
+        repr({"trainable_layers": 1, "lora": lora}),
+        repr({"trainable_layers": 2, "lora": lora}),
+    }
+    one = Space([{"a": [1, 2]}])
+    assert one.distributions == Space({"a": [1, 2]}).distributions
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, None, [], [{}], [{"a": [1]}, 3], {"a": 3}, {"a": []}, {"a": "text"}, {"a": {1: 2}}],
+)
 def test_space__not_as_described__is_refused(given: Any) -> None:
     with pytest.raises(SearchSpaceError, match="param_distributions"):
         Space(given)
