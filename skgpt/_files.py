@@ -242,7 +242,8 @@ def _swap(draft: Path, folder: Path) -> None:
 # ever made, so a stranger's file can be read.
 
 _TAG = "!"  # the key of what JSON has no word for
-_KINDS = "biufU"  # of arrays' elements, beside objects
+_KINDS = "biufU"  # of arrays' elements, beside objects and times
+_TIMES = "mM"  # go as whole numbers of their unit
 
 
 def to_plain(value: Any) -> Any:
@@ -260,8 +261,9 @@ def to_plain(value: Any) -> Any:
             return {str(key): to_plain(item) for key, item in value.items()}
         pairs = [[to_plain(key), to_plain(item)] for key, item in value.items()]
         return {_TAG: "dict", "items": pairs}
-    if isinstance(value, np.ndarray) and value.dtype.kind in _KINDS + "O":
-        items = [to_plain(item) for item in value.reshape(-1).tolist()]
+    if isinstance(value, np.ndarray) and value.dtype.kind in _KINDS + _TIMES + "O":
+        cells = value.astype(np.int64) if value.dtype.kind in _TIMES else value
+        items = [to_plain(item) for item in cells.reshape(-1).tolist()]
         kind = "object" if value.dtype.kind == "O" else value.dtype.str
         return {_TAG: "array", "dtype": kind, "shape": list(value.shape), "items": items}
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} can't be written as JSON")
@@ -303,6 +305,8 @@ def _array_of(plain: Any) -> Any:
         flat[:] = items
         return flat.reshape(plain["shape"])
     dtype = np.dtype(plain["dtype"])
+    if dtype.kind in _TIMES:
+        return np.array(items, dtype=np.int64).astype(dtype).reshape(plain["shape"])
     if dtype.kind not in _KINDS:
         raise StateFormatError(f"A saved array must hold numbers or text. Got {plain['dtype']!r}.")
     return np.array(items, dtype=dtype).reshape(plain["shape"])

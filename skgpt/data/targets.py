@@ -216,11 +216,27 @@ def _of_plain_type(labels: NDArray[Any], *, of_list: bool, what: str) -> NDArray
             f"{', '.join(others)}: convert them, for example with [str(label) for label in y]; "
             "several labels per text are a binary indicator (MultiLabelBinarizer)."
         )
+    _check_is_distinct(labels, kinds, what)
     if of_list and kinds <= {str}:  # the text of an enum's member, not what str() makes of it
         return np.array([str.__str__(label) for label in labels])
     if kinds <= {bool} or kinds <= {int, float}:
         return np.array(labels.tolist())
     return labels
+
+
+def _check_is_distinct(labels: NDArray[Any], kinds: set[type], what: str) -> None:
+    """Refuse labels that numpy's own types would take for others."""
+    for row, label in enumerate(labels):
+        if kinds <= {str} and str.__str__(label).endswith("\0"):
+            raise InvalidTextError(
+                f"The labels in {what} must not end in a null character, which numpy drops. Row "
+                f"{row} is {label!r}: strip it, as in label.rstrip('\\0')."
+            )
+        if int in kinds and not -(2**63) <= label < 2**63:
+            raise InvalidTextError(
+                f"The labels in {what} must fit into 64 bits where they are numbers. Row {row} is "
+                f"{label!r}: turn them into texts, [str(label) for label in y]."
+            )
 
 
 def _unique(labels: NDArray[Any], what: str) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -292,7 +292,12 @@ def check_key(study: Study, key: Mapping[str, Any]) -> None:
     if theirs is None and not study.get_trials(deepcopy=False):
         study.set_user_attr(_KEY, json.loads(_text(key)))
         return
-    theirs = theirs or {}
+    if theirs is None:
+        raise ContinuationError(
+            "`study_name` must be new, or name a study of an earlier GPTSearchCV. "
+            f"{study.study_name!r} has trials of something else: set another name, or None for one "
+            "of its own."
+        )
     names = sorted({*theirs, *key})
     different = [name for name in names if _text(theirs.get(name)) != _text(key.get(name))]
     if different:

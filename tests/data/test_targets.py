@@ -72,6 +72,21 @@ def test_labels__of_a_type_that_scikit_learn_refuses__are_refused(labels: Any) -
 
 
 @pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a\0", "a"], r"Row 0 is 'a\\x00': strip it"),
+        ([10**30, 1], "Row 0 is 10{30}: turn them into texts"),
+        ([1, -(2**63) - 1], "Row 1 is -9223372036854775809"),
+    ],
+)
+def test_labels__that_numpy_would_take_for_others__are_refused(labels: Any, message: str) -> None:
+    for y in (labels, np.array(labels, dtype=object)):
+        for check in (encode_target, lambda y, n, name: check_classes(y, name=name)):
+            with pytest.raises(InvalidTextError, match=message):
+                check(y, 2, name="It")
+
+
+@pytest.mark.parametrize(
     ("y", "message"),
     [
         (None, "requires y to be passed, but the target y is None"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution
 
@@ -52,6 +53,13 @@ def test_study_key__another_model_there__is_another_search(tmp_path: Path, build
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "kept", folder)
     assert name_of(key_of(build(folder), DATA)) == name_of(first)
+
+
+def test_check_key__somebody_elses_study__is_refused_as_such() -> None:
+    study = optuna.create_study(study_name="theirs")
+    study.tell(study.ask(), 0.5)
+    with pytest.raises(ContinuationError, match=r"'theirs' has trials of something else: set ano"):
+        check_key(study, {"X": 1})
 
 
 def test_study_key__models_to_choose_from__their_files_count(tmp_path: Path) -> None:
