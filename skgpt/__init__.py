@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skgpt.caching import cache_info, clear_cache
+    from skgpt.caching import cache_info, clear_cache, set_cache_memory
     from skgpt.classifier import GPTTextClassifier
     from skgpt.lora import LoRA
     from skgpt.persistence import load, save
@@ -23,6 +23,7 @@ __all__ = [
     "clear_cache",
     "load",
     "save",
+    "set_cache_memory",
 ]
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "clear_cache": "skgpt.caching",
     "load": "skgpt.persistence",
     "save": "skgpt.persistence",
+    "set_cache_memory": "skgpt.caching",
 }
 
 _PACKAGES = ("plots", "testing", "tuning")

@@ -7,13 +7,26 @@ entries: never write to one.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Integral
+from sys import getsizeof
 from typing import Any, Generic, TypeVar
+
+from skgpt.exceptions import InvalidArgumentError
 
 T = TypeVar("T")
 
 _REGISTRY: "dict[str, Store[Any]]" = {}
 _REGISTERING = threading.Lock()
+
+# Of an entry beside its key and what `size_of` counts: its place in the dictionary, the objects
+# around the numbers, and what allocators round up. Measured on 200,000 token ids.
+ENTRY_BYTES = 400
+
+CACHE_MEMORY = "SKGPT_CACHE_MEMORY"
+_memory_limit: int | None = None  # of `set_cache_memory`
 
 
 def repair_in_forks(repair: Callable[[], None]) -> None:
@@ -26,15 +39,17 @@ def repair_in_forks(repair: Callable[[], None]) -> None:
 
 
 class Store(Generic[T]):
-    """A least-recently-used store, bounded by the bytes of its entries.
+    """A least-recently-used store, bounded by the bytes of its entries and of their keys.
 
     The newest entry always stays, even if it is larger than the budget: otherwise a large model
-    would be read for every fit.
+    would be read for every fit. Not so in stores of what is kept of texts: `share` says how much of
+    the limit of `set_cache_memory` such a store may take.
     """
 
-    def __init__(self, name: str, budget_bytes: int) -> None:
+    def __init__(self, name: str, budget_bytes: int, share: float = 0.0) -> None:
         self.name = name
-        self.budget_bytes = budget_bytes
+        self.share = share
+        self._budget_bytes = budget_bytes
         self._entries: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
         self._making: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -44,10 +59,17 @@ class Store(Generic[T]):
         _REGISTRY[name] = self
 
     @classmethod
-    def named(cls, name: str, budget_bytes: Callable[[], int]) -> "Store[T]":
+    def named(cls, name: str, budget_bytes: Callable[[], int], share: float = 0.0) -> "Store[T]":
         """Return the store of that name; the first caller of any thread makes it."""
         with _REGISTERING:
-            return _REGISTRY[name] if name in _REGISTRY else cls(name, budget_bytes())
+            return _REGISTRY[name] if name in _REGISTRY else cls(name, budget_bytes(), share)
+
+    @property
+    def budget_bytes(self) -> int:
+        """How many bytes it may hold."""
+        limit = cache_memory() if self.share else None
+        own = self._budget_bytes
+        return own if limit is None else min(own, int(limit * self.share))
 
     def get_or_make(self, key: Hashable, make: Callable[[], T], size_of: Callable[[T], int]) -> T:
         """Return the entry of `key`; make it if there is none, once, however many threads ask.
@@ -81,6 +103,11 @@ class Store(Generic[T]):
             self._misses += sum(entry is None for entry in found)
         return [None if entry is None else entry[0] for entry in found]
 
+    def holds_any(self, keys: Sequence[Hashable]) -> bool:
+        """Say whether there is an entry of any of these keys; counts as no use of it."""
+        with self._lock:
+            return any(key in self._entries for key in keys)
+
     def put_many(self, entries: Mapping[Any, T], size_of: Callable[[T], int]) -> None:
         """Add entries that a caller made because `find_many` had none."""
         with self._lock:
@@ -89,6 +116,7 @@ class Store(Generic[T]):
             self._shrink()
 
     def _put(self, key: Hashable, entry: T, size: int) -> None:
+        size += ENTRY_BYTES + _key_bytes(key)
         _, before = self._entries.pop(key, (None, 0))
         self._entries[key] = (entry, size)
         self._bytes += size - before
@@ -100,8 +128,14 @@ class Store(Generic[T]):
             self._hits += 1
         return found
 
+    def shrink(self) -> None:
+        """Drop what is beyond the budget."""
+        with self._lock:
+            self._shrink()
+
     def _shrink(self) -> None:
-        while len(self._entries) > 1 and self._bytes > self.budget_bytes:
+        budget = self.budget_bytes
+        while len(self._entries) > (0 if self.share else 1) and self._bytes > budget:
             _, (_, size) = self._entries.popitem(last=False)
             self._bytes -= size
 
@@ -144,14 +178,99 @@ def _after_fork() -> None:
 repair_in_forks(_after_fork)
 
 
+def _key_bytes(key: Hashable) -> int:
+    """Return the bytes of a key: the text or the token ids in it may be larger than the entry."""
+    parts = key if isinstance(key, tuple) else (key,)
+    return sum(getsizeof(part) for part in parts if isinstance(part, str | bytes))
+
+
+def cache_memory() -> int | None:
+    """Return the limit of what is kept of texts, in bytes; None where nobody set one."""
+    text = os.environ.get(CACHE_MEMORY, "")
+    if _memory_limit is not None or not text:
+        return _memory_limit
+    if not (text.isascii() and text.isdigit()):
+        raise InvalidArgumentError(
+            f"The environment variable {CACHE_MEMORY} must be a number of bytes, an int >= 0. Got "
+            f"{text!r}: write 256 MiB as {2**28}, or unset it."
+        )
+    return int(text)
+
+
+def set_cache_memory(n_bytes: int | None) -> None:
+    """Bound what this process keeps of texts in memory, in place of ``SKGPT_CACHE_MEMORY``.
+
+    That is token ids, up to an eighth of the limit, and what frozen layers returned, on each
+    device; keys and other overhead count. What is beyond the limit goes at once, what was used
+    least recently first. A fit that runs has its own states beside that, and base models are not
+    counted.
+
+    Parameters
+    ----------
+    n_bytes : int or None
+        0 keeps nothing. None is what the environment variable says or, where it is not set, 128 MiB
+        of token ids and a quarter of the device's memory for states.
+
+    Raises
+    ------
+    ValueError
+        If `n_bytes` is not an int of at least 0, or None.
+
+    Examples
+    --------
+    >>> import skgpt
+    >>> skgpt.set_cache_memory(2**28)
+    >>> skgpt.set_cache_memory(None)
+    """
+    global _memory_limit
+    if n_bytes is not None:
+        if isinstance(n_bytes, bool) or not isinstance(n_bytes, Integral) or n_bytes < 0:
+            raise InvalidArgumentError(f"`n_bytes` must be an int >= 0, or None. Got {n_bytes!r}.")
+        n_bytes = int(n_bytes)
+    _memory_limit = n_bytes
+    for store in list(_REGISTRY.values()):
+        store.shrink()
+
+
+# Predictions use what is kept of texts and add nothing: a server's texts may never come again.
+# A search says that they do: what is a test text of one fold is trained on in the others.
+_PREDICTING: ContextVar[bool] = ContextVar("skgpt_predicting", default=False)
+_SEARCHING: ContextVar[bool] = ContextVar("skgpt_searching", default=False)
+
+
+def keeps_texts() -> bool:
+    """Say whether what is computed of texts just now goes into the stores."""
+    return _SEARCHING.get() or not _PREDICTING.get()
+
+
+@contextmanager
+def predicting() -> Iterator[None]:
+    """Keep nothing of the texts that the body computes on, unless it is part of a search."""
+    token = _PREDICTING.set(True)
+    try:
+        yield
+    finally:
+        _PREDICTING.reset(token)
+
+
+@contextmanager
+def searching() -> Iterator[None]:
+    """Keep what predictions in the body compute."""
+    token = _SEARCHING.set(True)
+    try:
+        yield
+    finally:
+        _SEARCHING.reset(token)
+
+
 def cache_info() -> dict[str, dict[str, int]]:
     """Return what each of skgpt's in-process stores holds.
 
     Returns
     -------
     info : dict of str to dict
-        For each store that has been used in this process: ``entries``, ``bytes``,
-        ``budget_bytes``, ``hits`` and ``misses``.
+        For each store that has been used in this process: ``entries``, ``bytes`` (keys and
+        other overhead included), ``budget_bytes``, ``hits`` and ``misses``.
 
     Examples
     --------

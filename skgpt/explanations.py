@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skgpt.caching import predicting
 from skgpt.data.batching import Rows
 from skgpt.data.tokenization import (
     Tokens,
@@ -186,6 +187,7 @@ def _add_up(
     return Attributions(steps_STD.sum(axis=0), scores_SD[0])
 
 
+@predicting()
 def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
     pandas = import_optional("pandas", "explain")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
+from skgpt.caching import predicting
 from skgpt.calibration import Calibration, link_for
 from skgpt.data.batching import Progress, no_progress
 from skgpt.data.inputs import TextColumns, find_columns
@@ -89,6 +90,7 @@ class FittedModel:
             match_columns(self.columns, self.template, texts, name=self.fitted_by)
         )
 
+    @predicting()
     def raw_scores(self, X: Any, verbose: int = 0) -> NDArray[np.float32]:
         """Return the raw scores of texts, shape (n, n_outputs)."""
         if self.known_scores is not None and X is self.known_scores[0]:

@@ -1,4 +1,4 @@
-"""Table 8, memory: twenty fits in one process, and what a fitted estimator is as a pickle.
+"""Table 8, memory: what many fits, loads and predictions leave, and estimators as pickles.
 
 Twenty fits with the quickstart's recipe (the first 12 layers, the last 4 trained, 128 tokens) on
 60 articles of Reuters R8 each, another draw every time, one epoch: the resident set after the
@@ -8,6 +8,12 @@ give back what it holds of freed memory. The base model is mapped from its file 
 estimators of 16 layers with the head alone, the last four layers and all of them trained: the size
 of the pickle, the seconds to dump it, and to load it where the base model is not in memory yet (a
 fresh process, its imports not counted) and where it is. The first predict is not part of a load.
+
+Then a server's life, in minutes since the model is a tiny one of random weights: 1,000 predictions
+of texts that no one has seen, fifty times; the same folder loaded fifty times; fifty fits on 1,000
+unseen texts each, under ``skgpt.set_cache_memory``. The resident set after the first of them, the
+tenth (the tokenizers library keeps 10,000 words, here whole texts: it is full by then) and the
+last; --flat prints this table alone.
 
     python examples/benchmarks/memory.py
 """
@@ -32,6 +38,8 @@ RECIPE = Setting(
 )
 DEPTHS: dict[str, Any] = {"head only": 0, "last 4": 4, "all": "all"}
 EARLY = 2  # fits after which everything that is made once has been made
+LIMIT = 2**24  # bytes that the many small fits may keep of their texts
+FULL = 10  # rounds after which the tokenizers library's own cache is full
 MB = 1e6
 
 
@@ -105,6 +113,54 @@ def opened(file: Path) -> Run:
     return {"fresh": times[0], "again": times[1]}
 
 
+def flat(args: argparse.Namespace) -> Run:
+    """Predict, load or fit over and over in this process; return its memory along the way."""
+    import skgpt
+    from skgpt import GPTTextClassifier
+    from skgpt.testing import tiny_gpt
+
+    def unseen(number: int) -> list[str]:
+        words = np.random.default_rng(number).integers(0, 10**6, (args.of, 15))
+        return [" ".join(map(str, row)) for row in words]
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        skgpt.set_cache_memory(LIMIT)
+        classifier = GPTTextClassifier(
+            tiny_gpt(folder / "model"), trainable_layers=1, max_length=128, max_epochs=1
+        )
+        labels = np.arange(args.of) % 2
+        classifier.fit(unseen(0), labels)
+        skgpt.save(classifier, folder / "saved")
+        if args.repeat == "predictions":
+            skgpt.set_cache_memory(None)
+            skgpt.clear_cache()
+        sizes = []
+        for number in range(1, args.rounds + 1):
+            if args.repeat == "fits":
+                classifier.fit(unseen(number), labels)
+            if args.repeat == "loads":
+                classifier = skgpt.load(folder / "saved")
+            classifier.predict(unseen(number)[: 1 if args.repeat == "loads" else args.of])
+            sizes.append(resident())
+    return {"sizes": sizes, "states": kept_states()}
+
+
+def print_flat(args: argparse.Namespace) -> None:
+    """Print the memory of repeated predictions, loads and fits."""
+    rows = []
+    for repeat in ("predictions", "loads", "fits"):
+        options = {"repeat": repeat, "rounds": args.rounds, "of": args.of}
+        run = run_arm(__file__, "flat", options, f"{repeat}:")
+        sizes = [run["sizes"][min(at, args.rounds) - 1] for at in (1, FULL, args.rounds)]
+        growth = [f"{100 * (sizes[2] / size - 1):+.1f} %" for size in sizes[:2]]
+        cells = [f"{size:.0f}" for size in (*sizes, max(run["sizes"]))]
+        rows.append([f"{args.rounds} x {repeat}", *cells, *growth, f"{run['states']:.1f}"])
+    head = ["Resident set, MB", "after 1", f"after {FULL}", f"after {args.rounds}", "at most"]
+    head += ["since the first", f"since {FULL}", "kept of texts"]
+    print_table(head, rows)
+
+
 def print_fits(run: Run, n_fits: int) -> None:
     """Print the memory of the twenty fits."""
     growth = (run["late"] - run["early"]) / max(1, n_fits - EARLY)
@@ -130,13 +186,22 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=60, help="texts of each fit")
     parser.add_argument("--layers", type=int, default=RECIPE.n_layers, help="of the many fits")
     parser.add_argument("--deep", type=int, default=16, help="layers of what is pickled")
-    parser.add_argument("--one", choices=["fits", "dump", "load"], help=argparse.SUPPRESS)
+    parser.add_argument("--flat", action="store_true", help="the table of a server's life alone")
+    parser.add_argument("--rounds", type=int, default=50, help="of that table")
+    parser.add_argument("--of", type=int, default=1000, help="texts in each of its rounds")
+    parser.add_argument("--one", choices=["fits", "dump", "load", "flat"], help=argparse.SUPPRESS)
+    parser.add_argument("--repeat", help=argparse.SUPPRESS)
     parser.add_argument("--depth", choices=DEPTHS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        how = {"fits": many_fits, "dump": pickled, "load": lambda args: opened(args.file)}
+        how = {"fits": many_fits, "dump": pickled, "flat": flat}
+        how["load"] = lambda args: opened(args.file)
         print(json.dumps(how[args.one](args)))
+        return
+    if args.flat:
+        print_flat(args)
+        print_settings(rounds=args.rounds, of=args.of)
         return
     options = {"fits": args.fits, "texts": args.texts, "layers": args.layers}
     run = run_arm(__file__, "fits", options, "memory:")
@@ -152,6 +217,7 @@ def main() -> None:
     print_fits(run, args.fits)
     head = ["Layers trained", "pickle, MB", "dump, s", "load, base not in memory, s", "load again"]
     print_table(head, rows)
+    print_flat(args)
     print_settings(**options, pickled_layers=args.deep)
 
 

@@ -22,6 +22,7 @@ def main() -> None:
     try:
         settings = Settings.from_environment(os.environ)
         check_address(settings)
+        skgpt.set_cache_memory(0)  # nothing is fitted here that could ask for a text again
         app = create_app(skgpt.load(settings.folder), settings)
     except (SettingsError, SkgptError) as error:
         sys.exit(f"serve: {error}")

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from skgpt.caching import Store
+from skgpt.caching import Store, keeps_texts
 from skgpt.data.batching import Progress, no_progress
 from skgpt.data.template import Template
 from skgpt.exceptions import InvalidTextError
@@ -22,8 +22,7 @@ Ids = NDArray[np.int32]
 LongText = Literal["cut", "windows"]
 Span = tuple[int, int]
 
-_ENTRY_BYTES = 400  # of a store's entry, beside its ids and its text, which takes about as much
-_IDS: Store[Ids] = Store("token ids", 2**27)
+_IDS: Store[Ids] = Store("token ids", 2**27, share=1 / 8)
 
 
 class TextEncoder(Protocol):
@@ -277,7 +276,7 @@ def _encode(encoder: TextEncoder, texts: list[str], progress: Progress = no_prog
     """Return the ids of each text.
 
     A store keeps them for this process, because folds, candidates, a refit and predict ask for the
-    same texts over and over.
+    same texts over and over; those of a prediction alone are not kept.
     """
     if encoder.identity is None:
         return [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(texts, progress)]
@@ -285,8 +284,9 @@ def _encode(encoder: TextEncoder, texts: list[str], progress: Progress = no_prog
     missing = list(dict.fromkeys(t for t, ids in zip(texts, found, strict=True) if ids is None))
     encoded = [np.asarray(ids, dtype=np.int32) for ids in encoder.encode(missing, progress)]
     new = dict(zip(missing, encoded, strict=True))
-    kept = {(encoder.identity, text): ids for text, ids in new.items()}
-    _IDS.put_many(kept, lambda ids: 2 * ids.nbytes + _ENTRY_BYTES)
+    if keeps_texts():
+        kept = {(encoder.identity, text): ids for text, ids in new.items()}
+        _IDS.put_many(kept, lambda ids: ids.nbytes)
     return [new[t] if ids is None else ids for t, ids in zip(texts, found, strict=True)]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skgpt.caching import Store
+from skgpt.caching import Store, keeps_texts
 from skgpt.data.batching import Progress, Rows, no_progress
 from skgpt.data.tokenization import Tokens, ranges
 from skgpt.device import prefix_budget, ran_out, to_device
@@ -77,6 +77,8 @@ class TextFeatures:
         self._pooled_NH: Tensor | None = None
         self.level = level or cache_level(network, self._texts, memory_budget, disk_budget)
         cache = _StateCache(network, self._texts, self.level, shared=shared)
+        if level is None and not keeps_texts() and not cache.holds_any():
+            self.level = CacheLevel.TOKENS  # states that nobody will ask for again save nothing
         if self.level is CacheLevel.POOLED:
             states_NH = torch.stack(cache.states(token_budget, progress))
             self._pooled_NH = self._text_means(states_NH, np.arange(len(self.lengths)))
@@ -201,6 +203,8 @@ def _probe_split(network: TextNetwork, tokens: Tokens) -> bool:
 
 # The states of each text: in memory, on disk, or computed now.
 
+_TENSOR_BYTES = 400  # of a tensor beside its numbers, measured
+
 
 def uncached_rows(network: TextNetwork, tokens: Tokens, level: CacheLevel) -> Rows:
     """Return the rows whose states would have to be computed, one for each distinct text."""
@@ -224,7 +228,7 @@ class _StateCache:
         self.upstream = (*where, *network.cache_key)
         device = network.device
         self.memory: Store[Tensor] = Store.named(
-            f"states on {device}", lambda: prefix_budget(device)
+            f"states on {device}", lambda: prefix_budget(device), share=7 / 8
         )
         self.disk: Store[Tensor] = Store.named("states on disk", disk_room)
         self.ids, self.first = tokens.distinct()
@@ -258,6 +262,11 @@ class _StateCache:
                     del states  # or they would be there beside the next ones
             self._share(self.disk, dict(zip(self.on_disk, disk.tensors(), strict=True)))
         return [self.found[text] for text in self.ids]
+
+    def holds_any(self) -> bool:
+        """Say whether the stores hold the state of any of the texts."""
+        keys = [(text, self.upstream) for text in self.first]
+        return self.shared and any(store.holds_any(keys) for store in (self.memory, self.disk))
 
     def uncached(self) -> Rows:
         """Find what the stores hold; return the rows, one for each distinct text, of the rest."""
@@ -300,9 +309,9 @@ class _StateCache:
 
     def _share(self, store: Store[Tensor], states: Mapping[bytes, Tensor]) -> None:
         self.found |= states
-        if self.shared:
+        if self.shared and keeps_texts():
             new = {(text, self.upstream): state for text, state in states.items()}
-            store.put_many(new, lambda state: state.nbytes)
+            store.put_many(new, lambda state: state.nbytes + _TENSOR_BYTES)
 
 
 # A mapped file stays open, and its space is taken until nothing in it is in use: neither many

@@ -160,8 +160,8 @@ def raw_scores(
 ) -> NDArray[np.float32]:
     """Return the raw scores of every text, shape (N, K); `progress` hears how far which work is.
 
-    A text that is there several times runs once, and frozen layers don't run again for texts that
-    they have seen in this process, unless their states would take more than `memory_budget` bytes.
+    A text that is there several times runs once, and frozen layers don't run again for texts whose
+    states are kept, unless all of them together would take more than `memory_budget` bytes.
     """
     texts, first = tokens.distinct()
     rows = np.array(sorted(first.values()), dtype=np.int64)

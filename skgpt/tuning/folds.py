@@ -12,6 +12,7 @@ from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
 from skgpt._base import BaseGPTText
+from skgpt.caching import searching
 from skgpt.data.inputs import find_columns
 from skgpt.data.template import parse_template
 from skgpt.exceptions import TuningError
@@ -41,16 +42,17 @@ def score_folds(
         # With metadata routing, each step has said itself what it takes.
         prefix = "" if get_config()["enable_metadata_routing"] else path_to_last_step(estimator)
         params = {f"{prefix}sample_weight": sample_weight}
-    result = cross_validate(
-        estimator,
-        X,
-        y,
-        cv=splits,
-        scoring=scorer,
-        params=params,
-        n_jobs=n_jobs,
-        error_score="raise",
-    )
+    with searching():
+        result = cross_validate(
+            estimator,
+            X,
+            y,
+            cv=splits,
+            scoring=scorer,
+            params=params,
+            n_jobs=n_jobs,
+            error_score="raise",
+        )
     return FoldScores(
         np.asarray(result["test_score"], dtype=np.float64),
         np.asarray(result["fit_time"] + result["score_time"]),

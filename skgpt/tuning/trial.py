@@ -18,6 +18,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from skgpt._sklearn import check_method_params, fit_and_score, take_rows
+from skgpt.caching import searching
 from skgpt.device import free_memory, total_memory
 from skgpt.exceptions import CALLED_FROM, TuningError, line_of_user
 from skgpt.fitting import fit_observer
@@ -228,7 +229,7 @@ class _Fold(TrainingCallback):
     def _run(self, config: dict[str, Any]) -> None:
         began = time.perf_counter()
         try:
-            with sklearn.config_context(**config), fit_observer(self._watch):
+            with sklearn.config_context(**config), fit_observer(self._watch), searching():
                 self._fit_and_score()
         except BaseException as error:
             self._error = None if isinstance(error, FitStopped) else error

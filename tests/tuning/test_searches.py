@@ -1,13 +1,16 @@
-"""Other people's searches over the classifier: they compute what is the same once."""
+"""Searches over the classifier: they compute what is the same once."""
 
 from typing import Any
 
+import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from sklearn.base import is_classifier
 from sklearn.model_selection import GridSearchCV
 
 import skgpt
 from skgpt import LoRA
+from skgpt.tuning import GPTSearchCV, compare_with_baseline, objective
 from tests.helpers import make
 from tests.tuning.searching import X, y
 
@@ -22,7 +25,7 @@ from tests.tuning.searching import X, y
     ],
     ids=["rates and batches", "lora", "depths"],
 )
-def test_grid__every_text__is_tokenised_once_and_runs_once_through_each_frozen_depth(
+def test_grid__every_text_of_a_fit__is_tokenised_once_and_runs_once_through_each_frozen_depth(
     grid: dict[str, list[Any]], n_depths: int, tiny_llama: str
 ) -> None:
     skgpt.clear_cache()
@@ -31,6 +34,27 @@ def test_grid__every_text__is_tokenised_once_and_runs_once_through_each_frozen_d
     assert len(search.cv_results_["params"]) == 4 and is_classifier(search)
     info, n_texts = skgpt.cache_info(), len(set(X))
     assert info["models"]["misses"] == 1
-    assert info["token ids"]["misses"] == n_texts
+    assert info["token ids"]["entries"] == n_texts
+    # The first fold's test half was predicted before it was fitted on, and not kept for that.
+    assert info["token ids"]["misses"] == 1.5 * n_texts
     assert info["states on cpu"]["misses"] == n_texts * n_depths
     assert info["states on cpu"]["entries"] == n_texts * n_depths
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+@pytest.mark.parametrize("how", ["search", "objective", "compare"])
+def test_searches_of_ours__texts_that_were_only_predicted__are_kept_for_the_next_fold(
+    how: str, tiny_llama: str
+) -> None:
+    skgpt.clear_cache()
+    clf, space = make(tiny_llama, max_epochs=2), {"head_learning_rate": FloatDistribution(0, 0.1)}
+    if how == "search":
+        GPTSearchCV(clf, space, n_trials=2, cv=2, random_state=0).fit(X, y).predict(X)
+    elif how == "objective":
+        study = optuna.create_study(direction="maximize")
+        study.optimize(objective(clf, X, y, space, cv=2), n_trials=2)
+    else:
+        compare_with_baseline(clf, X, y, cv=2, baseline="tfidf")
+    info, n_texts = skgpt.cache_info(), len(set(X))
+    assert info["token ids"]["misses"] == info["states on cpu"]["misses"] == n_texts
+    assert info["states on cpu"]["entries"] == n_texts
