@@ -143,7 +143,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         The score must rise by so much to count as an improvement.
     scoring : str, callable or None, default=None
         How the held-out rows are scored: a scikit-learn scorer's name, a
-        ``callable(estimator, X, y)``, or None for minus the loss.
+        ``callable(estimator, X, y)``, or None for minus the loss. A score of nan is no improvement
+        (`MissingScoreWarning`). A scorer that raises after some epoch ends the fit: the estimator
+        is fitted with the weights of the best epoch so far, and the error is raised.
     calibrate : bool, default=False
         Divide the raw scores behind the probabilities by a temperature, fitted on the held-out
         rows at the end (rows are held out for it even without `early_stopping`). Labels and
@@ -189,8 +191,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     validation_scores_ : list of float
         The held-out rows' score after each epoch, higher is better; only if some were held out.
     best_iter_ : int
-        The epoch of the highest of them, 1 for the first. With `early_stopping` the weights are
-        those of this epoch, otherwise of the last.
+        The epoch of the highest of them, 1 for the first; 0 if none is a number. With
+        `early_stopping` the weights are those of this epoch, otherwise of the last.
     calibration_ : dict
         Only with `calibrate`: ``temperature``, the number ``n_rows`` of rows it was fitted on, and
         the expected calibration error and the Brier score of these very rows, ``ece_before``,

@@ -101,6 +101,10 @@ class SkippedStepsWarning(UserWarning):
     """Optimiser steps were skipped, as their loss or gradient was not finite."""
 
 
+class MissingScoreWarning(UserWarning):
+    """`scoring` gave no number after some epochs, which counted as no improvement."""
+
+
 class BaselineWarning(UserWarning):
     """A linear model on TF-IDF did no worse than the GPT that it was compared with."""
 

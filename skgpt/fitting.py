@@ -37,6 +37,7 @@ from skgpt.exceptions import (
     CutTextsWarning,
     InterruptedFitWarning,
     InvalidTextError,
+    MissingScoreWarning,
     ModelNotSupportedError,
     ShortFitWarning,
     SkippedStepsWarning,
@@ -92,6 +93,7 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
         raise_if_interrupted(run)
     sklearn_callbacks.fitted()
     warn_of_skipped_steps(run)
+    warn_of_missing_scores(run)
     warn_of_time_limit(estimator, run)
     warn_if_still_falling(run, config)
 
@@ -602,7 +604,7 @@ def begin_callbacks(
 
     def snapshot(history: list[EpochRecord]) -> dict[str, Any]:
         scores = [r["validation_score"] for r in history if "validation_score" in r]
-        best = int(np.argmax(scores)) + 1 if scores else 0
+        best = 0 if np.isnan(scores).all() else int(np.nanargmax(scores)) + 1
         run = FitResult(history, scores, best, None)
         view = copy.copy(estimator)
         view._set_fitted(model_of_run(estimator, data, network, run, previous).copy())
@@ -797,11 +799,11 @@ def warn_of_cut_texts(estimator: str, max_length: int, tokens: Tokens) -> None:
 
 
 def raise_if_interrupted(run: FitResult) -> None:
-    """Let Ctrl-C, or the error of a run that diverged, go on up; the estimator is fitted."""
+    """Let Ctrl-C, or an error that ended the run, go on up; the estimator is fitted."""
     if run.interrupt is None:
         return
     try:
-        if isinstance(run.interrupt, KeyboardInterrupt):  # the other's message says it itself
+        if isinstance(run.interrupt, KeyboardInterrupt):  # an error says it itself
             warn_user(
                 f"This fit was interrupted after {len(run.history)} epochs. The estimator is "
                 "fitted, as the last optimiser step left it.",
@@ -861,6 +863,18 @@ def warn_if_still_falling(run: FitResult, config: TrainingConfig) -> None:
             f"took {fell:.0%} of the first one's loss off. Raise `max_epochs`, or leave it at "
             "'auto'.",
             ShortFitWarning,
+        )
+
+
+def warn_of_missing_scores(run: FitResult) -> None:
+    """Warn in which epochs the scorer gave no number."""
+    if epochs := [n for n, score in enumerate(run.validation_scores, 1) if np.isnan(score)]:
+        warn_user(
+            f"`scoring` gave no number for the held-out rows after epochs {epochs} of "
+            f"{len(run.history)}, which counted as no improvement. A metric that needs every class "
+            "may find too few rows there: raise `validation_fraction`, pass X_val and y_val, or "
+            "choose another `scoring`.",
+            MissingScoreWarning,
         )
 
 

@@ -92,7 +92,7 @@ class TrainingCurveDisplay:
         scoring = getattr(estimator, "scoring", None)
         display = cls(
             estimator.history_,
-            best_iter=getattr(estimator, "best_iter_", None),
+            best_iter=getattr(estimator, "best_iter_", None) or None,  # 0: no score was a number
             score_name=scoring if isinstance(scoring, str) else None,
         )
         return display.plot(ax)

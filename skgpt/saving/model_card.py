@@ -107,6 +107,8 @@ def _scores(model: FittedModel, *, early_stopping: bool) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     if "validation_score" not in there:
         return "\n".join(["No texts were held out.", "", *lines])
+    if not model.best_iteration:
+        return "\n".join(["No epoch's score was a number.", "", *lines])
     best = f"Higher scores are better; the highest was epoch {model.best_iteration}'s"
     kept = ", whose weights these are." if early_stopping else "; the weights are the last's."
     return "\n".join([best + kept, "", *lines])

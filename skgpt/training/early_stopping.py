@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skgpt.exceptions import InvalidTextError
 from skgpt.network.network import TextNetwork
 from skgpt.tensor_files import State
 from skgpt.training.signals import deferred
@@ -49,16 +48,12 @@ class EarlyStopping:
     def update(self, score: float, *, counts: bool = True) -> bool:
         """Note the score of an epoch, keep its weights if it is the best; say whether to stop.
 
-        An epoch that doesn't count stops nothing, and is none of those without an improvement.
+        An epoch that doesn't count stops nothing, and is none of those without an improvement. A
+        score that is not a number is no improvement.
         """
         self.scores.append(score)
-        if np.isnan(score):
-            raise InvalidTextError(
-                f"`scoring` must give a number on the held-out rows. It gave {score} in epoch "
-                f"{len(self.scores)}: a metric that needs every class may find too few rows there; "
-                "raise `validation_fraction`, pass X_val and y_val, or choose another `scoring`."
-            )
-        if self.best_epoch == 0 or score > self.scores[self.best_epoch - 1]:
+        is_first = self.best_epoch == 0 and not np.isnan(score)
+        if is_first or score > self.scores[self.best_epoch - 1]:
             self.best_epoch = len(self.scores)
             if self.rule is not None:
                 self._keep_weights()
@@ -68,7 +63,7 @@ class EarlyStopping:
         # but doesn't reset the count.
         rises = score >= self._to_beat + self.rule.tol
         self._n_without = 0 if rises or not counts else self._n_without + 1
-        self._to_beat = max(self._to_beat, score)
+        self._to_beat = float(np.fmax(self._to_beat, score))
         return counts and self._n_without >= self.rule.n_iter_no_change
 
     @torch.no_grad()

@@ -43,8 +43,8 @@ def train(
     Raises DivergedError if several steps in a row, or all, are skipped since their loss or
     gradient is not finite, or a weight does not stay so; StorageError if a checkpoint can't be
     written; NoMemoryError if the device can't hold one text at a time, or what learns;
-    KeyboardInterrupt before the first step. Later interrupts are part of the result, and so is a
-    divergence where the weights of a best epoch are kept.
+    KeyboardInterrupt before the first step. Later interrupts are part of the result, and so are an
+    error of a scorer or callback, and a divergence where the weights of a best epoch are kept.
     """
 
     def on_progress(done: int, total: int) -> None:
@@ -68,7 +68,8 @@ def train(
             while not run.is_over:
                 # One pass over the training rows.
                 for callback in callbacks:
-                    callback.on_epoch_begin(run.epoch + 1)
+                    with run.user_code():
+                        callback.on_epoch_begin(run.epoch + 1)
                 for batch in run.batches():
                     (solve_head if config.solves_head else train_step)(run, batch)
                     done = run.end_step(batch)
@@ -81,7 +82,8 @@ def train(
                 # Score the held-out rows, stop or keep the best weights, tell the callbacks.
                 stop = len(rows.split.held_out) > 0 and evaluate(run, record)
                 run.history.append(record)  # only once it is complete, should Ctrl-C come
-                stops = [callback.on_epoch(record) for callback in callbacks]
+                with run.user_code():
+                    stops = [callback.on_epoch(record) for callback in callbacks]
                 run.end_epoch(stop=stop or any(stops))
                 if not run.is_over:
                     run.save()
@@ -144,7 +146,8 @@ def evaluate(run: TrainingRun, record: EpochRecord) -> bool:
             f"{record['epoch']}",
         )
     scorer = run.validation.scorer
-    score = -loss if scorer is None else float(scorer(logits_NK))
+    with run.user_code():
+        score = -loss if scorer is None else float(scorer(logits_NK))
     record["validation_loss"], record["validation_score"] = loss, score
     counts = record["epoch"] > run.config.head_first_epochs
     return run.early_stopping.update(score, counts=counts)

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -49,14 +49,14 @@ class FitResult:
 
     `moments` are None before the first update. `interrupt` is what ended the run early, to be
     raised once the estimator is fitted: after Ctrl-C the network is as the last step left it,
-    where training diverged as the best epoch.
+    after an error of a scorer or callback, or where training diverged, as the best epoch.
     """
 
     history: list[EpochRecord]
     validation_scores: list[float]
     best_iteration: int  # the epoch of the highest of them, from 1; 0 where there is none
     moments: Moments | None
-    interrupt: KeyboardInterrupt | DivergedError | None = None
+    interrupt: KeyboardInterrupt | Exception | None = None
     n_skipped: int = 0  # steps whose loss or gradient was not finite
     n_steps: int = 0
     out_of_time: bool = False
@@ -103,7 +103,8 @@ class TrainingRun:
         self.n_steps = 0
         self.out_of_time = False
         self.running_loss = RunningLoss(at_once=self.optimizer.looks_at_once)
-        self.interrupt: KeyboardInterrupt | DivergedError | None = None
+        self.interrupt: KeyboardInterrupt | Exception | None = None
+        self._error_of_user: Exception | None = None
         self.checkpoint = checkpoint
         self._sigterm: DeferredSignal | None = None
         self._on_exit = ExitStack()
@@ -210,13 +211,39 @@ class TrainingRun:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        """Keep a usable network after Ctrl-C or a divergence; end the optimizer's run."""
+        """Keep a usable network, whatever ended the run; end the optimizer's run."""
         with self.optimizer, self._on_exit:
             if isinstance(error, KeyboardInterrupt) and self._is_usable():
                 self.interrupt = error
+            elif error is not None and error is self._error_of_user:
+                self.interrupt = self._noted(self._error_of_user)
             elif isinstance(error, DivergedError):
                 self.interrupt = self._restored(error)
             return self.interrupt is not None
+
+    @contextmanager
+    def user_code(self) -> Iterator[None]:
+        """Run a scorer or a callback: if it fails, what was learned before is not lost.
+
+        Unless the error says that it `leaves_nothing`, as that of a pruned trial does.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not getattr(error, "leaves_nothing", False):
+                self._error_of_user = error
+            raise
+
+    def _noted(self, error: Exception) -> Exception | None:
+        """Restore the best weights if there are any; note in the error what is left, if usable."""
+        restored = self.early_stopping.restore_best()
+        if not self._is_usable():
+            return None
+        weights = "of the last step"
+        if restored:
+            weights = f"of epoch {self.early_stopping.best_epoch}, the best so far"
+        error.add_note(f"The estimator is fitted with the weights {weights}.")
+        return error
 
     def _is_usable(self) -> bool:
         return self.optimizer.n_updates > 0 and self.optimizer.is_finite()

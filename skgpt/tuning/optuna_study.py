@@ -21,6 +21,12 @@ from skgpt.tuning.space import Space, check_names, draw
 _FOLDS_FOR_WILCOXON = 5
 
 
+class _FitPruned(optuna.TrialPruned):
+    """Ends a fit on purpose: the estimator is as it was, as no one wants a pruned one."""
+
+    leaves_nothing = True
+
+
 class PruningCallback:
     """A scikit-learn callback that reports every epoch to an Optuna trial, and ends a hopeless fit.
 
@@ -141,7 +147,7 @@ class PruningCallback:
         self._last_step = step
         self.trial.report(float(record[self.monitor]), step)
         if self.trial.should_prune():
-            raise optuna.TrialPruned(f"Pruned after epoch {step}.")
+            raise _FitPruned(f"Pruned after epoch {step}.")
 
     def _used_up(self) -> TuningError:
         return TuningError(

@@ -14,7 +14,9 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold, cross_validate
 
 from skgpt import GPTTextClassifier
-from skgpt.exceptions import DivergedError, InterruptedFitWarning
+from skgpt._sklearn import HAS_CALLBACKS
+from skgpt.exceptions import DivergedError, InterruptedFitWarning, MissingScoreWarning
+from skgpt.plots import TrainingCurveDisplay
 from tests.helpers import TextData, make, make_text_data
 
 X, y = make_text_data(n_classes=2)
@@ -262,3 +264,102 @@ def test_fit__ctrl_c_while_the_first_epoch_is_scored__leaves_no_half_epoch(tiny_
     assert clf.n_iter_ == 0 and clf.history_ == []
     assert not hasattr(clf, "best_iter_") and not hasattr(clf, "validation_scores_")
     assert clf.predict(X).shape == (40,)
+
+
+# Scorers and callbacks that fail in the middle.
+
+
+def scores_in_turn(*scores: Any) -> Any:
+    """Return a scorer that gives these, one a call; the first is asked for before training."""
+    coming = iter(scores)
+
+    def scorer(estimator: Any, X: Any, y: Any) -> Any:
+        score = next(coming)
+        if isinstance(score, Exception):
+            raise score
+        return score
+
+    return scorer
+
+
+def test_scoring__nan_after_good_epochs__goes_on_and_warns(tiny_llama: str) -> None:
+    scorer = scores_in_turn(0.5, 0.5, 0.6, np.nan, 0.8, 0.7)
+    clf = make(tiny_llama, early_stopping=True, scoring=scorer, max_epochs=5)
+    with pytest.warns(MissingScoreWarning, match=r"after epochs \[3\] of 5"):
+        clf.fit(X, y)
+    assert (clf.n_iter_, clf.best_iter_) == (5, 4)
+    assert np.isnan(clf.history_[2]["validation_score"])
+    again = pickle.loads(pickle.dumps(clf.set_params(scoring=None)))
+    assert again.best_iter_ == 4 and np.isnan(again.validation_scores_[2])
+    TrainingCurveDisplay.from_estimator(again)
+
+
+def test_scoring__nan_in_every_epoch__fits_all_the_same(tiny_llama: str) -> None:
+    scorer = scores_in_turn(0.5, np.nan, np.nan)
+    clf = make(tiny_llama, scoring=scorer, max_epochs=2)
+    with pytest.warns(MissingScoreWarning, match=r"\[1, 2\] of 2"):
+        clf.fit(**WATCHED)
+    assert clf.best_iter_ == 0
+    TrainingCurveDisplay.from_estimator(clf)
+
+
+@pytest.mark.parametrize("trainable", [1, "all"])
+@pytest.mark.parametrize("error", [ValueError, "not a number", None])
+def test_scoring__raises_after_good_epochs__keeps_the_best_of_them(
+    error: Any, trainable: Any, tiny_llama: str
+) -> None:
+    clf = make(tiny_llama, early_stopping=True, max_epochs=6, trainable_layers=trainable, **FLAT)
+    error = error("of mine") if error is ValueError else error
+    clf.set_params(scoring=scores_in_turn(0.5, 0.5, 0.7, 0.6, error))
+    with pytest.raises((ValueError, TypeError)) as caught:
+        clf.fit(X, y)
+    assert caught.value.__notes__ == [
+        "The estimator is fitted with the weights of epoch 2, the best so far."
+    ]
+    assert (clf.n_iter_, clf.best_iter_) == (3, 2) and clf.validation_scores_ == [0.5, 0.7, 0.6]
+    two = clone(clf).set_params(max_epochs=2, scoring=scores_in_turn(0.5, 0.5, 0.7)).fit(X, y)
+    assert np.array_equal(clf.predict_proba(X), two.predict_proba(X))
+
+
+def test_scoring__raises_without_early_stopping__keeps_the_last_step(tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_epochs=3, scoring=scores_in_turn(0.5, 0.7, KeyError("a")), **FLAT)
+    with pytest.raises(KeyError) as caught:
+        clf.fit(**WATCHED)
+    assert caught.value.__notes__ == ["The estimator is fitted with the weights of the last step."]
+    assert len(clf.history_) == 1
+    two = clone(clf).set_params(max_epochs=2, scoring=None).fit(**WATCHED)
+    assert np.array_equal(clf.predict_proba(X), two.predict_proba(X))
+
+
+@pytest.mark.skipif(not HAS_CALLBACKS, reason="scikit-learn's callbacks came with 1.9")
+@pytest.mark.parametrize("when", ["begin", "end"])
+def test_callback__raises_after_good_epochs__keeps_them(when: str, tiny_llama: str) -> None:
+    class Failing:
+        n_epochs = 0
+
+        def setup(self, estimator: Any, context: Any) -> None: ...
+
+        teardown = setup
+
+        def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+            self.n_epochs += context.task_name == "epoch"
+            if self.n_epochs == 3 and when == "begin":
+                raise RuntimeError("of a callback")
+
+        def on_fit_task_end(self, estimator: Any, context: Any) -> None:
+            if self.n_epochs == 3 and when == "end":
+                raise RuntimeError("of a callback")
+
+    clf = make(tiny_llama, early_stopping=True, max_epochs=6).set_callbacks(Failing())
+    with pytest.raises(RuntimeError, match="of a callback") as caught:
+        clf.fit(X, y)
+    assert f"the weights of epoch {clf.best_iter_}, the best" in caught.value.__notes__[0]
+    assert clf.n_iter_ == (2 if when == "begin" else 3)
+
+
+def test_scoring__raises_in_a_refit__replaces_the_fit_before(tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_epochs=1).fit(X, y)
+    clf.set_params(scoring=scores_in_turn(0.5, 0.7, 0.8, ValueError("of mine")), max_epochs=3)
+    with pytest.raises(ValueError, match="of mine"):
+        clf.fit(**WATCHED)
+    assert clf.validation_scores_ == [0.7, 0.8]

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from skgpt.data.splits import Split
-from skgpt.exceptions import InvalidTextError
 from skgpt.training.callbacks import TrainingCallback
 from skgpt.training.early_stopping import EarlyStopping, StoppingRule, Validation
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
@@ -73,10 +72,29 @@ def test_early_stopping__no_rise_over_the_best__ends_the_fit(
     assert (len(result.history), result.best_iteration) == (3, best)
 
 
-def test_best__a_score_that_is_no_number__is_an_error(tiny_llama: str) -> None:
-    network, _ = run(tiny_llama, n_epochs=1)
-    with pytest.raises(InvalidTextError, match="must give a number"):
-        EarlyStopping(network, None).update(float("nan"))
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "n_epochs", "best"),
+    [
+        ([0.1, 0.5, NAN, 0.6, 0.2], 5, 4),
+        ([0.1, 0.5, NAN, 0.4, 0.9], 4, 2),  # two in a row without a rise
+        ([NAN, 0.3, 0.2, 0.1, 0.9], 4, 2),
+        ([NAN, float("-inf"), 0.2, 0.1, 0.0], 5, 3),
+        ([NAN, NAN, 0.2, 0.3, 0.4], 2, 0),
+    ],
+)
+def test_early_stopping__a_score_that_is_no_number__is_no_improvement(
+    scores: list[float], n_epochs: int, best: int, tiny_llama: str
+) -> None:
+    options: dict[str, Any] = {"split": SPLIT, **FLAT}
+    validation = judged_by(scores, StoppingRule(n_iter_no_change=2, tol=1e-4))
+    network, result = run(tiny_llama, validation=validation, n_epochs=5, **options)
+    assert np.array_equal(result.validation_scores, scores[:n_epochs], equal_nan=True)
+    assert result.best_iteration == best
+    expected, _ = run(tiny_llama, n_epochs=best or n_epochs, **options)
+    assert np.array_equal(scores_of(network), scores_of(expected))
 
 
 def test_callback__that_asks_to_end__ends_the_fit_and_all_are_told(tiny_llama: str) -> None:
