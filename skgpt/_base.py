@@ -15,7 +15,7 @@ from sklearn.metrics import get_scorer_names
 from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
 from skgpt.data.tokenization import LongText
 from skgpt.device import own_settings
-from skgpt.exceptions import ModelNotSupportedError
+from skgpt.exceptions import InvalidArgumentError, ModelNotSupportedError, did_you_mean
 from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
 from skgpt.network.network import POOLINGS
@@ -117,6 +117,13 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
                 )
             # scikit-learn would write into the very object that the caller passed.
             params["lora"] = clone(lora)
+        known = self._get_param_names()
+        for name in params:
+            if (own := name.partition("__")[0]) not in known:
+                raise InvalidArgumentError(
+                    f"Invalid parameter {name!r} for estimator {type(self).__name__}."
+                    f"{did_you_mean(own, known)} It has {', '.join(known)}."
+                )
         super().set_params(**params)
         return self
 

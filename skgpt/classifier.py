@@ -22,7 +22,7 @@ from skgpt.data.targets import Target, check_classes, encode_target, is_indicato
 from skgpt.data.tokenization import LongText
 from skgpt.data.weights import loss_weights
 from skgpt.device import own_settings
-from skgpt.exceptions import ContinuationError, InvalidTextError
+from skgpt.exceptions import ContinuationError, InvalidTextError, suggests_names
 from skgpt.explanations import explain
 from skgpt.fit_data import FitInputs
 from skgpt.fitted_model import FittedModel
@@ -242,6 +242,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     # GroupKFold and the like pass groups to estimators that request them; by default none do.
     __metadata_request__fit = {"groups": False}
 
+    @suggests_names
     def __init__(
         self,
         model: str | os.PathLike[str] = "smollm2-135m",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skgpt import __version__
 from skgpt.caching import repair_in_forks
-from skgpt.exceptions import ModelNotSupportedError, NoMemoryError
+from skgpt.exceptions import InvalidArgumentError, ModelNotSupportedError, NoMemoryError
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -51,22 +51,24 @@ def resolve_device(device: str) -> torch.device:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise ModelNotSupportedError(
+        raise InvalidArgumentError(
             f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
         ) from error
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = (_CUDA_INDEX.get() or 0) if wanted.index is None else wanted.index
         if index >= count:
-            raise ModelNotSupportedError(
-                f"`device={device!r}` needs CUDA device {index}; {count} are visible. Use "
-                "device='auto', or check the driver and CUDA_VISIBLE_DEVICES."
+            raise InvalidArgumentError(
+                f"`device={device!r}` needs CUDA device {index}. {_cuda_here(count)} Or use "
+                "device='auto', which is a GPU where there is one and the CPU elsewhere."
             )
         return torch.device("cuda", index)
     if wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelNotSupportedError("`device='mps'` needs an Apple GPU; none is visible here.")
+        raise InvalidArgumentError(
+            "`device='mps'` needs an Apple GPU; none is visible here. Use device='auto'."
+        )
     if wanted.type not in ("cpu", "mps"):
-        raise ModelNotSupportedError(
+        raise InvalidArgumentError(
             f"`device` must be 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'. Got {device!r}."
         )
     return wanted
@@ -80,6 +82,18 @@ def check_not_forked(device_type: str) -> None:
             "fit the model after the fork, start processes by 'spawn' or 'forkserver', or "
             "set device='cpu'."
         )
+
+
+def _cuda_here(count: int) -> str:
+    """Say what there is of CUDA, and what to do for more."""
+    if count:
+        return f"{count} are visible, from number 0 on: name one of them."
+    if not torch.backends.cuda.is_built():
+        return (
+            f"This torch, {torch.__version__}, is a CPU build and knows of no GPU: install one "
+            "that is built for CUDA."
+        )
+    return "None is visible: check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES."
 
 
 @contextmanager

@@ -2,10 +2,16 @@
 
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from difflib import get_close_matches
+from functools import wraps
 from importlib import import_module
+from inspect import signature
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 from sklearn.exceptions import ConvergenceWarning
 
@@ -23,7 +29,7 @@ class InvalidTextError(SkgptError, ValueError):
 
 
 class InvalidArgumentError(SkgptError, TypeError, ValueError):
-    """An argument is of the wrong kind: it names no folder, or it can't be saved."""
+    """An argument names no folder, no device of this machine, or can't be saved."""
 
 
 class ModelNotFoundError(SkgptError, OSError):
@@ -105,12 +111,42 @@ class MissingScoreWarning(UserWarning):
     """`scoring` gave no number after some epochs, which counted as no improvement."""
 
 
+class NumbersAsTextWarning(UserWarning):
+    """X of a fit holds numbers alone; they are read as the texts that they are written as."""
+
+
 class BaselineWarning(UserWarning):
     """A linear model on TF-IDF did no worse than the GPT that it was compared with."""
 
 
 class IdlePrunerWarning(UserWarning):
     """A study's pruner can't save anything with so few folds."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a question for a misspelt name, with a space before it; "" if none is like it."""
+    like = get_close_matches(name, names, n=1)
+    return f" Did you mean {like[0]!r}?" if like else ""
+
+
+def suggests_names(init: Callable[P, None]) -> Callable[P, None]:
+    """Have a constructor ask which parameter a misspelt one was meant to be, as Python 3.13 does.
+
+    The signature stays what scikit-learn and editors read.
+    """
+    known = list(signature(init).parameters)[1:]
+
+    @wraps(init)
+    def checked(*args: P.args, **params: P.kwargs) -> None:
+        for name in params:
+            if name not in known:
+                raise TypeError(
+                    f"{type(args[0]).__name__} has no parameter {name!r}."
+                    f"{did_you_mean(name, known)} It has {', '.join(sorted(known))}."
+                )
+        init(*args, **params)
+
+    return checked
 
 
 def import_optional(name: str, what: str) -> Any:

@@ -89,7 +89,7 @@ def check_inputs(
         found = dict(columns)
         width, names = found.get("n_features_in_", 1), found.get("feature_names_in_")
     template = parse_template(estimator.template, width, names)
-    cells = texts.read(match_columns(found, template, texts, name=name))
+    cells = texts.read(match_columns(found, template, texts, name=name), to_fit=name)
     target = estimator._encode_target(inputs.y, n, classes, "y")
     weight = check_weight(inputs.sample_weight, n)
     data = FitData(cells, template, target, weight, weight, all_rows(n), None, found, split_seed)

@@ -790,9 +790,10 @@ def warn_of_cut_texts(estimator: str, max_length: int, tokens: Tokens) -> None:
     if not tokens.n_cut or kind in _WARNED:
         return
     warn_user(
-        f"{tokens.n_cut} of {len(tokens)} texts are longer than "
+        f"{tokens.n_cut} of the {len(tokens)} texts of this fit are longer than "
         f"max_length={max_length} tokens and were cut at the end: raise max_length, "
-        "or set long_text='windows' to have them read whole. This is said once.",
+        "or set long_text='windows' to have them read whole. This is said once, in a "
+        "cross-validation for its first fold's texts; plan(X) counts all.",
         CutTextsWarning,
     )
     _WARNED.add(kind)  # only now: if warnings are errors, the next fit is to fail as well

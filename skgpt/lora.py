@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from skgpt._sklearn import DOC_LINK, Interval, Options
-from skgpt.exceptions import ModelNotSupportedError
+from skgpt.exceptions import ModelNotSupportedError, suggests_names
 from skgpt.network.lora import AdapterSpec
 
 
@@ -58,6 +58,7 @@ class LoRA(BaseEstimator):
     _doc_link_module = "skgpt"
     _doc_link_template = f"{DOC_LINK}skgpt.{{estimator_name}}.html"
 
+    @suggests_names
     def __init__(
         self,
         rank: int = 8,

@@ -1,6 +1,7 @@
 """What "auto" comes to on CPUs of several kinds, and freed memory that goes back to the system."""
 
 import platform
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from skgpt.device import has_fast_bf16, resolve_device, resolve_precision, trim_malloc
-from skgpt.exceptions import ModelNotSupportedError
+from skgpt.exceptions import InvalidArgumentError, ModelNotSupportedError
 
 CPU = torch.device("cpu")
 
@@ -91,3 +92,27 @@ def test_trim_malloc__freed_in_the_middle_of_the_heap__is_given_back() -> None:
 
 def test_trim_malloc__anywhere__says_whether_it_could() -> None:
     assert trim_malloc() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.parametrize(
+    ("is_built", "count", "said"),
+    [
+        (False, 0, rf"This torch, {re.escape(torch.__version__)}, is a CPU build"),
+        (True, 0, "None is visible: check the driver"),
+        (True, 2, "2 are visible, from number 0 on"),
+    ],
+)
+def test_resolve_device__a_gpu_that_is_not_there__says_why_and_what_else(
+    is_built: bool, count: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: is_built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(InvalidArgumentError, match=rf"needs CUDA device 7\. {said}.*'auto'"):
+        resolve_device("cuda:7")
+
+
+@pytest.mark.parametrize("device", ["gpu", "tpu", "", "meta", "cuda:x"])
+def test_resolve_device__no_device__is_refused(device: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="`device` must be 'auto'"):
+        resolve_device(device)

@@ -1,6 +1,7 @@
 """The snippets of the guides run, section by section, and give what they say."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -87,8 +88,9 @@ def test_guides__each_section__runs_as_it_stands(
 def test_short_guides__from_beginning_to_end__run_on_whatever_model_is_the_default(
     guide: str, tiny_llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert GPTTextClassifier.__init__.__defaults__ == ("smollm2-135m",)
-    monkeypatch.setattr(GPTTextClassifier.__init__, "__defaults__", (tiny_llama,))
+    init = inspect.unwrap(GPTTextClassifier.__init__)
+    assert init.__defaults__ == ("smollm2-135m",)
+    monkeypatch.setattr(init, "__defaults__", (tiny_llama,))
     monkeypatch.chdir(tmp_path)
     run(_BLOCK.findall(read(guide)), {"__name__": "guide"})
 

@@ -61,7 +61,7 @@ def kept_states() -> float:
     import skgpt
 
     info = skgpt.cache_info()
-    per_text = [i for name, i in info.items() if "states on" in name or name == "token ids"]
+    per_text = [i for name, i in info.items() if "hidden states on" in name or name == "token ids"]
     return sum(i["bytes"] for i in per_text) / MB
 
 

@@ -18,7 +18,12 @@ from scipy import sparse
 from sklearn.utils import check_array
 
 from skgpt._sklearn import check_sample_weight, take_rows
-from skgpt.exceptions import InvalidTextError, import_optional
+from skgpt.exceptions import (
+    InvalidTextError,
+    NumbersAsTextWarning,
+    import_optional,
+    warn_user,
+)
 
 _SHAPES = "a list, a 1-D array or a Series of str, or a 2-D array or DataFrame of columns"
 # What pandas', polars' and pyarrow's frames have, and hardly anything else.
@@ -48,18 +53,29 @@ class TextColumns:
     def __len__(self) -> int:
         return self.n_rows
 
-    def read(self, places: Iterable[int | None] | None = None) -> list[list[str]]:
+    def read(
+        self, places: Iterable[int | None] | None = None, *, to_fit: str | None = None
+    ) -> list[list[str]]:
         """Return the texts of the columns at these places, all by default, as plain str.
 
         Those of None, a column that nobody reads, are empty. An InvalidTextError names the row and
-        column of what is no text.
+        column of what is no text. `to_fit`, an estimator's name, warns of numbers alone.
         """
         places = range(len(self.columns)) if places is None else list(places)
         values = {place: self._values(place) for place in places if place is not None}
         is_number = (_is_number(value) for column in values.values() for value in column)
-        if values and not self.is_frame and all(is_number):
+        of_numbers = bool(values) and all(is_number)
+        if of_numbers and not self.is_frame:
             _check_numbers(np.array([*values.values()]).T, self.estimator)
         texts = {place: self._texts(place, column) for place, column in values.items()}
+        if of_numbers and to_fit is not None:
+            warn_user(
+                f"X holds numbers alone. {to_fit} reads each as the text that it is written as, "
+                f"{next(iter(texts.values()))[0]!r} for one: pass the texts themselves, without a "
+                "vectoriser. For numbers that are measurements, scikit-learn's other estimators "
+                "are the right ones.",
+                NumbersAsTextWarning,
+            )
         blank = [""] * self.n_rows
         return [blank if place is None else texts[place] for place in places]
 

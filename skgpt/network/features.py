@@ -157,7 +157,7 @@ class TextFeatures:
 
 _PROBE_TOKENS = 16
 _LOG = logging.getLogger("skgpt")
-_PROOFS: Store[bool] = Store("proofs", 1 << 20)
+_PROOFS: Store[bool] = Store("splits of layers", 1 << 20)
 
 
 def cache_level(
@@ -228,9 +228,9 @@ class _StateCache:
         self.upstream = (*where, *network.cache_key)
         device = network.device
         self.memory: Store[Tensor] = Store.named(
-            f"states on {device}", lambda: prefix_budget(device), share=7 / 8
+            f"hidden states on {device}", lambda: prefix_budget(device), share=7 / 8
         )
-        self.disk: Store[Tensor] = Store.named("states on disk", disk_room)
+        self.disk: Store[Tensor] = Store.named("hidden states on disk", disk_room)
         self.ids, self.first = tokens.distinct()
         self.memory_left: float = math.inf  # bytes
         self.found: dict[bytes, Tensor] = {}

@@ -32,7 +32,7 @@ _SHARE = 4
 _OTHER_ACTIVATIONS = 1.5
 
 # What ran out of memory once would do so in each fold; the budget that held is tried at once.
-_LOWERED: Store[int] = Store("lowered budgets", 1 << 20)
+_LOWERED: Store[int] = Store("micro-batch sizes", 1 << 20)
 
 
 def token_budget(network: TextNetwork, *, learning: bool, frozen_too: bool = False) -> int:

@@ -99,7 +99,7 @@ class PretrainedModel:
             return self._cast(dtype, device)
         key = (self.trunk, dtype, str(device))  # a module's hash is its identity
         store: Store[dict[str, Tensor]] = Store.named(
-            f"tensors on {device}", lambda: total_memory(device) // 4
+            f"weights on {device}", lambda: total_memory(device) // 4
         )
         return store.get_or_make(
             key,
@@ -118,7 +118,7 @@ class PretrainedModel:
         return cast
 
 
-_MODELS: Store[PretrainedModel] = Store("models", total_memory(_CPU) // 4)
+_MODELS: Store[PretrainedModel] = Store("base models", total_memory(_CPU) // 4)
 
 
 def load_pretrained(model: str | os.PathLike[str], revision: str | None = None) -> PretrainedModel:

@@ -23,7 +23,7 @@ from skgpt._sklearn import (
     have_it_raise,
 )
 from skgpt.data.inputs import as_known_container
-from skgpt.exceptions import ContinuationError, TuningError
+from skgpt.exceptions import ContinuationError, TuningError, suggests_names
 from skgpt.fitting import draw_seed
 from skgpt.tuning.baseline import compare_trial, score_baselines, warn_unless_won
 from skgpt.tuning.folds import draw_splits
@@ -171,6 +171,7 @@ class GPTSearchCV(BaseSearchCV):
     _doc_link_module = "skgpt"
     _doc_link_template = f"{DOC_LINK}skgpt.tuning.{{estimator_name}}.html"
 
+    @suggests_names
     def __init__(
         self,
         estimator: Any,

@@ -41,7 +41,7 @@ def test_measure__each_part__is_zero_where_a_fit_has_none(
     trainable: Any, head_first: int, tiny_llama: str
 ) -> None:
     run = run_of(tiny_llama, trainable, head_first_epochs=head_first)
-    states = {n: i["entries"] for n, i in cache_info().items() if n.startswith("states")}
+    states = {n: i["entries"] for n, i in cache_info().items() if n.startswith("hidden states")}
     rates = measure(**run, loss=CrossEntropy())
     assert {n: i["entries"] for n, i in cache_info().items() if n in states} == states
     assert min(rates.forward, rates.learning, rates.update) > 0

@@ -12,9 +12,10 @@ import polars as pl
 import pytest
 from scipy.special import expit, softmax
 
-from skgpt import GPTTextClassifier
+from skgpt import GPTTextClassifier, LoRA
 from skgpt._base import BaseGPTText
 from skgpt.exceptions import ModelNotSupportedError
+from skgpt.tuning import GPTSearchCV
 from tests.helpers import Fitted, TextData, make, make_text_data
 
 X, y = make_text_data(n_classes=2)
@@ -98,7 +99,7 @@ BAD_INPUT = [
     ({"n_layers": 2, "trainable_layers": 3}, ["a", "b"], [0, 1], None, "at most the 2 layers"),
     ({"class_weight": {"z": 1}}, ["a", "b"], ["x", "y"], None, "not among"),
     ({"device": "tpu"}, ["a", "b"], ["x", "y"], None, "`device` must be"),
-    ({"device": "cuda:99"}, ["a", "b"], ["x", "y"], None, "needs CUDA device 99"),
+    ({"device": "cuda:99"}, ["a", "b"], ["x", "y"], None, "needs CUDA device 99.*device='auto'"),
     ({"learning_rate": 0.0}, ["a", "b"], ["x", "y"], None, "learning_rate"),
 ]
 
@@ -118,6 +119,28 @@ def test_fit__bad_input__is_refused_before_training_and_loses_nothing(
     with pytest.raises(ValueError, match=message):
         clf.fit(X, y, sample_weight=weight)
     assert {k: id(v) for k, v in vars(clf).items() if k.endswith("_")} == attributes
+
+
+@pytest.mark.parametrize(
+    ("make_it", "said"),
+    [
+        (lambda: GPTTextClassifier(learning_rte=1), "GPTTextClassifier has no .*'learning_rate'?"),
+        (lambda: GPTTextClassifier(epochs=1), "'epochs'. Did you mean 'max_epochs'?"),
+        (lambda: GPTTextClassifier(qqq=1), r"'qqq'\. It has attention, batch_size"),
+        (lambda: LoRA(rnak=1), "LoRA has no parameter 'rnak'. Did you mean 'rank'?"),
+        (lambda: GPTSearchCV(None, n_trial=1), "Did you mean 'n_trials'?"),
+        (lambda: GPTTextClassifier().set_params(max_lenght=1), "Did you mean 'max_length'?"),
+        (lambda: GPTTextClassifier().set_params(lra__rank=1), "Did you mean 'lora'?"),
+    ],
+)
+def test_parameter__misspelt__is_asked_back(make_it: Callable[[], Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said.replace("?", r"\?")):
+        make_it()
+
+
+def test_init__its_signature__is_what_editors_and_scikit_learn_read() -> None:
+    names = list(inspect.signature(GPTTextClassifier).parameters)
+    assert names[0] == "model" and sorted(names) == sorted(GPTTextClassifier().get_params(False))
 
 
 def test_fit__fp16_on_cpu__is_refused(tiny_llama: str) -> None:

@@ -97,7 +97,7 @@ def test_plan__unfitted__leaves_no_trace(
     assert vars(clf) == before
     assert generator.get_state()[1].tolist() == state
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    states = [name for name in kept if name.startswith("states")]
+    states = [name for name in kept if name.startswith("hidden states")]
     assert {name: cache_info()[name]["entries"] for name in states} == {
         name: kept[name] for name in states
     }

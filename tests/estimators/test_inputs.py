@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from skgpt import GPTTextClassifier
+from skgpt.exceptions import NumbersAsTextWarning
 from tests.helpers import ArrowStream, make, make_text_data
 
 DATA = make_text_data(n_classes=2, n_per_class=8)
@@ -142,3 +143,26 @@ def test_fit__two_columns_of_one_name__are_refused(template: Any, tiny_llama: st
     frame = pd.DataFrame([["a", "b"], ["c", "d"]], columns=["same", "same"])
     with pytest.raises(ValueError, match="Several are called 'same': rename them"):
         make(tiny_llama, template=template).fit(frame, [0, 1])
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    "X",
+    [
+        [[1.5, 2], [3, 4]],
+        np.eye(2),
+        np.eye(2, dtype=bool),
+        pd.DataFrame({"a": [0.5, 1.0]}),
+        pl.DataFrame({"a": [1, 2]}),
+    ],
+    ids=["rows", "array", "bools", "pandas", "polars"],
+)
+def test_fit__numbers_alone__warns_before_training(X: Any, tiny_llama: str) -> None:
+    with pytest.raises(NumbersAsTextWarning, match="without a vectoriser"):  # an error in tests
+        make(tiny_llama).fit(X, [0, 1])
+
+
+def test_fit__numbers_beside_texts__does_not_warn(tiny_llama: str) -> None:
+    rows = [[1, "a goal"], [2, "a bank"]] * 4
+    clf = make(tiny_llama, max_epochs=1).fit(rows, [0, 1] * 4)
+    assert clf.predict([[5, "a goal"]]).shape == (1,)

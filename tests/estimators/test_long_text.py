@@ -103,14 +103,16 @@ def said(call: Any, *args: Any, **kwargs: Any) -> list[str]:
 
 def test_fit__texts_that_are_cut__are_counted_once_for_each_max_length(tiny_llama: str) -> None:
     clf = head(tiny_llama)
-    with pytest.warns(CutTextsWarning, match=r"^2 of 6 texts are longer than max_length=32 ") as w:
+    with pytest.warns(
+        CutTextsWarning, match=r"^2 of the 6 texts of this fit are longer than max_length=32 "
+    ) as w:
         clf.fit(TEXTS, LABELS)
     assert len(w) == 1
     assert w[0].filename == __file__
     assert said(clf.fit, TEXTS, LABELS) == []
     assert said(head(tiny_llama).fit, TEXTS, LABELS) == []
     (message,) = said(head(tiny_llama, max_length=100).fit, TEXTS, LABELS)
-    assert message.startswith("1 of 6 texts are longer than max_length=100")
+    assert message.startswith("1 of the 6 texts of this fit are longer than max_length=100")
     assert said(head(tiny_llama, max_length=120).fit, TEXTS, LABELS) == []
 
 
@@ -119,7 +121,7 @@ def test_cut_texts__in_fit_and_partial_fit_without_windows__are_news(tiny_llama:
     assert said(clf.fit, ["x", "y"], ["a", "b"]) == []
     assert said(clf.predict, TEXTS) == []
     assert said(head(tiny_llama, long_text="windows").fit, TEXTS, LABELS) == []
-    with pytest.warns(CutTextsWarning, match="^2 of 6") as w:
+    with pytest.warns(CutTextsWarning, match="^2 of the 6") as w:
         clf.partial_fit(TEXTS, LABELS)
     assert w[0].filename == __file__
 
