@@ -223,11 +223,12 @@ def set_cache_memory(n_bytes: int | None) -> None:
     >>> skgpt.set_cache_memory(None)
     """
     global _memory_limit
-    if n_bytes is not None:
-        if isinstance(n_bytes, bool) or not isinstance(n_bytes, Integral) or n_bytes < 0:
-            raise InvalidArgumentError(f"`n_bytes` must be an int >= 0, or None. Got {n_bytes!r}.")
-        n_bytes = int(n_bytes)
-    _memory_limit = n_bytes
+    limit: Any = n_bytes
+    if limit is not None:
+        if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 0:
+            raise InvalidArgumentError(f"`n_bytes` must be an int >= 0, or None. Got {limit!r}.")
+        limit = int(limit)
+    _memory_limit = limit
     for store in list(_REGISTRY.values()):
         store.shrink()
 

@@ -2,13 +2,16 @@
 
 manifest.json holds the class, the parameters and the versions, model.safetensors the fitted model,
 each with a checksum. Nothing is unpickled and nothing says what code to run: only the classes named
-here are made, from plain values and tensors.
+here are made, from plain values and tensors. The steps of a Pipeline before ours are written by
+skops, beside them: it makes types that it trusts, scikit-learn's among them, and those that the
+caller names.
 """
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt import __version__
@@ -34,12 +38,14 @@ from skgpt.exceptions import (
     ModelNotFoundError,
     ModelNotSupportedError,
     StateFormatError,
+    import_optional,
 )
 from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+STEPS = "steps.skops"  # of a Pipeline, all but the last
 
 # What a folder may hold; a subclass has code of its own and doesn't count.
 ESTIMATORS: dict[str, Any] = {"GPTTextClassifier": GPTTextClassifier}
@@ -57,14 +63,17 @@ _SET_BY = {
 
 
 def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
-    """Write a fitted estimator to a folder of JSON and safetensors, whole or not at all.
+    """Write a fitted estimator, or a Pipeline that ends in one, to a folder, whole or not at all.
+
+    The folder holds JSON and safetensors; the steps of a Pipeline before ours are written by skops,
+    which must be installed for them.
 
     Whether the base model is inside is what `store_base` says, as in a pickle.
 
     Parameters
     ----------
-    estimator : GPTTextClassifier
-        Fitted. Of a Pipeline, a search or another library's estimator, see Notes.
+    estimator : GPTTextClassifier or Pipeline
+        Fitted. Of a search or another library's estimator, see Notes.
     folder : str or path
         Made, with the folders above it. What an earlier `save` left there is replaced; any other
         folder that is not empty is refused.
@@ -86,7 +95,8 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
 
     Notes
     -----
-    ``skops.io.dump`` writes a whole Pipeline without a pickle; ``joblib.dump`` writes anything, but
+    A step's own functions and classes are opened only where `load` is told to trust their names.
+    ``skops.io.dump`` writes other estimators without a pickle; ``joblib.dump`` writes anything, but
     may be opened only by who trusts its writer.
 
     Examples
@@ -102,33 +112,44 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
             "first: swap them."
         )
     root = as_folder(folder, "folder")
-    if type(estimator) not in ESTIMATORS.values():
+    ours = _last_step(estimator)
+    if type(ours) not in ESTIMATORS.values():
         raise InvalidArgumentError(
-            f"skgpt.save takes a fitted {' or '.join(ESTIMATORS)}. Got {_kind_of(estimator)}: save "
-            "a Pipeline, a search or another estimator with skops.io.dump or joblib.dump, or only "
-            "the step that is skgpt's, like pipeline[-1]."
+            f"skgpt.save takes a fitted {' or '.join(ESTIMATORS)}, or a Pipeline that ends in one. "
+            f"Got {_kind_of(estimator)}: save a search or another estimator with skops.io.dump or "
+            "joblib.dump, or only what is skgpt's of it, like search.best_estimator_."
         )
-    check_is_fitted(estimator)
-    params = estimator.__getstate__()
+    check_is_fitted(ours)
+    steps = None if ours is estimator else _dump_steps(estimator)
+    params = ours.__getstate__()
     model = params.pop("_model")
     manifest = {
         "format": FORMAT,
-        "class": type(estimator).__name__,
+        "class": type(ours).__name__,
         "versions": {"skgpt": __version__, **{package: version(package) for package in _PACKAGES}},
         "params": {key: _to_plain(key, value) for key, value in params.items()},
         "classes": _to_plain("classes_", model["classes"]),
     }
     weights = model["state"]
     manifest["weights"] = hashlib.sha256(weights.data).hexdigest()  # so that no two saves mix
+    if steps is not None:
+        manifest["steps"] = hashlib.sha256(steps).hexdigest()
     with (
         storage_errors("`folder`", root, "name another", weights.nbytes),
         atomic_folder(root, _may_replace) as draft,
     ):
         (draft / MANIFEST).write_bytes(_with_hash(manifest))
         (draft / WEIGHTS).write_bytes(weights.data)
+        if steps is not None:
+            (draft / STEPS).write_bytes(steps)
 
 
-def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
+def load(
+    folder: str | os.PathLike[str],
+    allow_download: bool = False,
+    *,
+    trusted: Collection[str] = (),
+) -> Any:
     """Open an estimator that `save` wrote; nothing in the folder is run, whoever wrote it.
 
     Parameters
@@ -137,10 +158,13 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
         What `save` wrote.
     allow_download : bool, default=False
         Whether the base model may be fetched if it is neither in the folder nor on this machine.
+    trusted : collection of str, default=()
+        Types and functions of a Pipeline's earlier steps that may be imported and used, beside
+        scikit-learn's and numpy's, such as "my_package.clean". The error names those it takes.
 
     Returns
     -------
-    estimator : GPTTextClassifier
+    estimator : GPTTextClassifier or Pipeline
         Fitted; it predicts what the saved one did, and can be fitted on.
 
     Raises
@@ -149,8 +173,11 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
         If there is no such folder, or the base model is not here.
     TypeError
         If `folder` is neither a text nor a path object.
+    ImportError
+        If a Pipeline was saved and skops is not installed.
     ValueError
-        If a file is damaged, or of a format that this version doesn't know; the message names it.
+        If a step holds a type that is not trusted, or if a file is damaged, or of a format that
+        this version doesn't know; the message names it.
 
     See Also
     --------
@@ -172,6 +199,8 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
     content = _read_regular(root / WEIGHTS)
     if hashlib.sha256(content).hexdigest() != manifest.get("weights"):
         raise _damaged(root / WEIGHTS)
+    # Before the model is read: what isn't trusted is found soon.
+    steps = _load_steps(root, manifest["steps"], trusted) if "steps" in manifest else None
     weights = np.frombuffer(content, dtype=np.uint8)
     estimator = kind.__new__(kind)
     with nullcontext() if allow_download else no_downloads():
@@ -186,7 +215,71 @@ def load(folder: str | os.PathLike[str], allow_download: bool = False) -> Any:
                 f"{MANIFEST} and {WEIGHTS} in {str(root)!r} must hold what skgpt.save wrote. They "
                 f"don't: {error!r} Take another copy of the folder."
             ) from error
+    return estimator if steps is None else _with_last_step(steps, estimator)
+
+
+# Pipelines: their earlier steps in a file of skops, with nothing in the place of the last.
+
+
+def _last_step(estimator: Any) -> Any:
+    """Return the last step of a Pipeline, of Pipelines in Pipelines too; else what came."""
+    while type(estimator) is Pipeline:
+        estimator = estimator.steps[-1][1]
     return estimator
+
+
+def _with_last_step(pipeline: Any, last: Any) -> Any:
+    """Return a Pipeline with another last step; the other steps are the same objects."""
+    if type(pipeline) is not Pipeline:
+        return last
+    twin = copy.copy(pipeline)
+    name, before = pipeline.steps[-1]
+    twin.steps = [*pipeline.steps[:-1], (name, _with_last_step(before, last))]
+    return twin
+
+
+def _dump_steps(pipeline: Pipeline) -> bytes:
+    skops = import_optional("skops.io", "To save a Pipeline, skgpt.save")
+    try:
+        content: bytes = skops.dumps(_with_last_step(pipeline, "passthrough"))
+        names = skops.get_untrusted_types(data=content)
+    except Exception as error:  # whatever a stranger's step raises
+        raise InvalidArgumentError(
+            "The steps of a Pipeline before the last must be such that skops can write them. They "
+            f"aren't: {error!r} Use another step, or joblib.dump."
+        ) from error
+    if lost := [name for name in names if name.startswith("__main__.") or "<" in name]:
+        raise InvalidArgumentError(
+            "The steps of a Pipeline must be made of what another process can import. It can't "
+            f"import {lost}: put it into a module, in the place of a lambda or of what a notebook "
+            "or script defines itself."
+        )
+    return content
+
+
+def _load_steps(root: Path, digest: Any, trusted: Collection[str]) -> Pipeline:
+    content = _read_regular(root / STEPS)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise _damaged(root / STEPS)
+    skops = import_optional("skops.io", "To open a Pipeline, skgpt.load")
+    try:
+        strange = sorted({*skops.get_untrusted_types(data=content)} - {*trusted})
+        if not strange:
+            steps = skops.loads(content, trusted=list(trusted))
+    except Exception as error:  # a file that somebody made by hand, a function that isn't here
+        raise StateFormatError(
+            f"{STEPS} in {str(root)!r} must hold steps that can be made here. They can't: "
+            f"{error!r} Install what they are of in the version that they were saved with."
+        ) from error
+    if strange:
+        raise StateFormatError(
+            f"The steps of the Pipeline in {str(root)!r} must be made of types that are trusted. "
+            f"{strange} are not: if you know them, and where the folder is from, pass "
+            f"skgpt.load(..., trusted={strange})."
+        )
+    if type(steps) is not Pipeline or _last_step(steps) != "passthrough":
+        raise _damaged(root / STEPS)
+    return steps
 
 
 def _to_plain(name: str, value: Any) -> Any:
@@ -286,5 +379,5 @@ def _may_replace(root: Path) -> bool:
         _read_manifest(root)
     except (ModelNotFoundError, StateFormatError):
         return False
-    check_nothing_else(root, (MANIFEST, WEIGHTS))
+    check_nothing_else(root, (MANIFEST, WEIGHTS, STEPS))
     return True

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd
 import pytest
+import skops.io
 from safetensors.torch import load_file
+from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
@@ -136,7 +141,8 @@ class Ours(GPTTextClassifier):
 @pytest.mark.parametrize(
     "value",
     [
-        make_pipeline(FunctionTransformer(), GPTTextClassifier()),
+        make_pipeline(FunctionTransformer(), LogisticRegression()),
+        FrozenEstimator(GPTTextClassifier()),
         LogisticRegression(),
         Ours(),
         GPTTextClassifier,
@@ -401,3 +407,108 @@ def test_save__a_folder_that_cannot_be_written__says_so_and_leaves_the_earlier_o
         write(fitted, tmp_path / "out")
     assert content(tmp_path / "out") == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# Pipelines: the steps before the classifier, by skops.
+
+
+def shout(texts: Any) -> list[str]:
+    """Clean texts as users do: a function in a module."""
+    return [text.upper() for text in texts]
+
+
+SHOUT = f"{shout.__module__}.shout"
+
+
+@pytest.fixture
+def saved_pipeline(tiny_llama: str, tmp_path: Path) -> Path:
+    X, y = make_text_data(2)
+    clf = make(tiny_llama, max_epochs=1, precision="fp32")
+    skgpt.save(make_pipeline(FunctionTransformer(shout), clf).fit(X, y), tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def test_save__a_pipeline__comes_back_whole(tiny_llama: str, tmp_path: Path) -> None:
+    X, y = make_text_data(2)
+    frame = pd.DataFrame({"subject": X, "id": np.arange(len(X)), "body": X[::-1]})
+    clf = make(tiny_llama, max_epochs=1, precision="fp32", lora=LoRA(rank=2))
+    columns = ColumnTransformer([("texts", "passthrough", ["subject", "body"])])
+    inner = Pipeline([("nothing", "passthrough"), ("gpt", clf)], verbose=False)
+    pipe = Pipeline([("columns", columns), ("inner", inner)]).fit(frame, y)
+    before = {name: id(step) for name, step in pipe.steps}
+    skgpt.save(pipe, tmp_path / "pipeline")
+    assert sorted(content(tmp_path / "pipeline")) == [
+        "manifest.json",
+        "model.safetensors",
+        "steps.skops",
+    ]
+    again = skgpt.load(tmp_path / "pipeline")
+    assert type(again) is Pipeline and type(again[-1][-1]) is GPTTextClassifier
+    assert [*again.named_steps] == ["columns", "inner"]
+    assert np.array_equal(again.predict_proba(frame), pipe.predict_proba(frame))
+    assert again.feature_names_in_.tolist() == ["subject", "id", "body"]
+    assert {name: id(step) for name, step in pipe.steps} == before  # nothing of it was changed
+    again.fit(frame, y)
+    # A classifier in the place of a Pipeline leaves none of its steps.
+    skgpt.save(again[-1][-1], tmp_path / "pipeline")
+    assert sorted(content(tmp_path / "pipeline")) == ["manifest.json", "model.safetensors"]
+
+
+def test_load__a_step_of_somebodys_own__is_made_only_if_its_name_is_trusted(
+    saved_pipeline: Path,
+) -> None:
+    with pytest.raises(StateFormatError, match="types that are trusted") as caught:
+        skgpt.load(saved_pipeline)
+    assert f"trusted=[{SHOUT!r}]" in str(caught.value)
+    with pytest.raises(StateFormatError, match="are not"):
+        skgpt.load(saved_pipeline, trusted=["os.system"])
+    again = skgpt.load(saved_pipeline, trusted=[SHOUT])
+    X = make_text_data(2).X
+    assert np.array_equal(again.predict_proba(X), again[-1].predict_proba(shout(X)))
+
+
+def here(texts: Any) -> Any:
+    return texts
+
+
+here.__module__ = "__main__"
+
+
+@pytest.mark.parametrize("function", [lambda texts: texts, here], ids=["lambda", "of a script"])
+def test_save__a_step_that_no_other_process_can_import__is_refused(
+    function: Any, fitted: GPTTextClassifier, tmp_path: Path
+) -> None:
+    pipe = make_pipeline(FunctionTransformer(function), fitted)
+    with pytest.raises(InvalidArgumentError, match="another process can import"):
+        skgpt.save(pipe, tmp_path / "pipeline")
+    assert not any(tmp_path.iterdir())
+
+
+def test_save__a_pipeline_that_is_not_fitted__is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFittedError):
+        skgpt.save(make_pipeline(FunctionTransformer(), GPTTextClassifier()), tmp_path / "pipeline")
+
+
+def test_load__steps_that_were_exchanged__are_refused(saved_pipeline: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    whole = (saved_pipeline / "steps.skops").read_bytes()
+    for wrong in (whole[:-1], pickle.dumps(Evil(ran)), skops.io.dumps(FunctionTransformer())):
+        (saved_pipeline / "steps.skops").write_bytes(wrong)
+        with pytest.raises(StateFormatError, match=r"steps\.skops"):
+            skgpt.load(saved_pipeline, trusted=[SHOUT])
+        # By somebody who knows how, too.
+        rewrite(saved_pipeline, lambda m, w=wrong: m.update(steps=hashlib.sha256(w).hexdigest()))
+        with pytest.raises(StateFormatError, match=r"steps\.skops"):
+            skgpt.load(saved_pipeline, trusted=[SHOUT])
+    (saved_pipeline / "steps.skops").unlink()
+    with pytest.raises(StateFormatError, match=r"steps\.skops"):
+        skgpt.load(saved_pipeline, trusted=[SHOUT])
+    assert not ran.exists()
+
+
+def test_load__a_pipeline_without_skops__names_the_package(
+    saved_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "skops.io", None)
+    with pytest.raises(ImportError, match="pip install skops"):
+        skgpt.load(saved_pipeline)

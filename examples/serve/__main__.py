@@ -23,8 +23,9 @@ def main() -> None:
         settings = Settings.from_environment(os.environ)
         check_address(settings)
         skgpt.set_cache_memory(0)  # nothing is fitted here that could ask for a text again
-        app = create_app(skgpt.load(settings.folder), settings)
-    except (SettingsError, SkgptError) as error:
+        trusted = [name.strip() for name in settings.trusted.split(",") if name.strip()]
+        app = create_app(skgpt.load(settings.folder, trusted=trusted), settings)
+    except (SettingsError, SkgptError, ValueError) as error:
         sys.exit(f"serve: {error}")
     serve(app, settings)
 

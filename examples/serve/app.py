@@ -1,6 +1,8 @@
-"""The web application: texts in, labels and probabilities out, by a classifier that is loaded."""
+"""The web application: texts, or rows of several columns, in; labels and probabilities out."""
 
 import asyncio
+import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,18 +19,27 @@ from settings import Settings
 Label = str | int | float | bool
 
 _NAME_LENGTH = 40  # letters that an answer shows of a name in the body
+_NOT_FINITE = (math.inf, -math.inf)
 
 
 class Texts(BaseModel):
-    """What `/classify` takes."""
+    """What `/classify` takes if the classifier was fitted on single texts."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     texts: list[str]
 
 
+class Rows(BaseModel):
+    """What `/classify` takes if the classifier was fitted on columns with names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rows: list[dict[str, Any]]  # a cell is checked with its column, for a clear answer
+
+
 class Answer(BaseModel):
-    """What `/classify` gives, in the order of the texts.
+    """What `/classify` gives, in the order of the texts or rows.
 
     A row of `probabilities` is in the order of `classes`. A label is one of `classes`; for a
     multilabel classifier it is a list of them.
@@ -51,17 +62,26 @@ def create_app(classifier: Any, settings: Settings) -> FastAPI:
 
     Parameters
     ----------
-    classifier : GPTTextClassifier
-        Fitted on texts (not on several columns).
+    classifier : GPTTextClassifier or Pipeline
+        Fitted on texts, or on columns with names (a DataFrame).
     settings : Settings
 
     Raises
     ------
     ValueError
-        If the classifier can't classify a plain text.
+        If the classifier can classify neither.
     """
-    # The first prediction is slower than others, and shows whether there can be any.
-    multilabel = classifier.predict(["a text"]).ndim == 2
+    columns = [*map(str, getattr(classifier, "feature_names_in_", ()))]
+    # The first prediction is slower than others, and shows whether there can be any. A column of
+    # numbers takes this text, too.
+    first = [dict.fromkeys(columns, "1")] if columns else ["a text"]
+    try:
+        multilabel = np.ndim(classifier.predict(_as_X(first, columns))) == 2
+    except ValueError as error:
+        raise ValueError(
+            f"The classifier must take texts, or columns whose names it knows. It knows {columns}, "
+            f"and {first[0]!r} gave: {error}"
+        ) from error
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,25 +92,59 @@ def create_app(classifier: Any, settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.classes = classifier.classes_
     app.state.multilabel = multilabel
+    app.state.columns = columns
     app.state.batcher = Batcher(
-        classifier.predict_proba,
+        lambda items: classifier.predict_proba(_as_X(items, columns)),
         max_texts=settings.batch_texts,
         max_wait=settings.batch_wait_ms / 1000,
         max_unanswered=settings.queue_texts,
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_bytes)
     app.add_exception_handler(RequestValidationError, _refuse)
+    classify = classify_rows if columns else classify_texts
     app.add_api_route("/classify", classify, methods=["POST"], response_model=Answer)
     app.add_api_route("/health", health, response_model=Health)
     return app
 
 
-async def classify(body: Texts, request: Request) -> Answer:
+def _as_X(items: list[Any], columns: list[str]) -> Any:
+    """Return texts as they are, and rows as the table that the classifier was fitted on."""
+    if not columns:
+        return items
+    import pandas as pd
+
+    return pd.DataFrame(items, columns=columns)
+
+
+async def classify_texts(body: Texts, request: Request) -> Answer:
     """Classify a batch of texts."""
+    _check_limits("texts", [[text] for text in body.texts], request.app.state.settings)
+    return await _answer(body.texts, request.app.state)
+
+
+async def classify_rows(body: Rows, request: Request) -> Answer:
+    """Classify a batch of rows of several columns."""
     state = request.app.state
-    _check_limits(body.texts, state.settings)
+    _check_limits("rows", [list(row.values()) for row in body.rows], state.settings)
+    for number, row in enumerate(body.rows):
+        if row.keys() != set(state.columns):
+            found = [name[:_NAME_LENGTH] for name in sorted(row)[: len(state.columns) + 1]]
+            raise HTTPException(
+                422, f"A row must have the columns {state.columns}. rows[{number}] has {found}."
+            )
+        for name, cell in row.items():
+            if not isinstance(cell, str | int | float) or cell in _NOT_FINITE or cell != cell:
+                raise HTTPException(
+                    422,
+                    f"rows[{number}][{name!r}] must be a text, a finite number, true or false. Got "
+                    f"{_kind_of(cell)}.",
+                )
+    return await _answer(body.rows, state)
+
+
+async def _answer(items: list[Any], state: Any) -> Answer:
     try:
-        rows = await state.batcher.submit(body.texts)
+        rows = await state.batcher.submit(items)
     except StoppingError:
         raise _stopping() from None
     except asyncio.CancelledError:  # it was accepted, and the time for a stop is up
@@ -128,21 +182,23 @@ def _stopping() -> HTTPException:
     return HTTPException(503, "The server is stopping and takes no more requests: ask another.")
 
 
-def _check_limits(texts: list[str], settings: Settings) -> None:
-    if not texts:
-        raise HTTPException(422, "`texts` must hold at least one text. Got an empty list.")
-    if len(texts) > settings.max_texts:
+def _check_limits(name: str, rows: list[list[Any]], settings: Settings) -> None:
+    """Check how many there are, and how long each is in all of its columns."""
+    if not rows:
+        raise HTTPException(422, f"`{name}` must hold at least one text. Got an empty list.")
+    if len(rows) > settings.max_texts:
         raise HTTPException(
             422,
-            f"`texts` must hold at most {settings.max_texts} texts. Got {len(texts)}: send them in "
+            f"`{name}` must hold at most {settings.max_texts} texts. Got {len(rows)}: send them in "
             "several requests.",
         )
-    for row, text in enumerate(texts):
-        if len(text) > settings.max_characters:
+    for number, row in enumerate(rows):
+        n_characters = sum(len(cell) for cell in row if isinstance(cell, str))
+        if n_characters > settings.max_characters:
             raise HTTPException(
                 422,
-                f"A text must have at most {settings.max_characters} characters. texts[{row}] has "
-                f"{len(text)}: cut it.",
+                f"A text must have at most {settings.max_characters} characters. {name}[{number}] "
+                f"has {n_characters}: cut it.",
             )
 
 
@@ -160,9 +216,11 @@ async def _refuse(request: Request, error: Exception) -> JSONResponse:
         found = f"{where or 'The body'}: {first['msg']}."
         if first["type"] not in ("missing", "extra_forbidden"):
             found += f" Got {_kind_of(first.get('input'))}."
+    columns = request.app.state.columns
+    example = {"rows": [dict.fromkeys(columns, "a text")]} if columns else {"texts": ["a text"]}
     return JSONResponse(
         {
-            "detail": 'The body must be JSON like {"texts": ["a text", "another"]}, with '
+            "detail": f"The body must be JSON like {json.dumps(example)}, with "
             f"Content-Type application/json. {found}"
         },
         status_code=422,

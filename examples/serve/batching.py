@@ -1,5 +1,7 @@
 """Requests that arrive together are classified together: one queue, one worker thread.
 
+A text is whatever the classifier takes a list of: a text, or a row of several columns.
+
 A GPT runs over the texts of a batch in hardly more time than over a few of them, and two
 predictions at once would fight over the same cores. So there is one prediction at a time, and what
 has arrived meanwhile shares the next.
@@ -33,7 +35,7 @@ class PredictionError(RuntimeError):
 
 @dataclass(frozen=True)
 class _Request:
-    texts: list[str]
+    texts: list[Any]
     due: float  # until when it may wait for others
     answer: asyncio.Future[Rows]
 
@@ -57,7 +59,7 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Callable[[list[str]], Rows],
+        predict: Callable[[list[Any]], Rows],
         *,
         max_texts: int,
         max_wait: float,
@@ -91,12 +93,12 @@ class Batcher:
                 await worker
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def submit(self, texts: list[str]) -> Rows:
+    async def submit(self, texts: list[Any]) -> Rows:
         """Return the rows of these texts when they are there.
 
         Parameters
         ----------
-        texts : list of str
+        texts : list of str or of dict
 
         Returns
         -------

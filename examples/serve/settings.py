@@ -24,6 +24,8 @@ class Settings:
     ----------
     folder : str
         What `skgpt.save` wrote.
+    trusted : str
+        Names of functions and types of your own in a Pipeline's steps, with commas between them.
     host : str
     port : int
         0 takes any that is free; the log says which.
@@ -46,6 +48,7 @@ class Settings:
     """
 
     folder: str
+    trusted: str = ""
     host: str = "127.0.0.1"
     port: int = _number(8000, 0, 65535)
     max_texts: int = _number(64, 1)

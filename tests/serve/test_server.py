@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
 from skgpt import GPTTextClassifier
 from tests.helpers import make_text_data
 from tests.serve.server import ROOT, SERVE, Reply, RunningServer, preloaded, reply_of, running
+from tests.test_persistence import SHOUT, shout
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -239,3 +244,92 @@ def test_server__port_in_use__says_so_before_a_model_is_read(tmp_path: Path) -> 
 
 def test_server__can_not_start__one_sentence_and_no_trace(tmp_path: Path) -> None:
     assert "there is no such folder" in refusal({"FOLDER": "nowhere"}, tmp_path)
+
+
+# Pipelines, and rows of several columns.
+
+
+@pytest.fixture(scope="module")
+def of_columns(
+    tiny_llama: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningServer, Path]]:
+    """Return a server of a Pipeline that was fitted on a table with a column of numbers."""
+    folder = tmp_path_factory.mktemp("columns")
+    texts, y = make_text_data(n_classes=2)
+    table = pd.DataFrame({"subject": texts, "stars": np.arange(len(y)) % 5, "body": texts[::-1]})
+    clf = GPTTextClassifier(
+        tiny_llama, template="{0}\n{2} ({1})", max_epochs=1, device="cpu", precision="fp32"
+    )
+    pipe = make_pipeline(
+        FunctionTransformer(), ColumnTransformer([("all", "passthrough", [0, 1, 2])]), clf
+    )
+    skgpt.save(pipe.fit(table, y), folder / "saved")
+    with running(folder / "saved", folder / "log") as started:
+        yield started, folder / "saved"
+
+
+def rows_at_once(n: int) -> list[dict[str, Any]]:
+    texts = make_text_data(n_classes=2, seed=1).X
+    return [
+        {"subject": f"{texts[i % 40]} {i}", "stars": i % 5, "body": texts[(i + 7) % 40]}
+        for i in range(n)
+    ]
+
+
+def test_server__rows_of_several_columns__each_gets_its_own_answer(
+    of_columns: tuple[RunningServer, Path],
+) -> None:
+    server, folder = of_columns
+    rows = rows_at_once(24)
+    rows[3] = {name: rows[3][name] for name in ("body", "stars", "subject")}  # in another order
+    with ThreadPoolExecutor(8) as pool:
+        replies = [*pool.map(lambda row: server.post({"rows": [row]}), rows)]
+    assert [reply.status for reply in replies] == [200] * 24
+    pipe = skgpt.load(folder)
+    expected = pipe.predict_proba(pd.DataFrame(rows, columns=["subject", "stars", "body"]))
+    found = np.concatenate([reply.content["probabilities"] for reply in replies])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+ROW = {"subject": "a", "stars": 3, "body": "b"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"texts": ["a"]}, 'JSON like {"rows": [{"subject": "a text", "stars": "a text"'),
+        ({"rows": ["a"]}, "rows[0]: Input should be a valid dictionary"),
+        ({"rows": []}, "`rows` must hold at least one"),
+        ({"rows": [ROW, {"subject": "a"}]}, "columns ['subject', 'stars', 'body']. rows[1] has"),
+        ({"rows": [ROW | {"k" * 10**6: "x"}]}, "rows[0] has ['body', 'kkk"),
+        ({"rows": [ROW, ROW | {"body": None}]}, "rows[1]['body'] must be a text, a finite"),
+        ({"rows": [ROW | {"body": ["x"]}]}, "rows[0]['body'] must be a text"),
+        ({"rows": [ROW | {"stars": float("nan")}]}, "rows[0]['stars'] must be a text, a finite"),
+        ({"rows": [ROW | {"stars": -float("inf")}]}, "rows[0]['stars'] must be"),
+        ({"rows": [ROW | {"body": "b" * 20_000}]}, "rows[0] has 20001"),
+        ({"rows": [ROW] * 65}, "at most 64 texts. Got 65"),
+    ],
+)
+def test_server__bad_rows__clear_answer(
+    body: Any, said: str, of_columns: tuple[RunningServer, Path]
+) -> None:
+    reply = of_columns[0].post(body)
+    assert reply.status == 422
+    assert said in reply.content["detail"]
+    assert len(reply.content["detail"]) < 400
+
+
+def test_server__a_pipeline_with_a_function__serves_it_only_if_it_is_trusted(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    X, y = make_text_data(n_classes=2)
+    clf = GPTTextClassifier(tiny_llama, max_epochs=1, device="cpu", precision="fp32")
+    pipe = make_pipeline(FunctionTransformer(shout), clf).fit(X, y)
+    skgpt.save(pipe, tmp_path / "saved")
+    said = refusal({"FOLDER": str(tmp_path / "saved"), "PORT": "0"}, tmp_path)
+    assert SHOUT in said and "trusted" in said
+    with running(tmp_path / "saved", tmp_path / "log", trusted=SHOUT) as server:
+        reply = server.post({"texts": X[:3].tolist()})
+    np.testing.assert_allclose(
+        reply.content["probabilities"], pipe.predict_proba(X[:3]), rtol=0, atol=TOLERANCE
+    )
