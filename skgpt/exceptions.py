@@ -11,9 +11,9 @@ from inspect import signature
 from types import FrameType
 from typing import Any, ParamSpec
 
-P = ParamSpec("P")
-
 from sklearn.exceptions import ConvergenceWarning
+
+P = ParamSpec("P")
 
 # Packages whose frames may lie between a user's call and a warning of ours.
 _NOT_THE_USER = {"skgpt", "sklearn", "joblib", "optuna", "torch"}
