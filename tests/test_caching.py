@@ -151,7 +151,7 @@ def test_set_cache_memory__no_number_of_bytes__is_refused(n_bytes: Any, no_limit
 
 def entries() -> dict[str, int]:
     """Return how much is kept of texts."""
-    kept = ("token ids", "hidden states on cpu", "hidden states on disk")
+    kept = ("token ids", "states on cpu", "states on disk")
     return {name: i["entries"] for name, i in skgpt.cache_info().items() if name in kept}
 
 

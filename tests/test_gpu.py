@@ -171,12 +171,12 @@ def test_fits_on_cuda__share_states__and_let_them_go(
     options = {"device": "cuda", "precision": precision, "trainable_layers": 1}
     skgpt.clear_cache()
     first = make(tiny_llama, **options).fit(X, y)
-    misses = skgpt.cache_info()["hidden states on cuda:0"]["misses"]
+    misses = skgpt.cache_info()["states on cuda:0"]["misses"]
     second = make(tiny_llama, **options).fit(X, y)
-    assert skgpt.cache_info()["hidden states on cuda:0"]["misses"] == misses
+    assert skgpt.cache_info()["states on cuda:0"]["misses"] == misses
     np.testing.assert_allclose(first.predict_proba(X), second.predict_proba(X), atol=1e-2)
     skgpt.clear_cache()
-    assert skgpt.cache_info()["hidden states on cuda:0"]["bytes"] == 0
+    assert skgpt.cache_info()["states on cuda:0"]["bytes"] == 0
 
 
 def test_fit_on_cuda__memory_runs_out__goes_on_in_smaller_parts(
@@ -221,7 +221,7 @@ def test_fit_on_cuda__states_on_disk__change_nothing(
     monkeypatch.setenv("SKGPT_CACHE", str(tmp_path))
     monkeypatch.setattr("skgpt.fitting.prefix_budget", lambda device: memory_budget)
     np.testing.assert_allclose(clf.fit(X, y).predict_proba(X), expected, atol=1e-4)
-    assert skgpt.cache_info()["hidden states on disk"]["entries"] > 0
+    assert skgpt.cache_info()["states on disk"]["entries"] > 0
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -228,9 +228,9 @@ class _StateCache:
         self.upstream = (*where, *network.cache_key)
         device = network.device
         self.memory: Store[Tensor] = Store.named(
-            f"hidden states on {device}", lambda: prefix_budget(device), share=7 / 8
+            f"states on {device}", lambda: prefix_budget(device), share=7 / 8
         )
-        self.disk: Store[Tensor] = Store.named("hidden states on disk", disk_room)
+        self.disk: Store[Tensor] = Store.named("states on disk", disk_room)
         self.ids, self.first = tokens.distinct()
         self.memory_left: float = math.inf  # bytes
         self.found: dict[bytes, Tensor] = {}

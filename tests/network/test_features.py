@@ -243,12 +243,12 @@ def test_features__not_shared__leave_nothing_behind(trainable: int, tiny_llama: 
     network = network_of(tiny_llama, trainable)
     tokens = tokens_of(network)
     features = features_of(network, tokens, shared=False)
-    assert "hidden states on cpu" not in skgpt.cache_info() or states_info()["entries"] == 0
+    assert "states on cpu" not in skgpt.cache_info() or states_info()["entries"] == 0
     assert_same(network, scores_of(features, [1, 2]), scores_of(whole(network, tokens), [1, 2]))
 
 
 def states_info() -> Any:
-    return skgpt.cache_info()["hidden states on cpu"]
+    return skgpt.cache_info()["states on cpu"]
 
 
 def test_predict__a_network_out_of_a_pickle__leaves_no_states_behind(
@@ -293,7 +293,7 @@ def test_features__states_beyond_memory__lie_on_disk_and_change_nothing(
         assert features.level is CacheLevel.HIDDEN
         assert torch.equal(scores_of(features, rows), expected)
     info = skgpt.cache_info()
-    in_memory, on_disk = (info[f"hidden states on {place}"] for place in ("cpu", "disk"))
+    in_memory, on_disk = (info[f"states on {place}"] for place in ("cpu", "disk"))
     assert in_memory["bytes"] <= memory_budget + 1200 * in_memory["entries"]  # with their keys
     assert in_memory["entries"] + on_disk["entries"] == len(set(TEXTS))
     assert bool(in_memory["entries"]) == bool(memory_budget)
@@ -306,9 +306,9 @@ def test_hidden_states__those_in_memory_already__take_up_room_too(tiny_llama: st
     known, disk = ["the goal", "a match"], {"disk_budget": 2**30}
     in_memory = sum(state.nbytes for state in hidden_of(network, known))
     hidden_of(network, [*known, "the bank"], memory_budget=in_memory, **disk)
-    assert skgpt.cache_info()["hidden states on disk"]["entries"] == 1
+    assert skgpt.cache_info()["states on disk"]["entries"] == 1
     hidden_of(network, [*known, "a market"], memory_budget=2 * in_memory, **disk)
-    assert skgpt.cache_info()["hidden states on disk"]["entries"] == 1
+    assert skgpt.cache_info()["states on disk"]["entries"] == 1
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_hidden_states__memory_runs_out_while_they_are_copied__the_rest_goes_to_
     found = hidden_of(network, TEXTS)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     info = skgpt.cache_info()
-    assert [info[f"hidden states on {place}"]["entries"] for place in ("cpu", "disk")] == [2, 2]
+    assert [info[f"states on {place}"]["entries"] for place in ("cpu", "disk")] == [2, 2]
 
 
 def test_features__a_full_disk__run_all_layers_and_say_so(
@@ -372,4 +372,4 @@ def test_states_on_disk__of_another_device__are_others(
     for device in ("cpu", "cpu:0"):  # the same place by two names
         monkeypatch.setattr(network, "device", torch.device(device))
         hidden_of(network, TEXTS, memory_budget=0, disk_budget=2**30)
-    assert skgpt.cache_info()["hidden states on disk"]["entries"] == 2 * len(set(TEXTS))
+    assert skgpt.cache_info()["states on disk"]["entries"] == 2 * len(set(TEXTS))

@@ -64,7 +64,7 @@ def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
     alone = stored(tiny_llama, None, refit=False).fit(*DATA).cv_results_
     monkeypatch.chdir(tmp_path)  # where the cluster's processes are not
     client.run(slow_down, 0.1, tmp_path / "log")
-    before = kept("hidden states on cpu")
+    before = kept("states on cpu")
     with parallel_config(backend="dask"):
         storage = "search.db" if in_file else None
         search = stored(tiny_llama, storage, refit=False, n_jobs=-1 if in_file else None)
@@ -73,4 +73,4 @@ def test_dask__gpt_search_on_two_processes__has_what_one_process_has(
     assert together["trial_state"].tolist() == ["COMPLETE"] * 4
     np.testing.assert_allclose(together["mean_test_score"], alone["mean_test_score"], rtol=1e-4)
     assert {pid for pid, _ in epochs_in(tmp_path)} == set(client.run(os.getpid).values())
-    assert kept("hidden states on cpu") == before  # nothing was fitted in this process
+    assert kept("states on cpu") == before  # nothing was fitted in this process

@@ -37,8 +37,8 @@ def test_grid__every_text_of_a_fit__is_tokenised_once_and_runs_once_through_each
     assert info["token ids"]["entries"] == n_texts
     # The first fold's test half was predicted before it was fitted on, and not kept for that.
     assert info["token ids"]["misses"] == 1.5 * n_texts
-    assert info["hidden states on cpu"]["misses"] == n_texts * n_depths
-    assert info["hidden states on cpu"]["entries"] == n_texts * n_depths
+    assert info["states on cpu"]["misses"] == n_texts * n_depths
+    assert info["states on cpu"]["entries"] == n_texts * n_depths
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
@@ -56,5 +56,5 @@ def test_searches_of_ours__texts_that_were_only_predicted__are_kept_for_the_next
     else:
         compare_with_baseline(clf, X, y, cv=2, baseline="tfidf")
     info, n_texts = skgpt.cache_info(), len(set(X))
-    assert info["token ids"]["misses"] == info["hidden states on cpu"]["misses"] == n_texts
-    assert info["hidden states on cpu"]["entries"] == n_texts
+    assert info["token ids"]["misses"] == info["states on cpu"]["misses"] == n_texts
+    assert info["states on cpu"]["entries"] == n_texts
