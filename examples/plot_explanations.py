@@ -67,7 +67,8 @@ print(f"Right: {clf.score(test.texts, test.topics):.1%} of {len(test.texts)} art
 #
 # ``explain`` takes the score of the predicted topic apart: what each token adds to it, by
 # integrated gradients (Sundararajan et al., 2017). The values of a text add up to its score, less
-# what the model says of a text without words, the ``baseline``.
+# what the model says of a text without words, the ``baseline``. Another topic is explained with
+# ``target``.
 
 predicted = clf.predict(test.texts[:100])
 shown = [
@@ -88,9 +89,7 @@ for row, score, total in zip(shown, scores, sums, strict=True):
 # is not always what a person would name. Where the label above is another topic, they are a
 # hint at what led the model astray. Read the darkest ones, and don't make much of the pale ones.
 
-fig, axes = plt.subplots(len(shown), 1, figsize=(8, 2.0 * len(shown)), layout="constrained")
-for text, ax in enumerate(axes):
-    TokenAttributionDisplay.from_predictions(tokens, text=text, ax=ax)
+TokenAttributionDisplay.from_predictions(tokens)
 
 # %%
 # Labels that are wrong

@@ -542,11 +542,13 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         return fitting.plan(self, X, y)
 
     @own_settings()
-    def explain(self, X: Any) -> Any:
-        """Say what each token of each text adds to the score of the predicted class.
+    def explain(self, X: Any, *, target: Any = None) -> Any:
+        """Say what each token of each text adds to the score of a class, the predicted one.
 
-        Integrated gradients [1]_ from a baseline in which the tokens of the text are punctuation in
-        turn (line break, full stop, comma); special tokens and the template's own words stay.
+        Integrated gradients [1]_ from a baseline that says nothing. In it the text's tokens are
+        punctuation in turn (line break, full stop, comma), and one that would be the first the
+        model reads is the one that stands for an empty text (the tokenizer's bos or eos token);
+        special tokens and the template's own words stay.
         The values of a text add up to the change of its score from the baseline, whatever the
         precision: a rest that the gradients of a step leave is shared out among its tokens. In a
         text of several windows, a token has the mean of what it adds to each.
@@ -555,15 +557,20 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ----------
         X : array-like of shape (n,) or (n, n_columns)
             Texts, as in `fit`.
+        target : label or array-like of shape (n,) or (n, n_classes), default=None
+            The class to explain: one for all texts, one for each, or an indicator of several for
+            each, whose columns are those of `classes_`. None for the predicted class; for
+            multilabel y, the labels that are predicted, or the nearest to it where none is. Each
+            class of a text takes a backward pass more.
 
         Returns
         -------
         table : pandas.DataFrame
-            A row for each token that is kept of each text, in the order of the texts; for
-            multilabel y, for each token and label. An empty text has none. Its columns:
+            A row for each token that is kept of each text and for each class that is explained, in
+            the order of the texts. An empty text has none. Its columns:
 
             - ``text``: the row of X, from 0.
-            - ``class``: the predicted class, or the label.
+            - ``class``: the class that is explained.
             - ``column``: the column of X that the token lies in: its name, else its position.
             - ``start``, ``end``: where in that cell, in characters.
             - ``token``: what stands there. Tokens that are bytes of one character all show it.
@@ -578,8 +585,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ImportError
             If pandas is not installed.
         ValueError
-            If X is not as described, or if the model's tokenizer doesn't say where tokens lie or
-            its trunk takes no embeddings.
+            If X or `target` is not as described, or if the model's tokenizer doesn't say where
+            tokens lie or its trunk takes no embeddings.
 
         References
         ----------
@@ -592,7 +599,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         >>> words = table.groupby(["text", "column", "word_start", "word"])  # doctest: +SKIP
         >>> words["value"].sum()  # doctest: +SKIP
         """
-        return explain(self._fitted(), X, self.verbose)
+        return explain(self._fitted(), X, target, self.verbose)
 
     @own_settings()
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -1,11 +1,12 @@
 """Explanations: what each token of a text adds to the score of a class, as a table.
 
 Integrated gradients along a path of embeddings (Sundararajan, Taly and Yan, "Axiomatic Attribution
-for Deep Networks", 2017), from a baseline in which tokens are punctuation in turn to the text. A
-baseline of zeros won't do: norms magnify it until the first step decides everything. Nor will one
-token repeated, least of all the one that begins texts: a decoder parks attention on the first
+for Deep Networks", 2017), to the text from a baseline that says nothing: the token that stands for
+an empty text, then punctuation in turn. A baseline of zeros won't do: norms magnify it until the
+first step decides everything. Nor will one token repeated: a decoder parks attention on the first
 token, takes each token of such a row for one, and the first word of the text is then credited with
-leaving that state (docs/failures.md has figures).
+leaving that state. Punctuation in the first place gives that word a large value of either sign
+(docs/failures.md has figures).
 
 The trunk is too rough along that path for few steps to add up to the change of the score: in the
 default model 128 steps were still off by a tenth. But the scores at both ends of each step are
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from skgpt.caching import predicting
 from skgpt.data.batching import Rows
+from skgpt.data.targets import encode_target, is_indicator
 from skgpt.data.tokenization import (
     Tokens,
     TokenSpans,
@@ -89,7 +91,8 @@ class _Path:
     n_steps: int
 
     def __post_init__(self) -> None:
-        neutral = np.array(self.network.pretrained.tokenizer.neutral_ids())
+        tokenizer = self.network.pretrained.tokenizer
+        neutral = np.array([tokenizer.empty_id, *tokenizer.neutral_ids()])
         with torch.no_grad():
             self.neutral_PE = self.network.embed(to_device(neutral, self.network.device)).float()
 
@@ -149,8 +152,9 @@ class _Path:
         layout = Layout.of(self.tokens.lengths[texts], network.pretrained, device)
         with torch.no_grad():
             embedded_TE = network.embed(ids_of(self.tokens, texts, device)).float()
-            in_turn = [np.arange(n) % len(self.neutral_PE) for n in self.tokens.lengths[texts]]
-            baseline_TE = self.neutral_PE[to_device(np.concatenate(in_turn), device)]
+            at_T = np.concatenate([np.arange(n) for n in self.tokens.lengths[texts]])
+            in_turn_T = np.where(at_T == 0, 0, 1 + at_T % (len(self.neutral_PE) - 1))
+            baseline_TE = self.neutral_PE[to_device(in_turn_T, device)]
             offsets = self.tokens.offsets
             replaced = [self.replaced[offsets[text] : offsets[text + 1]] for text in texts]
             replaced_T1 = to_device(np.concatenate(replaced), device)[:, None]
@@ -188,16 +192,19 @@ def _add_up(
 
 
 @predicting()
-def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
+def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
     pandas = import_optional("pandas", "explain")
     texts, cells = model.read_texts(X)
-    scores = model.raw_scores(texts.X, verbose)
+    if target is None:
+        chosen = _predicted(model.raw_scores(texts.X, verbose), model.multilabel)
+    else:
+        chosen = _asked_for(target, len(texts), model)
     network = model.network
     tokens, spans = tokenise_with_spans(
         cells, model.template, network.pretrained.tokenizer, model.max_length, model.long_text
     )
-    explained, directions = _explained(scores, model.multilabel)
+    explained, directions = _directions(chosen, model.multilabel)
     run, first = tokens.run, tokens.first
     of_run = np.repeat(np.arange(len(tokens)), np.diff(first))
     found = _attributed(network, run, spans, explained[of_run], directions[of_run])
@@ -205,7 +212,7 @@ def explain(model: FittedModel, X: Any, verbose: int = 0) -> Any:
         _of_text(found[start:end], run.offsets[start : end + 1], spans)
         for start, end in pairwise(first.tolist())
     ]
-    table = _table(cells, model.classes[explained], parts, spans)
+    table = _table(cells, model.classes, explained, parts, spans)
     names = model.columns.get("feature_names_in_", texts.names)
     if names is not None:
         table["column"] = np.array(names, dtype=object)[table["column"]]
@@ -256,36 +263,54 @@ def _of_text(
     return own[at], Attributions(values_TD, baseline_D)
 
 
-def _explained(
-    scores_NK: NDArray[np.float32], multilabel: bool
+def _predicted(scores_NK: NDArray[np.float32], multilabel: bool) -> NDArray[np.bool_]:
+    """Say which labels of each text are predicted; where none is, the one nearest to it."""
+    highest_NK = np.arange(scores_NK.shape[1]) == scores_NK.argmax(axis=1)[:, None]
+    return highest_NK | (scores_NK > 0) if multilabel else highest_NK
+
+
+def _asked_for(target: Any, n: int, model: FittedModel) -> NDArray[np.bool_]:
+    """Say which labels of n texts the user wants explained: one for all, or some for each."""
+    each = [target] * n if np.isscalar(target) else target
+    columns = np.arange(len(model.classes))
+    classes = columns if is_indicator(each) else model.classes
+    found = encode_target(each, n, name=model.fitted_by, classes=classes, what="`target`")
+    return found.codes > 0 if found.is_multilabel else found.codes[:, None] == columns
+
+
+def _directions(
+    chosen_NK: NDArray[np.bool_], multilabel: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the classes to explain, (N, D), and as weights of raw scores, (N, D, K).
 
-    The predicted class, or every label. Of two classes the score is what tells them apart, their
-    difference, as in `decision_function`.
+    A text of fewer classes than others has -1 and zeros in their place. Of two classes the score
+    is what tells them apart, their difference, as in `decision_function`.
     """
-    n, width = scores_NK.shape
-    each = np.eye(width, dtype=np.float32)
-    if multilabel:
-        return np.tile(np.arange(width), (n, 1)), np.tile(each, (n, 1, 1))
-    if width == 2:
+    n_classes = chosen_NK.shape[1]
+    each = np.eye(n_classes, dtype=np.float32)
+    if n_classes == 2 and not multilabel:
         each = np.array([[1, -1], [-1, 1]], dtype=np.float32)
-    predicted = scores_NK.argmax(axis=1)[:, None]
-    return predicted, each[predicted]
+    most = max(1, chosen_NK.sum(axis=1).max())
+    explained_ND = np.argsort(~chosen_NK, axis=1, kind="stable")[:, :most]
+    is_chosen_ND = np.take_along_axis(chosen_NK, explained_ND, axis=1)
+    directions_NDK = each[explained_ND] * is_chosen_ND[:, :, None]
+    return np.where(is_chosen_ND, explained_ND, -1), directions_NDK
 
 
 def _table(
     columns: list[list[str]],
-    classes_ND: NDArray[Any],
+    classes: NDArray[Any],
+    explained_ND: NDArray[np.int64],
     parts: list[tuple[NDArray[np.int64], Attributions]],
     spans: TokenSpans,
 ) -> dict[str, Any]:
     """Return the columns of the table, a row for each token and explained class."""
     words = cache(words_of)
     rows: list[tuple[Any, ...]] = []
-    for text, ((tokens, added), classes) in enumerate(zip(parts, classes_ND, strict=True)):
-        for explained, (label, baseline) in enumerate(zip(classes, added.baseline_D, strict=True)):
-            for token, value in zip(tokens, added.values_TD[:, explained], strict=True):
+    for text, ((tokens, added), explained_D) in enumerate(zip(parts, explained_ND, strict=True)):
+        for d in np.flatnonzero(explained_D >= 0):
+            label, baseline = classes[explained_D[d]], added.baseline_D[d]
+            for token, value in zip(tokens, added.values_TD[:, d], strict=True):
                 column, start, end = spans.column[token], spans.start[token], spans.end[token]
                 cell = columns[column][text]
                 word_start, word_end = word_at(words(cell), cell, start, end)
@@ -298,7 +323,7 @@ def _table(
     kinds: dict[str, Any] = dict.fromkeys(
         ("text", "column", "start", "end", "word_start"), np.int64
     )
-    kinds |= {"class": classes_ND.dtype, "token": object, "word": object}
+    kinds |= {"class": classes.dtype, "token": object, "word": object}
     return {
         name: np.array(column, dtype=kinds.get(name, np.float64))
         for name, column in zip((*names, "value", "baseline"), values, strict=True)

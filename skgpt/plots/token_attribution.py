@@ -1,7 +1,7 @@
-"""The words of a text, coloured by what they add to the score of its class."""
+"""The words of texts, coloured by what they add to the score of a class."""
 
-from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -15,7 +15,13 @@ from skgpt.plots.drawing import axes_or_new, drawable
 _AGAINST, _FOR = (179, 88, 6), (5, 97, 160)
 _COLUMNS = {"text", "class", "column", "word_start", "word", "value", "baseline"}
 _LINE, _INDENT, _GAP = 1.75, 0.3, 0.7  # in letters' heights: line to line, before, between words
+_SPACE = 0.35  # between words of a caption
 _SIZE = 11  # points
+_MOST_TEXTS = 50  # in one picture
+# The scale ends at so many times this quantile of the values' sizes, if one is larger. Of values
+# that are spread evenly or fall off exponentially, none is.
+_TIMES, _QUANTILE = 3.0, 0.9
+_SCALE = "against the class  ←  what a word adds to its score  →  for it"
 
 
 class _Word(NamedTuple):
@@ -24,27 +30,32 @@ class _Word(NamedTuple):
     value: float
 
 
+class _Text(NamedTuple):
+    """A text, or one of several labels of it."""
+
+    caption: list[str]
+    words: list[_Word]
+
+
 class TokenAttributionDisplay:
-    """Words of one text, coloured by what they add to the score of a class.
+    """Words of texts, coloured by what they add to the score of a class.
 
     Blue words speak for the class, orange ones against it, white ones neither. The colours can be
-    told apart with any colour vision. It is best made by `from_estimator` or `from_predictions`.
+    told apart with any colour vision. All texts share a scale. It ends at three times what nine of
+    ten words stay below, so that one large value doesn't bleach all others; the scale then ends in
+    an arrow. It is best made by `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
-    words : list of str
-        In the order of the text.
-    values : array-like of shape (n_words,)
-        What each word adds.
-    columns : list of (str or int), default=None
-        The column of X that each word is of; None for a single one.
-    class_name : object, default=None
-        The class.
-    baseline : float, default=None
-        The score without the words.
+    frame : pandas.DataFrame
+        See the attribute.
 
     Attributes
     ----------
+    frame : pandas.DataFrame
+        A row for each word of each text and explained class, in the order of the texts, with the
+        columns ``text``, ``class``, ``column``, ``word_start``, ``word``, ``value`` and
+        ``baseline`` of the table that `GPTTextClassifier.explain` returns.
     figure_ : matplotlib.figure.Figure
         Of the last `plot`.
     ax_ : matplotlib.axes.Axes
@@ -54,38 +65,24 @@ class TokenAttributionDisplay:
     Examples
     --------
     >>> from skgpt.plots import TokenAttributionDisplay
-    >>> TokenAttributionDisplay.from_estimator(clf, "a late goal")  # doctest: +SKIP
+    >>> TokenAttributionDisplay.from_estimator(clf, ["a late goal", "up 3 %"])  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        words: Sequence[str],
-        values: Any,
-        *,
-        columns: Sequence[Any] | None = None,
-        class_name: Any = None,
-        baseline: float | None = None,
-    ) -> None:
-        self.words = words
-        self.values = values
-        self.columns = columns
-        self.class_name = class_name
-        self.baseline = baseline
+    def __init__(self, frame: Any) -> None:
+        self.frame = frame
 
     @classmethod
-    def from_estimator(
-        cls, estimator: Any, X: Any, *, class_name: Any = None, ax: Any = None
-    ) -> Self:
-        """Explain one text and plot it.
+    def from_estimator(cls, estimator: Any, X: Any, *, target: Any = None, ax: Any = None) -> Self:
+        """Explain texts and plot them.
 
         Parameters
         ----------
         estimator : GPTTextClassifier
             Fitted.
-        X : str, or array-like of shape (1,) or (1, n_columns)
-            The text.
-        class_name : object, default=None
-            Which label to show of a multilabel classifier; None for the one of the highest score.
+        X : str, or array-like of shape (n,) or (n, n_columns)
+            A text, or up to 50.
+        target : label or array-like, default=None
+            Which class to explain, as in `GPTTextClassifier.explain`; None for the predicted one.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None for a figure of its own.
 
@@ -96,34 +93,28 @@ class TokenAttributionDisplay:
         Raises
         ------
         ValueError
-            If X is more than one text, or has no word.
+            If X is more than 50 texts, or has no word.
         ImportError
             If matplotlib or pandas is not installed.
         """
         X = [X] if isinstance(X, str) else X
-        n_texts = len(find_columns(X))
-        if n_texts > 1:  # before they are explained
-            raise InvalidTextError(
-                f"A display shows one text. Got {n_texts}: pass one, or the table of "
-                "estimator.explain(X) to from_predictions with text=i."
-            )
-        table = estimator.explain(X)
-        return cls.from_predictions(table, class_name=class_name, ax=ax)
+        _check_number(len(find_columns(X)))  # before they are explained
+        return cls.from_predictions(estimator.explain(X, target=target), ax=ax)
 
     @classmethod
     def from_predictions(
-        cls, table: Any, *, text: int | None = None, class_name: Any = None, ax: Any = None
+        cls, table: Any, *, text: Any = None, class_name: Any = None, ax: Any = None
     ) -> Self:
-        """Plot one text of a table that `explain` returned.
+        """Plot texts of a table that `explain` returned.
 
         Parameters
         ----------
         table : pandas.DataFrame
             What ``explain(X)`` returned.
-        text : int, default=None
-            The row of X; None for the first in the table.
+        text : int or list of int, default=None
+            The rows of X to show, up to 50; None for all in the table.
         class_name : object, default=None
-            Which label to show where there are several; None for the one of the highest score.
+            Which class to show; None for all that are explained, each by itself.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None for a figure of its own.
 
@@ -134,7 +125,7 @@ class TokenAttributionDisplay:
         Raises
         ------
         ValueError
-            If the table is none of `explain`, or has no such text or class.
+            If the table is none of `explain`, or has no such text or class, or more than 50 texts.
         ImportError
             If matplotlib is not installed.
         """
@@ -144,33 +135,25 @@ class TokenAttributionDisplay:
                 "`table` must be what estimator.explain(X) returned. Got "
                 f"{type(table).__name__} without the columns {', '.join(sorted(missing))}."
             )
-        if len(table) and text is None:
-            text = table["text"].iloc[0]
-        rows = table[table["text"] == text]
-        if not len(rows):
+        shown = table["text"].unique() if text is None else np.atleast_1d(text)
+        _check_number(len(shown))
+        rows = table[table["text"].isin(shown)]
+        absent = sorted({*shown.tolist()} - {*rows["text"].tolist()})
+        if absent or not len(rows):
             raise InvalidTextError(
-                f"`table` must hold a word of the text to show. It has none of text={text}: an "
+                f"`table` must hold a word of each text to show. It has none of text={absent}: an "
                 "empty text has no words."
             )
-        if class_name is None:
-            each = rows.groupby("class", sort=False)
-            scores = each["value"].sum() + each["baseline"].first()
-            class_name = scores.idxmax()
-        rows = rows[rows["class"] == class_name]
+        if class_name is not None:
+            rows = rows[rows["class"] == class_name]
         if not len(rows):
             raise InvalidTextError(
                 f"`class_name` must be a class that is explained of the text. Got {class_name!r}."
             )
-        by_word = rows.groupby(["column", "word_start", "word"], sort=False)["value"].sum()
-        columns, _, words = zip(*by_word.index, strict=True)
-        display = cls(
-            list(words),
-            by_word.to_numpy(),
-            columns=list(columns),
-            class_name=class_name,
-            baseline=float(rows["baseline"].iloc[0]),
+        by_word = rows.groupby(
+            ["text", "class", "column", "word_start", "word"], sort=False, as_index=False
         )
-        return display.plot(ax)
+        return cls(by_word.agg({"value": "sum", "baseline": "first"})).plot(ax)
 
     def plot(self, ax: Any = None) -> Self:
         """Draw the words in lines that fit the axes.
@@ -179,7 +162,7 @@ class TokenAttributionDisplay:
         ----------
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None for a figure of its own, as high as its lines need. In axes that
-            are too small for the text the letters are smaller.
+            are too small for the texts the letters are smaller.
 
         Returns
         -------
@@ -195,7 +178,6 @@ class TokenAttributionDisplay:
         self.figure_ = ax.figure
         ax.set_axis_off()
         ax.set(xlim=(0, 1), ylim=(0, 1))
-        ax.set_title(self._title(), fontsize=_SIZE, loc="left")
         self._draw_scale()
         self._draw_words(own)
         return self
@@ -203,18 +185,21 @@ class TokenAttributionDisplay:
     def _draw_scale(self) -> None:
         from matplotlib import cm, colors
 
+        shares = np.linspace(-1, 1, 65)
         cmap = colors.LinearSegmentedColormap.from_list(
-            "against_for", [tuple(c / 255 for c in _rgb(share)) for share in np.linspace(-1, 1, 65)]
+            "against_for", [tuple(c / 255 for c in _rgb(share)) for share in shares]
         )
+        end, beyond = self._end, self._beyond
         bar = self.figure_.colorbar(
-            cm.ScalarMappable(colors.Normalize(-self._largest, self._largest), cmap),
+            cm.ScalarMappable(colors.Normalize(-end, end), cmap),
             ax=self.ax_,
             orientation="horizontal",
             fraction=0.08,
             aspect=30,
             pad=0.02,
+            extend=[["neither", "max"], ["min", "both"]][beyond[0]][beyond[1]],
         )
-        bar.set_label("against the class  ←  what a word adds to the score  →  for it")
+        bar.set_label(_SCALE)
 
     def _draw_words(self, own: bool) -> None:
         """Write the words in lines; a figure of its own gets their height, else letters shrink."""
@@ -223,7 +208,7 @@ class TokenAttributionDisplay:
         height = ax.get_window_extent().height / figure.dpi
         lines, needed = self._lines(size)
         if own:
-            figure.set_figheight(max(2.0, figure.get_figheight() - height + needed))
+            figure.set_figheight(max(1.5, figure.get_figheight() - height + needed))
             figure.draw_without_rendering()
         while not own and needed > height and size > 4:
             size -= 1
@@ -231,90 +216,138 @@ class TokenAttributionDisplay:
         # In letters' heights, as the lines are.
         box = ax.get_window_extent()
         across, down = (side / figure.dpi * 72 / size for side in (box.width, box.height))
+        end = self._end
         self.texts_ = []
         for i, line in enumerate(lines):
-            for word, x in line:
-                rgb = _rgb(word.value / self._largest)
-                text = ax.text(
-                    x / across,
-                    1 - (i + 0.5) * _LINE / down,
-                    drawable(word.text),
-                    size=size,
-                    color="black" if _is_light(rgb) else "white",
-                    va="center_baseline",
-                    parse_math=False,
-                    bbox={
-                        "facecolor": [c / 255 for c in rgb],
-                        "edgecolor": "none",
-                        "boxstyle": "round,pad=0.2,rounding_size=0.2",
-                    },
-                )
-                self.texts_.append(text)
+            for piece, x in line:
+                at = (x / across, 1 - (i + 0.5) * _LINE / down)
+                style = {"size": size, "va": "center_baseline", "parse_math": False}
+                if isinstance(piece, str):
+                    ax.text(*at, drawable(piece), **style)
+                    continue
+                rgb = _rgb(piece.value / end)
+                box_style = {
+                    "facecolor": [c / 255 for c in rgb],
+                    "edgecolor": "none",
+                    "boxstyle": "round,pad=0.2,rounding_size=0.2",
+                }
+                color = "black" if _is_light(rgb) else "white"
+                word = ax.text(*at, drawable(piece.text), color=color, bbox=box_style, **style)
+                self.texts_.append(word)
 
-    def _lines(self, size: int) -> tuple[list[list[tuple[_Word, float]]], float]:
-        """Break the words into lines, a new one for each column, and return the inches needed.
+    def _lines(self, size: int) -> tuple[list[list[tuple[str | _Word, float]]], float]:
+        """Break captions and words into lines, and return the inches needed.
 
-        Each word comes with where it begins, in heights of letters of so many points.
+        Each piece comes with where it begins, in heights of letters of so many points.
         """
         across = self.ax_.get_window_extent().width / self.figure_.dpi * 72 / size
-        lines: list[list[tuple[_Word, float]]] = [[]]
-        x, before = _INDENT, None
-        for word in self._words:
-            width = _width(word.text, size)
-            if lines[-1] and (x + width + 0.2 > across or word.column != before):
-                lines.append([])
-                x = _INDENT
-            lines[-1].append((word, x))
-            x += width + _GAP
-            before = word.column
+        lines: list[list[tuple[str | _Word, float]]] = []
+        for text in self._texts:
+            lines += [[]] if lines else []  # an empty line before the next text
+            for sentence in text.caption:
+                lines += _break(sentence.split(" "), across, size, 0.0, _SPACE)
+            for _, words in groupby(text.words, lambda word: word.column):
+                lines += _break([*words], across, size, _INDENT, _GAP)
         return lines, _LINE * size * len(lines) / 72
 
     @property
-    def _words(self) -> list[_Word]:
-        columns = self.columns if self.columns is not None else [0] * len(self.words)
-        values = np.asarray(self.values, dtype=float).tolist()
-        return [_Word(*word) for word in zip(columns, self.words, values, strict=True)]
+    def _texts(self) -> list[_Text]:
+        by_text = self.frame.groupby(["text", "class"], sort=False)
+        several = by_text.ngroups > 1
+        found = []
+        for (number, label), rows in by_text:
+            words = zip(rows["column"], rows["word"], rows["value"], strict=True)
+            name = f"Text {number}: " if several else ""
+            caption = _caption(label, rows["value"].to_numpy(), float(rows["baseline"].iloc[0]))
+            found.append(
+                _Text([f"{name}{caption[0]}", caption[1]], [_Word(*word) for word in words])
+            )
+        return found
 
     @property
-    def _largest(self) -> float:
-        return float(np.abs(np.asarray(self.values, dtype=float)).max(initial=0.0)) or 1.0
+    def _end(self) -> float:
+        """The value that has the strongest colour."""
+        sizes = np.abs(self.frame["value"].to_numpy(dtype=float))
+        usual = float(np.quantile(sizes, _QUANTILE))
+        return min(float(sizes.max()), _TIMES * usual) or float(sizes.max()) or 1.0
 
-    def _title(self) -> str:
-        said = "" if self.class_name is None else f"Words for and against {self.class_name}"
-        if self.baseline is None:
-            return said
-        score = self.baseline + float(np.sum(self.values))
-        # Rounded before, and no -0.00.
-        score, baseline = (round(float(value), 2) + 0.0 for value in (score, self.baseline))
-        return f"{said}\nscore {score:.2f}, without words {baseline:.2f}".lstrip()
+    @property
+    def _beyond(self) -> tuple[bool, bool]:
+        """Whether a value lies below the scale, or above it."""
+        values, end = self.frame["value"], self._end
+        return bool(values.min() < -end), bool(values.max() > end)
 
     def _repr_html_(self) -> str:
         """Return the words as HTML, for notebooks."""
-        parts, before = [], None
-        for word in self._words:
-            if before is not None and word.column != before:
-                parts.append("<br>")
-            before = word.column
-            rgb = _rgb(word.value / self._largest)
-            style = (
-                f"background:rgb{rgb};color:{'#000' if _is_light(rgb) else '#fff'};"
-                "padding:0.1em 0.25em;border-radius:0.25em"
+        end, beyond = self._end, self._beyond
+        parts = []
+        for text in self._texts:
+            caption = "<br>".join(escape(sentence) for sentence in text.caption)
+            columns = groupby(text.words, lambda word: word.column)
+            words = "<br>".join(" ".join(_html(word, end) for word in of) for _, of in columns)
+            parts.append(
+                f'<div style="font-size:0.9em;margin-top:0.7em">{caption}</div><div>{words}</div>'
             )
-            said = f'<span title="{word.value:+.3g}" style="{style}">{escape(word.text)}</span>'
-            parts.append(said)
         low, high = (f"rgb{_rgb(share)}" for share in (-1, 1))
         scale = (
-            f'<span>{-self._largest:.2g}</span> <span style="display:inline-block;width:10em;'
+            f"<span>{-end:.2g}{' or less' * beyond[0]}</span> "
+            '<span style="display:inline-block;width:10em;'
             "height:0.8em;vertical-align:middle;border:1px solid #888;"
             f'background:linear-gradient(90deg,{low},#fff,{high})"></span> '
-            f"<span>{self._largest:+.2g}</span>"
+            f"<span>{end:+.2g}{' or more' * beyond[1]}</span>"
         )
         return (
             '<div style="max-width:50em;line-height:1.9;font-family:sans-serif">'
-            f'<div style="font-size:0.9em">{escape(self._title()).replace(chr(10), "<br>")}</div>'
-            f"<div>{' '.join(parts)}</div>"
-            f'<div style="font-size:0.8em">against {scale} for</div></div>'
+            f"{''.join(parts)}"
+            f'<div style="font-size:0.8em">against the class {scale} for it</div></div>'
         )
+
+
+def _check_number(n_texts: int) -> None:
+    if n_texts > _MOST_TEXTS:
+        raise InvalidTextError(
+            f"A display shows up to {_MOST_TEXTS} texts. Got {n_texts}: pass fewer, or the table "
+            "of estimator.explain(X) to from_predictions with text=[...]."
+        )
+
+
+def _caption(label: Any, values: Any, baseline: float) -> list[str]:
+    """Say what is shown, and how the values make up the score."""
+    gain, loss = (float(np.abs(values[of]).sum()) for of in (values > 0, values < 0))
+    # Rounded before, and no -0.00.
+    score, gain, loss, baseline = (
+        round(value, 2) + 0.0 for value in (baseline + float(values.sum()), gain, loss, baseline)
+    )
+    return [
+        f"What speaks for {label} (blue) and against it (orange)",
+        f"Its score is {score:.2f}: {baseline:.2f} without the words, plus {gain:.2f} from words "
+        f"for it, less {loss:.2f} from words against it.",
+    ]
+
+
+def _html(word: _Word, end: float) -> str:
+    rgb = _rgb(word.value / end)
+    style = (
+        f"background:rgb{rgb};color:{'#000' if _is_light(rgb) else '#fff'};"
+        "padding:0.1em 0.25em;border-radius:0.25em"
+    )
+    return f'<span title="{word.value:+.3g}" style="{style}">{escape(word.text)}</span>'
+
+
+def _break(
+    pieces: list[Any], across: float, size: int, indent: float, gap: float
+) -> list[list[tuple[Any, float]]]:
+    """Break words, or a caption's, into lines; each comes with where it begins."""
+    lines: list[list[tuple[Any, float]]] = [[]]
+    x = indent
+    for piece in pieces:
+        width = _width(piece if isinstance(piece, str) else piece.text, size)
+        if lines[-1] and x + width + 0.2 > across:
+            lines.append([])
+            x = indent
+        lines[-1].append((piece, x))
+        x += width + gap
+    return lines
 
 
 def _width(text: str, size: int) -> float:
@@ -327,7 +360,7 @@ def _width(text: str, size: int) -> float:
 
 
 def _rgb(share: float) -> tuple[int, int, int]:
-    """Return the colour of a value from -1 to 1: white is zero."""
+    """Return the colour of a value from -1 to 1, and beyond: white is zero."""
     end = _FOR if share > 0 else _AGAINST
     red, green, blue = (round(255 + (c - 255) * min(1.0, abs(share))) for c in end)
     return red, green, blue

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from skgpt import GPTTextClassifier, LoRA
@@ -70,13 +71,62 @@ def test_explain__two_classes__explains_their_difference(tiny_llama: str) -> Non
     assert_adds_up(fitted(tiny_llama, data), data.X[:5])
 
 
-def test_explain__multilabel__each_label_by_itself(tiny_llama: str) -> None:
-    Y = np.array([[label == "sport", "the" in text] for text, label in zip(*DATA, strict=True)])
-    clf = make(tiny_llama, max_epochs=1, precision="fp32").fit(DATA.X, Y.astype(int))
-    table = clf.explain(DATA.X[:3])
+def scores_of(table: pd.DataFrame) -> Any:
+    """Return the scores that values and baselines add up to: a row a text, a column a class."""
     each = table.groupby(["text", "class"])
-    sums = (each["value"].sum() + each["baseline"].first()).unstack()
-    np.testing.assert_allclose(sums, clf.decision_function(DATA.X[:3]), atol=1e-4)
+    return (each["value"].sum() + each["baseline"].first()).unstack()
+
+
+def test_explain__target__the_scores_of_the_classes_asked_for(tiny_llama: str) -> None:
+    clf, X = fitted(tiny_llama), DATA.X[:3]
+    scores = clf.decision_function(X)
+    one = scores_of(clf.explain(X, target="space"))
+    assert one.columns.tolist() == ["space"]
+    np.testing.assert_allclose(one["space"], scores[:, 1], atol=1e-4)
+    each = clf.explain(X, target=pd.Series(["money", "space", "sport"]))
+    assert each.groupby("text")["class"].first().tolist() == ["money", "space", "sport"]
+    np.testing.assert_allclose(np.diag(scores_of(each)), np.diag(scores), atol=1e-4)
+    some = scores_of(clf.explain(X, target=[[1, 0, 1], [0, 0, 0], [0, 1, 0]]))
+    expected = [[scores[0, 0], np.nan, scores[0, 2]], [np.nan, scores[2, 1], np.nan]]
+    assert some.index.tolist() == [0, 2]
+    np.testing.assert_allclose(some[["money", "space", "sport"]], expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"`target` must hold classes .* Got \['weather'\]"):
+        clf.explain(X, target="weather")
+    with pytest.raises(ValueError, match="X and `target` must have one label per text"):
+        clf.explain(X, target=["sport", "money"])
+
+
+def test_explain__target_of_two_classes__the_other_one_is_the_opposite(tiny_llama: str) -> None:
+    data = make_text_data(n_classes=2)
+    clf = fitted(tiny_llama, data)
+    first, second = (clf.explain(data.X[:3], target=label)["value"] for label in clf.classes_)
+    np.testing.assert_allclose(first, -second, atol=1e-5)
+
+
+def test_explain__multilabel__the_predicted_labels_or_the_nearest(tiny_llama: str) -> None:
+    Y = np.array([[label == "sport", label != "money"] for label in DATA.y])
+    clf = make(tiny_llama, precision="fp32").fit(DATA.X, Y.astype(int))
+    scores = clf.decision_function(DATA.X)
+    n_predicted = (scores > 0).sum(axis=1)
+    rows = [int(np.flatnonzero(n_predicted == n)[0]) for n in range(3)]
+    found = scores_of(clf.explain(DATA.X[rows])).reindex(columns=[0, 1])
+    wanted = (scores > 0) | (scores == scores.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(found, np.where(wanted, scores, np.nan)[rows], atol=1e-4)
+    every = scores_of(clf.explain(DATA.X[rows], target=np.ones((3, 2), dtype=int)))
+    np.testing.assert_allclose(every, scores[rows], atol=1e-4)
+
+
+def test_explain__hundreds_of_labels__a_backward_pass_for_the_explained_alone(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Y = np.zeros((len(DATA.X), 200), dtype=int)
+    Y[:, 7] = 1
+    clf = make(tiny_llama, max_epochs=1, precision="fp32").fit(DATA.X, Y)
+    n_explained = max(1, clf.predict(DATA.X[:1]).sum())
+    grad, calls = torch.autograd.grad, []
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
+    clf.explain(DATA.X[:1])
+    assert len(calls) == n_explained < 100
 
 
 def test_explain__spans__are_where_the_tokens_and_words_stand(tiny_llama: str) -> None:
@@ -166,6 +216,8 @@ def test_explain__baseline__is_the_score_of_as_many_tokens_of_punctuation(
     assert encoder.encode([".", ","]) == [[i] for i in in_turn[-2:]]
     first = len(encoder.prefix_ids)  # which counts
     neutral = [in_turn[k % len(in_turn)] for k in range(first, first + n)]
+    if not first:  # what begins a text for the model is the token of an empty one
+        neutral[0] = encoder.empty_id
     ids = np.array([*encoder.prefix_ids, *neutral, *encoder.suffix_ids])
     tokens = Tokens(ids, np.array([0, len(ids)]))
     scores = raw_scores(clf._model.network, tokens, token_budget=512, memory_budget=0)

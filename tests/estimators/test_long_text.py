@@ -202,8 +202,10 @@ def test_explain__a_token_of_two_windows__has_the_mean_of_both(tiny_llama: str) 
     assert len(starts) > 2
     expected = np.zeros((len(text), 2))
     for start in starts:
-        window = clf.explain([text[start : start + room]])
+        window = clf.explain([text[start : start + room]], target=[[1, 1]])
         values = window.pivot(index="start", columns="class", values="value").to_numpy()
         expected[start : start + room] += values / len(starts)
-    whole = clf.explain([text]).pivot(index="start", columns="class", values="value")
+    whole = clf.explain([text], target=[[1, 1]]).pivot(
+        index="start", columns="class", values="value"
+    )
     np.testing.assert_allclose(whole.to_numpy(), expected, atol=1e-5)
