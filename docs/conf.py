@@ -71,13 +71,13 @@ html_theme_options = {
     "footer_end": [],
 }
 
-_EXAMPLE = re.compile(r"\]\(\.\./examples/(plot_\w+)\.py\)")
+_EXAMPLE = re.compile(r"\]\(((?:\.\./)*)\.\./examples/(plot_\w+)\.py\)")
 _ROLE = re.compile(r":(?P<role>ref|term|doc):`~?(?P<words>[^`<]*?)(?:\s*<[^`>]*>)?`")
 
 
 def lead_into_the_gallery(app: Sphinx, page: str, source: list[str]) -> None:
     """Have links to an example's source, right on a code host, lead to its page here."""
-    source[0] = _EXAMPLE.sub(r"](auto_examples/\1.rst)", source[0])
+    source[0] = _EXAMPLE.sub(r"](\1auto_examples/\2.rst)", source[0])
 
 
 def drop_references_of_sklearn(

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {
     path.relative_to(DOCS).with_suffix("").as_posix(): path.read_text("utf-8")
-    for path in sorted([*DOCS.glob("*.md"), *DOCS.glob("decisions/*.md")])
+    for path in sorted(
+        [*DOCS.glob("*.md"), *DOCS.glob("decisions/*.md"), *DOCS.glob("recipes/*.md")]
+    )
 }
 HOST_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/serve/README.md")
 PACKAGES = ("skgpt", "skgpt.exceptions", "skgpt.plots", "skgpt.testing", "skgpt.tuning")

@@ -3,12 +3,16 @@
 import ast
 import inspect
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from skgpt import GPTTextClassifier
 from skgpt._sklearn import HAS_CALLBACKS
+from tests import stand_ins
 
 ROOT = Path(__file__).parent.parent
 GUIDES = (
@@ -16,6 +20,7 @@ GUIDES = (
     *("tuning.md", "gpu.md"),
 )
 SHORT_GUIDES = ("getting_started.md", "coming_from.md")  # they take the default model
+RECIPES = sorted(path.stem for path in (ROOT / "docs" / "recipes").glob("*.md"))
 
 _OTHERS = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -111,3 +116,40 @@ def test_coming_from__trainers_snippet_and_ours__run(
     run([*sections("coming_from.md")[""], *_OTHERS.findall(section)], names)
     assert names["trainer"].state.global_step == 3
     assert names["clf"].n_iter_ == 3
+
+
+def packages(snippets: list[str]) -> set[str]:
+    """Return the packages that snippets import."""
+    nodes = [node for snippet in snippets for node in ast.walk(ast.parse(snippet))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
+# What other packages call is theirs to mend.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes__each_page__runs_from_beginning_to_end(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = read(f"recipes/{recipe}.md")
+    snippets = _BLOCK.findall(page)
+    if not HAS_CALLBACKS and "set_callbacks(" in page:
+        pytest.skip("callbacks are of scikit-learn 1.9")
+
+    # Whatever is not installed: a stand-in, if there is one, and the page says so.
+    modules, needed = stand_ins.modules(), packages(snippets)
+    assert ("stand-in" in page) == bool(needed & modules.keys())
+    absent = {name for name in needed if find_spec(name) is None}
+    for name in absent - modules.keys():
+        pytest.skip(f"needs {name}")
+    for name, module in modules.items():
+        if name.partition(".")[0] in absent:
+            monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(HfApi, "create_repo", stand_ins.create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", stand_ins.upload_folder)
+
+    run(snippets, {"__name__": "guide"})
+    for snippet in _OTHERS.findall(page):
+        ast.parse(snippet)
