@@ -11,8 +11,6 @@ from inspect import signature
 from types import FrameType
 from typing import Any, ParamSpec
 
-from sklearn.exceptions import ConvergenceWarning
-
 P = ParamSpec("P")
 
 # Packages whose frames may lie between a user's call and a warning of ours.
@@ -87,7 +85,7 @@ class TimeLimitWarning(UserWarning):
     """`max_seconds` made a fit shorter; the message says by how much."""
 
 
-class ShortFitWarning(ConvergenceWarning):
+class ShortFitWarning(UserWarning):
     """A fit ended while its loss was still falling steeply."""
 
 

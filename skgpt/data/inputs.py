@@ -63,12 +63,11 @@ class TextColumns:
         """
         places = range(len(self.columns)) if places is None else list(places)
         values = {place: self._values(place) for place in places if place is not None}
-        is_number = (_is_number(value) for column in values.values() for value in column)
-        of_numbers = bool(values) and all(is_number)
-        if of_numbers and not self.is_frame:
+        cells = [value for column in values.values() for value in column]
+        if cells and not self.is_frame and all(map(_is_number, cells)):
             _check_numbers(np.array([*values.values()]).T, self.estimator)
         texts = {place: self._texts(place, column) for place, column in values.items()}
-        if of_numbers and to_fit is not None:
+        if cells and to_fit is not None and not any(isinstance(cell, str) for cell in cells):
             warn_user(
                 f"X holds numbers alone. {to_fit} reads each as the text that it is written as, "
                 f"{next(iter(texts.values()))[0]!r} for one: pass the texts themselves, without a "

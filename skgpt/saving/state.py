@@ -19,6 +19,7 @@ from torch import Tensor
 from skgpt.data.template import Template
 from skgpt.device import resolve_device, resolve_precision
 from skgpt.exceptions import (
+    InvalidArgumentError,
     ModelNotFoundError,
     ModelNotSupportedError,
     SkgptError,
@@ -96,7 +97,7 @@ def _where_to_open(device: str, precision: Any) -> tuple[torch.device, torch.dty
     """Return device and dtype as asked for at fit, or what this machine has instead."""
     try:
         found = resolve_device(device)
-    except ModelNotSupportedError:
+    except InvalidArgumentError:
         found = resolve_device("auto")
     try:
         return found, resolve_precision(precision, found)
