@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skgpt.caching import cache_info, clear_cache, set_cache_memory
     from skgpt.classifier import GPTTextClassifier
+    from skgpt.embedder import GPTTextEmbedder
     from skgpt.lora import LoRA
     from skgpt.persistence import load, save
 
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GPTTextClassifier",
+    "GPTTextEmbedder",
     "LoRA",
     "__version__",
     "cache_info",
@@ -28,6 +30,7 @@ __all__ = [
 
 _HOMES = {
     "GPTTextClassifier": "skgpt.classifier",
+    "GPTTextEmbedder": "skgpt.embedder",
     "LoRA": "skgpt.lora",
     "cache_info": "skgpt.caching",
     "clear_cache": "skgpt.caching",

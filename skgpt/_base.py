@@ -1,6 +1,7 @@
-"""BaseGPTText: what all estimators of skgpt share, so it can't live in the file of one of them.
+"""What estimators of skgpt share, so it can't live in the file of one of them.
 
-The table of parameter constraints, ``lora__...`` parameters, the fitted record, copies and pickles.
+`BaseTextModel`: the fitted record, copies and pickles. `BaseGPTText`, of those that train:
+``lora__...`` parameters and callbacks. The table of parameter constraints.
 """
 
 import copy
@@ -16,7 +17,7 @@ from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
 from skgpt.data.tokenization import LongText
 from skgpt.device import own_settings
 from skgpt.exceptions import InvalidArgumentError, ModelNotSupportedError, did_you_mean
-from skgpt.fitted_model import FittedModel
+from skgpt.fitted_model import FittedModel, TextModel
 from skgpt.lora import LoRA
 from skgpt.network.network import POOLINGS
 from skgpt.saving.state import StoreBase, pack, unpack
@@ -71,31 +72,26 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
-class BaseGPTText(CallbackSupportMixin, BaseEstimator):
-    """An estimator that holds a `FittedModel` as `_model`, once it is fitted.
+class BaseTextModel(BaseEstimator):
+    """An estimator that holds a record of `_kind` as `_model`, once it is fitted."""
 
-    A subclass has the constructor and the methods; `skgpt.fitting` asks it for `_encode_target`,
-    `_loss_weights` and `_loss`.
-    """
-
-    _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
-    lora: LoRA | None
+    _kind: type[TextModel]
+    _model: TextModel
     max_length: int
     long_text: LongText
     store_base: StoreBase
     verbose: int
-    _model: FittedModel
 
     _doc_link_module = "skgpt"
     _doc_link_template = f"{DOC_LINK}skgpt.{{estimator_name}}.html"
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters, those of `lora` as ``lora__<name>``.
+        """Set parameters.
 
         Parameters
         ----------
         **params : dict
-            Parameters of this estimator, or of its `lora`.
+            Parameters of this estimator.
 
         Returns
         -------
@@ -105,18 +101,8 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If there is no such parameter, or one of `lora` is set while `lora` is None.
+            If there is no such parameter.
         """
-        nested = [name for name in params if name.startswith("lora__")]
-        if nested:
-            lora = params.get("lora", self.lora)
-            if not isinstance(lora, LoRA):
-                raise ModelNotSupportedError(
-                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA(). Got "
-                    f"{lora!r}: pass lora=LoRA() first, or along with it."
-                )
-            # scikit-learn would write into the very object that the caller passed.
-            params["lora"] = clone(lora)
         known = self._get_param_names()
         for name in params:
             if (own := name.partition("__")[0]) not in known:
@@ -127,11 +113,7 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         super().set_params(**params)
         return self
 
-    def _training_callbacks(self) -> list[TrainingCallback]:
-        """Return what shows a fit: a bar or lines."""
-        return fit_progress(self.verbose)
-
-    def _set_fitted(self, model: FittedModel) -> None:
+    def _set_fitted(self, model: TextModel) -> None:
         """Become fitted; another thread's predict sees the old fit or the new one."""
         self.__dict__ = {**self._without_fit(), **model.attributes(), "_model": model}
 
@@ -175,22 +157,70 @@ class BaseGPTText(CallbackSupportMixin, BaseEstimator):
         }
         if hasattr(self, "_model"):
             packed = to_bytes(pack(self._model, self.store_base))
-            state["_model"] = {"classes": self._model.classes, "state": packed}
+            state["_model"] = {**self._model.outside, "state": packed}
         return state
 
     @own_settings()
     def __setstate__(self, state: dict[str, Any]) -> None:
-        packed = state.get("_model")
         self.__dict__.update({name: v for name, v in state.items() if name != "_model"})
-        if packed is not None:
-            name = type(self).__name__
-            self._set_fitted(unpack(from_bytes(packed["state"]), packed["classes"], name))
+        if "_model" in state:
+            outside = dict(state["_model"])
+            packed = from_bytes(outside.pop("state"))
+            self._set_fitted(unpack(packed, self._kind, type(self).__name__, **outside))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         # two_d_array stays true: it is true, and scikit-learn runs hardly a check without it.
         tags.input_tags.string = True
         return tags
+
+
+class BaseGPTText(CallbackSupportMixin, BaseTextModel):
+    """An estimator that trains.
+
+    A subclass has the constructor and the methods; `skgpt.fitting` asks it for `_encode_target`,
+    `_loss_weights` and `_loss`.
+    """
+
+    _kind = FittedModel
+    _model: FittedModel
+    _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
+    lora: LoRA | None
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, those of `lora` as ``lora__<name>``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters of this estimator, or of its `lora`.
+
+        Returns
+        -------
+        self : estimator instance
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, or one of `lora` is set while `lora` is None.
+        """
+        nested = [name for name in params if name.startswith("lora__")]
+        if nested:
+            lora = params.get("lora", self.lora)
+            if not isinstance(lora, LoRA):
+                raise ModelNotSupportedError(
+                    f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA(). Got "
+                    f"{lora!r}: pass lora=LoRA() first, or along with it."
+                )
+            # scikit-learn would write into the very object that the caller passed.
+            params["lora"] = clone(lora)
+        super().set_params(**params)
+        return self
+
+    def _training_callbacks(self) -> list[TrainingCallback]:
+        """Return what shows a fit: a bar or lines."""
+        return fit_progress(self.verbose)
 
 
 def _outside_fit(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""FittedModel: everything that a fit produced, as one frozen record that predictions read once."""
+"""Everything that a fit produced, as one frozen record that predictions read once.
+
+`FittedModel` is a classifier's and `FittedEmbedder` an embedder's; both are a `TextModel`.
+"""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, TypedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +22,8 @@ from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
 from skgpt.device import check_not_forked, prefix_budget
 from skgpt.exceptions import InvalidTextError
-from skgpt.network.microbatches import token_budget
+from skgpt.network.features import TextFeatures
+from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.training.callbacks import EpochRecord, work_bar
 from skgpt.training.loop import raw_scores
@@ -35,52 +39,35 @@ class TrainedOn(TypedDict):
     labels: dict[str, int]
 
 
-@dataclass(frozen=True, eq=False)
-class FittedModel:
-    """What a fit produced, and all that predictions need.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TextModel:
+    """What takes any fitted estimator from texts to its network.
 
     `device` and `precision` are as the user asked for them; the network says what they came to.
-    `columns` holds `COLUMN_ATTRIBUTES`, as far as the fitted X has them. `moments` are
-    those of `partial_fit`, which goes on with them. `trained_on` is None if nobody counted.
+    `columns` holds `COLUMN_ATTRIBUTES`, as far as the fitted X has them.
     """
 
     network: TextNetwork
-    classes: NDArray[Any]
-    multilabel: bool
     template: Template
     max_length: int
     long_text: LongText
     device: str
     precision: str
-    split_seed: int
     fitted_by: str  # the estimator's class, for messages
-    trained_on: TrainedOn | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    history: list[EpochRecord] = field(default_factory=list)
-    validation_scores: list[float] = field(default_factory=list)
-    best_iteration: int = 0
-    calibration: Calibration | None = None
-    moments: Moments | None = None
-    # Raw scores that are there already, and the X that they belong to: for scorers in a fit.
-    known_scores: tuple[Any, NDArray[np.float32]] | None = None
+
+    @property
+    def outside(self) -> dict[str, Any]:
+        """What goes into a pickle as it is, as it need not be plain values."""
+        return {}
 
     def attributes(self) -> dict[str, Any]:
         """Return the public attributes of a fitted estimator."""
-        held_out = {"validation_scores_": self.validation_scores, "best_iter_": self.best_iteration}
         return {
             **self.columns,
-            "classes_": self.classes,
-            "history_": self.history,
-            "loss_curve_": [record["loss"] for record in self.history],
-            "n_iter_": len(self.history),
-            "n_layers_": self.network.spec.n_layers,
-            "trainable_layers_": self.network.spec.trainable_layers,
             "pooling_": self.network.spec.pooling,
-            "attention_": self.network.attention,
             "model_id_": self.network.pretrained.model,
             "device_": str(self.network.device),
-            **(held_out if self.validation_scores else {}),
-            **({} if self.calibration is None else {"calibration_": dict(self.calibration)}),
         }
 
     def read_texts(self, X: Any) -> tuple[TextColumns, list[list[str]]]:
@@ -89,6 +76,65 @@ class FittedModel:
         return texts, texts.read(
             match_columns(self.columns, self.template, texts, name=self.fitted_by)
         )
+
+    def tokenise(self, cells: list[list[str]], progress: Progress = no_progress) -> Tokens:
+        """Turn columns of texts into token ids as the fit did."""
+        encoder = self.network.pretrained.tokenizer
+        how = self.template, encoder, self.max_length, self.long_text
+        return tokenise_rows(cells, *how, progress)
+
+    def copy(self) -> Self:
+        """Return a copy that shares the pretrained weights and owns what was learned."""
+        network = self.network
+        twin = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
+        twin.take_over(network)
+        shared = ("network", "known_scores")
+        own = [each.name for each in fields(self) if each.name not in shared]
+        return replace(
+            self, network=twin, **{name: copy.deepcopy(getattr(self, name)) for name in own}
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedModel(TextModel):
+    """What the fit of a classifier produced, and all that its predictions need.
+
+    `moments` are those of `partial_fit`, which goes on with them. `trained_on` is None if nobody
+    counted.
+    """
+
+    classes: NDArray[Any]
+    multilabel: bool
+    split_seed: int
+    trained_on: TrainedOn | None = None
+    history: list[EpochRecord] = field(default_factory=list)
+    validation_scores: list[float] = field(default_factory=list)
+    best_iteration: int = 0
+    calibration: Calibration | None = None
+    moments: Moments | None = None
+    # Raw scores that are there already, and the X that they belong to: for scorers in a fit.
+    known_scores: tuple[Any, NDArray[np.float32]] | None = None
+
+    @property
+    def outside(self) -> dict[str, Any]:
+        """The classes: they may be dates, say."""
+        return {"classes": self.classes}
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the public attributes of a fitted classifier."""
+        held_out = {"validation_scores_": self.validation_scores, "best_iter_": self.best_iteration}
+        return {
+            **super().attributes(),
+            "classes_": self.classes,
+            "history_": self.history,
+            "loss_curve_": [record["loss"] for record in self.history],
+            "n_iter_": len(self.history),
+            "n_layers_": self.network.spec.n_layers,
+            "trainable_layers_": self.network.spec.trainable_layers,
+            "attention_": self.network.attention,
+            **(held_out if self.validation_scores else {}),
+            **({} if self.calibration is None else {"calibration_": dict(self.calibration)}),
+        }
 
     @predicting()
     def raw_scores(self, X: Any, verbose: int = 0) -> NDArray[np.float32]:
@@ -106,12 +152,6 @@ class FittedModel:
                 prefix_budget(network.device) // 4,  # a part: it may never be asked for again
                 bar.move,
             )
-
-    def tokenise(self, cells: list[list[str]], progress: Progress = no_progress) -> Tokens:
-        """Turn columns of texts into token ids as the fit did."""
-        encoder = self.network.pretrained.tokenizer
-        how = self.template, encoder, self.max_length, self.long_text
-        return tokenise_rows(cells, *how, progress)
 
     def labels(self, scores_NK: NDArray[np.float32]) -> NDArray[Any]:
         """Return the label of each row of raw scores; for multilabel an indicator."""
@@ -139,17 +179,90 @@ class FittedModel:
             return scores_NK
         return scores_NK / np.float32(self.calibration["temperature"])
 
-    def copy(self) -> "FittedModel":
-        """Return a copy that shares the pretrained weights and owns what was learned."""
-        network = self.network
-        twin = TextNetwork(network.pretrained, network.spec, network.dtype, network.device)
-        twin.take_over(network)
-        owned = {
-            name: copy.deepcopy(value)
-            for name, value in vars(self).items()
-            if name not in ("network", "known_scores")
-        }
-        return replace(self, **owned, network=twin)
+
+# Texts of which an embedder holds tokens and states at a time, however many there are.
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedEmbedder(TextModel):
+    """What the fit of an embedder produced: the `layers` whose states it gives, counted from 1.
+
+    `network` is as deep as the deepest of them. `mean` and `scale` of each feature are None where
+    states are given as they are.
+    """
+
+    layers: list[int]
+    mean: NDArray[np.float64] | None = None
+    scale: NDArray[np.float64] | None = None
+
+    @property
+    def n_features(self) -> int:
+        """How many numbers a text becomes: those of all layers, side by side."""
+        return len(self.layers) * self.network.head.in_features
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the public attributes of a fitted embedder."""
+        statistics = {} if self.mean is None else {"mean_": self.mean, "scale_": self.scale}
+        layer = self.layers[0] if len(self.layers) == 1 else self.layers
+        return {**super().attributes(), "layer_": layer, **statistics}
+
+    @cached_property
+    def _networks(self) -> list[TextNetwork]:
+        """One for each of the layers, all on the same pretrained weights."""
+        deepest = self.network
+        where = deepest.dtype, deepest.device
+        return [
+            deepest
+            if depth == deepest.spec.n_layers
+            else TextNetwork(deepest.pretrained, replace(deepest.spec, n_layers=depth), *where)
+            for depth in self.layers
+        ]
+
+    def pooled(self, cells: list[list[str]], verbose: int = 0) -> Iterator["PooledBatch"]:
+        """Yield the pooled states of texts, a part of the rows at a time."""
+        check_not_forked(self.network.device.type)
+        n_rows, networks = len(cells[0]), self._networks
+        with work_bar(verbose) as bar:
+
+            def show(start: int, n: int, n_before: int, done: int, total: int) -> None:
+                done_texts = start + int(n * (n_before + done / total) / len(networks))
+                bar.move("embed", done_texts, n_rows, unit=" texts")
+
+            for start in range(0, n_rows, _ROWS_AT_ONCE):
+                rows = slice(start, min(start + _ROWS_AT_ONCE, n_rows))
+                tokens = self.tokenise([column[rows] for column in cells])
+                with explain_no_memory():
+                    parts = [
+                        _pool(network, tokens, partial(show, start, len(tokens), n_before))
+                        for n_before, network in enumerate(networks)
+                    ]
+                yield PooledBatch(rows, np.hstack(parts), tokens.n_cut)
+
+    def standardise(self, states_NF: NDArray[np.float32]) -> None:
+        """Subtract the means and divide by the deviations, in place, if the fit has them."""
+        if self.mean is not None and self.scale is not None:
+            states_NF -= self.mean
+            states_NF /= self.scale
+
+
+class PooledBatch(NamedTuple):
+    """The states of some of the rows of an X, shape (n, n_features); `n_cut` texts were cut."""
+
+    rows: slice
+    states: NDArray[np.float32]
+    n_cut: int
+
+
+def _pool(network: TextNetwork, tokens: Tokens, progress: Progress) -> NDArray[np.float32]:
+    features = TextFeatures(
+        network,
+        tokens,
+        token_budget=token_budget(network, learning=False),
+        memory_budget=prefix_budget(network.device) // 4,
+        progress=progress,
+    )
+    return features.pooled_array(np.arange(len(tokens)))
 
 
 def column_attributes(texts: TextColumns, name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from skgpt.data.inputs import find_columns, rows_of
 from skgpt.data.splits import all_rows, group_codes
 from skgpt.data.targets import Target
 from skgpt.data.template import parse_template
-from skgpt.data.tokenization import Tokens, tokenise_rows
+from skgpt.data.tokenization import tokenise_rows
 from skgpt.device import prefix_budget, resolve_device, resolve_precision
 from skgpt.exceptions import (
     ContinuationError,
@@ -51,7 +51,7 @@ from skgpt.lora import adapter_spec, lora_of
 from skgpt.network.features import disk_room
 from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork, build_network
-from skgpt.pretrained.loading import load_pretrained
+from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
@@ -227,12 +227,7 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
                 "To go on from a fitted model, y must be of the same kind: one label per text "
                 "or an indicator of several. Set warm_start=False to start anew."
             )
-    limit = pretrained.max_positions
-    if limit is not None and estimator.max_length > limit:
-        raise ModelNotSupportedError(
-            f"`max_length` must be at most {limit}, the positions that {pretrained.model!r} has. "
-            f"Got {estimator.max_length}."
-        )
+    check_max_length(estimator.max_length, pretrained)
     return build_network(
         pretrained,
         n_layers=n_layers,
@@ -246,6 +241,16 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
         lora=adapter_spec(estimator.lora),
         seed=seed,
     )
+
+
+def check_max_length(max_length: int, pretrained: PretrainedModel) -> None:
+    """Check that the model has as many positions."""
+    limit = pretrained.max_positions
+    if limit is not None and max_length > limit:
+        raise ModelNotSupportedError(
+            f"`max_length` must be at most {limit}, the positions that {pretrained.model!r} has. "
+            f"Got {max_length}."
+        )
 
 
 def model_from_head(estimator: Any, saved: SavedHead) -> FittedModel:
@@ -480,7 +485,8 @@ def _train(
         tokens = tokenise_rows(
             data.cells, data.template, tokenizer, max_length, long_text, progress
         )
-    warn_of_cut_texts(type(estimator).__name__, max_length, tokens)
+    name, hint = type(estimator).__name__, "; plan(X) counts all"
+    warn_of_cut_texts(name, max_length, tokens.n_cut, len(tokens), hint)
     return train(
         network,
         TrainingRows(tokens, data.target.codes, data.loss_weight, data.split),
@@ -784,16 +790,18 @@ def _hash_learned(network: TextNetwork) -> str:
 _WARNED: set[tuple[str, int]] = set()
 
 
-def warn_of_cut_texts(estimator: str, max_length: int, tokens: Tokens) -> None:
+def warn_of_cut_texts(
+    estimator: str, max_length: int, n_cut: int, n_texts: int, hint: str = ""
+) -> None:
     """Warn how many texts were cut, once in a process for each kind of estimator and length."""
     kind = (estimator, int(max_length))
-    if not tokens.n_cut or kind in _WARNED:
+    if not n_cut or kind in _WARNED:
         return
     warn_user(
-        f"{tokens.n_cut} of the {len(tokens)} texts of this fit are longer than "
+        f"{n_cut} of the {n_texts} texts of this fit are longer than "
         f"max_length={max_length} tokens and were cut at the end: raise max_length, "
         "or set long_text='windows' to have them read whole. This is said once, in a "
-        "cross-validation for its first fold's texts; plan(X) counts all.",
+        f"cross-validation for its first fold's texts{hint}.",
         CutTextsWarning,
     )
     _WARNED.add(kind)  # only now: if warnings are errors, the next fit is to fail as well

@@ -33,6 +33,7 @@ from skgpt._files import (
     to_plain,
 )
 from skgpt.classifier import GPTTextClassifier
+from skgpt.embedder import GPTTextEmbedder
 from skgpt.exceptions import (
     InvalidArgumentError,
     ModelNotFoundError,
@@ -48,7 +49,10 @@ WEIGHTS = "model.safetensors"
 STEPS = "steps.skops"  # of a Pipeline, all but the last
 
 # What a folder may hold; a subclass has code of its own and doesn't count.
-ESTIMATORS: dict[str, Any] = {"GPTTextClassifier": GPTTextClassifier}
+ESTIMATORS: dict[str, Any] = {
+    "GPTTextClassifier": GPTTextClassifier,
+    "GPTTextEmbedder": GPTTextEmbedder,
+}
 _LORA = "LoRA"  # marks the one parameter that is no plain value
 
 _MAX_MANIFEST = 1 << 24  # bytes; it has about a thousand
@@ -72,7 +76,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    estimator : GPTTextClassifier or Pipeline
+    estimator : GPTTextClassifier, GPTTextEmbedder or Pipeline
         Fitted. Of a search or another library's estimator, see Notes.
     folder : str or path
         Made, with the folders above it. What an earlier `save` left there is replaced; any other
@@ -128,9 +132,9 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
         "class": type(ours).__name__,
         "versions": {"skgpt": __version__, **{package: version(package) for package in _PACKAGES}},
         "params": {key: _to_plain(key, value) for key, value in params.items()},
-        "classes": _to_plain("classes_", model["classes"]),
     }
-    weights = model["state"]
+    weights = model.pop("state")
+    manifest |= {name: _to_plain(f"{name}_", value) for name, value in model.items()}
     manifest["weights"] = hashlib.sha256(weights.data).hexdigest()  # so that no two saves mix
     if steps is not None:
         manifest["steps"] = hashlib.sha256(steps).hexdigest()
@@ -164,7 +168,7 @@ def load(
 
     Returns
     -------
-    estimator : GPTTextClassifier or Pipeline
+    estimator : GPTTextClassifier, GPTTextEmbedder or Pipeline
         Fitted; it predicts what the saved one did, and can be fitted on.
 
     Raises
@@ -205,8 +209,10 @@ def load(
     estimator = kind.__new__(kind)
     with nullcontext() if allow_download else no_downloads():
         try:
-            classes = from_plain(manifest["classes"])
-            state = {**_params_of(manifest, kind), "_model": {"classes": classes, "state": weights}}
+            model = {"state": weights}
+            if "classes" in manifest:
+                model["classes"] = from_plain(manifest["classes"])
+            state = {**_params_of(manifest, kind), "_model": model}
             estimator.__setstate__(state)
         except ModelNotSupportedError:  # this machine or what is installed here lacks something
             raise

@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.caching import Store, keeps_texts
@@ -99,6 +100,17 @@ class TextFeatures:
                 return self._run(rows)
             windows = ranges(self._first_window, rows)
             return self._text_means(self._run_windows(windows), rows)
+
+    @torch.no_grad()
+    def pooled_array(self, rows: Rows) -> NDArray[np.float32]:
+        """Return the pooled states of any number of rows, shape (n, H), in the CPU's memory."""
+        states_NH = np.empty((len(rows), self.network.head.in_features), dtype=np.float32)
+        batcher = MicroBatcher(self.network, self._token_budget)
+        progress = self._progress if self._pooled_NH is None else no_progress
+        for micro_batch in batcher.map(np.arange(len(rows)), self.lengths[rows], progress):
+            with micro_batch as part:
+                states_NH[part] = self.pooled(rows[part]).cpu().numpy()
+        return states_NH
 
     def freeze_trunk(self) -> None:
         """Stop gradients at the pooled states; compute those once, if memory has room for them."""

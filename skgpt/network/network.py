@@ -6,6 +6,7 @@ pretrained model.
 
 from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -383,6 +384,25 @@ def resolve_depth(
     if trainable_layers == "auto":
         return n_layers, min(_LEARNING, depth if n_layers is None else n_layers)
     return n_layers, trainable_layers
+
+
+def resolve_layers(
+    layer: int | Sequence[int] | Literal["auto"], pretrained: PretrainedModel
+) -> list[int]:
+    """Turn the parameter `layer` into depths, counted from 1; "auto" is `resolve_depth`'s."""
+    depth = pretrained.full_depth
+    if isinstance(layer, str):
+        return [resolve_depth(pretrained, "auto", "auto")[0] or depth]
+    asked: Sequence[Any] = layer if isinstance(layer, list | tuple) else [layer]
+    there = [
+        n for n in asked if isinstance(n, Integral) and not isinstance(n, bool) and 1 <= n <= depth
+    ]
+    if not asked or len({*there}) < len(asked):
+        raise ModelNotSupportedError(
+            f"`layer` must be an int from 1 to {depth}, the number of layers of "
+            f"{pretrained.model!r}, a list of such ints that all differ, or 'auto'. Got {layer!r}."
+        )
+    return [int(n) for n in asked]
 
 
 def check_depth(

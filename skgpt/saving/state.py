@@ -1,4 +1,4 @@
-"""A FittedModel as a `State`, tensors and plain values by name, and back: for pickles and folders.
+"""A fitted model as a `State`, tensors and plain values by name, and back: for pickles and folders.
 
 What was learned is always inside. The base model is inside only if its name is not enough to get it
 again, or if the user asks for it; otherwise its name, revision and fingerprint are.
@@ -9,11 +9,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.data.template import Template
@@ -25,7 +24,7 @@ from skgpt.exceptions import (
     SkgptError,
     StateFormatError,
 )
-from skgpt.fitted_model import FittedModel
+from skgpt.fitted_model import FittedEmbedder, FittedModel, TextModel
 from skgpt.network.lora import AdapterSpec, base_name, by_module, is_linear
 from skgpt.network.network import POOLINGS, NetworkSpec, TextNetwork
 from skgpt.pretrained.default_models import ALIASES, cache_folder, no_downloads, quiet_transformers
@@ -41,29 +40,39 @@ FORMAT = 1
 
 StoreBase = Literal["auto", True, False]
 
-# Fields of a FittedModel that go in as they are.
-_PLAIN = (
-    *("multilabel", "max_length", "long_text", "device", "precision", "split_seed"),
-    *("trained_on", "history", "validation_scores", "best_iteration", "calibration"),
-)
+M = TypeVar("M", bound=TextModel)
+
+# Fields that go in as they are.
+_OF_ALL = ("max_length", "long_text", "device", "precision")
+_PLAIN: dict[type[TextModel], tuple[str, ...]] = {
+    FittedModel: (
+        *_OF_ALL,
+        *("multilabel", "split_seed", "trained_on", "history", "validation_scores"),
+        *("best_iteration", "calibration"),
+    ),
+    FittedEmbedder: (*_OF_ALL, "layers"),
+}
 
 
-def pack(model: FittedModel, store_base: StoreBase = "auto") -> State:
-    """Return a fitted model but for its classes, which need not be plain values (dates, say)."""
+def pack(model: TextModel, store_base: StoreBase = "auto") -> State:
+    """Return a fitted model but for what it has `outside`."""
     values = {
         "format": FORMAT,
-        **{name: getattr(model, name) for name in _PLAIN},
+        **{name: getattr(model, name) for name in _PLAIN[type(model)]},
         "columns": dict(model.columns),
         "template": asdict(model.template),
         "fitted_on": str(model.network.device),
     }
     parts = {"model": State(values=values), "network": _pack_network(model.network, store_base)}
-    if model.moments is not None:
+    if isinstance(model, FittedModel) and model.moments is not None:
         parts["moments"] = model.moments.state()
+    if isinstance(model, FittedEmbedder) and model.mean is not None:
+        statistics = {"mean": model.mean, "scale": model.scale}
+        parts["statistics"] = State({n: torch.from_numpy(v) for n, v in statistics.items()})
     return State.of(**parts)
 
 
-def unpack(state: State, classes: NDArray[Any], fitted_by: str) -> FittedModel:
+def unpack(state: State, kind: type[M], fitted_by: str, **outside: Any) -> M:
     """Make the fitted model again, on the device that its fit asked for if this machine has it.
 
     Raises StateFormatError if it is of another format or makes no sense, ModelNotFoundError if the
@@ -75,15 +84,32 @@ def unpack(state: State, classes: NDArray[Any], fitted_by: str) -> FittedModel:
     device, dtype = _where_to_open(values["device"], values["precision"])
     if values["fitted_on"] != str(device):
         _LOG.warning("%s was fitted on %s and is on %s now", fitted_by, values["fitted_on"], device)
-    return FittedModel(
-        **{name: values[name] for name in _PLAIN},
-        classes=classes,
+    more: dict[str, Any] = {}
+    if "moments" in state.values:
+        more["moments"] = Moments.of_state(state.part("moments"))
+    if "statistics" in state.values:
+        more |= {n: t.numpy() for n, t in state.part("statistics").tensors.items()}
+    model = kind(
+        **{name: values[name] for name in _PLAIN[kind]},
+        **outside,
+        **more,
         columns=values["columns"],
         template=Template(**values["template"]),
         network=_unpack_network(state.part("network"), dtype, device),
-        moments=Moments.of_state(state.part("moments")) if "moments" in state.values else None,
         fitted_by=fitted_by,
     )
+    if isinstance(model, FittedEmbedder):
+        _check_embedder(model)
+    return model
+
+
+def _check_embedder(model: FittedEmbedder) -> None:
+    """Check layers and statistics against the network."""
+    layers, deepest = model.layers, model.network.spec.n_layers
+    each_once = len(set(layers)) == len(layers) and max(layers) == deepest and min(layers) >= 1
+    sizes = [None if each is None else each.shape for each in (model.mean, model.scale)]
+    if not each_once or sizes not in ([None, None], 2 * [(model.n_features,)]):
+        raise _other_version("have statistics of its layers", f"layers {layers} of {deepest}")
 
 
 def _other_version(wanted: str, got: str) -> StateFormatError:

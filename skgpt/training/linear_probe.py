@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from skgpt.data.batching import Rows
-from skgpt.network.microbatches import MicroBatcher
 from skgpt.training.run import TrainingRun
 
 # Of the squared weights, beside the mean loss; scikit-learn's C is one over this and the number of
@@ -26,7 +25,7 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     if len(rows) == 0:
         run.optimizer.skip_step()
         return
-    states_NH = _pooled_states(run, rows)
+    states_NH = run.features.pooled_array(rows).astype(np.float64)
     total = run.row_weight[rows].sum()
     share_N = run.row_weight[rows] / total
     deviation_H = np.sqrt(share_N @ (states_NH - share_N @ states_NH) ** 2)
@@ -56,14 +55,3 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     loss = loss_of(torch.from_numpy(found.x).view(shape)).float()
     skipped = run.optimizer.put_head(found.x.reshape(shape) / deviation_H, loss)
     run.running_loss.add([loss], float(total), skipped)
-
-
-@torch.no_grad()
-def _pooled_states(run: TrainingRun, rows: Rows) -> NDArray[np.float64]:
-    """Return the pooled states of these rows, wherever they are kept or computed."""
-    states_NH = np.empty((len(rows), run.network.head.in_features))
-    batcher = MicroBatcher(run.network, run.config.token_budget)
-    for micro_batch in batcher.map(np.arange(len(rows)), run.lengths[rows]):
-        with micro_batch as part:
-            states_NH[part] = run.features.pooled(rows[part]).cpu().numpy()
-    return states_NH

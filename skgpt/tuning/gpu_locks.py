@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from skgpt._base import BaseGPTText
+from skgpt._base import BaseTextModel
 from skgpt._files import LockedError, locked
 from skgpt.device import cuda_devices, on_cuda_device, placed_on
 from skgpt.pretrained.default_models import cache_folder
@@ -60,7 +60,7 @@ def wanted_gpus(estimator: Any, space: Any) -> frozenset[str]:
     for candidate in (estimator, *(choice for _, choice in listed)):
         if hasattr(candidate, "get_params") and not isinstance(candidate, type):
             nested = (candidate, *candidate.get_params(deep=True).values())
-            named |= {str(each.device) for each in nested if isinstance(each, BaseGPTText)}
+            named |= {str(each.device) for each in nested if isinstance(each, BaseTextModel)}
     wanted = {"cuda" if device == "auto" else device for device in named}
     return frozenset(device for device in wanted if device.partition(":")[0] == "cuda")
 
