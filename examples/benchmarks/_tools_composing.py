@@ -300,7 +300,7 @@ def columns_for_a_template(classifier: GPTTextClassifier, X: Texts, y: Labels) -
 def union(classifier: GPTTextClassifier, X: Texts, y: Labels) -> Outcome:
     words = "All estimators should implement fit and transform"
     refused(TypeError, words, lambda: FeatureUnion([("gpt", classifier)]).fit(X, y))
-    return no("a classifier is not a transformer", "a GPTTextEmbedder that goes there is planned")
+    return no("a classifier is not a transformer", "a GPTTextEmbedder is one")
 
 
 def clean(texts: Texts) -> Texts:

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from scipy.special import expit, softmax
 
-from skgpt import GPTTextClassifier, LoRA
+from skgpt import GPTTextClassifier, GPTTextEmbedder, LoRA
 from skgpt._base import BaseGPTText
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.tuning import GPTSearchCV
@@ -156,10 +156,11 @@ def test_copy__shallow__shares_the_network_and_serialises_nothing(
     assert copy.copy(clf)._model is clf._model
 
 
-def test_constructor__parameters__all_have_a_constraint_and_a_description() -> None:
-    parameters = set(inspect.signature(GPTTextClassifier).parameters)
-    assert parameters == set(GPTTextClassifier._parameter_constraints)
-    described = GPTTextClassifier.__doc__ or ""
+@pytest.mark.parametrize("estimator", [GPTTextClassifier, GPTTextEmbedder])
+def test_constructor__parameters__all_have_a_constraint_and_a_description(estimator: Any) -> None:
+    parameters = set(inspect.signature(estimator).parameters)
+    assert parameters == set(estimator._parameter_constraints)
+    described = estimator.__doc__ or ""
     assert all(f"    {name} : " in described for name in parameters)
     assert "__init__" not in vars(BaseGPTText)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import sklearn
 
+from skgpt import GPTTextEmbedder
 from skgpt.testing import check_text_estimator
 from tests.estimators.recorders import Listener
 from tests.helpers import TextData, make
@@ -48,6 +49,27 @@ def test_check_text_estimator__the_classifier__passes_and_says_how_many_ran(
     # Any other failure would have raised; this one may also pass, where batches fall luckily.
     named = {*report.expected_failures, *report.unexpected_passes}
     assert named == set(EXPECTED_FAILURES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"standardize": False, "layer": [1, 2]}, marks=pytest.mark.thorough)],
+    ids=["standardised", "states of two layers"],
+)
+def test_check_text_estimator__the_embedder__passes_all(
+    options: dict[str, Any], tiny_llama: str
+) -> None:
+    embedder = GPTTextEmbedder(tiny_llama, max_length=64, precision="fp32", **options)
+    report = check_text_estimator(embedder)
+    if sklearn.__version__.startswith("1.9."):
+        assert report.n_sklearn_checks == 53
+    else:
+        assert report.n_sklearn_checks >= 50
+    assert report.n_text_checks == 9
+    # What is about labels or a seed, which it hasn't.
+    assert {name.removeprefix("check_text_") for name in report.skipped} == {
+        *("lengths_differ", "label_order", "probabilities", "same_seed", "global_random_state")
+    }
 
 
 @pytest.mark.skipif(
