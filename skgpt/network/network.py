@@ -6,7 +6,6 @@ pretrained model.
 
 from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -395,7 +394,9 @@ def resolve_layers(
         return [resolve_depth(pretrained, "auto", "auto")[0] or depth]
     asked: Sequence[Any] = layer if isinstance(layer, list | tuple) else [layer]
     there = [
-        n for n in asked if isinstance(n, Integral) and not isinstance(n, bool) and 1 <= n <= depth
+        n
+        for n in asked
+        if isinstance(n, int | np.integer) and not isinstance(n, bool) and 1 <= n <= depth
     ]
     if not asked or len({*there}) < len(asked):
         raise ModelNotSupportedError(

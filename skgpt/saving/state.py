@@ -106,7 +106,7 @@ def unpack(state: State, kind: type[M], fitted_by: str, **outside: Any) -> M:
 def _check_embedder(model: FittedEmbedder) -> None:
     """Check layers and statistics against the network."""
     layers, deepest = model.layers, model.network.spec.n_layers
-    known = isinstance(layers, list) and all(type(n) is int and 1 <= n for n in layers)
+    known = isinstance(layers, list) and all(type(n) is int and n >= 1 for n in layers)
     each_once = known and len({*layers}) == len(layers) and max(layers, default=0) == deepest
     sizes = [None if each is None else each.shape for each in (model.mean, model.scale)]
     if not each_once or sizes not in ([None, None], 2 * [(model.n_features,)]):
