@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from skgpt.embedder import GPTTextEmbedder
     from skgpt.lora import LoRA
     from skgpt.persistence import load, save
+    from skgpt.zero_shot import GPTZeroShotClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GPTTextClassifier",
     "GPTTextEmbedder",
+    "GPTZeroShotClassifier",
     "LoRA",
     "__version__",
     "cache_info",
@@ -31,6 +33,7 @@ __all__ = [
 _HOMES = {
     "GPTTextClassifier": "skgpt.classifier",
     "GPTTextEmbedder": "skgpt.embedder",
+    "GPTZeroShotClassifier": "skgpt.zero_shot",
     "LoRA": "skgpt.lora",
     "cache_info": "skgpt.caching",
     "clear_cache": "skgpt.caching",

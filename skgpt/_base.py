@@ -21,7 +21,7 @@ from skgpt.fitted_model import FittedModel, TextModel
 from skgpt.lora import LoRA
 from skgpt.network.network import POOLINGS
 from skgpt.saving.state import StoreBase, pack, unpack
-from skgpt.tensor_files import from_bytes, to_bytes
+from skgpt.tensor_files import State, from_bytes, to_bytes
 from skgpt.training.callbacks import TrainingCallback, fit_progress
 
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
@@ -76,7 +76,7 @@ class BaseTextModel(BaseEstimator):
     """An estimator that holds a record of `_kind` as `_model`, once it is fitted."""
 
     _kind: type[TextModel]
-    _model: TextModel
+    _model: Any
     max_length: int
     long_text: LongText
     store_base: StoreBase
@@ -113,7 +113,7 @@ class BaseTextModel(BaseEstimator):
         super().set_params(**params)
         return self
 
-    def _set_fitted(self, model: TextModel) -> None:
+    def _set_fitted(self, model: Any) -> None:
         """Become fitted; another thread's predict sees the old fit or the new one."""
         self.__dict__ = {**self._without_fit(), **model.attributes(), "_model": model}
 
@@ -156,8 +156,7 @@ class BaseTextModel(BaseEstimator):
             for name, value in _outside_fit(self._without_fit()).items()
         }
         if hasattr(self, "_model"):
-            packed = to_bytes(pack(self._model, self.store_base))
-            state["_model"] = {**self._model.outside, "state": packed}
+            state["_model"] = {**self._model.outside, "state": to_bytes(self._pack())}
         return state
 
     @own_settings()
@@ -166,7 +165,17 @@ class BaseTextModel(BaseEstimator):
         if "_model" in state:
             outside = dict(state["_model"])
             packed = from_bytes(outside.pop("state"))
-            self._set_fitted(unpack(packed, self._kind, type(self).__name__, **outside))
+            self._set_fitted(self._unpack(packed, outside))
+
+    # A record of its own kind, not a `TextModel`, has its own two.
+
+    def _pack(self) -> State:
+        """Return the record, but for what it has outside."""
+        return pack(self._model, self.store_base)
+
+    def _unpack(self, state: State, outside: dict[str, Any]) -> Any:
+        """Make the record again."""
+        return unpack(state, self._kind, type(self).__name__, **outside)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

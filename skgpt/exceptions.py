@@ -93,6 +93,10 @@ class CutTextsWarning(UserWarning):
     """Texts of a fit are longer than `max_length` and were cut; said once for each length."""
 
 
+class LabelWordsWarning(UserWarning):
+    """Labels that are no words stand in a prompt as they are."""
+
+
 class LowMemoryWarning(UserWarning):
     """Memory ran out; less is run at a time from now on, and results stay the same."""
 

@@ -43,6 +43,7 @@ from skgpt.exceptions import (
 )
 from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
+from skgpt.zero_shot import GPTZeroShotClassifier
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -52,6 +53,7 @@ STEPS = "steps.skops"  # of a Pipeline, all but the last
 ESTIMATORS: dict[str, Any] = {
     "GPTTextClassifier": GPTTextClassifier,
     "GPTTextEmbedder": GPTTextEmbedder,
+    "GPTZeroShotClassifier": GPTZeroShotClassifier,
 }
 _LORA = "LoRA"  # marks the one parameter that is no plain value
 
@@ -76,7 +78,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    estimator : GPTTextClassifier, GPTTextEmbedder or Pipeline
+    estimator : GPTTextClassifier, GPTTextEmbedder, GPTZeroShotClassifier or Pipeline
         Fitted. Of a search or another library's estimator, see Notes.
     folder : str or path
         Made, with the folders above it. What an earlier `save` left there is replaced; any other
@@ -168,7 +170,7 @@ def load(
 
     Returns
     -------
-    estimator : GPTTextClassifier, GPTTextEmbedder or Pipeline
+    estimator : GPTTextClassifier, GPTTextEmbedder, GPTZeroShotClassifier or Pipeline
         Fitted; it predicts what the saved one did, and can be fitted on.
 
     Raises

@@ -33,7 +33,7 @@ FLOORS = (
     ("lora", "sklearn_callbacks", "saving", "explanations", "cost"),
     ("_base",),
     ("fitting",),
-    ("classifier", "embedder"),
+    ("classifier", "embedder", "zero_shot"),
     ("persistence", "tuning", "plots"),
     ("testing", "__main__"),
 )

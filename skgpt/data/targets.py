@@ -89,12 +89,11 @@ def is_indicator(y: Any) -> bool:
     return _table(as_known_container(y), "y") is not None
 
 
-def check_classes(classes: Any, *, name: str) -> NDArray[Any]:
+def check_classes(classes: Any, *, name: str, what: str = "`classes`") -> NDArray[Any]:
     """Check and sort the classes that a user names for the estimator `name`: two or more.
 
-    A label that is there twice counts once, as in scikit-learn.
+    A label that is there twice counts once, as in scikit-learn. Messages call them `what`.
     """
-    what = "`classes`"
     _check_is_array(classes, name, what)
     labels = np.asarray(_elements(classes, what))
     if labels.ndim != 1:

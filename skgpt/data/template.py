@@ -9,13 +9,15 @@ from skgpt.exceptions import InvalidTextError
 # In this order: a doubled brace is a literal one, and a brace that closes nothing stands alone.
 _PIECES = re.compile(r"(?P<literal>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<lone>[{}])")
 
+_JOINT = "\n\n"  # between columns that are joined
+
 
 @dataclass(frozen=True)
 class Template:
     """Words and fields by turns: a word, a field, a word, ..., a field, a word.
 
     `fields` are positions of columns. There is a word more than fields; any may be empty.
-    `joins_all` where the user gave no template: then every column is read, whatever its name.
+    `joins_all` where all columns are joined: then each is read, whatever its name.
     """
 
     words: tuple[str, ...]
@@ -41,23 +43,27 @@ class Template:
         return "".join(pieces)
 
 
-def parse_template(template: str | None, n_columns: int, names: Sequence[str] | None) -> Template:
+def parse_template(
+    template: str | None, n_columns: int, names: Sequence[str] | None, *, joins: bool = False
+) -> Template:
     """Parse a template for rows of so many columns; `names` are the columns' if they have any.
 
     A field is a column's name or position in braces, or ``{text}`` where there is one column only;
     a name goes before a position. ``{{`` and ``}}`` are literal braces. None joins all columns with
-    a blank line. An InvalidTextError says what is wrong and which fields there are.
+    a blank line; with `joins`, so does ``{text}`` where no column has that name. An
+    InvalidTextError says what is wrong and which fields there are.
     """
+    joints = (_JOINT,) * (n_columns - 1)
     if template is None:
-        joints = ("\n\n",) * (n_columns - 1)
         return Template(("", *joints, ""), tuple(range(n_columns)), joins_all=True)
+    joins = joins and "text" not in (names or ())
     available = _available(n_columns, names)
     if not isinstance(template, str):
         raise InvalidTextError(
             f"`template` must be a str or None. Got {template!r} ({type(template).__name__}): "
             f"write text with fields in braces; {available}."
         )
-    words, fields = [""], []
+    words, fields = [""], list[int]()
     end = 0
     for piece in _PIECES.finditer(template):
         words[-1] += template[end : piece.start()]
@@ -70,6 +76,9 @@ def parse_template(template: str | None, n_columns: int, names: Sequence[str] | 
             )
         if piece["literal"]:
             words[-1] += piece["literal"][0]
+        elif joins and piece["field"] == "text":
+            fields += range(n_columns)
+            words += [*joints, ""]
         else:
             fields.append(_position(piece["field"], template, n_columns, names))
             words.append("")
@@ -79,7 +88,14 @@ def parse_template(template: str | None, n_columns: int, names: Sequence[str] | 
             f"`template` must hold at least one field. Got {template!r}: put a field where the "
             f"text belongs; {available}."
         )
-    return Template(tuple(words), tuple(fields))
+    joins_all = joins and "text" in fields_of(template)
+    return Template(tuple(words), tuple(fields), joins_all)
+
+
+def fields_of(template: str) -> list[str]:
+    """Return the different fields that a template names, whatever columns there are."""
+    found = [piece["field"] for piece in _PIECES.finditer(template)]
+    return list(dict.fromkeys(field for field in found if field))
 
 
 def _position(field: str, template: str, n_columns: int, names: Sequence[str] | None) -> int:

@@ -457,6 +457,11 @@ _WIDE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
 
 
+def begins_wide(word: str) -> bool:
+    """Say whether a word is of a script that puts no space before it."""
+    return re.match(f"[{_WIDE}]", word) is not None
+
+
 def words_of(text: str) -> list[Span]:
     """Return where the words of a text begin and end; one empty word where there is none."""
     return [found.span() for found in _WORD.finditer(text)] or [(0, 0)]

@@ -7,7 +7,7 @@ gets a copy of the module tree whose parameters are the same, read-only tensors.
 import difflib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -319,7 +319,7 @@ def make_pretrained(
         tokenizer=tokenizer,
         config=_plain(trunk.config) if config is None else config,
         downloadable=downloadable,
-        fingerprint=_fingerprint(trunk),
+        fingerprint=hash_tensors(trunk.config.model_type, trunk.state_dict()),
         capabilities=capabilities,
         shared=shared,
         full_depth=full_depth or depth,
@@ -331,13 +331,13 @@ def _plain(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in own}
 
 
-def _fingerprint(trunk: Any) -> str:
+def hash_tensors(kind: str, tensors: Mapping[str, Tensor]) -> str:
     """Hash the names, the shapes and a sample of every tensor: cheap, and a changed base is seen.
 
     The configuration is left out: a new release of transformers adds to it and changes nothing.
     """
-    digest = hashlib.sha256(trunk.config.model_type.encode())
-    for name, tensor in sorted(trunk.state_dict().items()):
+    digest = hashlib.sha256(kind.encode())
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().reshape(-1)
         middle = flat.numel() // 2
         # Whole runs, not every n-th value: weights that are mapped from a file stay unread.

@@ -1,5 +1,6 @@
 """A transformers tokenizer as the plain encoder that `skgpt.data.tokenization` asks for."""
 
+import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,12 @@ class TextTokenizer:
         self.suffix_ids = tuple(framed[start + len(bare) :])
         ends = [hf.bos_token_id, hf.eos_token_id, hf.cls_token_id, hf.pad_token_id, 0]
         self.empty_id = int(next(i for i in ends if i is not None))
+
+    def open_ended(self) -> "TextTokenizer":
+        """Return a tokenizer that puts no special tokens behind a text: one that goes on."""
+        twin = copy.copy(self)
+        twin.suffix_ids = ()
+        return twin
 
     def neutral_ids(self) -> list[int]:
         """Return ids for a text that says nothing: punctuation where the tokenizer has it."""

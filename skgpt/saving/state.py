@@ -63,7 +63,7 @@ def pack(model: TextModel, store_base: StoreBase = "auto") -> State:
         "template": asdict(model.template),
         "fitted_on": str(model.network.device),
     }
-    parts = {"model": State(values=values), "network": _pack_network(model.network, store_base)}
+    parts = {"model": State(values=values), "network": pack_network(model.network, store_base)}
     if isinstance(model, FittedModel) and model.moments is not None:
         parts["moments"] = model.moments.state()
     if isinstance(model, FittedEmbedder) and model.mean is not None:
@@ -79,9 +79,8 @@ def unpack(state: State, kind: type[M], fitted_by: str, **outside: Any) -> M:
     base is not here, or is not what it was.
     """
     values = state.part("model").values
-    if values.get("format") != FORMAT:
-        raise _other_version(f"be of format {FORMAT}", repr(values.get("format")))
-    device, dtype = _where_to_open(values["device"], values["precision"])
+    check_format(values)
+    device, dtype = where_to_open(values["device"], values["precision"])
     if values["fitted_on"] != str(device):
         _LOG.warning("%s was fitted on %s and is on %s now", fitted_by, values["fitted_on"], device)
     more: dict[str, Any] = {}
@@ -95,7 +94,7 @@ def unpack(state: State, kind: type[M], fitted_by: str, **outside: Any) -> M:
         **more,
         columns=values["columns"],
         template=Template(**values["template"]),
-        network=_unpack_network(state.part("network"), dtype, device),
+        network=unpack_network(state.part("network"), dtype, device),
         fitted_by=fitted_by,
     )
     if isinstance(model, FittedEmbedder):
@@ -113,6 +112,12 @@ def _check_embedder(model: FittedEmbedder) -> None:
         raise _other_version("have statistics of its layers", f"layers {layers} of {deepest}")
 
 
+def check_format(values: Mapping[str, Any]) -> None:
+    """Raise StateFormatError if a saved model is of another format."""
+    if values.get("format") != FORMAT:
+        raise _other_version(f"be of format {FORMAT}", repr(values.get("format")))
+
+
 def _other_version(wanted: str, got: str) -> StateFormatError:
     return StateFormatError(
         f"A saved model must {wanted}. Got {got}: open it with the versions of skgpt and "
@@ -120,7 +125,7 @@ def _other_version(wanted: str, got: str) -> StateFormatError:
     )
 
 
-def _where_to_open(device: str, precision: Any) -> tuple[torch.device, torch.dtype]:
+def where_to_open(device: str, precision: Any) -> tuple[torch.device, torch.dtype]:
     """Return device and dtype as asked for at fit, or what this machine has instead."""
     try:
         found = resolve_device(device)
@@ -132,7 +137,7 @@ def _where_to_open(device: str, precision: Any) -> tuple[torch.device, torch.dty
         return found, resolve_precision("auto", found)
 
 
-def _pack_network(network: TextNetwork, store_base: StoreBase) -> State:
+def pack_network(network: TextNetwork, store_base: StoreBase) -> State:
     """Return what was learned and, if it goes in, the base with its tokenizer."""
     pretrained = network.pretrained
     values = {
@@ -145,7 +150,7 @@ def _pack_network(network: TextNetwork, store_base: StoreBase) -> State:
     learned = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
     learned["head.weight"] = network.head.weight
     parts = {"learned": State(learned, values)}
-    if _holds_base(pretrained, store_base):
+    if holds_base(pretrained, store_base):
         # The uncut configuration: cutting one is up to the class that it belongs to. As a text
         # with sorted keys, as its dicts come in another order from another process.
         config = json.dumps(pretrained.config, sort_keys=True)
@@ -158,7 +163,8 @@ def _pack_network(network: TextNetwork, store_base: StoreBase) -> State:
     return State.of(**parts)
 
 
-def _holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
+def holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
+    """Say whether the base goes in."""
     if isinstance(store_base, str):
         if store_base != "auto":
             raise ValueError(f"`store_base` must be 'auto', True or False. Got {store_base!r}.")
@@ -179,7 +185,8 @@ def _base_of(network: TextNetwork) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in whole.items() if name in base}
 
 
-def _unpack_network(state: State, dtype: torch.dtype, device: torch.device) -> TextNetwork:
+def unpack_network(state: State, dtype: torch.dtype, device: torch.device) -> TextNetwork:
+    """Make the network again, on the base that is inside or has that name here."""
     learned, values = state.part("learned").tensors, state.part("learned").values
     spec = _read_spec(values["spec"])
     if "base" in state.values:

@@ -67,10 +67,10 @@ def probe(trunk: Any) -> Capabilities:
     Raises ModelNotSupportedError if hidden states depend on the padding behind a text, masked or
     not.
     """
-    first_blocks = _first_blocks(trunk)
+    few = first_blocks(trunk)
 
     def run(ids: Tensor, **extra: Any) -> Tensor:
-        return first_blocks(input_ids=ids, use_cache=False, **extra).last_hidden_state.float()
+        return few(input_ids=ids, use_cache=False, **extra).last_hidden_state.float()
 
     # Causality: does the last token change what stands before it?
     short, changed = run(torch.tensor([_SHORT, [*_SHORT[:-1], _SHORT[-1] + 1]]))
@@ -118,11 +118,11 @@ def probe(trunk: Any) -> Capabilities:
         supports_bidirectional=bidirectional,
         casts_buffers=not _runs_with_fp32_buffers(trunk),
         hidden_size=short.shape[-1],
-        after_blocks=parameters_after_blocks(_first_blocks(trunk)),
+        after_blocks=parameters_after_blocks(first_blocks(trunk)),
     )
 
 
-def _first_blocks(trunk: Any) -> Any:
+def first_blocks(trunk: Any) -> Any:
     """Return a copy of a trunk with a few of its blocks, in fp32."""
     tensors = dict(trunk.named_parameters()) | dict(trunk.named_buffers())
     few = copy_with_tensors(trunk, {name: tensor.detach() for name, tensor in tensors.items()})
@@ -141,7 +141,7 @@ def _agrees(trunk: Any, what: str, expected: Callable[[], Tensor], **how: bool) 
 
 def _runs_with_fp32_buffers(trunk: Any) -> bool:
     """Say whether a trunk runs with weights in half precision and buffers in full."""
-    few = _first_blocks(trunk)
+    few = first_blocks(trunk)
     for parameter in few.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.bfloat16()
@@ -162,7 +162,7 @@ def _packed(
     ends_only: bool = False,
 ) -> Tensor:
     """Return the hidden states of both texts, end to end in one row."""
-    few = _first_blocks(trunk)
+    few = first_blocks(trunk)
     if checked:
         check_masks(few, _SHORT)
     if fast and not use_fast_blocks(find_blocks(few)):

@@ -206,8 +206,8 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
     prefix, final = path_to_last_step(estimator), last_step(estimator)
     if not isinstance(final, BaseGPTText):
         raise TuningError(
-            "A default space is known for skgpt's estimators and for Pipelines whose last step is "
-            f"one. Got {type(final).__name__}: pass `param_distributions`."
+            "A default space is known for skgpt's estimators that train and for Pipelines whose "
+            f"last step is one. Got {type(final).__name__}: pass `param_distributions`."
         )
     pretrained = load_pretrained(final.model, final.revision)
     on_gpu = resolve_device(final.device).type in _ON_GPU

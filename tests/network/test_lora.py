@@ -21,7 +21,7 @@ from skgpt.network.lora import AdapterSpec, SeededDropout, base_name, targets_of
 from skgpt.network.microbatches import token_budget
 from skgpt.network.network import TextNetwork, pad_id_of
 from skgpt.pretrained.loading import load_pretrained
-from skgpt.saving.state import _pack_network, _unpack_network
+from skgpt.saving.state import pack_network, unpack_network
 from skgpt.trunk.layers import find_blocks
 from tests.helpers import global_random_state_unchanged
 from tests.network.test_network import CPU, TEXTS, build
@@ -144,7 +144,7 @@ def test_unpack__a_pattern__is_left_alone(tiny_llama: str, monkeypatch: pytest.M
     network = adapted(tiny_llama, replace(ALL, target_modules=".*[qv]_proj"))
     # A stranger's may take for ever.
     monkeypatch.setattr(adapters, "_compiled", lambda pattern: pytest.fail("was compiled"))
-    again = _unpack_network(_pack_network(network, "auto"), torch.float32, CPU)
+    again = unpack_network(pack_network(network, "auto"), torch.float32, CPU)
     assert again.spec == network.spec
     assert list(again.learnable) == list(network.learnable)
 
@@ -153,11 +153,11 @@ def test_unpack__a_pattern__is_left_alone(tiny_llama: str, monkeypatch: pytest.M
 def test_unpack__a_rank_that_is_not_that_of_the_adapters__is_refused_before_any_is_made(
     rank: Any, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = _pack_network(adapted(tiny_llama), "auto")
+    state = pack_network(adapted(tiny_llama), "auto")
     state.part("learned").values["spec"]["lora"]["rank"] = rank
     monkeypatch.setattr(TextNetwork, "__init__", lambda *_: pytest.fail("was made"))
     with pytest.raises(StateFormatError, match="of rank"):
-        _unpack_network(state, torch.float32, CPU)
+        unpack_network(state, torch.float32, CPU)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.9])
@@ -259,7 +259,7 @@ def test_quantised__frozen_layers__return_what_the_whole_trunk_computes(tiny_lla
 @pytest.mark.usefixtures("stand_in")
 def test_quantised__a_base_inside_a_pickle__is_whole_and_rounded_again(tiny_llama: str) -> None:
     network = adapted(tiny_llama, IN_4_BITS, trainable_layers=1)
-    again = _unpack_network(_pack_network(network, "auto"), torch.float32, CPU)
+    again = unpack_network(pack_network(network, "auto"), torch.float32, CPU)
     assert torch.equal(hidden_of(again, [0, 1, 2]), hidden_of(network, [0, 1, 2]))
     whole = dict(network.pretrained.trunk.named_parameters())
     for name, parameter in again.pretrained.trunk.named_parameters():

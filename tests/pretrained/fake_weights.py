@@ -57,9 +57,18 @@ def make_llama() -> LlamaModel:
 
 
 def write_gguf(
-    path: Path, model: LlamaModel, *, rule: str = "smollm", quantised: bool = False, skip: str = ""
+    path: Path,
+    model: LlamaModel,
+    *,
+    rule: str = "smollm",
+    quantised: bool = False,
+    skip: str = "",
+    output: np.ndarray | None = None,
 ) -> None:
-    """Write a Llama as llama.cpp does, with a byte-level tokenizer of three merges."""
+    """Write a Llama as llama.cpp does, with a byte-level tokenizer of three merges.
+
+    `output` is the weight of its language-model head; without it that is tied.
+    """
     config = model.config
     writer = GGUFWriter(path, "llama")
     writer.add_name("Tiny Fake")
@@ -84,6 +93,8 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
+    if output is not None:
+        writer.add_tensor("output.weight", output)
     for name, tensor in model.state_dict().items():
         if (gguf_name := _gguf_name(name)) == skip:
             continue
