@@ -199,7 +199,7 @@ def test_fit__memory_runs_out_with_what_is_kept_for_others__that_is_given_up_fir
     pooled = TextNetwork.pooled
 
     def short_of_memory(self: Any, *args: Any) -> torch.Tensor:
-        if skgpt.cache_info()["hidden states on cpu"]["bytes"]:
+        if skgpt.cache_info()["states on cpu"]["bytes"]:
             raise torch.OutOfMemoryError("states of other fits")
         return pooled(self, *args)
 

@@ -110,7 +110,7 @@ def test_storage__other_data__other_study_or_error(tiny_llama: str, tmp_path: Pa
     theirs = {"study_name": "theirs", "direction": "maximize"}
     study = optuna.create_study(storage=first.study_._storage, **theirs)
     study.add_trial(optuna.trial.create_trial(value=1.0))
-    with pytest.raises(ContinuationError, match="'theirs' belongs"):
+    with pytest.raises(ContinuationError, match="'theirs' has trials of something else"):
         stored(tiny_llama, storage, **{**named, "study_name": "theirs"}).fit(X, y)
 
 
