@@ -67,8 +67,8 @@ def encode_target(
     that never occurs and a row without labels are fine. Where `classes` are known already, y may
     hold any of them, a single one included. Messages name the estimator, `name`, and call y `what`.
     """
-    _check_is_array(y, name, what)
     y = as_known_container(y)
+    _check_is_array(y, name, what)
     table = _table(y, what)
     if table is None:
         return _encode_classes(y, n, name, classes, what)
