@@ -342,7 +342,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         The device that the model is on.
     n_features_in_ : int
         Number of columns of a 2-D X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns of X, if all of them are str.
 
     See Also
