@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy, Loss
+from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -26,7 +26,7 @@ class Calibration(TypedDict):
     brier_after: float
 
 
-def link_for(multilabel: bool) -> Loss:
+def link_for(multilabel: bool) -> CrossEntropy | BinaryCrossEntropy:
     """Return what turns raw scores into probabilities."""
     return BinaryCrossEntropy() if multilabel else CrossEntropy()
 

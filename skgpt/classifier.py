@@ -18,7 +18,14 @@ from skgpt._files import as_folder
 from skgpt._sklearn import Interval, StrOptions, fit_context
 from skgpt.cost import FitEstimate
 from skgpt.data.splits import Split
-from skgpt.data.targets import Target, check_classes, encode_target, is_indicator
+from skgpt.data.targets import (
+    Target,
+    check_classes,
+    encode_target,
+    is_indicator,
+    names_outputs,
+    share_right,
+)
 from skgpt.data.tokenization import LongText
 from skgpt.data.weights import loss_weights
 from skgpt.device import own_settings
@@ -29,9 +36,9 @@ from skgpt.fitted_model import FittedModel
 from skgpt.lora import LoRA
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.huggingface import check_params_fit_format, check_pooling, export, read_head
-from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy, Loss
+from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy, JointCrossEntropy, Loss
 
-ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | Literal["balanced"] | None
+ClassWeight = Mapping[Any, float] | list[Mapping[Any, float]] | Literal["balanced"] | None
 
 
 def _can_fit_in_parts(estimator: "GPTTextClassifier") -> bool:
@@ -419,17 +426,24 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
             )
         known = self._model.classes if hasattr(self, "_model") else None
         places = None
-        if y is not None and is_indicator(y):
+        several = isinstance(known, list) or names_outputs(classes)
+        if y is not None and is_indicator(y) and not several:
             classes = known
         elif classes is None:
             if known is None:
                 raise ContinuationError(
                     "classes must be passed on the first call to partial_fit: all the labels "
-                    "that there are, in this call's y or in later ones."
+                    "that there are, in this call's y or in later ones; for a y of several columns "
+                    "a list of them for each."
                 )
             classes = known
         else:
-            classes = check_classes(classes, name=type(self).__name__)
+            name = type(self).__name__
+            if names_outputs(classes):
+                named = [(each, f"`classes[{j}]`") for j, each in enumerate(classes)]
+                classes = [check_classes(each, name=name, what=what) for each, what in named]
+            else:
+                classes = check_classes(classes, name=name)
             places = None if known is None else fitting.places_of(known, classes)
         fitting.partial_fit(self, FitInputs(X, y, sample_weight), classes, places)
         return self
@@ -504,6 +518,27 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         """
         model = self._fitted()
         return model.decision(model.raw_scores(X, self.verbose))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy: the share of texts whose labels are all predicted right.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+        y : array-like of shape (n,), (n, n_labels) or (n, n_outputs)
+            Their labels. Of several outputs or labels a text is right if all of them are, as in
+            scikit-learn's `MultiOutputClassifier`.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the texts.
+
+        Returns
+        -------
+        accuracy : float
+        """
+        if isinstance(self._fitted().classes, list):
+            return share_right(y, self.predict(X), sample_weight)
+        return float(super().score(X, y, sample_weight))
 
     @own_settings()
     def plan(self, X: Any, y: Any = None) -> FitEstimate:
@@ -710,6 +745,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         return weight
 
     def _loss(self, target: Target) -> Loss:
+        if target.is_multioutput:
+            sizes = tuple(output.width for output in target.outputs)
+            return JointCrossEntropy(sizes, self.label_smoothing)
         kind = BinaryCrossEntropy if target.is_multilabel else CrossEntropy
         return kind(self.label_smoothing)
 
@@ -718,4 +756,5 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         # The checks' tables of numbers, read as text, are no ground to judge a language model on.
         tags.classifier_tags.poor_score = True
         tags.classifier_tags.multi_label = True
+        tags.target_tags.multi_output = True
         return tags

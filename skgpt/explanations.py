@@ -27,7 +27,7 @@ from torch import Tensor
 
 from skgpt.caching import predicting
 from skgpt.data.batching import Rows
-from skgpt.data.targets import encode_target, is_indicator
+from skgpt.data.targets import encode_target, has_columns
 from skgpt.data.tokenization import (
     Tokens,
     TokenSpans,
@@ -37,7 +37,7 @@ from skgpt.data.tokenization import (
     words_of,
 )
 from skgpt.device import to_device
-from skgpt.exceptions import ModelNotSupportedError, import_optional
+from skgpt.exceptions import InvalidTextError, ModelNotSupportedError, import_optional
 from skgpt.fitted_model import FittedModel
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
@@ -195,6 +195,11 @@ def _add_up(
 def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
     pandas = import_optional("pandas", "explain")
+    if model.multioutput:
+        raise InvalidTextError(
+            "To be explained, a model must have been fitted on a single column of labels or an "
+            f"indicator. This one has {len(model.classes)} columns: fit one of them."
+        )
     texts, cells = model.read_texts(X)
     if target is None:
         chosen = _predicted(model.raw_scores(texts.X, verbose), model.multilabel)
@@ -273,7 +278,7 @@ def _asked_for(target: Any, n: int, model: FittedModel) -> NDArray[np.bool_]:
     """Say which labels of n texts the user wants explained: one for all, or some for each."""
     each = [target] * n if np.isscalar(target) else target
     columns = np.arange(len(model.classes))
-    classes = columns if is_indicator(each) else model.classes
+    classes = columns if has_columns(each) else model.classes
     found = encode_target(each, n, name=model.fitted_by, classes=classes, what="`target`")
     return found.codes > 0 if found.is_multilabel else found.codes[:, None] == columns
 

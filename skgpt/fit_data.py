@@ -156,7 +156,7 @@ def _with_held_out_rows(data: FitData, estimator: Any, inputs: FitInputs) -> Fit
     groups = None
     if inputs.groups is not None:
         groups = group_codes(inputs.groups, len(data.target))[weighty]
-    strata = data.target.codes[weighty]
+    strata = data.target.strata[weighty]
     split = hold_out(strata, estimator.validation_fraction, data.split_seed, groups)
     held = weighty[split.held_out]
     return replace(

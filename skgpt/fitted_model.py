@@ -18,6 +18,7 @@ from skgpt.caching import predicting
 from skgpt.calibration import Calibration, link_for
 from skgpt.data.batching import Progress, no_progress
 from skgpt.data.inputs import TextColumns, find_columns
+from skgpt.data.targets import Classes, side_by_side
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
 from skgpt.device import check_not_forked, prefix_budget
@@ -100,17 +101,18 @@ class FittedModel(TextModel):
     """What the fit of a classifier produced, and all that its predictions need.
 
     `moments` are those of `partial_fit`, which goes on with them. `trained_on` is None if nobody
-    counted.
+    counted. Of several outputs `classes` and `calibration` are lists; what is an array for one
+    output is a list for them, labels excepted.
     """
 
-    classes: NDArray[Any]
+    classes: Classes
     multilabel: bool
     split_seed: int
     trained_on: TrainedOn | None = None
     history: list[EpochRecord] = field(default_factory=list)
     validation_scores: list[float] = field(default_factory=list)
     best_iteration: int = 0
-    calibration: Calibration | None = None
+    calibration: Calibration | list[Calibration] | None = None
     moments: Moments | None = None
     # Raw scores that are there already, and the X that they belong to: for scorers in a fit.
     known_scores: tuple[Any, NDArray[np.float32]] | None = None
@@ -133,8 +135,36 @@ class FittedModel(TextModel):
             "trainable_layers_": self.network.spec.trainable_layers,
             "attention_": self.network.attention,
             **(held_out if self.validation_scores else {}),
-            **({} if self.calibration is None else {"calibration_": dict(self.calibration)}),
+            **(
+                {}
+                if self.calibration is None
+                else {"calibration_": copy.deepcopy(self.calibration)}
+            ),
         }
+
+    @property
+    def multioutput(self) -> bool:
+        """Whether a text has a class in each of several columns."""
+        return isinstance(self.classes, list)
+
+    @cached_property
+    def temperature(self) -> float:
+        """What raw scores are divided by."""
+        return self.calibration["temperature"] if isinstance(self.calibration, dict) else 1.0
+
+    def of_outputs(self, scores_NK: NDArray[np.float32]) -> list[tuple["FittedModel", Any]]:
+        """Return a view of the model for each output, and its part of raw scores."""
+        if not self.multioutput:
+            return [(self, scores_NK)]
+        each = (
+            self.calibration if isinstance(self.calibration, list) else [None] * len(self.classes)
+        )
+        views = [
+            replace(self, classes=classes, calibration=calibration)
+            for classes, calibration in zip(self.classes, each, strict=True)
+        ]
+        ends = np.cumsum([len(classes) for classes in self.classes])
+        return list(zip(views, np.split(scores_NK, ends[:-1], axis=1), strict=True))
 
     @predicting()
     def raw_scores(self, X: Any, verbose: int = 0) -> NDArray[np.float32]:
@@ -155,29 +185,35 @@ class FittedModel(TextModel):
 
     def labels(self, scores_NK: NDArray[np.float32]) -> NDArray[Any]:
         """Return the label of each row of raw scores; for multilabel an indicator."""
+        if self.multioutput:
+            return side_by_side([view.labels(part) for view, part in self.of_outputs(scores_NK)])
         if self.multilabel:
             return (scores_NK > 0).astype(np.int64)
         return np.asarray(self.classes[scores_NK.argmax(axis=1)])
 
-    def probabilities(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def probabilities(self, scores_NK: NDArray[np.float32]) -> Any:
         """Return probabilities of raw scores, calibrated if the model is."""
+        if self.multioutput:
+            return [view.probabilities(part) for view, part in self.of_outputs(scores_NK)]
         return link_for(self.multilabel).probabilities(self._calibrated(scores_NK))
 
-    def log_probabilities(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def log_probabilities(self, scores_NK: NDArray[np.float32]) -> Any:
         """Return the logarithms of the probabilities, finite where those round to zero."""
+        if self.multioutput:
+            return [view.log_probabilities(part) for view, part in self.of_outputs(scores_NK)]
         return link_for(self.multilabel).log_probabilities(self._calibrated(scores_NK))
 
-    def decision(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def decision(self, scores_NK: NDArray[np.float32]) -> Any:
         """Return raw scores as scikit-learn's decision functions do: one column for two classes."""
+        if self.multioutput:
+            return [view.decision(part) for view, part in self.of_outputs(scores_NK)]
         scores = scores_NK.astype(np.float64)  # a calibrator's sums need the digits
         if scores.shape[1] == 2 and not self.multilabel:
             return np.asarray(scores[:, 1] - scores[:, 0])
         return scores
 
     def _calibrated(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.calibration is None:
-            return scores_NK
-        return scores_NK / np.float32(self.calibration["temperature"])
+        return scores_NK if self.calibration is None else scores_NK / np.float32(self.temperature)
 
 
 # Texts of which an embedder holds tokens and states at a time, however many there are.

@@ -28,7 +28,7 @@ from skgpt.calibration import calibrate
 from skgpt.cost import FitEstimate, Prices, count_products, estimate_fit, price_fit
 from skgpt.data.inputs import find_columns, rows_of
 from skgpt.data.splits import all_rows, group_codes
-from skgpt.data.targets import Target
+from skgpt.data.targets import Classes, Target, side_by_side
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import tokenise_rows
 from skgpt.device import prefix_budget, resolve_device, resolve_precision
@@ -174,6 +174,8 @@ def _assumed_labels(estimator: Any, X: Any, previous: FittedModel | None) -> NDA
         return np.arange(n) % _ASSUMED_CLASSES
     if previous.multilabel:
         return np.zeros((n, len(previous.classes)), dtype=np.int64)
+    if previous.multioutput:
+        return side_by_side([each[np.arange(n) % len(each)] for each in previous.classes])
     return np.asarray(previous.classes[np.arange(n) % len(previous.classes)])
 
 
@@ -320,8 +322,17 @@ def _changed(name: str, then: Any, now: Any, more: str = "") -> ContinuationErro
     )
 
 
-def places_of(old: NDArray[Any], new: NDArray[Any]) -> NDArray[np.int64]:
-    """Return where each old class stands among the new ones."""
+def places_of(old: Classes, new: Classes) -> NDArray[np.int64]:
+    """Return where the output of each old class stands among those of the new ones."""
+    if isinstance(old, list) or isinstance(new, list):
+        if not (isinstance(old, list) and isinstance(new, list) and len(old) == len(new)):
+            raise ContinuationError(
+                "`classes` must be of the kind that was fitted: an array, or a list of an array "
+                f"for each column of y. Got {new} for {old}."
+            )
+        starts = np.cumsum([0, *map(len, new)])[:-1]
+        outputs = zip(old, new, starts, strict=True)
+        return np.concatenate([start + places_of(*classes) for *classes, start in outputs])
     place = {label: i for i, label in enumerate(new.tolist())}
     missing = [label for label in old.tolist() if label not in place]
     if missing:
@@ -662,17 +673,10 @@ def count_rows(
         before = previous.trained_on
     if before is None:
         return None
-    codes = target.codes[rows]
-    counts = (
-        codes.sum(axis=0) if target.is_multilabel else np.bincount(codes, minlength=target.width)
-    )
-    names = map(str, target.classes.tolist())
+    counts = target.counts(rows).items()
     return {
-        "rows": before["rows"] + len(codes),
-        "labels": {
-            name: before["labels"].get(name, 0) + int(n)
-            for name, n in zip(names, counts, strict=True)
-        },
+        "rows": before["rows"] + len(rows),
+        "labels": {name: before["labels"].get(name, 0) + n for name, n in counts},
     }
 
 
@@ -704,15 +708,19 @@ def calibrated(
     assert data.held_out is not None
     rows = data.split.held_out
     try:
-        calibration = calibrate(
-            model.raw_scores(data.held_out.X, verbose),
-            data.target.truth(rows) > 0,
-            data.sample_weight[rows],
-            multilabel=model.multilabel,
-        )
+        scores = model.of_outputs(model.raw_scores(data.held_out.X, verbose))
+        found = [
+            calibrate(
+                part,
+                output.truth(rows) > 0,
+                data.sample_weight[rows],
+                multilabel=model.multilabel,
+            )
+            for output, (_, part) in zip(data.target.outputs, scores, strict=True)
+        ]
     except KeyboardInterrupt as error:
         return model, replace(run, interrupt=run.interrupt or error)
-    return replace(model, calibration=calibration), run
+    return replace(model, calibration=found if model.multioutput else found[0]), run
 
 
 # The checkpoint: all that a fit's result depends on, by names that a user knows.
@@ -768,7 +776,7 @@ def _describe_data(inputs: FitInputs, data: FitData, *, with_groups: bool) -> di
         ),
         "`template`": [list(data.template.words), list(data.template.fields)],
         "the labels": [str(codes.dtype), list(codes.shape), digest([codes.tobytes()])],
-        "the classes": described(data.target.classes.tolist()),
+        "the classes": [described(each.classes.tolist()) for each in data.target.outputs],
         "the sample weights": digest([data.sample_weight.tobytes()]),
         "the rows of `X_val`": 0 if inputs.X_val is None else len(data.split.held_out),
         "the groups": groups,

@@ -532,10 +532,10 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     def _check_labels(self, y: Any, n: int) -> NDArray[Any]:
         """Return the classes of n rows."""
         target = encode_target(y, n, name=type(self).__name__)
-        if target.is_multilabel:
+        if target.codes.ndim == 2:
             raise InvalidTextError(
-                f"y must hold one label per text: {type(self).__name__} takes no indicator of "
-                "several. Use GPTTextClassifier, or one zero-shot classifier per label."
+                f"y must hold one label per text: {type(self).__name__} takes no several "
+                "columns. Use GPTTextClassifier, or one zero-shot classifier per label."
             )
         return target.classes
 

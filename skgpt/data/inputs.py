@@ -108,11 +108,11 @@ def find_columns(X: Any, *, estimator: Any = None) -> TextColumns:
     names, is_frame = None, False
     if isinstance(X, Sequence):
         columns, shape = _from_sequence(X)
-    elif (found := _frame_columns(X)) is not None:
+    elif (found := frame_columns(X)) is not None:
         columns, shape, is_frame = found, X.shape, True
         if not isinstance(shape[0], numbers.Integral):  # a lazy frame's rows aren't counted yet
             raise InvalidTextError(_not_known(X))
-        names = _frame_names(X)
+        names = frame_names(X)
     else:
         columns, shape = _from_array(X, estimator)
     n_features = int(shape[1]) if len(shape) == 2 else None
@@ -224,7 +224,7 @@ def _from_array(X: Any, estimator: Any) -> tuple[list[Any], tuple[int, ...]]:
     return list(array.T), shape
 
 
-def _frame_columns(X: Any) -> list[Any] | None:
+def frame_columns(X: Any) -> list[Any] | None:
     """Return the columns of a DataFrame or Table as they are stored; None for anything else."""
     if hasattr(X, "iloc") and getattr(X, "ndim", None) == 2:  # pandas, where names may repeat
         return [X.iloc[:, i] for i in range(X.shape[1])]
@@ -235,7 +235,7 @@ def _frame_columns(X: Any) -> list[Any] | None:
     return None
 
 
-def _frame_names(X: Any) -> list[str] | None:
+def frame_names(X: Any) -> list[str] | None:
     """Return the names of a frame's columns; None unless all of them are str."""
     names = list(X.column_names if hasattr(X, "column_names") else X.columns)
     return [*map(_plain, names)] if all(isinstance(name, str) for name in names) else None

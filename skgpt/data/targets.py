@@ -6,6 +6,7 @@ Labels are looked at one by one, as numpy would turn a NaN among strings into th
 import numbers
 import reprlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,79 +15,126 @@ from scipy import sparse
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from skgpt.data.inputs import MISSING, as_known_container, is_row
+from skgpt.data.inputs import (
+    MISSING,
+    as_known_container,
+    frame_columns,
+    frame_names,
+    is_row,
+)
 from skgpt.exceptions import InvalidTextError
 
 _AT_MOST = 10  # labels spelt out in a message
 
+Classes = Any  # an array of labels, or a list of one for each of several outputs
+
 
 @dataclass(frozen=True)
 class Target:
-    """A checked y: one class per text, or any number of labels per text.
+    """A checked y: one class per text, or one in each of several columns, or any number of labels.
 
-    `codes` are the classes' positions in the sorted `classes`, shape (n,); or, for label sets, 1
-    where a text has a label and 0 where not, shape (n, n_labels), float, and `classes` are the
-    numbers of the columns.
+    `codes` are the classes' positions in the sorted `classes`, shape (n,); of several columns, the
+    outputs, shape (n, n_columns), and `classes` is a list. For label sets they are 1 where a text
+    has a label and 0 where not, shape (n, n_labels), float, and `classes` are the numbers of the
+    columns.
     """
 
-    classes: NDArray[Any]
+    classes: Classes
     codes: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.codes)
 
     @property
+    def is_multioutput(self) -> bool:
+        """Whether a text has a class in each of several columns."""
+        return isinstance(self.classes, list)
+
+    @property
     def is_multilabel(self) -> bool:
         """Whether a text may have any number of labels."""
-        return self.codes.ndim == 2
+        return self.codes.ndim == 2 and not self.is_multioutput
+
+    @cached_property
+    def outputs(self) -> list["Target"]:
+        """The columns of several outputs, each a target of its own; else the target itself."""
+        if not isinstance(self.classes, list):
+            return [self]
+        return [Target(*column) for column in zip(self.classes, self.codes.T, strict=True)]
 
     @property
     def width(self) -> int:
         """Number of raw scores per text."""
-        return len(self.classes)
+        return sum(len(output.classes) for output in self.outputs)
 
     @property
     def labels(self) -> NDArray[Any]:
-        """The label of each row, shape (n,), or an indicator of int."""
-        if self.is_multilabel:
-            return self.codes.astype(np.int64)
-        return np.asarray(self.classes[self.codes])
+        """The label of each row, shape (n,) or (n, n_columns), or an indicator of int."""
+        if isinstance(self.classes, list):
+            return side_by_side([output.labels for output in self.outputs])
+        return self.codes.astype(np.int64) if self.is_multilabel else self.classes[self.codes]
+
+    @property
+    def strata(self) -> NDArray[Any]:
+        """What held-out rows are stratified by: class codes, or an indicator of all labels."""
+        return self.truth(np.arange(len(self))) > 0 if self.is_multioutput else self.codes
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return raw scores, shape (len(rows), width), that predict the labels of these rows."""
+        if self.is_multioutput:
+            return np.hstack([output.truth(rows) for output in self.outputs])
         codes = self.codes[rows]
         return 2 * codes - 1 if self.is_multilabel else np.eye(self.width, dtype=np.float32)[codes]
 
+    def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Return how many of these rows have each label, by its text."""
+        if isinstance(self.classes, list):
+            parts = [output.counts(rows).items() for output in self.outputs]
+            return {f"{j}: {label}": n for j, part in enumerate(parts) for label, n in part}
+        codes = self.codes[rows]
+        each = codes.sum(0) if self.is_multilabel else np.bincount(codes, minlength=self.width)
+        return {str(k): int(n) for k, n in zip(self.classes.tolist(), each, strict=True)}
+
 
 def encode_target(
-    y: Any, n: int, *, name: str, classes: NDArray[Any] | None = None, what: str = "y"
+    y: Any, n: int, *, name: str, classes: Classes | None = None, what: str = "y"
 ) -> Target:
-    """Check class labels or a multilabel indicator of n rows, and turn them into codes.
+    """Check class labels, columns of them or an indicator of n rows, and turn them into codes.
 
-    Labels are str, int or bool. An indicator, dense or sparse, has two or more columns; a label
-    that never occurs and a row without labels are fine. Where `classes` are known already, y may
-    hold any of them, a single one included. Messages name the estimator, `name`, and call y `what`.
+    Labels are str, int or bool. Two or more columns of zeros and ones alone, dense or sparse, are
+    an indicator; a label that never occurs and a row without labels are fine. Of other columns,
+    each is an output. Where `classes` are known already, y may hold any of them, a single one
+    included, and they say what its columns are. Messages name the estimator, `name`, and call y
+    `what`.
     """
     y = as_known_container(y)
     _check_is_array(y, name, what)
     table = _table(y, what)
     if table is None:
+        if isinstance(classes, list):
+            raise _other_kind(name, classes, what, "one label per text")
         return _encode_classes(y, n, name, classes, what)
-    codes = _indicator(table, what)
-    _check_length(len(codes), n, what)
-    known = np.arange(codes.shape[1])
+    _check_length(table.shape[0], n, what)
+    width = table.shape[1]
+    if isinstance(classes, list) or not _is_binary(table):
+        if classes is not None and not (isinstance(classes, list) and len(classes) == width):
+            raise _other_kind(name, classes, what, f"{width} columns of labels")
+        return _encode_columns(_columns(y, table, what), n, name, classes)
+    known = np.arange(width)
     if classes is not None and not np.array_equal(known, classes):
-        raise InvalidTextError(
-            f"{what} must fit what {name} was fitted on: the classes {_some(classes.tolist())}. "
-            f"Got a multilabel indicator of {len(known)} columns: pass labels of the same kind, "
-            "or fit anew."
-        )
-    return Target(known, codes)
+        raise _other_kind(name, classes, what, f"a multilabel indicator of {width} columns")
+    return Target(known, _indicator(table, what))
+
+
+def has_columns(y: Any) -> bool:
+    """Say whether y has several columns."""
+    return _table(as_known_container(y), "y") is not None
 
 
 def is_indicator(y: Any) -> bool:
-    """Say whether y has several columns."""
-    return _table(as_known_container(y), "y") is not None
+    """Say whether y has several columns, of zeros and ones alone."""
+    table = _table(as_known_container(y), "y")
+    return table is not None and _is_binary(table)
 
 
 def check_classes(classes: Any, *, name: str, what: str = "`classes`") -> NDArray[Any]:
@@ -116,12 +164,46 @@ def check_classes(classes: Any, *, name: str, what: str = "`classes`") -> NDArra
 def join(first: Target, second: Target) -> Target:
     """Put the rows of one target behind those of another with the same classes."""
     same_kind = first.is_multilabel == second.is_multilabel
-    if not (same_kind and np.array_equal(first.classes, second.classes)):
+    if not same_kind or _plain_classes(first) != _plain_classes(second):
         raise InvalidTextError(
             "Targets that are joined must be of one kind and have the same classes. Got "
-            f"{_some(first.classes.tolist())} and {_some(second.classes.tolist())}."
+            f"{_spelt(first.classes)} and {_spelt(second.classes)}."
         )
     return replace(first, codes=np.concatenate([first.codes, second.codes]))
+
+
+def _plain_classes(target: Target) -> list[list[Any]]:
+    return [output.classes.tolist() for output in target.outputs]
+
+
+def names_outputs(classes: Any) -> bool:
+    """Say whether the classes that a user names are a list for each of several outputs."""
+    several = isinstance(classes, list | tuple) and len(classes) > 1
+    return several and all(hasattr(c, "__len__") and not isinstance(c, str) for c in classes)
+
+
+def side_by_side(columns: list[NDArray[Any]]) -> NDArray[Any]:
+    """Put columns of labels into one array, of objects where they are of several kinds."""
+    if len({column.dtype.kind for column in columns}) > 1:
+        columns = [column.astype(object) for column in columns]
+    return np.stack(columns, axis=1)
+
+
+def share_right(y: Any, predicted: NDArray[Any], sample_weight: Any = None) -> float:
+    """Return the share of rows, by weight, that are predicted right in every column."""
+    y = as_known_container(y)
+    _check_is_array(y, "score", "y")
+    table = _table(y, "y")
+    if table is None or table.shape != predicted.shape:
+        raise InvalidTextError(
+            f"y must have a row per text and a column per output, the shape {predicted.shape}. Got "
+            f"{'one column' if table is None else table.shape}."
+        )
+    right = np.ones(len(predicted), dtype=bool)
+    for (what, column), own in zip(_columns(y, table, "y"), predicted.T, strict=True):
+        labels = _of_plain_type(_elements(column, what), of_list=False, what=what)
+        right &= np.asarray(labels, dtype=object) == own.astype(object)
+    return float(np.average(right, weights=sample_weight))
 
 
 def missing_rows(labels: NDArray[Any]) -> NDArray[np.int64]:
@@ -166,7 +248,7 @@ def _encode_classes(y: Any, n: int, name: str, classes: NDArray[Any] | None, wha
     check_classification_targets(labels)
     if len(found) < 2:
         raise InvalidTextError(
-            f"{name} needs samples of at least 2 classes in y, but the data contains only one "
+            f"{name} needs samples of at least 2 classes in {what}, but the data contains only one "
             f"class: {found.tolist()[0]!r}."
         )
     return Target(found, codes)
@@ -273,6 +355,49 @@ def _plain_type(label: Any) -> type:
     return float if isinstance(label, numbers.Real) else type(label)
 
 
+# Several columns
+
+
+def _encode_columns(
+    columns: list[tuple[str, Any]], n: int, name: str, classes: list[NDArray[Any]] | None
+) -> Target:
+    known = [None] * len(columns) if classes is None else classes
+    outputs = [
+        _encode_classes(column, n, name, own, what)
+        for (what, column), own in zip(columns, known, strict=True)
+    ]
+    codes = np.stack([output.codes for output in outputs], axis=1)
+    return Target([output.classes for output in outputs], codes)
+
+
+def _columns(y: Any, table: Any, what: str) -> list[tuple[str, Any]]:
+    """Return the columns of a y, each with its own types, and what messages call them."""
+    names: Any = range(table.shape[1])
+    if isinstance(y, list | tuple):
+        columns = [list(column) for column in zip(*y, strict=True)]
+    elif (found := frame_columns(y)) is not None:
+        columns, names = found, frame_names(y) or names
+    else:
+        columns = list((table.toarray() if sparse.issparse(table) else table).T)
+    return [
+        (f"column {name!r} of {what}", column) for name, column in zip(names, columns, strict=True)
+    ]
+
+
+def _is_binary(table: Any) -> bool:
+    """Say whether a table holds zeros and ones alone, as an indicator does; some may be missing.
+
+    One that is sparse is an indicator or a mistake.
+    """
+    if sparse.issparse(table):
+        return True
+    values = table.ravel()
+    values = np.delete(values, missing_rows(values))
+    if values.dtype == object and not {*map(_plain_type, values)} <= {bool, int, float}:
+        return False
+    return values.dtype.kind in "biufO" and bool(np.all((values == 0) | (values == 1)))
+
+
 # Label sets
 
 
@@ -282,10 +407,14 @@ def _table(y: Any, what: str) -> Any:
         widths = {len(row) if is_row(row) else -1 for row in y}
         if len(widths) != 1 or widths <= {-1, 1}:
             return None
-        try:
-            y = np.asarray(y)
-        except ValueError as error:
-            raise InvalidTextError(_not_binary(what, "multiclass", y[0], 0)) from error
+        for i, row in enumerate(y):
+            if nested := [cell for cell in row if is_row(cell)]:
+                raise InvalidTextError(
+                    f"{what} must hold one label in each column. Row {i} holds "
+                    f"{reprlib.repr(nested[0])}: several labels per text are a binary indicator, "
+                    "as scikit-learn's MultiLabelBinarizer makes it."
+                )
+        y = np.asarray(y)
     elif not sparse.issparse(y):
         y = as_numpy(y)
     return y if y.ndim == 2 and y.shape[1] != 1 else None
@@ -313,27 +442,18 @@ def _indicator(table: Any, what: str) -> NDArray[np.float32]:
     is_number = values.dtype.kind in "biuf"
     wrong = (values != 0) & (values != 1) if is_number else np.ones(values.shape, dtype=bool)
     for at in np.flatnonzero(wrong):
-        whole = values.dtype.kind != "f" or np.all(values == np.floor(values))
-        kind = "multiclass" if whole else "continuous"
-        raise InvalidTextError(_not_binary(what, kind, values[at], row_of[at]))
+        raise InvalidTextError(
+            f"{what} must be a binary indicator of 0 and 1 with a column per label where it is "
+            "sparse or the fitted y was one, as scikit-learn's MultiLabelBinarizer makes it. Row "
+            f"{row_of[at]} holds {reprlib.repr(values[at])}. Several columns of classes must be "
+            "dense."
+        )
     if sparse.issparse(table):
         return np.asarray(table.astype(np.float32).toarray())
     return values.astype(np.float32).reshape(table.shape)
 
 
-def _not_binary(what: str, kind: str, value: Any, row: int) -> str:
-    cure = {
-        "multiclass": "For several targets per text use sklearn.multioutput.MultiOutputClassifier.",
-        "continuous": "Numbers are for a regressor; GPTTextRegressor is planned.",
-    }
-    return (
-        f"Unknown label type: {kind}-multioutput. {what} must hold one label per text, or be a "
-        "binary indicator of 0 and 1 with a column per label, as scikit-learn's "
-        f"MultiLabelBinarizer makes it. Row {row} holds {reprlib.repr(value)}. {cure[kind]}"
-    )
-
-
-# Checks and messages of both
+# Checks and messages of all
 
 
 def _check_is_array(y: Any, name: str, what: str) -> None:
@@ -360,6 +480,13 @@ def _check_length(n_labels: int, n: int, what: str) -> None:
         )
 
 
+def _other_kind(name: str, classes: Classes, what: str, got: str) -> InvalidTextError:
+    return InvalidTextError(
+        f"{what} must fit what {name} was fitted on: the classes {_spelt(classes)}. Got {got}: "
+        "pass labels of the same kind, or fit anew."
+    )
+
+
 def _is_continuous(labels: NDArray[Any]) -> bool:
     return labels.dtype.kind == "f" and bool(np.any(labels != np.trunc(labels)))
 
@@ -370,6 +497,11 @@ def _of_one_type(labels: NDArray[Any], what: str) -> str:
         f"The labels in {what} must be of one type, so that they can be sorted. Got {kinds}: "
         "convert them, for example with [str(label) for label in y]."
     )
+
+
+def _spelt(classes: Classes) -> str:
+    outputs = classes if isinstance(classes, list) else [classes]
+    return " and ".join(_some(output.tolist()) for output in outputs)
 
 
 def _some(labels: list[Any]) -> str:

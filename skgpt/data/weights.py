@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skgpt.data.targets import Target
 from skgpt.exceptions import InvalidTextError
 
-ClassWeight = Mapping[Any, float] | list[Mapping[int, float]] | str | None
+ClassWeight = Mapping[Any, float] | list[Mapping[Any, float]] | str | None
 Weights = NDArray[np.float64]
 
 _HUGE = 1e100  # sums of weights below it stay finite
@@ -23,13 +23,16 @@ def loss_weights(
 
     "balanced" is scikit-learn's, ``sum(w) / (n_classes * sum(w of the class))``, computed on the
     training rows with their sample weights, so that a row of weight 2 counts as that row twice. In
-    a multilabel target each label is balanced by itself, its rows with it against those without.
+    a multilabel target each label is balanced by itself, its rows with it against those without; of
+    several outputs each column is.
     Held-out rows weigh what their class weighs in training: a class without training rows weighs
     nothing when balanced, a label of one value there weighs 1.
     """
     sample_weight = _with_finite_sums(sample_weight)
     with np.errstate(over="ignore"):  # checked below
         of_target = _label_weights if target.is_multilabel else _class_weights
+        if target.is_multioutput:
+            of_target = _output_weights
         weight = (sample_weight * of_target(target, sample_weight, class_weight, train).T).T
     if not np.any(weight[train] > 0):
         raise InvalidTextError(
@@ -72,6 +75,23 @@ def _class_weights(
             f"has one class. Got {class_weight!r}."
         )
     return per_class[target.codes]
+
+
+def _output_weights(
+    target: Target, sample_weight: Weights, class_weight: ClassWeight, train: NDArray[np.int64]
+) -> Weights:
+    """Return the weight of the class that each row has in each column."""
+    outputs = target.outputs
+    each: Any = class_weight
+    if class_weight is None or _is_balanced(class_weight):
+        each = [class_weight] * len(outputs)
+    if not isinstance(each, list | tuple) or len(each) != len(outputs):
+        raise InvalidTextError(
+            "class_weight must be a list with a dict of weights by class for each column of y, "
+            f"'balanced' or None. Got {class_weight!r} for {len(outputs)} columns."
+        )
+    columns = zip(outputs, each, strict=True)
+    return np.stack([_class_weights(o, sample_weight, own, train) for o, own in columns], axis=1)
 
 
 def _by_name(classes: list[Any], class_weight: Mapping[Any, float]) -> Weights:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skgpt.data.inputs import as_known_container, find_columns
-from skgpt.data.targets import Target, as_numpy, encode_target, is_indicator, missing_rows
+from skgpt.data.targets import Target, as_numpy, encode_target, has_columns, missing_rows
 from skgpt.data.tokenization import clean
 from skgpt.exceptions import InvalidTextError, import_optional
 from skgpt.plots.drawing import BLUE, GREY, ORANGE, axes_or_new, drawable
@@ -153,7 +153,7 @@ class ErrorTableDisplay:
         pandas = import_optional("pandas", "A table of errors")
         prob = _check_prob(y_prob)
         names = None if classes is None else np.asarray(classes)
-        is_sets = y_true is not None and np.ndim(y_true) == 2 and is_indicator(y_true)
+        is_sets = y_true is not None and np.ndim(y_true) == 2 and has_columns(y_true)
         known = None if is_sets else names
         target = encode_target(y_true, len(prob), name=cls.__name__, classes=known, what="y_true")
         names = target.classes if names is None else names

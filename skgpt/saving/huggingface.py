@@ -95,6 +95,12 @@ def _check_exportable(model: FittedModel) -> None:
             "This model was fitted with 'bidirectional'",
         ),
         (
+            not model.multioutput,
+            "y must be a single column of labels, or an indicator: the format has no word for "
+            "several outputs",
+            f"This model was fitted with {len(model.classes)} columns",
+        ),
+        (
             model.long_text == "cut",
             "`long_text` must be 'cut': the format has no word for texts in windows",
             f"This model was fitted with {model.long_text!r}",
@@ -159,14 +165,13 @@ def write_checkpoint(model: FittedModel, folder: Path) -> None:
     A calibrated model's head is divided by the temperature: it is a matrix without a bias.
     """
     network, pretrained = model.network, model.network.pretrained
-    temperature = 1.0 if model.calibration is None else model.calibration["temperature"]
     pad_id = _pad_id(pretrained)
     skeleton, config = _skeleton(model, pad_id)
 
     # Our tensors under the names of transformers' own class.
     head, prefix = head_name(skeleton, pretrained.model), f"{skeleton.base_model_prefix}."
     tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
-    tensors[head] = network.head.weight.detach().cpu() / temperature
+    tensors[head] = network.head.weight.detach().cpu() / model.temperature
     shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
         raise _other_class(network, f"{type(skeleton).__name__} has other weights")
@@ -176,7 +181,7 @@ def write_checkpoint(model: FittedModel, folder: Path) -> None:
 
     _save(copy_with_tensors(skeleton, tensors), config, folder)
     _tokenizer(pretrained, pad_id, model.max_length).save_pretrained(folder)
-    _compare_scores(network, folder, model.max_length, temperature)
+    _compare_scores(network, folder, model.max_length, model.temperature)
 
 
 def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:

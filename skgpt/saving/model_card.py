@@ -73,8 +73,7 @@ def _what_it_is(model: FittedModel) -> str:
     if spec.lora is not None:
         learned = f"adapters of rank {spec.lora.rank}, merged into the weights, and the head"
     calibrated = ""
-    if model.calibration is not None:
-        found = model.calibration
+    if isinstance(found := model.calibration, dict):
         calibrated = (
             " Its probabilities are calibrated: the head is divided by "
             f"{found['temperature']:.4g}, a temperature fitted on {found['n_rows']} held-out texts."

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from skgpt.data.batching import Rows
+from skgpt.training.loss import JointCrossEntropy
 from skgpt.training.run import TrainingRun
 
 # Of the squared weights, beside the mean loss; scikit-learn's C is one over this and the number of
@@ -36,8 +37,12 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     if target.is_floating_point():
         target = target.double()
     weight = torch.from_numpy(run.rows.weight[rows] / total)
-    # Labels of a multilabel target are solved for side by side, each as if it were alone.
-    penalty_K1 = _PENALTY * (weight.sum(0)[:, None] if weight.ndim == 2 else torch.ones(1, 1))
+    # Labels of a multilabel target are solved for side by side, each as if it were alone, and so
+    # are several outputs.
+    share_J = weight.sum(0) if weight.ndim == 2 else torch.ones(1)
+    if isinstance(run.loss, JointCrossEntropy):
+        share_J = run.loss.spread(share_J)
+    penalty_K1 = _PENALTY * share_J[:, None]
     shape = run.network.head.weight.shape
 
     def loss_of(weight_KH: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ averages or compares them takes them to add up to one to more digits than fp32 h
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, log_softmax, softmax
 from torch import Tensor
@@ -65,4 +66,30 @@ class BinaryCrossEntropy:
         return np.asarray(log_expit(logits_NK.astype(np.float64)))
 
 
-Loss = CrossEntropy | BinaryCrossEntropy
+@dataclass(frozen=True)
+class JointCrossEntropy:
+    """Softmax cross-entropies of several outputs, each over scores of its own: `sizes` of them.
+
+    Their probabilities are those of `CrossEntropy`, output by output.
+    """
+
+    sizes: tuple[int, ...]
+    label_smoothing: float = 0.0
+
+    def total(self, logits_BK: Tensor, target_BJ: Tensor, weight_BJ: Tensor) -> Tensor:
+        """Return the weighted sum of the elements' cross-entropies; the target is class codes."""
+        own = CrossEntropy(self.label_smoothing)
+        outputs = zip(
+            logits_BK.split(self.sizes, dim=1),
+            target_BJ.unbind(1),
+            weight_BJ.unbind(1),
+            strict=True,
+        )
+        return torch.stack([own.total(*output) for output in outputs]).sum()
+
+    def spread(self, values_J: Tensor) -> Tensor:
+        """Repeat what each output has for each of its scores."""
+        return values_J.repeat_interleave(torch.tensor(self.sizes))
+
+
+Loss = CrossEntropy | BinaryCrossEntropy | JointCrossEntropy
