@@ -552,7 +552,12 @@ def make_scorer(
 
     # What scikit-learn advises, to pass `labels` or the like to a metric, can't be done here.
     cure = "Choose another `scoring`."
-    if held_out.y.ndim == 1:
+    if isinstance(view_of(truth_NK).classes_, list):
+        cure = (
+            "scikit-learn's metrics score one column: of several, pass a callable(estimator, X, y) "
+            "that scores the columns of its predictions, or scoring=None, the loss."
+        )
+    elif held_out.y.ndim == 1:
         missing = np.setdiff1d(view_of(truth_NK).classes_, held_out.y).tolist()
         if missing:
             cure = (

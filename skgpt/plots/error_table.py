@@ -311,8 +311,9 @@ def _check_prob(y_prob: Any) -> NDArray[np.float64]:
     """Check probabilities; return them with a column for each class."""
     if isinstance(y_prob, list) and y_prob and np.ndim(y_prob[0]) == 2:
         raise InvalidTextError(
-            "`y_prob` must be an array of shape (n, n_labels). Got a list of arrays, one per "
-            "label: np.column_stack([p[:, 1] for p in y_prob]) makes one of them."
+            "`y_prob` must be an array of shape (n, n_labels). Got a list of arrays: of several "
+            "outputs show one, from_predictions(y[:, j], y_prob[j], classes=classes_[j]); of "
+            "labels, np.column_stack([p[:, 1] for p in y_prob]) makes an array."
         )
     try:
         prob = np.asarray(y_prob, dtype=np.float64)

@@ -26,7 +26,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skgpt._base import BaseGPTText
 from skgpt.data.inputs import as_known_container, check_weight, find_columns
-from skgpt.data.targets import encode_target
+from skgpt.data.targets import encode_target, share_right, side_by_side
 from skgpt.data.template import parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
@@ -245,8 +245,8 @@ def compare_with_baseline(
         a Pipeline that ends in one.
     X : array-like of shape (n,) or (n, n_columns)
         Texts, as in `fit`.
-    y : array-like of shape (n,), or of shape (n, n_labels)
-        Labels, or an indicator.
+    y : array-like of shape (n,), (n, n_labels) or (n, n_outputs)
+        Labels, an indicator, or columns of labels.
     cv : int, splitter, iterable of (train, test) or None, default=None
         As in `cross_validate`: None is five stratified folds. Drawn once, for both.
     scoring : str, callable or None, default=None
@@ -542,8 +542,11 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         sample_weight = check_weight(sample_weight, len(texts))
         weight = loss_weights(target, sample_weight, self.class_weight, rows)
         present = target.truth(rows) > 0
-        if target.width == 2 and not target.is_multilabel:
+        if target.width == 2 and target.codes.ndim == 1:
             present = present[:, 1:]
+        self.sizes_ = [output.width for output in target.outputs]
+        if target.is_multioutput:
+            weight = np.repeat(weight, self.sizes_, axis=1)
         weight = np.broadcast_to(weight.reshape(len(texts), -1), present.shape)
 
         self.classes_ = target.classes
@@ -561,9 +564,9 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         rows = np.random.default_rng(0).permutation(rows)[:_MOST_ROWS]
         if len(rows) < 2 * _FOLDS:
             return _GRID[0]
-        one_of_many = not self.multilabel_ and present.shape[1] > 1
-        splitter = KFold(_FOLDS) if self.multilabel_ else StratifiedKFold(_FOLDS)
-        strata = present.argmax(axis=1) if one_of_many else present[:, 0]
+        stratified = not (self.multilabel_ or isinstance(self.classes_, list))
+        splitter = StratifiedKFold(_FOLDS) if stratified else KFold(_FOLDS)
+        strata = present.argmax(axis=1) if present.shape[1] > 1 else present[:, 0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of classes with a row or two
             folds = [(rows[a], rows[b]) for a, b in splitter.split(rows, strata[rows])]
@@ -577,8 +580,9 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
                     models = _fit_each(features, present[train], weight[train], _GRID[place][1])
                     logits = np.stack([m.decision_function(others) for m in models], axis=1)
                     predicted = logits > 0
-                    if one_of_many:
-                        predicted = logits == logits.max(axis=1, keepdims=True)
+                    if not self.multilabel_ and logits.shape[1] > 1:
+                        parts = self._by_output(logits)
+                        predicted = np.hstack([p == p.max(axis=1, keepdims=True) for p in parts])
                     right[place] += (weight[test] * (predicted == present[test])).sum()
         return _GRID[int(right.argmax())]
 
@@ -588,34 +592,57 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         cells = texts.read(template.places(len(texts.columns)))
         return [template.render(row) for row in zip(*cells, strict=True)]
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Return the logits: of shape (n,) for two classes, else (n, n_classes or n_labels)."""
+    def _logits(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self)
         features = self.vectorizer_.transform(self._texts(X))
-        logits = np.stack([model.decision_function(features) for model in self.models_], axis=1)
+        return np.stack([model.decision_function(features) for model in self.models_], axis=1)
+
+    def _by_output(self, logits_NK: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        return np.split(logits_NK, np.cumsum(self.sizes_)[:-1], axis=1)
+
+    def decision_function(self, X: Any) -> Any:
+        """Return the logits: of shape (n,) for two classes, else (n, n_classes or n_labels).
+
+        Of several outputs it is a list of the latter, as is what `predict_proba` returns.
+        """
+        logits = self._logits(X)
+        if isinstance(self.classes_, list):
+            return self._by_output(logits)
         return logits if self.multilabel_ or logits.shape[1] > 1 else logits[:, 0]
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_proba(self, X: Any) -> Any:
         """Return each label's probability, or each class's own over the sum of them."""
-        own = expit(self.decision_function(X))
+        own = expit(self._logits(X))
         if self.multilabel_:
-            return np.asarray(own)
-        if own.ndim == 1:
-            return np.column_stack([1 - own, own])
-        return np.asarray(own / own.sum(axis=1, keepdims=True))
+            return own
+        if own.shape[1] == 1:
+            return np.hstack([1 - own, own])
+        parts = [part / part.sum(axis=1, keepdims=True) for part in self._by_output(own)]
+        return parts if isinstance(self.classes_, list) else parts[0]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return labels out of ``classes_``, or an indicator."""
-        logits = self.decision_function(X)
+        logits = self._logits(X)
+        if isinstance(self.classes_, list):
+            columns = zip(self.classes_, self._by_output(logits), strict=True)
+            return side_by_side([classes[part.argmax(axis=1)] for classes, part in columns])
         if self.multilabel_:
             return (logits > 0).astype(np.int64)
-        codes = (logits > 0).astype(np.int64) if logits.ndim == 1 else logits.argmax(axis=1)
+        codes = logits.argmax(axis=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(int)
         return np.asarray(self.classes_[codes])
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy, as `GPTTextClassifier.score`."""
+        check_is_fitted(self)
+        if isinstance(self.classes_, list):
+            return share_right(y, self.predict(X), sample_weight)
+        return float(super().score(X, y, sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         tags.classifier_tags.multi_label = True
+        tags.target_tags.multi_output = True
         return tags
 
 

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from skgpt._base import BaseGPTText
 from skgpt.caching import searching
 from skgpt.data.inputs import find_columns
+from skgpt.data.targets import has_columns
 from skgpt.data.template import parse_template
 from skgpt.exceptions import TuningError
 
@@ -67,7 +68,9 @@ def draw_splits(estimator: Any, X: Any, y: Any, cv: Any, **params: Any) -> list[
         template = parse_template(estimator.template, len(texts.columns), texts.names)
         texts.read(template.places(len(texts.columns)))
         estimator._encode_target(y, len(texts), None, "y")
-    splitter = check_cv(cv, y, classifier=is_classifier(estimator))
+    # It stratifies by no y of several columns, and fails at sorting labels of several types.
+    stratified = is_classifier(estimator) and not has_columns(y)
+    splitter = check_cv(cv, y, classifier=stratified)
     found = splitter.split(X, y, **params)
     splits = [(np.asarray(train), np.asarray(test)) for train, test in found]
     if not splits:
