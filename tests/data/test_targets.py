@@ -96,7 +96,6 @@ def test_labels__that_numpy_would_take_for_others__are_refused(labels: Any, mess
         ("abc", "Got a str"),
         (iter("abc"), "Got a str_"),
         ([["a"], ["b", "c"], ["a"]], "one label per text"),
-        ([["a", "b"], ["b", "c"], ["a", "c"]], "Unknown label type: multiclass-multioutput"),
         ([["a"], "b", ["a"]], "one label per text"),
         (["a", pd.NA, "b"], "row 1 is <NA>"),
         ([0.5, 1.25, 3.1], "Unknown label type: continuous.*GPTTextRegressor"),
@@ -176,18 +175,19 @@ def _with(value: object) -> np.ndarray:
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (_with(2).astype(int), r"Unknown label type: multiclass-multioutput.*Row 2 holds.*2"),
-        (INDICATOR + 1, r"binary indicator of 0 and 1.*Row 0 holds.*2"),
-        (_with(0.5).astype(float), "Unknown label type: continuous-multioutput.*GPTTextRegressor"),
+        (_with(2).astype(int), r"2 classes in column 2 of y, .* only one class: 0"),
+        (INDICATOR + 1, r"2 classes in column 2 of y, .* only one class: 1"),
+        (_with(0.5).astype(float), "Unknown label type: continuous.*column 1 of y.*Regressor"),
         (_with(np.nan).astype(float), "NaN.*row 2 holds.*nan"),
         (_with(None), "row 2 holds None"),
+        (_with([1, 2]), r"list"),
         (_with(pd.NA), "row 2 holds <NA>"),
-        (_with("a"), "MultiOutputClassifier"),
-        (_with(1j), "multiclass-multioutput"),
-        ([[1, [0]], [1, [1]], [0, [1]], [0, [0]]], "multiclass-multioutput"),
+        (_with("a"), "labels in column 1 of y must be of one type"),
+        (_with(1j), "labels in column 1 of y must be of one type"),
+        ([[1, [0]], [1, [1]], [0, [1]], [0, [0]]], r"one label in each column. Row 0 holds \[0\]"),
         (pd.DataFrame(INDICATOR).astype("Int64").mask(INDICATOR == 1), "row 0 holds <NA>"),
         (sparse.csr_array(_with(2).astype(int)), "Row 2 holds.*2"),
-        (sparse.csc_array(_with(0.5).astype(float)), "continuous-multioutput.*Row 2 holds"),
+        (sparse.csc_array(_with(0.5).astype(float)), "Row 2 holds.*must be dense"),
         (sparse.coo_array(_with(np.nan).astype(float)), "row 2 holds.*nan"),
         (INDICATOR[:3], r"\[4, 3\]"),
         (np.empty((4, 0)), r"shape \(4, 0\)"),
@@ -199,6 +199,61 @@ def _with(value: object) -> np.ndarray:
 def test_encode_target__2d_but_no_indicator__is_refused(y: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         encode_target(y, 4, name="It")
+
+
+COLUMNS = [["b", 3, True], ["a", 1, False], ["c", 3, False], ["a", 1, True]]
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        COLUMNS,
+        tuple(map(tuple, COLUMNS)),
+        np.array(COLUMNS, dtype=object),
+        pd.DataFrame(COLUMNS),
+        pd.DataFrame(COLUMNS).astype({0: "category", 1: "Int64", 2: "boolean"}),
+        pl.DataFrame(COLUMNS, orient="row"),
+    ],
+    ids=["rows", "tuples", "objects", "pandas", "pandas' own types", "polars"],
+)
+def test_encode_target__columns_of_classes__are_targets_side_by_side(y: Any) -> None:
+    target = encode_target(y, 4, name="It")
+    assert target.is_multioutput and not target.is_multilabel
+    assert (len(target), target.width) == (4, 7)
+    assert [each.tolist() for each in target.classes] == [["a", "b", "c"], [1, 3], [False, True]]
+    assert target.labels.tolist() == COLUMNS
+    for output, column in zip(target.outputs, zip(*COLUMNS, strict=True), strict=True):
+        alone = encode_target(list(column), 4, name="It")
+        assert output.codes.tolist() == alone.codes.tolist()
+        assert output.classes.dtype.kind in (alone.classes.dtype.kind, "O")
+    rows = np.array([3, 0])
+    parts = [output.truth(rows) for output in target.outputs]
+    assert np.array_equal(target.truth(rows), np.hstack(parts))
+    assert np.array_equal(target.strata.sum(axis=0), [*target.counts(np.arange(4)).values()])
+    assert target.counts(rows) == {
+        "0: a": 1,
+        "0: b": 1,
+        "0: c": 0,
+        "1: 1": 1,
+        "1: 3": 1,
+        "2: False": 0,
+        "2: True": 2,
+    }
+
+
+def test_encode_target__known_classes_of_columns__say_what_zeros_and_ones_are() -> None:
+    known = [np.array([0, 1, 2]), np.array([0, 1])]
+    assert encode_target([[0, 1], [1, 0]], 2, name="It", classes=known).is_multioutput
+    assert encode_target(sparse.eye_array(2), 2, name="It", classes=known).is_multioutput
+    assert encode_target([[0, 1], [1, 0]], 2, name="It").is_multilabel
+    for y, got in (
+        (["a", "b"], "one label per text"),
+        ([[0, 1, 1], [1, 1, 1]], "3 columns of labels"),
+    ):
+        with pytest.raises(InvalidTextError, match=rf"\[0, 1, 2\] and \[0, 1\]. Got {got}"):
+            encode_target(y, 2, name="It", classes=known)
+    with pytest.raises(InvalidTextError, match=r"classes \['a', 'b'\]. Got 3 columns of labels"):
+        encode_target(COLUMNS, 4, name="It", classes=np.array(["a", "b"]))
 
 
 # Known classes
@@ -286,7 +341,7 @@ def test_check_classes__unusable__is_refused(classes: object, message: str) -> N
         check_classes(classes, name="It")
 
 
-@pytest.mark.parametrize("y", [["a", "b", "c", "b"], INDICATOR])
+@pytest.mark.parametrize("y", [["a", "b", "c", "b"], INDICATOR, COLUMNS])
 def test_join__a_target_in_two_parts__is_the_whole(y: Any) -> None:
     whole = encode_target(y, 4, name="It")
     first = encode_target(y[:3], 3, name="It", classes=whole.classes)
@@ -296,6 +351,7 @@ def test_join__a_target_in_two_parts__is_the_whole(y: Any) -> None:
     assert joined.codes.dtype == whole.codes.dtype
     assert joined.codes.tolist() == whole.codes.tolist()
     assert joined.classes is first.classes
+    assert joined.labels.tolist() == whole.labels.tolist()
 
 
 def test_join__other_classes_or_another_kind__is_refused() -> None:
@@ -305,6 +361,8 @@ def test_join__other_classes_or_another_kind__is_refused() -> None:
             join(letters, encode_target(other, len(other), name="It"))
     with pytest.raises(InvalidTextError, match="one kind"):
         join(encode_target([0, 1, 2], 3, name="It"), encode_target(INDICATOR, 4, name="It"))
+    with pytest.raises(InvalidTextError, match="the same classes"):
+        join(encode_target(COLUMNS, 4, name="It"), letters)
 
 
 def test_truth__of_some_rows__is_what_they_are_predicted_by() -> None:

@@ -14,6 +14,7 @@ from skgpt.exceptions import InvalidTextError
 
 ABB = encode_target(["a", "b", "b"], 3, name="It")
 SETS = encode_target([[1, 0, 0], [0, 0, 1], [1, 0, 1], [1, 0, 0]], 4, name="It")
+COLUMNS = encode_target([["a", 3], ["b", 3], ["b", 4], ["b", 3]], 4, name="It")
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -28,7 +29,7 @@ def random_target(rng: np.random.Generator, n: int, *, multilabel: bool) -> Targ
     return Target(np.array(["a", "b", "c"]), rng.choice(3, size=n, p=[0.7, 0.2, 0.1]))
 
 
-@pytest.mark.parametrize("target", [ABB, SETS])
+@pytest.mark.parametrize("target", [ABB, SETS, COLUMNS])
 def test_loss_weights__none__are_the_rows_weights_to_the_bit(target: Target) -> None:
     ones = loss_weights(target, np.ones(len(target)), None, np.arange(len(target)))
     assert ones.dtype == np.float64
@@ -137,3 +138,15 @@ def test_loss_weights__only_held_out_rows_weigh_something__is_refused(
     with pytest.raises(InvalidTextError, match="at least one training row"):
         loss_weights(target, weight, class_weight, np.array([0, 1]))
     assert loss_weights(target, weight, class_weight, np.array([0, 2])).sum() > 0
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", [{"a": 3.0}, "balanced"], [None, {4: 2.0}]])
+def test_loss_weights__several_outputs__each_column_as_if_it_were_alone(class_weight: Any) -> None:
+    weight, train = np.array([1.0, 2.0, 1.0, 0.5]), np.array([0, 1, 2])
+    each = class_weight if isinstance(class_weight, list) else 2 * [class_weight]
+    alone = [
+        loss_weights(output, weight, own, train)
+        for output, own in zip(COLUMNS.outputs, each, strict=True)
+    ]
+    got = loss_weights(COLUMNS, weight, class_weight, train)
+    assert np.array_equal(got, np.stack(alone, axis=1))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy
+from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy, JointCrossEntropy
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = 3 * torch.randn(6, 4, generator=GENERATOR)
@@ -36,6 +36,17 @@ def test_two_classes__one_score_against_zero__both_losses_are_equal(smoothing: f
     assert binary.probabilities(z.numpy())[:, 0] == pytest.approx(
         classes.probabilities(two.numpy())[:, 1], rel=1e-6
     )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_joint_cross_entropy__several_outputs__is_the_sum_of_their_own(smoothing: float) -> None:
+    codes, weights = torch.stack([CODES % 3, CODES % 1], dim=1), ELEMENT_WEIGHTS[:, :2]
+    own = CrossEntropy(smoothing)
+    expected = own.total(LOGITS[:, :3], codes[:, 0], weights[:, 0])
+    expected += own.total(LOGITS[:, 3:], codes[:, 1], weights[:, 1])
+    joint = JointCrossEntropy((3, 1), smoothing)
+    assert joint.total(LOGITS, codes, weights).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert joint.spread(torch.tensor([5.0, 7.0])).tolist() == [5.0, 5.0, 5.0, 7.0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,7 +20,7 @@ from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier, compare_scores, rivals_of, tfidf_rival
 from skgpt.tuning.folds import FoldScores, draw_splits
-from tests.helpers import make, make_text_data
+from tests.helpers import columns_of_classes, make, make_text_data
 from tests.tuning.searching import DATA, X, y
 
 
@@ -139,6 +139,17 @@ def test_compare__label_sets_in_nested_pipelines__both_are_scored(tiny_llama: st
     assert rival[-1][-1].class_weight == clf.class_weight and nested[-1][-1] is clf
     found = compare_with_baseline(nested, X, tags, cv=2, scoring="f1_micro")
     assert found.name == "GPTTextClassifier" and (found.baseline_scores > 0.4).all()
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__several_outputs__all_are_scored_by_rows_all_right(tiny_llama: str) -> None:
+    columns = columns_of_classes(y)
+    clf = make(tiny_llama, max_epochs=1, class_weight=[None, {1: 2.0}, "balanced"])
+    found = compare_with_baseline(make_pipeline(FunctionTransformer(lower), clf), X, columns, cv=2)
+    splits = KFold(2).split(X)
+    rival = tfidf_rival(clf)
+    expected = [rival.fit(X[a], columns.iloc[a]).score(X[b], columns.iloc[b]) for a, b in splits]
+    assert {*found.others.values(), found.baseline_scores.mean()} >= {np.mean(expected)}
 
 
 def test_rivals__of_our_classifier__are_the_same_but_for_what_learns(tiny_llama: str) -> None:
@@ -286,6 +297,19 @@ def test_linear__multilabel__with_a_label_of_no_row_and_one_of_all() -> None:
     np.testing.assert_array_equal(clf.predict(X), tags)
     proba = clf.predict_proba(X)
     assert proba.shape == (len(X), 3) and ((proba > 0) & (proba < 1)).all()
+
+
+def test_linear__several_outputs__each_as_if_it_were_alone() -> None:
+    columns = np.column_stack([y, np.where(y == "sport", "yes", "no")]).astype(str)
+    clf = LinearTextClassifier().fit(X, columns)
+    np.testing.assert_array_equal(clf.predict(X), columns)
+    assert clf.score(X, columns) == 1
+    for j, (proba, logits) in enumerate(
+        zip(clf.predict_proba(X), clf.decision_function(X), strict=True)
+    ):
+        assert proba.shape == logits.shape == (len(X), len(clf.classes_[j]))
+        np.testing.assert_allclose(proba.sum(axis=1), 1)
+        np.testing.assert_array_equal(clf.classes_[j][proba.argmax(axis=1)], columns[:, j])
 
 
 def test_linear__columns__joined_as_the_template_says() -> None:
