@@ -137,7 +137,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     class_weight : dict, list of dict, "balanced" or None, default=None
         Weights of the classes, multiplied with `sample_weight`. "balanced" is computed on the
         training rows with their sample weights. For multilabel y a list of one dict per label,
-        as in ``{0: 1.0, 1: 5.0}``.
+        as in ``{0: 1.0, 1: 5.0}``; for several outputs a list of what one column takes.
     early_stopping : bool, default=False
         Hold out rows, or take `X_val`, and score them after every epoch; stop when the score no
         longer rises, and keep the weights of the best epoch.
@@ -150,13 +150,14 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         The score must rise by so much to count as an improvement.
     scoring : str, callable or None, default=None
         How the held-out rows are scored: a scikit-learn scorer's name, a
-        ``callable(estimator, X, y)``, or None for minus the loss. A score of nan is no improvement
-        (`MissingScoreWarning`). A scorer that raises after some epoch ends the fit: the estimator
-        is fitted with the weights of the best epoch so far, and the error is raised.
+        ``callable(estimator, X, y)``, or None for minus the loss; for several outputs one of the
+        latter two. A score of nan is no improvement (`MissingScoreWarning`). A scorer that raises
+        after some epoch ends the fit: the estimator is fitted with the weights of the best epoch so
+        far, and the error is raised.
     calibrate : bool, default=False
         Divide the raw scores behind the probabilities by a temperature, fitted on the held-out
         rows at the end (rows are held out for it even without `early_stopping`). Labels and
-        `decision_function` stay as they are.
+        `decision_function` stay as they are. Each of several outputs has its own.
     warm_start : bool, default=False
         Whether `fit` goes on from the fitted weights, with a fresh schedule, not from the
         pretrained model.
@@ -183,8 +184,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     Attributes
     ----------
-    classes_ : ndarray of shape (n_classes,)
-        The labels, sorted; for multilabel y the numbers of its columns.
+    classes_ : ndarray of shape (n_classes,), or list of these
+        The labels, sorted; for multilabel y the numbers of its columns; for several outputs the
+        labels of each column.
     n_iter_ : int
         Epochs run; after `partial_fit` those of all calls.
     history_ : list of dict
@@ -200,7 +202,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     best_iter_ : int
         The epoch of the highest of them, 1 for the first; 0 if none is a number. With
         `early_stopping` the weights are those of this epoch, otherwise of the last.
-    calibration_ : dict
+    calibration_ : dict, or list of these for several outputs
         Only with `calibrate`: ``temperature``, the number ``n_rows`` of rows it was fitted on, and
         the expected calibration error and the Brier score of these very rows, ``ece_before``,
         ``ece_after``, ``brier_before``, ``brier_after``; so those after are a little optimistic.
@@ -347,9 +349,10 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
             lays out, numbers formatted as text: a 2-D array, a DataFrame of pandas, polars or
             pyarrow, a `datasets.Dataset`, or any frame that speaks the Arrow PyCapsule or the
             interchange protocol (for those, pyarrow must be installed).
-        y : array-like of shape (n,), or array-like or sparse matrix of shape (n, n_labels)
-            Labels: str, int, bool or object; or an indicator matrix of zeros and ones, for texts
-            of any number of labels.
+        y : array-like of shape (n,), (n, n_labels) or (n, n_outputs)
+            Labels: str, int, bool or object; or an indicator matrix of zeros and ones, dense or
+            sparse, for texts of any number of labels; or several columns of labels, a class in
+            each: a DataFrame, an array or rows. Columns of zeros and ones alone are an indicator.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows in the loss, >= 0. None is one for every row.
         X_val : array-like, default=None
@@ -401,9 +404,10 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
             Texts, as in `fit`.
         y : array-like
             Labels, as in `fit`; one class is enough.
-        classes : array-like of shape (n_classes,), default=None
-            Every class there is; needed on the first call. Later on, classes that are new: they
-            join `classes_` in sorted order. Not looked at for multilabel y.
+        classes : array-like of shape (n_classes,), or list of these, default=None
+            Every class there is, of several outputs a list of those of each column; needed on the
+            first call. Later on, classes that are new: they join `classes_` in sorted order. Not
+            looked at for multilabel y.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows, as in `fit`.
 
@@ -459,14 +463,15 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
         Returns
         -------
-        labels : ndarray of shape (n,) or (n, n_labels)
-            Labels out of ``classes_``; for multilabel y an indicator matrix of int.
+        labels : ndarray of shape (n,), (n, n_labels) or (n, n_outputs)
+            Labels out of ``classes_``; for multilabel y an indicator matrix of int; for several
+            outputs a column each, as objects where they are of several types.
         """
         model = self._fitted()
         return model.labels(model.raw_scores(X, self.verbose))
 
     @own_settings()
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_proba(self, X: Any) -> Any:
         """Predict the probability of each class.
 
         Parameters
@@ -476,16 +481,16 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
         Returns
         -------
-        probabilities : ndarray of shape (n, n_classes), float64
-            In the order of ``classes_``. Each row adds up to one; for multilabel y each label
-            has a probability of its own, strictly between 0 and 1. With `calibrate`, of the raw
-            scores divided by the temperature.
+        probabilities : ndarray of shape (n, n_classes), float64, or list of these
+            In the order of ``classes_``; for several outputs an array for each. Each row adds up to
+            one; for multilabel y each label has a probability of its own, strictly between 0 and 1.
+            With `calibrate`, of the raw scores divided by the temperature.
         """
         model = self._fitted()
         return model.probabilities(model.raw_scores(X, self.verbose))
 
     @own_settings()
-    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_log_proba(self, X: Any) -> Any:
         """Predict the logarithm of the probability of each class.
 
         Parameters
@@ -495,14 +500,14 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
         Returns
         -------
-        log_probabilities : ndarray of shape (n, n_classes), float64
+        log_probabilities : ndarray of shape (n, n_classes), float64, or list of these
             Computed from the raw scores, so finite even where a probability rounds to zero.
         """
         model = self._fitted()
         return model.log_probabilities(model.raw_scores(X, self.verbose))
 
     @own_settings()
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
+    def decision_function(self, X: Any) -> Any:
         """Return the raw scores (logits).
 
         Parameters
@@ -512,9 +517,10 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
         Returns
         -------
-        scores : ndarray of shape (n,) or (n, n_classes), float64
+        scores : ndarray of shape (n,) or (n, n_classes), float64, or list of these
             With two classes the second's score less the first's; for multilabel y one score per
-            label, above zero where the label is predicted. Never calibrated.
+            label, above zero where the label is predicted; for several outputs an array for each.
+            Never calibrated.
         """
         model = self._fitted()
         return model.decision(model.raw_scores(X, self.verbose))
@@ -620,8 +626,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ImportError
             If pandas is not installed.
         ValueError
-            If X or `target` is not as described, or if the model's tokenizer doesn't say where
-            tokens lie or its trunk takes no embeddings.
+            If X or `target` is not as described, if there are several outputs, or if the model's
+            tokenizer doesn't say where tokens lie or its trunk takes no embeddings.
 
         References
         ----------
@@ -657,8 +663,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ------
         ValueError
             If that format can't say what this estimator does: pooling other than the last
-            token's, attention both ways, a template or several columns, texts in windows, an
-            encoder or another architecture without a class for it. The message names the parameter.
+            token's, attention both ways, a template or several columns, texts in windows, several
+            outputs, an encoder or another architecture without a class for it. The message names
+            the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
         TypeError
