@@ -42,12 +42,13 @@ class Answer(BaseModel):
     """What `/classify` gives, in the order of the texts or rows.
 
     A row of `probabilities` is in the order of `classes`. A label is one of `classes`; for a
-    multilabel classifier it is a list of them.
+    multilabel classifier it is a list of them. For one of several outputs, `classes` is a list of
+    those of each, and so are a label and a row of `probabilities`.
     """
 
-    classes: list[Label]
+    classes: list[Label] | list[list[Label]]
     labels: list[Label | list[Label]]
-    probabilities: list[list[float]]
+    probabilities: list[list[float]] | list[list[list[float]]]
 
 
 class Health(BaseModel):
@@ -76,7 +77,7 @@ def create_app(classifier: Any, settings: Settings) -> FastAPI:
     # numbers takes this text, too.
     first = [dict.fromkeys(columns, "1")] if columns else ["a text"]
     try:
-        multilabel = np.ndim(classifier.predict(_as_X(first, columns))) == 2
+        has_columns = np.ndim(classifier.predict(_as_X(first, columns))) == 2
     except ValueError as error:
         raise ValueError(
             f"The classifier must take texts, or columns whose names it knows. It knows {columns}, "
@@ -91,10 +92,11 @@ def create_app(classifier: Any, settings: Settings) -> FastAPI:
     app = FastAPI(title="skgpt", lifespan=lifespan)
     app.state.settings = settings
     app.state.classes = classifier.classes_
-    app.state.multilabel = multilabel
+    app.state.multioutput = isinstance(classifier.classes_, list)
+    app.state.multilabel = has_columns and not app.state.multioutput
     app.state.columns = columns
     app.state.batcher = Batcher(
-        lambda items: classifier.predict_proba(_as_X(items, columns)),
+        lambda items: _rows_of(classifier.predict_proba(_as_X(items, columns))),
         max_texts=settings.batch_texts,
         max_wait=settings.batch_wait_ms / 1000,
         max_unanswered=settings.queue_texts,
@@ -114,6 +116,12 @@ def _as_X(items: list[Any], columns: list[str]) -> Any:
     import pandas as pd
 
     return pd.DataFrame(items, columns=columns)
+
+
+def _rows_of(probabilities: Any) -> Any:
+    """Return the probabilities of each text; of several outputs, an array for each output."""
+    several = isinstance(probabilities, list)
+    return list(zip(*probabilities, strict=True)) if several else probabilities
 
 
 async def classify_texts(body: Texts, request: Request) -> Answer:
@@ -161,8 +169,13 @@ async def _answer(items: list[Any], state: Any) -> Answer:
         raise HTTPException(
             500, "The prediction failed, and the server's log says why. The server goes on."
         ) from None
-    probabilities = np.asarray(rows)
     classes = state.classes
+    if state.multioutput:
+        each = [c.tolist() for c in classes]
+        labels = [[c[p.argmax()] for c, p in zip(each, row, strict=True)] for row in rows]
+        found = [[p.tolist() for p in row] for row in rows]
+        return Answer(classes=each, labels=labels, probabilities=found)
+    probabilities = np.asarray(rows)
     if state.multilabel:
         labels = [classes[row > 0.5].tolist() for row in probabilities]
     else:

@@ -19,7 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import skgpt
 from skgpt import GPTTextClassifier
-from tests.helpers import make_text_data
+from tests.helpers import columns_of_classes, make, make_text_data
 from tests.serve.server import ROOT, SERVE, Reply, RunningServer, preloaded, reply_of, running
 from tests.test_persistence import SHOUT, shout
 
@@ -289,6 +289,19 @@ def test_server__rows_of_several_columns__each_gets_its_own_answer(
     expected = pipe.predict_proba(pd.DataFrame(rows, columns=["subject", "stars", "body"]))
     found = np.concatenate([reply.content["probabilities"] for reply in replies])
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_server__several_outputs__each_has_its_own_label(tiny_llama: str, tmp_path: Path) -> None:
+    texts, y = make_text_data(n_classes=3)
+    clf = make(tiny_llama, max_epochs=1, precision="fp32").fit(texts, columns_of_classes(y))
+    skgpt.save(clf, tmp_path / "saved")
+    with running(tmp_path / "saved", tmp_path / "log") as server:
+        answer = server.post({"texts": texts[:5].tolist()}).content
+    assert answer["classes"] == [each.tolist() for each in clf.classes_]
+    assert answer["labels"] == clf.predict(texts[:5]).tolist()
+    rows = [np.hstack(row) for row in answer["probabilities"]]
+    expected = np.hstack(clf.predict_proba(texts[:5]))
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=TOLERANCE)
 
 
 ROW = {"subject": "a", "stars": 3, "body": "b"}
