@@ -534,8 +534,8 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         target = encode_target(y, n, name=type(self).__name__)
         if target.codes.ndim == 2:
             raise InvalidTextError(
-                f"y must hold one label per text: {type(self).__name__} takes no several "
-                "columns. Use GPTTextClassifier, or one zero-shot classifier per label."
+                f"y must hold one label per text: {type(self).__name__} takes a single column "
+                "of labels. Use GPTTextClassifier, or one zero-shot classifier per label."
             )
         return target.classes
 
