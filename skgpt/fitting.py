@@ -678,7 +678,7 @@ def count_rows(
         before = previous.trained_on
     if before is None:
         return None
-    counts = target.counts(rows).items()
+    counts = target.count(rows).items()
     return {
         "rows": before["rows"] + len(rows),
         "labels": {name: before["labels"].get(name, 0) + n for name, n in counts},

@@ -86,10 +86,10 @@ class Target:
         codes = self.codes[rows]
         return 2 * codes - 1 if self.is_multilabel else np.eye(self.width, dtype=np.float32)[codes]
 
-    def counts(self, rows: NDArray[np.int64]) -> dict[str, int]:
+    def count(self, rows: NDArray[np.int64]) -> dict[str, int]:
         """Return how many of these rows have each label, by its text."""
         if isinstance(self.classes, list):
-            parts = [output.counts(rows).items() for output in self.outputs]
+            parts = [output.count(rows).items() for output in self.outputs]
             return {f"{j}: {label}": n for j, part in enumerate(parts) for label, n in part}
         codes = self.codes[rows]
         each = codes.sum(0) if self.is_multilabel else np.bincount(codes, minlength=self.width)

@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skgpt._base import BaseGPTText
 from skgpt.data.inputs import as_known_container, check_weight, find_columns
 from skgpt.data.targets import encode_target, share_right, side_by_side
-from skgpt.data.template import parse_template
+from skgpt.data.template import fields_of, parse_template
 from skgpt.data.weights import ClassWeight, loss_weights
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.training.config import resolve_epochs
@@ -41,6 +41,7 @@ from skgpt.tuning.folds import (
     score_folds,
 )
 from skgpt.tuning.trial import Evaluator
+from skgpt.zero_shot import GPTZeroShotClassifier
 
 # Signs are words of their own: an emoji or an exclamation mark says much about a short text.
 _WORD = r"\w+|[^\w\s]"
@@ -261,7 +262,9 @@ def compare_with_baseline(
         words or on words and pairs of words, their counts taken by their logarithm; its n-grams and
         C are chosen by cross-validation within the training rows. "frozen" is the estimator's own
         model of which nothing but the head learns, "minilm-l6" the same with that encoder, which
-        is fetched once. None is "tfidf" and, for `GPTTextClassifier`, "frozen". Words are not set
+        is fetched once. "zero-shot" is `GPTZeroShotClassifier` with the estimator's model, and its
+        template if that ends in words: for labels that are words. It learns nothing, so weights
+        don't count there. None is "tfidf" and, for `GPTTextClassifier`, "frozen". Words are not set
         apart by spaces in every language: for those pass a Pipeline that begins with a
         TfidfVectorizer of characters.
     n_jobs : int or None, default=None
@@ -302,7 +305,8 @@ def compare_with_baseline(
     splits = draw_splits(estimator, X, y, cv, groups=groups)
     theirs = {}
     for name, rival in rivals_of(estimator, baseline).items():
-        theirs[name] = score_folds(rival, X, y, splits, scorer, sample_weight)
+        weight = sample_weight if has_fit_parameter(last_step(rival), "sample_weight") else None
+        theirs[name] = score_folds(rival, X, y, splits, scorer, weight)
         _check_scores(theirs[name], name)
     ours = score_folds(estimator, X, y, splits, scorer, sample_weight, n_jobs)
     last, n_epochs = last_step(estimator), 0
@@ -430,7 +434,8 @@ def _fit_params_of(rival: Any, fit_params: Mapping[str, Any]) -> dict[str, Any]:
     else:
         path = path_to_last_step(rival)
         taken = {name for name in fit_params if not name.startswith(path)}
-        taken.add(f"{path}sample_weight")
+        if has_fit_parameter(last_step(rival), "sample_weight"):
+            taken.add(f"{path}sample_weight")
     return {name: value for name, value in fit_params.items() if name in taken}
 
 
@@ -447,6 +452,7 @@ _NAMES = {
     "tfidf": "TF-IDF + linear model",
     "frozen": "frozen states + linear model",
     "minilm-l6": "frozen minilm-l6 + linear model",
+    "zero-shot": "zero-shot",
 }
 
 
@@ -467,6 +473,8 @@ def rivals_of(estimator: Any, baseline: Any) -> dict[str, Any]:
             )
         elif each == "tfidf":
             rivals[_NAMES[each]] = tfidf_rival(estimator)
+        elif isinstance(last, BaseGPTText) and each == "zero-shot":
+            rivals[_NAMES[each]] = _zero_shot_rival(estimator)
         elif isinstance(last, BaseGPTText):
             rivals[_NAMES[each]] = _frozen_rival(estimator, each)
         else:
@@ -489,6 +497,21 @@ def _frozen_rival(estimator: Any, which: str) -> Any:
         length = min(head.max_length, 512)  # the positions that it has
         head.set_params(model=which, revision=None, max_length=length, **own)
     return _in_place_of_last_step(estimator, head)
+
+
+def _zero_shot_rival(estimator: Any) -> Any:
+    """Return the estimator's own model untrained, asked for the labels' words behind a prompt."""
+    last = last_step(estimator)
+    prompted = GPTZeroShotClassifier(last.model)
+    shared = prompted.get_params().keys() & last.get_params(deep=False).keys()
+    given = {name: getattr(last, name) for name in shared - {"template", "verbose"}}
+    prompted.set_params(**{name: value for name, value in given.items() if value != "auto"})
+    if last.template is not None:
+        names = fields_of(last.template)
+        layout = parse_template(last.template.rstrip(), len(names), names, joins=True)
+        if layout.words[-1]:  # it ends in words, behind which a label's can be asked for
+            prompted.set_params(template=last.template)
+    return _in_place_of_last_step(estimator, prompted)
 
 
 def tfidf_rival(estimator: Any) -> Any:

@@ -229,8 +229,8 @@ def test_encode_target__columns_of_classes__are_targets_side_by_side(y: Any) -> 
     rows = np.array([3, 0])
     parts = [output.truth(rows) for output in target.outputs]
     assert np.array_equal(target.truth(rows), np.hstack(parts))
-    assert np.array_equal(target.strata.sum(axis=0), [*target.counts(np.arange(4)).values()])
-    assert target.counts(rows) == {
+    assert np.array_equal(target.strata.sum(axis=0), [*target.count(np.arange(4)).values()])
+    assert target.count(rows) == {
         "0: a": 1,
         "0: b": 1,
         "0: c": 0,

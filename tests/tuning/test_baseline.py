@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit, cross_val_s
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from skgpt import GPTZeroShotClassifier
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import BaselineReport, compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier, compare_scores, rivals_of, tfidf_rival
@@ -164,6 +165,23 @@ def test_rivals__of_our_classifier__are_the_same_but_for_what_learns(tiny_llama:
     assert len(rivals_of(clf, None)) == 2 and len(rivals_of(frozen, None)) == 1
 
 
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__zero_shot__is_the_same_model_asked_for_the_labels(tiny_llama: str) -> None:
+    prompt = "News: {text}\nTopic:"
+    clf = make(tiny_llama, template=prompt, max_epochs=1, precision="fp32")
+    asked = GPTZeroShotClassifier(tiny_llama, template=prompt, max_length=64, precision="fp32")
+    named = {"baseline": ["tfidf", "zero-shot"], "cv": 2, "sample_weight": np.ones(len(y))}
+    found = compare_with_baseline(make_pipeline(clf), X, y, **named)
+    means = {**found.others, found.baseline_name: found.baseline_scores.mean()}
+    assert means["zero-shot"] == cross_val_score(asked, X, y, cv=2).mean()
+    for template, used in ((None, "{text}\nTopic:"), ("T: {text} ", "{text}\nTopic:")):
+        clf.set_params(template=template)
+        (rival,) = rivals_of(clf, "zero-shot").values()
+        assert rival.get_params() == {**asked.get_params(), "template": used}
+    with pytest.raises(TuningError, match="needs skgpt's classifier"):
+        rivals_of(LinearTextClassifier(), "zero-shot")
+
+
 def test_compare_scores__no_number__names_the_fold() -> None:
     splits = draw_splits(Oracle(), *DATA, cv=4)
     theirs = FoldScores(np.zeros(4), np.ones(4))
@@ -192,7 +210,11 @@ def test_draw_splits__groups__are_never_split_and_the_ratio_is_the_folds_mean() 
         (Oracle(), {"scoring": ["accuracy", "f1_macro"]}, "must be one scorer"),
         (Oracle(), {"cv": []}, "at least one fold"),
         (Oracle(), {"scoring": lambda *_: math.nan}, "none on fold 0"),
-        (Oracle(), {"baseline": "svm"}, "one of tfidf, frozen, minilm-l6, or a list.*Got 'svm'"),
+        (
+            Oracle(),
+            {"baseline": "svm"},
+            "one of tfidf, frozen, minilm-l6, zero-shot, or a list.*Got 'svm'",
+        ),
         (Oracle(), {"baseline": ["tfidf", "frozen"]}, "'frozen'` needs skgpt's classifier"),
         (Oracle(), {"baseline": 3}, "must be an estimator or one of .*Got 3"),
         (Oracle(), {"baseline": []}, "must name a model to beat"),
