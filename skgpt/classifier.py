@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
@@ -525,6 +526,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         model = self._fitted()
         return model.decision(model.raw_scores(X, self.verbose))
 
+    @own_settings()
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the accuracy: the share of texts whose labels are all predicted right.
 
@@ -542,9 +544,11 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         -------
         accuracy : float
         """
-        if isinstance(self._fitted().classes, list):
-            return share_right(y, self.predict(X), sample_weight)
-        return float(super().score(X, y, sample_weight))
+        model = self._fitted()
+        predicted = model.labels(model.raw_scores(X, self.verbose))
+        if model.multioutput:
+            return share_right(y, predicted, sample_weight)
+        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
     @own_settings()
     def plan(self, X: Any, y: Any = None) -> FitEstimate:

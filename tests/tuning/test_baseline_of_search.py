@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss, make_scorer
-from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_score
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -20,7 +20,7 @@ from skgpt._sklearn import HAS_CALLBACKS
 from skgpt.exceptions import BaselineWarning, TuningError
 from skgpt.tuning import compare_with_baseline
 from skgpt.tuning.baseline import LinearTextClassifier
-from tests.helpers import make
+from tests.helpers import columns_of_classes, make
 from tests.tuning.processes import stored
 from tests.tuning.searching import DATA, RATES, X, piped, search, upper, y
 
@@ -265,3 +265,19 @@ def test_search_baseline__resumed_and_with_workers__is_what_it_is_in_one_go(
         np.testing.assert_array_equal(
             found.baseline_.baseline_scores, whole.baseline_.baseline_scores
         )
+
+
+@loses
+def test_search_baseline__several_outputs_or_no_training__is_scored_all_the_same(
+    tiny_llama: str,
+) -> None:
+    columns = columns_of_classes(y)  # of several types, which scikit-learn can't sort
+    weight = np.ones(len(y))
+    found = search(tiny_llama, RATE, cv=2, baseline="tfidf").fit(X, columns, sample_weight=weight)
+    rows = KFold(2).split(X)
+    rival = LinearTextClassifier()
+    expected = [rival.fit(X[a], columns.iloc[a]).score(X[b], columns.iloc[b]) for a, b in rows]
+    np.testing.assert_allclose(found.baseline_.baseline_scores, expected)
+    assert [len(classes) for classes in found.classes_] == [len(np.unique(y)), 2, 2]
+    found = search(tiny_llama, RATE, cv=2, baseline="zero-shot").fit(X, y, sample_weight=weight)
+    assert found.baseline_.baseline_name == "zero-shot"
