@@ -1,7 +1,7 @@
 """GPTTextClassifier: a pretrained GPT, fine-tuned to tell classes of texts apart."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from numbers import Real
 from typing import Any, Literal, Self
@@ -234,6 +234,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     _parameter_constraints: dict[str, list[Any]] = {
         **SHARED_CONSTRAINTS,
+        "label_words": [Mapping, StrOptions({"auto"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "calibrate": ["boolean"],
@@ -255,6 +256,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         pooling: Literal["auto", "mean", "last"] = "auto",
         attention: Literal["auto", "causal", "bidirectional"] = "auto",
         template: str | None = None,
+        label_words: Mapping[Any, str | Sequence[str]] | Literal["auto"] | None = None,
         max_length: int = 256,
         long_text: LongText = "cut",
         max_epochs: int | Literal["auto"] = "auto",
@@ -291,6 +293,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.pooling = pooling
         self.attention = attention
         self.template = template
+        self.label_words = label_words
         self.max_length = max_length
         self.long_text = long_text
         self.max_epochs = max_epochs

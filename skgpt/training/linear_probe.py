@@ -39,9 +39,10 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     # Labels of a multilabel target are solved for side by side, each as if it were alone.
     penalty_K1 = _PENALTY * (weight.sum(0)[:, None] if weight.ndim == 2 else torch.ones(1, 1))
     shape = run.network.head.weight.shape
+    offset_K = run.network.offset.cpu().double()
 
     def loss_of(weight_KH: torch.Tensor) -> torch.Tensor:
-        return run.loss.total(scaled_NH @ weight_KH.T, target, weight)
+        return run.loss.total(scaled_NH @ weight_KH.T + offset_K, target, weight)
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weight_KH = torch.from_numpy(flat).view(shape).requires_grad_()
