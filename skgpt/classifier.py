@@ -263,7 +263,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         max_seconds: float | None = None,
         batch_size: int = 16,
         learning_rate: float | Literal["auto"] = "auto",
-        head_learning_rate: float = 1e-3,
+        head_learning_rate: float | Literal["auto"] = "auto",
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
         lr_schedule: Literal["linear", "cosine", "constant"] = "linear",

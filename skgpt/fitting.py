@@ -59,7 +59,12 @@ from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, TrainingCallback, work_bar
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
+from skgpt.training.config import (
+    TrainingConfig,
+    resolve_epochs,
+    resolve_head_rate,
+    resolve_rate,
+)
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
 from skgpt.training.loop import train
 from skgpt.training.optimizer import Moments
@@ -408,7 +413,7 @@ def make_config(
         learning_rate=resolve_rate(
             estimator.learning_rate, network.spec, causal=network.pretrained.capabilities.causal
         ),
-        head_learning_rate=estimator.head_learning_rate,
+        head_learning_rate=resolve_head_rate(estimator.head_learning_rate, network.spec),
         weight_decay=estimator.weight_decay,
         warmup_ratio=estimator.warmup_ratio,
         schedule=estimator.lr_schedule,
@@ -469,9 +474,7 @@ def fit_in_time(
     return network, TimeLimit(n_epochs, deadline, prices.work.n_epochs, before)
 
 
-def _may_be_shallower(
-    estimator: Any, network: TextNetwork, previous: FittedModel | None
-) -> bool:
+def _may_be_shallower(estimator: Any, network: TextNetwork, previous: FittedModel | None) -> bool:
     """Say whether layers may be dropped of a fit: nobody named, or needs, as many."""
     return estimator.n_layers == "auto" and previous is None and not network.spec.prompted
 

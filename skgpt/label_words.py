@@ -12,7 +12,8 @@ from skgpt.data.template import Template, fields_of, parse_template
 from skgpt.data.tokenization import begins_wide, clean, tokenise_rows
 from skgpt.exceptions import InvalidTextError, LabelWordsWarning, warn_user
 from skgpt.network.network import TextNetwork
-from skgpt.network.phrases import Phrase, start_head
+from skgpt.network.phrases import Phrase
+from skgpt.network.word_head import start_head
 from skgpt.pretrained.language_head import language_head
 from skgpt.pretrained.tokenizer import TextTokenizer
 
@@ -24,9 +25,7 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 _OPENINGS = ("Ps", "Pi")  # Unicode's brackets and quotes that open
 
 
-def lay_out_prompt(
-    template: str | None, n_columns: int, names: Sequence[str] | None
-) -> Template:
+def lay_out_prompt(template: str | None, n_columns: int, names: Sequence[str] | None) -> Template:
     """Return the template over these columns; spaces at its end belong to the words behind it."""
     if template is None:
         raise InvalidTextError(
