@@ -62,7 +62,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     n_layers : int, "auto" or None, default="auto"
         Keep only the first `n_layers` blocks of the trunk; its final norm stays. "auto" keeps four
         fifths of a decoder's, as the last ones serve to predict the next token, and all of an
-        encoder's. None keeps all.
+        encoder's or with `label_words`. None keeps all.
     trainable_layers : int, "auto" or "all", default="auto"
         Which weights learn beside the head: those of the last n kept blocks and the final norm,
         "all" of them and the embeddings, or none for 0. "auto" is 4, or as many as there are.
@@ -80,7 +80,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         none.
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
-        the mean: far better on topics, a little worse on sentiment.
+        the mean: far better on topics, a little worse on sentiment. With `label_words` it is the
+        last token's.
     attention : {"auto", "causal", "bidirectional"}, default="auto"
         What a token sees in the layers of a decoder that learn (`trainable_layers`): what stands
         before it, as the decoder was pretrained, or its whole text. Frozen layers stay causal.
@@ -91,6 +92,15 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
         DataFrame's columns, positions of an array's, ``{text}`` for a single column. Other columns
         are not read. None joins all columns with a blank line.
+    label_words : dict, "auto" or None, default=None
+        A word or phrase for each label, or a list of them. The head then starts as the language
+        model's for these words behind the prompt that `template` must end in, as in
+        ``"{text}\nTopic:"``: before the first step the classifier says what
+        `GPTZeroShotClassifier` says, with its default calibration, and learns from there. That is
+        so for words that are one token of the model; of longer ones the first token stands for
+        all, and of several words the mean of their logits. "auto" takes ``str(label)``. The head's
+        start takes all layers of a decoder, ``pooling="last"`` and causal attention. None starts
+        the head at zero.
     max_length : int, default=256
         Tokens per text, template included; `long_text` says how a longer text is read.
     long_text : {"cut", "windows"}, default="cut"
@@ -113,9 +123,10 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         Texts per optimiser step, however many fit in memory at once.
     learning_rate : float or "auto", default="auto"
         Peak learning rate of the trunk. "auto" is 2e-4 where a decoder's last layers learn, 1e-4
-        where all weights or an encoder's do, and 1e-3 for adapters.
-    head_learning_rate : float, default=1e-3
-        Peak learning rate of the head.
+        where all weights or an encoder's do, and 1e-3 for adapters; with `label_words`, which
+        higher rates wash out, 3e-5, and 3e-4 for adapters.
+    head_learning_rate : float or "auto", default="auto"
+        Peak learning rate of the head. "auto" is 1e-3; with `label_words` 3e-5.
     weight_decay : float, default=0.01
         Decoupled weight decay of the matrices.
     warmup_ratio : float, default=0.1
@@ -625,8 +636,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ------
         ValueError
             If that format can't say what this estimator does: pooling other than the last
-            token's, attention both ways, a template or several columns, texts in windows, an
-            encoder or another architecture without a class for it. The message names the parameter.
+            token's, attention both ways, label words, a template or several columns, texts in
+            windows, an encoder or another architecture without a class for it. The message names the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
         TypeError
