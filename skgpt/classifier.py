@@ -637,7 +637,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ValueError
             If that format can't say what this estimator does: pooling other than the last
             token's, attention both ways, label words, a template or several columns, texts in
-            windows, an encoder or another architecture without a class for it. The message names the parameter.
+            windows, an encoder or another architecture without a class for it. The message names
+            the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
         TypeError

@@ -333,12 +333,12 @@ def check_same_shape(
     `may_learn_more` allows layers to learn that were frozen (their optimiser has no moments),
     `may_have_more` allows more outputs.
     """
+    if now.prompted != then.prompted:
+        said = {True: "given", False: None}
+        raise _changed("label_words", said[then.prompted], said[now.prompted])
     for name in ("n_layers", "pooling"):
         if getattr(now, name) != getattr(then, name):
             raise _changed(name, getattr(then, name), getattr(now, name))
-    if now.prompted != then.prompted:
-        given = ["given" if spec.prompted else None for spec in (then, now)]
-        raise _changed("label_words", *given)
     if bool(now.n_bidirectional) != bool(then.n_bidirectional):
         kinds = ["bidirectional" if spec.n_bidirectional else "causal" for spec in (then, now)]
         raise _changed("attention", *kinds)

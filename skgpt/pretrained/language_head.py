@@ -66,7 +66,7 @@ def linear_part(head: Any, tokens: Tensor, hidden_BH: Tensor) -> tuple[Tensor, T
     ModelNotSupportedError where logits are no linear function of the states.
     """
     n_at_once = max(1, _LOGITS_AT_ONCE // head.config.get_text_config().vocab_size)
-    weights, biases = [], []
+    weights, biases = list[Tensor](), list[Tensor]()
     for some in tokens.split(n_at_once):
         zero_BH = hidden_BH.new_zeros(len(some), hidden_BH.shape[1]).requires_grad_()
         with torch.enable_grad():

@@ -19,7 +19,8 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
 
     The states are divided by their deviations over the rows first, and the weight takes these in:
     a few that are far larger than the others would decide everything. Loss and penalty are means,
-    so the scale of the weights changes nothing, and a row of weight two is that row twice.
+    so the scale of the weights changes nothing, and a row of weight two is that row twice. The
+    penalty is on the distance from label words, if the head starts from some.
     """
     rows = np.sort(rows[run.row_weight[rows] > 0])
     if len(rows) == 0:
@@ -40,17 +41,18 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     penalty_K1 = _PENALTY * (weight.sum(0)[:, None] if weight.ndim == 2 else torch.ones(1, 1))
     shape = run.network.head.weight.shape
     offset_K = run.network.offset.cpu().double()
+    start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H
+    centre_KH = torch.from_numpy(start_KH * run.network.spec.prompted)
 
     def loss_of(weight_KH: torch.Tensor) -> torch.Tensor:
         return run.loss.total(scaled_NH @ weight_KH.T + offset_K, target, weight)
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weight_KH = torch.from_numpy(flat).view(shape).requires_grad_()
-        value = loss_of(weight_KH) + (penalty_K1 / 2 * weight_KH.square()).sum()
+        value = loss_of(weight_KH) + (penalty_K1 / 2 * (weight_KH - centre_KH).square()).sum()
         (gradient,) = torch.autograd.grad(value, weight_KH)
         return float(value.detach()), gradient.numpy().ravel()
 
-    start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H
     options = {"maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS}
     found = minimize(objective, start_KH.ravel(), jac=True, method="L-BFGS-B", options=options)
     loss = loss_of(torch.from_numpy(found.x).view(shape)).float()

@@ -17,15 +17,13 @@ import skgpt
 from skgpt import GPTTextClassifier, GPTZeroShotClassifier, LoRA
 from skgpt.exceptions import (
     ContinuationError,
-    InvalidTextError,
     LabelWordsWarning,
     ModelNotSupportedError,
+    TimeLimitWarning,
 )
-from skgpt.fitting import make_network
-from skgpt.testing import tiny_gpt
 from skgpt.tuning import default_space
 from tests.estimators.dying import broken_off
-from tests.helpers import FAST, TextData, make_text_data
+from tests.helpers import FAST, make_text_data
 
 X, Y = make_text_data(n_classes=3)
 PROMPT = "News: {text}\nTopic:\n"  # no space goes before a word: a letter is a token
@@ -140,6 +138,31 @@ def test_pickle__what_was_learned__predicts_the_same(
     with pytest.raises(ModelNotSupportedError, match="`label_words` must be None"):
         clf.save_pretrained(tmp_path / "exported")
     np.testing.assert_array_equal(clone(clf).fit(X, Y).predict_proba(X), expected)
+
+
+def test_fit__head_alone__stays_near_the_words_where_rows_weigh_little(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = zero_shot(tiny_llama).fit(None, list(WORDS)).predict_proba(X)
+    monkeypatch.setattr("skgpt.training.linear_probe._PENALTY", 1e6)
+    held = make(tiny_llama, trainable_layers=0).fit(X, Y)
+    np.testing.assert_allclose(held.predict_proba(X), expected, atol=1e-3)
+    monkeypatch.setattr("skgpt.training.linear_probe._PENALTY", 1e-3)
+    assert make(tiny_llama, trainable_layers=0).fit(X, Y).score(X, Y) > 0.9
+
+
+def test_max_seconds_and_advice__all_layers__stay(tiny_llama: str) -> None:
+    clf = make(tiny_llama, n_layers="auto", max_seconds=1e-3)
+    with pytest.warns(TimeLimitWarning, match="epochs"):
+        assert clf.fit(X, Y).n_layers_ == 3
+    assert make(tiny_llama).plan(X).n_layers == 3  # nobody knows the words of no labels
+
+
+def test_default_space__behind_a_prompt__neither_depth_nor_pooling(tiny_llama: str) -> None:
+    space, plain = (default_space(make(tiny_llama, label_words=words)) for words in (WORDS, None))
+    assert set(plain) - set(space) == {"n_layers", "pooling"}
+    for rate in ("learning_rate", "head_learning_rate"):
+        assert space[rate].high < plain[rate].high  # type: ignore[attr-defined]
 
 
 def test_warm_start__what_was_learned__is_not_started_anew(tiny_llama: str) -> None:
