@@ -97,10 +97,10 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         model's for these words behind the prompt that `template` must end in, as in
         ``"{text}\nTopic:"``: before the first step the classifier says what
         `GPTZeroShotClassifier` says, with its default calibration, and learns from there. That is
-        so for words that are one token of the model; of longer ones the first token stands for
-        all, and of several words the mean of their logits. "auto" takes ``str(label)``. The head's
-        start takes all layers of a decoder, ``pooling="last"`` and causal attention. None starts
-        the head at zero.
+        so for words that are one token of the model; longer ones start from the mean of their
+        tokens' logits, and so do several words. "auto" takes ``str(label)``. All layers of a
+        decoder are needed, the last token's state, and causal attention. None starts the head at
+        zero.
     max_length : int, default=256
         Tokens per text, template included; `long_text` says how a longer text is read.
     long_text : {"cut", "windows"}, default="cut"

@@ -250,7 +250,8 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
     prompted = getattr(estimator, "label_words", None) is not None
     if prompted:
         check_prompted(estimator, target)
-        language_head(pretrained)  # or an error that says why there is none
+        if previous is None:
+            language_head(pretrained)  # or an error that says why there is none
     return build_network(
         pretrained,
         n_layers=n_layers,

@@ -116,20 +116,20 @@ def start_from_words(
 ) -> None:
     """Have the head of a prompted network say what a zero-shot classifier says.
 
-    That is so for words of one token. Of longer ones the first token stands for all, and of several
-    words the mean of their logits.
+    That is so for words of one token. Longer ones, and several, have the mean of their tokens'
+    logits.
     """
     prompt = check_prompt(template)
     tokenizer = network.tokenizer
-    first = [
-        [tokens_of(word, prompt.words[-1], tokenizer)[0] for word in of_class]
+    phrases = [
+        [tokens_of(word, prompt.words[-1], tokenizer) for word in of_class]
         for of_class in words_of(label_words, classes)
     ]
     cells = [list(CONTENT_FREE) for _ in prompt.fields]
     prompts = tokenise_rows(cells, prompt, tokenizer, max_length)
     pretrained = network.pretrained
     head = language_head(pretrained).on(network.trunk, network.device)
-    start_head(network, head, prompts, first)
+    start_head(network, head, prompts, phrases)
 
 
 def mean_log_probabilities(scores_NK: Floats) -> Floats:

@@ -77,8 +77,10 @@ def test_fit__before_the_first_step__so_with_other_parameters(
     np.testing.assert_allclose(clf.predict_proba(frame), expected, atol=2e-5)
 
 
-def test_fit__words_of_several_tokens__start_from_the_mean_of_their_first(tiny_llama: str) -> None:
-    words = {"money": ["market", "bank"], "space": "orbit", "sport": ["goal"]}
+def test_fit__several_tokens_or_words__start_from_their_mean_logits(
+    tiny_llama: str,
+) -> None:
+    words = {"money": ["m", "bank"], "space": "or", "sport": ["g"]}
     clf = make(tiny_llama, label_words=words, **STILL).fit(X, Y)
     causal = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
@@ -87,8 +89,9 @@ def test_fit__words_of_several_tokens__start_from_the_mean_of_their_first(tiny_l
         ids = tokenizer(PROMPT.format(text=text), return_tensors="pt")["input_ids"]
         with torch.no_grad():
             last = causal(ids).logits[0, -1].double()
-        m, b, o, g = (last[tokenizer(c)["input_ids"][0]].item() for c in "mbog")
-        return [(m + b) / 2, o, g]
+        at = {c: last[tokenizer(c)["input_ids"][0]].item() for c in "mbankorg"}
+        bank = np.mean([at[c] for c in "bank"])
+        return [(at["m"] + bank) / 2, (at["o"] + at["r"]) / 2, at["g"]]
 
     free = torch.tensor([logits_of(text) for text in ("N/A", "", "[MASK]")])
     prior = free.softmax(1).mean(0).log()
@@ -126,15 +129,17 @@ def test_fit__some_rows__learns_and_keeps_what_is_taken_off(tiny_llama: str) -> 
 
 
 @pytest.mark.parametrize("store_base", ["auto", False])
-def test_pickle__what_was_learned__predicts_the_same(
-    store_base: Any, tiny_llama: str, tmp_path: Path
+def test_pickle__what_was_learned__predicts_the_same_and_goes_on(
+    store_base: Any, tiny_model: Callable[[str], str], tmp_path: Path
 ) -> None:
-    clf = make(tiny_llama, store_base=store_base).fit(X, Y)
+    clf = make(tiny_model("gpt_neox"), store_base=store_base).fit(X, Y)
     expected = clf.predict_proba(X)
     skgpt.save(clf, tmp_path / "saved")
     for again in (pickle.loads(pickle.dumps(clf)), skgpt.load(tmp_path / "saved")):
         np.testing.assert_array_equal(again.predict_proba(X), expected)
         assert again.label_words == WORDS
+        again.set_params(**STILL, warm_start=True).fit(X, Y)
+        np.testing.assert_allclose(again.predict_proba(X), expected, atol=1e-6)
     with pytest.raises(ModelNotSupportedError, match="`label_words` must be None"):
         clf.save_pretrained(tmp_path / "exported")
     np.testing.assert_array_equal(clone(clf).fit(X, Y).predict_proba(X), expected)
@@ -144,10 +149,10 @@ def test_fit__head_alone__stays_near_the_words_where_rows_weigh_little(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = zero_shot(tiny_llama).fit(None, list(WORDS)).predict_proba(X)
-    monkeypatch.setattr("skgpt.training.linear_probe._PENALTY", 1e6)
+    monkeypatch.setattr("skgpt.training.linear_probe._PENALTY_FROM_WORDS", 1e6)
     held = make(tiny_llama, trainable_layers=0).fit(X, Y)
     np.testing.assert_allclose(held.predict_proba(X), expected, atol=1e-3)
-    monkeypatch.setattr("skgpt.training.linear_probe._PENALTY", 1e-3)
+    monkeypatch.setattr("skgpt.training.linear_probe._PENALTY_FROM_WORDS", 1e-3)
     assert make(tiny_llama, trainable_layers=0).fit(X, Y).score(X, Y) > 0.9
 
 
