@@ -11,8 +11,9 @@ from skgpt.training.run import TrainingRun
 # Of the squared weights, beside the mean loss; scikit-learn's C is one over this and the number of
 # rows. docs/decisions/recipe.md has the figures.
 _PENALTY = 0.1
-_PENALTY_FROM_WORDS = 10.0  # of their distance from label words, which know much already
 _MAX_ITERATIONS = 1000
+# Of a head that starts from label words, for its distance from these: they know much already.
+_TIMES_THE_PENALTY = 100.0
 
 
 def solve_head(run: TrainingRun, rows: Rows) -> None:
@@ -39,13 +40,13 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
         target = target.double()
     weight = torch.from_numpy(run.rows.weight[rows] / total)
     # Labels of a multilabel target are solved for side by side, each as if it were alone.
-    prompted = run.network.spec.prompted
-    penalty = _PENALTY_FROM_WORDS if prompted else _PENALTY
-    penalty_K1 = penalty * (weight.sum(0)[:, None] if weight.ndim == 2 else torch.ones(1, 1))
+    penalty_K1 = _PENALTY * (weight.sum(0)[:, None] if weight.ndim == 2 else torch.ones(1, 1))
     shape = run.network.head.weight.shape
     offset_K = run.network.offset.cpu().double()
     start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H
-    centre_KH = torch.from_numpy(start_KH * prompted)
+    centre_KH = torch.zeros(shape)
+    if run.network.spec.prompted:
+        centre_KH, penalty_K1 = torch.from_numpy(start_KH), _TIMES_THE_PENALTY * penalty_K1
 
     def loss_of(weight_KH: torch.Tensor) -> torch.Tensor:
         return run.loss.total(scaled_NH @ weight_KH.T + offset_K, target, weight)
