@@ -1,7 +1,7 @@
 """GPTTextClassifier: a pretrained GPT, fine-tuned to tell classes of texts apart."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from numbers import Real
 from typing import Any, Literal, Self
@@ -70,7 +70,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     n_layers : int, "auto" or None, default="auto"
         Keep only the first `n_layers` blocks of the trunk; its final norm stays. "auto" keeps four
         fifths of a decoder's, as the last ones serve to predict the next token, and all of an
-        encoder's. None keeps all.
+        encoder's or with `label_words`. None keeps all.
     trainable_layers : int, "auto" or "all", default="auto"
         Which weights learn beside the head: those of the last n kept blocks and the final norm,
         "all" of them and the embeddings, or none for 0. "auto" is 4, or as many as there are.
@@ -88,7 +88,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         none.
     pooling : {"auto", "mean", "last"}, default="auto"
         How a text's hidden states become one vector: their mean, or the last token's. "auto" is
-        the mean: far better on topics, a little worse on sentiment.
+        the mean: far better on topics, a little worse on sentiment. With `label_words` it is the
+        last token's.
     attention : {"auto", "causal", "bidirectional"}, default="auto"
         What a token sees in the layers of a decoder that learn (`trainable_layers`): what stands
         before it, as the decoder was pretrained, or its whole text. Frozen layers stay causal.
@@ -99,6 +100,15 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         How the columns of a row become one text, as in ``"{title}\n{body}"``: names of a
         DataFrame's columns, positions of an array's, ``{text}`` for a single column. Other columns
         are not read. None joins all columns with a blank line.
+    label_words : dict, "auto" or None, default=None
+        A word or phrase for each label, or a list of them. The head then starts as the language
+        model's for these words behind the prompt that `template` must end in, as in
+        ``"{text}\nTopic:"``: before the first step the classifier says what
+        `GPTZeroShotClassifier` says, with its default calibration, and learns from there. That is
+        so for words that are one token of the model; longer ones start from the mean of their
+        tokens' logits, and so do several words. "auto" takes ``str(label)``. All layers of a
+        decoder are needed, the last token's state, and causal attention. None starts the head at
+        zero.
     max_length : int, default=256
         Tokens per text, template included; `long_text` says how a longer text is read.
     long_text : {"cut", "windows"}, default="cut"
@@ -121,9 +131,10 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         Texts per optimiser step, however many fit in memory at once.
     learning_rate : float or "auto", default="auto"
         Peak learning rate of the trunk. "auto" is 2e-4 where a decoder's last layers learn, 1e-4
-        where all weights or an encoder's do, and 1e-3 for adapters.
-    head_learning_rate : float, default=1e-3
-        Peak learning rate of the head.
+        where all weights or an encoder's do, and 1e-3 for adapters; with `label_words`, which
+        higher rates wash out, 3e-5, and 3e-4 for adapters.
+    head_learning_rate : float or "auto", default="auto"
+        Peak learning rate of the head. "auto" is 1e-3; with `label_words` 3e-5.
     weight_decay : float, default=0.01
         Decoupled weight decay of the matrices.
     warmup_ratio : float, default=0.1
@@ -244,6 +255,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
 
     _parameter_constraints: dict[str, list[Any]] = {
         **SHARED_CONSTRAINTS,
+        "label_words": [Mapping, StrOptions({"auto"}), None],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "calibrate": ["boolean"],
@@ -265,13 +277,14 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         pooling: Literal["auto", "mean", "last"] = "auto",
         attention: Literal["auto", "causal", "bidirectional"] = "auto",
         template: str | None = None,
+        label_words: Mapping[Any, str | Sequence[str]] | Literal["auto"] | None = None,
         max_length: int = 256,
         long_text: LongText = "cut",
         max_epochs: int | Literal["auto"] = "auto",
         max_seconds: float | None = None,
         batch_size: int = 16,
         learning_rate: float | Literal["auto"] = "auto",
-        head_learning_rate: float = 1e-3,
+        head_learning_rate: float | Literal["auto"] = "auto",
         weight_decay: float = 0.01,
         warmup_ratio: float = 0.1,
         lr_schedule: Literal["linear", "cosine", "constant"] = "linear",
@@ -301,6 +314,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         self.pooling = pooling
         self.attention = attention
         self.template = template
+        self.label_words = label_words
         self.max_length = max_length
         self.long_text = long_text
         self.max_epochs = max_epochs
@@ -667,9 +681,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ------
         ValueError
             If that format can't say what this estimator does: pooling other than the last
-            token's, attention both ways, a template or several columns, texts in windows, several
-            outputs, an encoder or another architecture without a class for it. The message names
-            the parameter.
+            token's, attention both ways, label words, a template or several columns, texts in
+            windows, several outputs, an encoder or another architecture without a class for it.
+            The message names the parameter.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
         TypeError

@@ -302,7 +302,7 @@ def price_fit(
     long_text: LongText,
 ) -> "tuple[Prices, TrainingRows]":
     """Count and measure a fit; return its prices and its rows. The network is trained a bit."""
-    of_text = (data.cells, data.template, network.pretrained.tokenizer)
+    of_text = (data.cells, data.template, network.tokenizer)
     tokens = tokenise_rows(*of_text, max_length, long_text)
     lengths = tokenise_rows(*of_text, sys.maxsize).lengths
     rows = TrainingRows(tokens, data.target.codes, data.loss_weight, data.split)
@@ -667,7 +667,7 @@ class Prices:
         """Return how many tokens the texts are to the trunk."""
         if long_text == "cut":
             return int(np.minimum(self.lengths, max_length).sum())
-        encoder = self.network.pretrained.tokenizer
+        encoder = self.network.tokenizer
         return int(lengths_in_windows(self.lengths, encoder, max_length).sum())
 
     def seconds_at_depth(self, n_layers: int, n_learning: int) -> float:
@@ -775,7 +775,8 @@ def smaller_values(spec: NetworkSpec, max_length: int, long_text: LongText) -> d
         values["trainable_layers"] = max(1, spec.n_layers // 4)
     elif learning > 1:
         values["trainable_layers"] = learning // 2
-    if spec.n_layers > 12 and (spec.n_frozen == 0 or learning <= spec.n_layers // 2):
+    may_drop = spec.n_frozen == 0 or learning <= spec.n_layers // 2
+    if spec.n_layers > 12 and may_drop and not spec.prompted:
         values["n_layers"] = spec.n_layers // 2
     if long_text == "windows":
         values["long_text"] = "cut"

@@ -207,7 +207,7 @@ def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) ->
         chosen = _asked_for(target, len(texts), model)
     network = model.network
     tokens, spans = tokenise_with_spans(
-        cells, model.template, network.pretrained.tokenizer, model.max_length, model.long_text
+        cells, model.template, network.tokenizer, model.max_length, model.long_text
     )
     explained, directions = _directions(chosen, model.multilabel)
     run, first = tokens.run, tokens.first

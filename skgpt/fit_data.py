@@ -17,6 +17,7 @@ from skgpt.data.targets import Target, join
 from skgpt.data.template import Template, parse_template
 from skgpt.exceptions import InvalidTextError
 from skgpt.fitted_model import column_attributes, match_columns
+from skgpt.label_words import lay_out_prompt
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def check_inputs(
     else:
         found = dict(columns)
         width, names = found.get("n_features_in_", 1), found.get("feature_names_in_")
-    template = parse_template(estimator.template, width, names)
+    lay_out = parse_template if getattr(estimator, "label_words", None) is None else lay_out_prompt
+    template = lay_out(estimator.template, width, names)
     cells = texts.read(match_columns(found, template, texts, name=name), to_fit=name)
     target = estimator._encode_target(inputs.y, n, classes, "y")
     weight = check_weight(inputs.sample_weight, n)

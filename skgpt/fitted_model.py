@@ -80,7 +80,7 @@ class TextModel:
 
     def tokenise(self, cells: list[list[str]], progress: Progress = no_progress) -> Tokens:
         """Turn columns of texts into token ids as the fit did."""
-        encoder = self.network.pretrained.tokenizer
+        encoder = self.network.tokenizer
         how = self.template, encoder, self.max_length, self.long_text
         return tokenise_rows(cells, *how, progress)
 

@@ -47,17 +47,24 @@ from skgpt.exceptions import (
 )
 from skgpt.fit_data import FitData, FitInputs, HeldOut, check_inputs, holds_out
 from skgpt.fitted_model import FittedModel, TrainedOn
+from skgpt.label_words import check_prompt, start_from_words
 from skgpt.lora import adapter_spec, lora_of
 from skgpt.network.features import disk_room
 from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import NetworkSpec, TextNetwork, build_network
+from skgpt.pretrained.language_head import language_head
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
 from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, TrainingCallback, work_bar
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
-from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
+from skgpt.training.config import (
+    TrainingConfig,
+    resolve_epochs,
+    resolve_head_rate,
+    resolve_rate,
+)
 from skgpt.training.early_stopping import StoppingRule, Validation, ValidationScorer
 from skgpt.training.loop import train
 from skgpt.training.optimizer import Moments
@@ -111,6 +118,8 @@ def partial_fit(
     data = check_inputs(estimator, inputs, seed, classes=classes, columns=columns)
     network = _build(estimator, data.target, seed, previous)
     moments = None
+    if previous is None or places is not None:
+        start_head(estimator, data.target, network)
     if previous is not None:
         now, then = network.spec, previous.network.spec
         check_same_shape(now, then, may_learn_more=False, may_have_more=places is not None)
@@ -152,7 +161,7 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
     labels = _assumed_labels(estimator, X, previous) if y is None else y
     inputs = FitInputs(X, labels)
     data = check_inputs(estimator, inputs, **_as_before(previous, seed), weigh=y is not None)
-    network = make_network(estimator, data.target, seed, previous)
+    network = make_network(estimator, data.target, seed, previous, starts=y is not None)
     if y is not None:
         make_validation(estimator, data, network)  # tries the scorer
     return estimate_fit(
@@ -194,10 +203,20 @@ def _model_of(estimator: Any) -> FittedModel | None:
 
 
 def make_network(
-    estimator: Any, target: Target, seed: int, previous: FittedModel | None
+    estimator: Any,
+    target: Target,
+    seed: int,
+    previous: FittedModel | None,
+    *,
+    starts: bool = True,
 ) -> TextNetwork:
-    """Return the network that `fit` trains, with what a previous fit has learned."""
+    """Return the network that `fit` trains, with what a previous fit has learned.
+
+    Where nobody knows the labels, it `starts` from none of their words.
+    """
     network = _build(estimator, target, seed, previous)
+    if previous is None and starts:
+        start_head(estimator, target, network)
     if previous is not None:
         then = previous.network
         check_same_shape(network.spec, then.spec, may_learn_more=True, may_have_more=False)
@@ -230,6 +249,11 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
                 "or an indicator of several. Set warm_start=False to start anew."
             )
     check_max_length(estimator.max_length, pretrained)
+    prompted = getattr(estimator, "label_words", None) is not None
+    if prompted:
+        check_prompted(estimator, target)
+        if previous is None:
+            language_head(pretrained)  # or an error that says why there is none
     return build_network(
         pretrained,
         n_layers=n_layers,
@@ -241,8 +265,32 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
         dtype=dtype,
         device=device,
         lora=adapter_spec(estimator.lora),
+        prompted=prompted,
         seed=seed,
     )
+
+
+def check_prompted(estimator: Any, target: Target) -> None:
+    """Check what a head that starts as label words' asks of an estimator's other parameters."""
+    if target.is_multilabel:
+        raise InvalidTextError(
+            "With `label_words`, y must hold one label per text, as the words are alternatives. "
+            "Got an indicator of several: set label_words=None."
+        )
+    if estimator.long_text != "cut":
+        raise InvalidTextError(
+            "With `label_words`, `long_text` must be 'cut': only the last of a text's windows "
+            f"would end in the prompt. Got {estimator.long_text!r}."
+        )
+    check_prompt(estimator.template)
+
+
+def start_head(estimator: Any, target: Target, network: TextNetwork) -> None:
+    """Start the head of a prompted network from the words of the labels."""
+    if network.spec.prompted:
+        words = None if estimator.label_words == "auto" else estimator.label_words
+        classes = target.classes.tolist()
+        start_from_words(network, words, estimator.template, classes, int(estimator.max_length))
 
 
 def check_max_length(max_length: int, pretrained: PretrainedModel) -> None:
@@ -288,6 +336,9 @@ def check_same_shape(
     `may_learn_more` allows layers to learn that were frozen (their optimiser has no moments),
     `may_have_more` allows more outputs.
     """
+    if now.prompted != then.prompted:
+        said = {True: "given", False: None}
+        raise _changed("label_words", said[then.prompted], said[now.prompted])
     for name in ("n_layers", "pooling"):
         if getattr(now, name) != getattr(then, name):
             raise _changed(name, getattr(then, name), getattr(now, name))
@@ -374,7 +425,7 @@ def make_config(
         learning_rate=resolve_rate(
             estimator.learning_rate, network.spec, causal=network.pretrained.capabilities.causal
         ),
-        head_learning_rate=estimator.head_learning_rate,
+        head_learning_rate=resolve_head_rate(estimator.head_learning_rate, network.spec),
         weight_decay=estimator.weight_decay,
         warmup_ratio=estimator.warmup_ratio,
         schedule=estimator.lr_schedule,
@@ -425,7 +476,7 @@ def fit_in_time(
     deadline = began + estimator.max_seconds
     n_epochs, n_layers = prices.within(
         (1 - _KEPT_BACK) * (deadline - time.monotonic()),
-        shallower=estimator.n_layers == "auto" and previous is None,
+        shallower=_may_be_shallower(estimator, network, previous),
     )
     before = network.spec.n_layers
     if n_layers < before:
@@ -433,6 +484,11 @@ def fit_in_time(
         view.n_layers = n_layers
         network = make_network(view, data.target, seed, previous)
     return network, TimeLimit(n_epochs, deadline, prices.work.n_epochs, before)
+
+
+def _may_be_shallower(estimator: Any, network: TextNetwork, previous: FittedModel | None) -> bool:
+    """Say whether layers may be dropped of a fit: nobody named, or needs, as many."""
+    return estimator.n_layers == "auto" and previous is None and not network.spec.prompted
 
 
 def warn_if_slow(
@@ -453,7 +509,7 @@ def warn_if_slow(
         return
     n_epochs, n_layers = prices.within(
         (1 - _KEPT_BACK) * _SLOW_SECONDS,
-        shallower=estimator.n_layers == "auto" and previous is None,
+        shallower=_may_be_shallower(estimator, network, previous),
     )
     shorter = _what_was_cut(n_epochs, prices.work.n_epochs, n_layers, network.spec.n_layers)
     how = "up to" if estimator.early_stopping else "about"
@@ -490,11 +546,10 @@ def _train(
     checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     max_length, long_text = estimator.max_length, estimator.long_text
-    tokenizer = network.pretrained.tokenizer
     with work_bar(estimator.verbose) as bar:
         progress = partial(bar.move, "tokenise", unit=" texts")
         tokens = tokenise_rows(
-            data.cells, data.template, tokenizer, max_length, long_text, progress
+            data.cells, data.template, network.tokenizer, max_length, long_text, progress
         )
     name, hint = type(estimator).__name__, "; plan(X) counts all"
     warn_of_cut_texts(name, max_length, tokens.n_cut, len(tokens), hint)
@@ -789,7 +844,7 @@ def _describe_data(inputs: FitInputs, data: FitData, *, with_groups: bool) -> di
 
 
 def _hash_learned(network: TextNetwork) -> str:
-    tensors = {**network.learnable, "head": network.head.weight}
+    tensors = {**network.learned, "offset": network.offset}
     return digest(
         piece
         for name, tensor in sorted(tensors.items())

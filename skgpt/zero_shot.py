@@ -2,7 +2,6 @@
 
 import copy
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,8 +18,8 @@ from skgpt._sklearn import StrOptions, fit_context
 from skgpt.caching import predicting
 from skgpt.data.inputs import find_columns
 from skgpt.data.targets import check_classes, encode_target
-from skgpt.data.template import Template, fields_of, parse_template
-from skgpt.data.tokenization import begins_wide, clean, tokenise_rows
+from skgpt.data.template import Template
+from skgpt.data.tokenization import clean, tokenise_rows
 from skgpt.device import (
     check_not_forked,
     own_settings,
@@ -31,12 +30,20 @@ from skgpt.device import (
 from skgpt.exceptions import (
     CutTextsWarning,
     InvalidTextError,
-    LabelWordsWarning,
     ModelNotFoundError,
     warn_user,
 )
 from skgpt.fitted_model import column_attributes, match_columns
 from skgpt.fitting import check_max_length
+from skgpt.label_words import (
+    CONTENT_FREE,
+    LabelWords,
+    check_prompt,
+    lay_out_prompt,
+    mean_log_probabilities,
+    tokens_of,
+    words_of,
+)
 from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.network.phrases import Phrase, log_likelihoods
@@ -55,13 +62,8 @@ from skgpt.saving.state import (
 from skgpt.tensor_files import State
 from skgpt.training.callbacks import work_bar
 
-LabelWords = Mapping[Any, str | Sequence[str]] | None
 Calibration = Literal["content-free", "batch"] | None
 Floats = NDArray[np.float64]
-
-# Texts that say nothing about any class (Zhao et al. 2021).
-_CONTENT_FREE = ("N/A", "", "[MASK]")
-_OPENINGS = ("Ps", "Pi")  # Unicode's brackets and quotes that open
 
 # Fields of a PromptedModel that are saved as they are.
 _PLAIN = (
@@ -123,13 +125,13 @@ class PromptedModel:
         texts = find_columns(X, estimator=self.fitted_by)
         layout = self.layout
         if layout is None:
-            layout = _lay_out(self.template, len(texts.columns), texts.names)
+            layout = lay_out_prompt(self.template, len(texts.columns), texts.names)
             places = layout.places(len(texts.columns))
         else:
             places = match_columns(self.columns, layout, texts, name=self.fitted_by)
         scores_NK = self.log_likelihoods(texts.read(places), layout, verbose)
         if self.calibration == "batch":
-            return scores_NK - _mean_log_probabilities(scores_NK)
+            return scores_NK - mean_log_probabilities(scores_NK)
         return scores_NK if self.prior is None else scores_NK - np.array(self.prior)
 
     def log_likelihoods(self, cells: list[list[str]], layout: Template, verbose: int = 0) -> Floats:
@@ -175,89 +177,7 @@ class PromptedModel:
         return np.asarray(self.classes[scores_NK.argmax(axis=1)])
 
 
-def _mean_log_probabilities(scores_NK: Floats) -> Floats:
-    """Return the logarithms of the mean probabilities of the classes, shape (n_classes,)."""
-    return np.asarray(logsumexp(log_softmax(scores_NK, axis=1), axis=0) - np.log(len(scores_NK)))
-
-
 # --- The prompt and the words -----------------------------------------------------------------
-
-
-def _lay_out(template: str, n_columns: int, names: Sequence[str] | None) -> Template:
-    """Return the template over these columns; spaces at its end belong to the words behind it."""
-    return parse_template(template.rstrip(" "), n_columns, names, joins=True)
-
-
-def _check_template(template: str) -> Template:
-    """Check a template whose columns nobody knows: they are what it names."""
-    fields = fields_of(template) or ["text"]
-    layout = _lay_out(template, len(fields), fields)
-    if not layout.words[-1].strip():
-        raise InvalidTextError(
-            "`template` must end in words, behind which the model is asked for the label's. Got "
-            f"{template!r}, which ends in a field: end it as in '{{text}}\\nTopic:'."
-        )
-    return layout
-
-
-def _words_of(label_words: LabelWords, classes: list[Any]) -> tuple[tuple[str, ...], ...]:
-    """Return the words of each class, without white space around them, each once."""
-    if label_words is None:
-        found: list[tuple[str, ...]] = [(str(label),) for label in classes]
-    else:
-        if missing := [label for label in classes if label not in label_words]:
-            raise InvalidTextError(
-                f"`label_words` must name words for every class. {missing[:10]} are missing; it "
-                f"has {list(label_words)[:10]}: add them, with labels of the same type."
-            )
-        given = [(label, label_words[label]) for label in classes]
-        found = [(words,) if isinstance(words, str) else tuple(words) for _, words in given]
-    owners: dict[str, Any] = {}
-    result = []
-    for label, words in zip(classes, found, strict=True):
-        if not words:
-            raise InvalidTextError(
-                f"Every label needs a word. `label_words` has an empty list for {label!r}."
-            )
-        for word in words:
-            if not isinstance(word, str) or not word.strip():
-                raise InvalidTextError(
-                    "Label words must be str that hold more than white space. Got "
-                    f"{word!r} for the label {label!r}: name a word or phrase in `label_words`."
-                )
-            if owners.setdefault(word.strip(), label) != label:
-                raise InvalidTextError(
-                    f"Two labels must not have the same words. {word.strip()!r} stands for both "
-                    f"{owners[word.strip()]!r} and {label!r}: change one in `label_words`."
-                )
-        result.append(tuple(dict.fromkeys(word.strip() for word in words)))
-    if label_words is None and (odd := [w for w in owners if not any(map(str.isalpha, w))]):
-        warn_user(
-            f"The labels {odd[:10]} are no words, and a language model knows little of what they "
-            "stand for: name words for the labels in `label_words`, as in {0: 'negative', "
-            "1: 'positive'}.",
-            LabelWordsWarning,
-        )
-    return tuple(result)
-
-
-def _tokens_of(word: str, prompt_end: str, tokenizer: TextTokenizer) -> Phrase:
-    """Return the tokens of a word or phrase behind the words that the prompt ends in.
-
-    A space goes before it, unless the prompt ends in other white space or in an opening bracket or
-    quote, or the word is Chinese or Japanese.
-    """
-    last = prompt_end[-1]
-    opens = last in "\"'" or unicodedata.category(last) in _OPENINGS
-    joined = last.isspace() or opens or begins_wide(word)
-    whole = prompt_end + ("" if joined else " ") + word
-    before, after = tokenizer.encode([clean(prompt_end), clean(whole)])
-    if after[: len(before)] != before or len(after) == len(before):
-        raise InvalidTextError(
-            f"The label word {word!r} must be tokens of its own behind {prompt_end!r}. The "
-            "tokenizer joins them: end `template` in another character, or choose another word."
-        )
-    return tuple(after[len(before) :])
 
 
 def _check_lengths(
@@ -436,7 +356,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             If the model can't be found, fetched or read.
         """
         name = type(self).__name__
-        named = _check_template(self.template)
+        named = check_prompt(self.template)
         columns: dict[str, Any] = {}
         layout = None
         if X is None:
@@ -444,16 +364,16 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         else:
             texts = find_columns(X, estimator=name)
             columns = column_attributes(texts, name)
-            layout = _lay_out(self.template, len(texts.columns), texts.names)
+            layout = lay_out_prompt(self.template, len(texts.columns), texts.names)
             texts.read(match_columns(columns, layout, texts, name=name), to_fit=name)
             classes = self._check_labels(y, len(texts))
-        words = _words_of(self.label_words, classes.tolist())
+        words = words_of(self.label_words, classes.tolist())
         model = self._load(classes, words, named)
         model = replace(model, columns=columns, layout=layout)
         if self.calibration == "content-free":
-            cells = [list(_CONTENT_FREE) for _ in named.fields]
+            cells = [list(CONTENT_FREE) for _ in named.fields]
             scores = model.log_likelihoods(cells, named)
-            model = replace(model, prior=tuple(_mean_log_probabilities(scores).tolist()))
+            model = replace(model, prior=tuple(mean_log_probabilities(scores).tolist()))
         self._set_fitted(model)
         return self
 
@@ -550,7 +470,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         check_max_length(self.max_length, pretrained)
         tokenizer = pretrained.tokenizer
         phrases = tuple(
-            tuple(_tokens_of(word, named.words[-1], tokenizer) for word in of_class)
+            tuple(tokens_of(word, named.words[-1], tokenizer) for word in of_class)
             for of_class in words
         )
         _check_lengths(words, phrases, named, tokenizer, self.max_length)

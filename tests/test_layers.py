@@ -27,7 +27,7 @@ FLOORS = (
     ("pretrained",),
     ("network",),
     ("training",),
-    ("calibration",),
+    ("calibration", "label_words"),
     ("fitted_model",),
     ("fit_data",),
     ("lora", "sklearn_callbacks", "saving", "explanations", "cost"),

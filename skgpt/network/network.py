@@ -18,6 +18,7 @@ from skgpt.exceptions import ContinuationError, ModelNotSupportedError
 from skgpt.network.layout import Layout
 from skgpt.network.lora import AdapterSpec, SeededDropout, add_adapters, first_values, quantise
 from skgpt.pretrained.loading import PretrainedModel
+from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.trunk.attention import make_bidirectional
 from skgpt.trunk.layers import SplitTrunk, find_blocks
 
@@ -66,13 +67,14 @@ def _means_one_by_one(hidden_TH: Tensor, lengths: Sequence[int]) -> Tensor:
 POOLINGS = {"last": Pooling(_last_of_each, last_token_only=True), "mean": Pooling(_mean_of_each)}
 
 
-def resolve_pooling(pooling: str, pretrained: PretrainedModel) -> str:
+def resolve_pooling(pooling: str, pretrained: PretrainedModel, prompted: bool) -> str:
     """Turn the parameter `pooling` into one of `POOLINGS` that the model can do.
 
     "auto" is the mean: on topics (Reuters R8) it is worth five points of accuracy over the last
-    token, on sentiment it costs one, so it is the choice with the smaller regret.
+    token, on sentiment it costs one, so it is the choice with the smaller regret. Behind a prompt
+    it is the last token, which a language model goes on from.
     """
-    name = "mean" if pooling == "auto" else pooling
+    name = ("last" if prompted else "mean") if pooling == "auto" else pooling
     if POOLINGS[name].last_token_only and not pretrained.capabilities.causal:
         others = [repr(other) for other, rule in POOLINGS.items() if not rule.last_token_only]
         raise ModelNotSupportedError(
@@ -122,7 +124,8 @@ class NetworkSpec:
 
     `n_layers` blocks are kept; with `lora`, adapters learn in the blocks that would learn
     otherwise; `n_outputs` are the raw scores per text. In the last `n_bidirectional` blocks of a
-    decoder, every token sees its whole text.
+    decoder, every token sees its whole text. With `prompted`, texts end in a prompt that words of
+    the labels would follow: nothing is put behind them, and the head starts as those words'.
     """
 
     n_layers: int
@@ -131,6 +134,7 @@ class NetworkSpec:
     n_outputs: int
     lora: AdapterSpec | None = None
     n_bidirectional: int = 0
+    prompted: bool = False
 
     @property
     def n_frozen(self) -> int:
@@ -150,6 +154,9 @@ class TextNetwork(nn.Module):
 
     Attributes
     ----------
+    offset : Tensor of shape (K,)
+        What is added to the raw scores, zero but for a head that starts as label words'. It never
+        learns.
     learnable : dict of str to Tensor
         fp32 originals of the trunk's parameters that learn. Under fp32 they are the parameters
         themselves; otherwise the parameters are working copies, updated by `refresh`.
@@ -185,6 +192,7 @@ class TextNetwork(nn.Module):
             device=device,
         )
         nn.init.zeros_(self.head.weight)
+        self.offset = torch.zeros(spec.n_outputs, device=device)
 
         self.dropout = SeededDropout(0.0 if spec.lora is None else spec.lora.dropout, device)
         self.learnable: dict[str, Tensor] = {}
@@ -216,6 +224,12 @@ class TextNetwork(nn.Module):
         return {**self.learnable, HEAD: self.head.weight}
 
     @property
+    def tokenizer(self) -> TextTokenizer:
+        """What makes tokens of the network's texts."""
+        tokenizer = self.pretrained.tokenizer
+        return tokenizer.open_ended() if self.spec.prompted else tokenizer
+
+    @property
     def attention(self) -> Attention:
         """What the layers that learn do."""
         causal = self.pretrained.capabilities.causal and not self.spec.n_bidirectional
@@ -237,14 +251,12 @@ class TextNetwork(nn.Module):
     def take_over(self, other: "TextNetwork", rows: NDArray[np.int64] | None = None) -> None:
         """Start from what another network has learned, on the same model and depth.
 
-        `rows` says where each row of its head goes, if this network has more outputs; new ones
-        start at zero. The other must learn nothing that this one doesn't.
+        `rows` says where each row of its head goes, if this network has more outputs; new ones stay
+        as they start. The other must learn nothing that this one doesn't.
         """
-        weight = other.head.weight.to(self.device)
-        if rows is None:
-            self.head.weight.copy_(weight)
-        else:
-            self.head.weight[torch.from_numpy(rows).to(self.device)] = weight
+        places = slice(None) if rows is None else torch.from_numpy(rows).to(self.device)
+        self.head.weight[places] = other.head.weight.to(self.device)
+        self.offset[places] = other.offset.to(self.device)
         for name, tensor in other.learnable.items():
             self.learnable[name].copy_(tensor)
         self.refresh()
@@ -258,8 +270,9 @@ class TextNetwork(nn.Module):
         if self.spec.trainable_layers == 0 and self.device.type != "mps":
             # The weights of a head that was solved for are large, and their sums in fp32 would
             # depend on how many rows there are. MPS has no fp64.
-            return F.linear(pooled_BH.double(), self.head.weight.double()).float()
-        return self.head(pooled_BH)
+            weight, offset = self.head.weight.double(), self.offset.double()
+            return F.linear(pooled_BH.double(), weight, offset).float()
+        return self.head(pooled_BH) + self.offset
 
     def run_frozen(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Run the frozen layers alone; return the hidden states behind them, shape (T, H)."""
@@ -338,6 +351,7 @@ def build_network(
     lora: AdapterSpec | None = None,
     attention: Literal["auto"] | Attention = "auto",
     n_bidirectional: int | None = None,
+    prompted: bool = False,
     seed: int = 0,
 ) -> TextNetwork:
     """Check an estimator's parameters against a pretrained model, and build a network on it.
@@ -346,20 +360,22 @@ def build_network(
     equally likely before the first step, and the trunk stands still until the head has a direction.
     With `n_bidirectional`, of a fit that this one goes on from, `attention` decides nothing.
     """
-    kept, learning = resolve_depth(pretrained, n_layers, trainable_layers)
+    kept, learning = resolve_depth(pretrained, n_layers, trainable_layers, prompted)
     n_layers, trainable_layers = check_depth(pretrained, kept, learning)
     if lora is not None and trainable_layers == 0:
         raise ModelNotSupportedError(
             "`lora` puts adapters into the layers that learn, and trainable_layers=0 leaves none: "
             "raise trainable_layers, or set lora=None for the head alone."
         )
-    pooling = resolve_pooling(pooling, pretrained)
-    spec = NetworkSpec(n_layers, trainable_layers, pooling, n_outputs, lora)
+    pooling = resolve_pooling(pooling, pretrained, prompted)
+    spec = NetworkSpec(n_layers, trainable_layers, pooling, n_outputs, lora, prompted=prompted)
     if n_bidirectional is None:
         attention = resolve_attention(attention, pooling, spec.n_frozen, pretrained)
         both_ways = attention == "bidirectional" and pretrained.capabilities.causal
         n_bidirectional = n_layers - spec.n_frozen if both_ways else 0
     spec = replace(spec, n_bidirectional=n_bidirectional)
+    if prompted:
+        _check_is_language_model(spec, pretrained)
     return TextNetwork(pretrained, spec, dtype, device, seed)
 
 
@@ -373,11 +389,16 @@ def resolve_depth(
     pretrained: PretrainedModel,
     n_layers: int | Literal["auto"] | None,
     trainable_layers: TrainableLayers | Literal["auto"],
+    prompted: bool = False,
 ) -> tuple[int | None, TrainableLayers]:
-    """Turn "auto" into numbers: an encoder keeps all layers, as it predicts no next token."""
+    """Turn "auto" into numbers.
+
+    All layers are kept of an encoder, as it predicts no next token, and of a decoder that is to.
+    """
     depth = pretrained.full_depth
     if n_layers == "auto":
-        n_layers = max(1, round(_KEPT_SHARE * depth)) if pretrained.capabilities.causal else None
+        shorter = pretrained.capabilities.causal and not prompted
+        n_layers = max(1, round(_KEPT_SHARE * depth)) if shorter else None
         if n_layers is not None and trainable_layers not in ("auto", "all"):
             n_layers = min(depth, max(n_layers, int(trainable_layers)))
     if trainable_layers == "auto":
@@ -436,6 +457,21 @@ def check_depth(
             f"{pretrained.model!r}. Got {trainable_layers}: lower it, raise n_layers, or use 'all'."
         )
     return kept, trainable_layers
+
+
+def _check_is_language_model(spec: NetworkSpec, pretrained: PretrainedModel) -> None:
+    """Check that what is pooled is what the language-model head of a decoder goes on from."""
+    checks = (
+        ("n_layers", spec.n_layers == pretrained.full_depth, "None", spec.n_layers),
+        ("pooling", POOLINGS[spec.pooling].last_token_only, "'last'", spec.pooling),
+        ("attention", spec.n_bidirectional == 0, "'causal'", "bidirectional"),
+    )
+    for name, holds, wanted, got in checks:
+        if not holds:
+            raise ModelNotSupportedError(
+                f"With `label_words`, `{name}` must be 'auto' or {wanted}: the head starts as the "
+                f"language model's, which stands on the last token behind all layers. Got {got!r}."
+            )
 
 
 def trainable_names(

@@ -59,6 +59,32 @@ def log_probabilities(head: Any, hidden_BH: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+def linear_part(head: Any, tokens: Tensor, hidden_BH: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (n_tokens, H) and bias (n_tokens,) of these tokens' logits, in fp32.
+
+    `head` is what `LanguageHead.on` returned; `hidden_BH` are states to try them on. Raises
+    ModelNotSupportedError where logits are no linear function of the states.
+    """
+    n_at_once = max(1, _LOGITS_AT_ONCE // head.config.get_text_config().vocab_size)
+    weights, biases = list[Tensor](), list[Tensor]()
+    for some in tokens.split(n_at_once):
+        zero_BH = hidden_BH.new_zeros(len(some), hidden_BH.shape[1]).requires_grad_()
+        with torch.enable_grad():
+            logits_B = _logits(head, zero_BH[None])[0].gather(1, some[:, None])[:, 0]
+            weights += torch.autograd.grad(logits_B.sum(), zero_BH)
+        biases.append(logits_B.detach())
+    weight, bias = torch.cat(weights), torch.cat(biases)
+    with torch.no_grad():
+        expected = _logits(head, hidden_BH[None])[0][:, tokens]
+    if not agree(hidden_BH @ weight.T + bias, expected, _TOLERANCE):
+        raise ModelNotSupportedError(
+            "`label_words` must be None for this model: its logits are no linear function of its "
+            "last hidden state (they are capped, say), and so no head of a classifier. Use "
+            "GPTZeroShotClassifier, or another model."
+        )
+    return weight, bias
+
+
 _HEADS: Store[LanguageHead] = Store("language heads", total_memory(_CPU) // 8)
 
 

@@ -43,7 +43,7 @@ _WEIGHTS = "model.safetensors"
 _UNKNOWN_LENGTH = 10**9  # transformers notes a number beyond it where it knows none
 # Parameters that the checkpoint says itself, or that are of a machine and not of a model.
 _NOT_NOTED = frozenset(
-    {"model", "revision", "n_layers", "lora", "pooling", "template", "long_text"}
+    {"model", "revision", "n_layers", "lora", "pooling", "template", "label_words", "long_text"}
     | {"device", "precision", "store_base", "checkpoint_dir"}
 )
 _CPU = torch.device("cpu")
@@ -104,6 +104,12 @@ def _check_exportable(model: FittedModel) -> None:
             model.long_text == "cut",
             "`long_text` must be 'cut': the format has no word for texts in windows",
             f"This model was fitted with {model.long_text!r}",
+        ),
+        (
+            not model.network.spec.prompted,
+            "`label_words` must be None: the format has no word for the prompt, nor for what is "
+            "taken off the raw scores",
+            "This model was fitted with some",
         ),
         (
             one_column and not any(template.words),
@@ -378,6 +384,7 @@ def check_params_fit_format(params: Mapping[str, Any]) -> None:
         "pooling": ("last", "auto"),
         "attention": ("causal", "auto"),
         "template": (None,),
+        "label_words": (None,),
         "n_layers": (None, "auto"),
         "long_text": ("cut",),
     }

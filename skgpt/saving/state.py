@@ -148,7 +148,7 @@ def pack_network(network: TextNetwork, store_base: StoreBase) -> State:
         "downloadable": pretrained.downloadable,
     }
     learned = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
-    learned["head.weight"] = network.head.weight
+    learned |= _head_of(network)
     parts = {"learned": State(learned, values)}
     if holds_base(pretrained, store_base):
         # The uncut configuration: cutting one is up to the class that it belongs to. As a text
@@ -161,6 +161,10 @@ def pack_network(network: TextNetwork, store_base: StoreBase) -> State:
             {n: torch.from_numpy(np.frombuffer(file, np.uint8)) for n, file in files.items()}
         )
     return State.of(**parts)
+
+
+def _head_of(network: TextNetwork) -> dict[str, Tensor]:
+    return {"head.weight": network.head.weight, "head.offset": network.offset}
 
 
 def holds_base(pretrained: PretrainedModel, store_base: StoreBase) -> bool:
@@ -199,7 +203,7 @@ def unpack_network(state: State, dtype: torch.dtype, device: torch.device) -> Te
     network = TextNetwork(pretrained, _with_module_names(spec, learned, pretrained), dtype, device)
     network.spec = spec
     targets = {f"trunk.{name}": tensor for name, tensor in network.learnable.items()}
-    targets["head.weight"] = network.head.weight
+    targets |= _head_of(network)
     _check_same(learned, targets)
     with torch.no_grad():
         for name, target in targets.items():

@@ -20,6 +20,11 @@ _PASSES = 40
 _RATE_OF_LAST_LAYERS = 2e-4
 _RATE_OF_ALL = 1e-4
 _RATE_OF_ADAPTERS = 1e-3
+_RATE_OF_HEAD = 1e-3
+# A head that starts from words says much already, and higher rates wash that out.
+_RATE_BEHIND_PROMPT = 3e-5
+_RATE_OF_ADAPTERS_BEHIND_PROMPT = 3e-4
+_RATE_OF_WORDS = 3e-5
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,18 @@ def resolve_rate(learning_rate: float | str, spec: NetworkSpec, *, causal: bool)
     if learning_rate != "auto":
         return float(learning_rate)
     if spec.lora is not None:
-        return _RATE_OF_ADAPTERS
+        return _RATE_OF_ADAPTERS_BEHIND_PROMPT if spec.prompted else _RATE_OF_ADAPTERS
+    if spec.prompted:
+        return _RATE_BEHIND_PROMPT
     gentle = spec.trainable_layers == "all" or not causal
     return _RATE_OF_ALL if gentle else _RATE_OF_LAST_LAYERS
+
+
+def resolve_head_rate(head_learning_rate: float | str, spec: NetworkSpec) -> float:
+    """Turn the `head_learning_rate` parameter into the head's peak rate."""
+    if head_learning_rate != "auto":
+        return float(head_learning_rate)
+    return _RATE_OF_WORDS if spec.prompted else _RATE_OF_HEAD
 
 
 def resolve_epochs(max_epochs: int | str, n_rows: int, batch_size: int) -> int:

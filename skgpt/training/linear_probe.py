@@ -13,6 +13,8 @@ from skgpt.training.run import TrainingRun
 # rows. docs/decisions/recipe.md has the figures.
 _PENALTY = 0.1
 _MAX_ITERATIONS = 1000
+# Of a head that starts from label words, for its distance from these: they know much already.
+_TIMES_THE_PENALTY = 100.0
 
 
 def solve_head(run: TrainingRun, rows: Rows) -> None:
@@ -20,7 +22,8 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
 
     The states are divided by their deviations over the rows first, and the weight takes these in:
     a few that are far larger than the others would decide everything. Loss and penalty are means,
-    so the scale of the weights changes nothing, and a row of weight two is that row twice.
+    so the scale of the weights changes nothing, and a row of weight two is that row twice. The
+    penalty is on the distance from label words, if the head starts from some.
     """
     rows = np.sort(rows[run.row_weight[rows] > 0])
     if len(rows) == 0:
@@ -44,17 +47,21 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
         share_J = run.loss.spread(share_J)
     penalty_K1 = _PENALTY * share_J[:, None]
     shape = run.network.head.weight.shape
+    offset_K = run.network.offset.cpu().double()
+    start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H
+    centre_KH = torch.zeros(shape)
+    if run.network.spec.prompted:
+        centre_KH, penalty_K1 = torch.from_numpy(start_KH), _TIMES_THE_PENALTY * penalty_K1
 
     def loss_of(weight_KH: torch.Tensor) -> torch.Tensor:
-        return run.loss.total(scaled_NH @ weight_KH.T, target, weight)
+        return run.loss.total(scaled_NH @ weight_KH.T + offset_K, target, weight)
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weight_KH = torch.from_numpy(flat).view(shape).requires_grad_()
-        value = loss_of(weight_KH) + (penalty_K1 / 2 * weight_KH.square()).sum()
+        value = loss_of(weight_KH) + (penalty_K1 / 2 * (weight_KH - centre_KH).square()).sum()
         (gradient,) = torch.autograd.grad(value, weight_KH)
         return float(value.detach()), gradient.numpy().ravel()
 
-    start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H
     options = {"maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS}
     found = minimize(objective, start_KH.ravel(), jac=True, method="L-BFGS-B", options=options)
     loss = loss_of(torch.from_numpy(found.x).view(shape)).float()

@@ -492,6 +492,8 @@ def _frozen_rival(estimator: Any, which: str) -> Any:
     head = clone(last_step(estimator))
     quiet = {"early_stopping": False, "warm_start": False, "checkpoint_dir": None, "verbose": 0}
     head.set_params(trainable_layers=0, lora=None, **quiet)
+    if hasattr(head, "label_words"):  # they stand on a language-model head, which an encoder lacks
+        head.set_params(label_words=None)
     if which == "minilm-l6":
         own = {"n_layers": "auto", "pooling": "auto", "attention": "auto"}
         length = min(head.max_length, 512)  # the positions that it has

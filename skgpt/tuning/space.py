@@ -174,6 +174,7 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
     what a search saves by pruning. On a CPU, at most a quarter of the layers learn, so that what
     comes before them is computed once for all trials of the same depth. Where nothing but the
     head learns (``trainable_layers=0``) that stays so, and `n_layers` is the most that is kept.
+    With `label_words` depth and pooling are given, and the rates are lower.
 
     Parameters
     ----------
@@ -211,22 +212,29 @@ def default_space(estimator: Any) -> dict[str, BaseDistribution]:
         )
     pretrained = load_pretrained(final.model, final.revision)
     on_gpu = resolve_device(final.device).type in _ON_GPU
+    # Behind a prompt a head starts from words, which higher rates wash out.
+    prompted = getattr(final, "label_words", None) is not None
+    low, high = (1e-5, 1e-3) if prompted else (3e-4, 3e-2)
     space: dict[str, BaseDistribution] = {
-        "head_learning_rate": FloatDistribution(3e-4, 3e-2, log=True),
+        "head_learning_rate": FloatDistribution(low, high, log=True),
         "weight_decay": FloatDistribution(1e-3, 0.3, log=True),
         "batch_size": CategoricalDistribution([16, 32, 64] if on_gpu else [8, 16, 32]),
     }
-    if pretrained.capabilities.causal:
-        space["pooling"] = CategoricalDistribution(["mean", "last"])
     free = final.n_layers in (None, "auto")
     deepest = pretrained.full_depth if free else int(final.n_layers)
-    kept = sorted({max(1, round(deepest * share)) for share in (0.5, 0.8, 1.0)})
-    space["n_layers"] = CategoricalDistribution(kept)
+    shares = (1.0,) if prompted else (0.5, 0.8, 1.0)
+    kept = sorted({max(1, round(deepest * share)) for share in shares})
+    if not prompted:
+        space["n_layers"] = CategoricalDistribution(kept)
+        if pretrained.capabilities.causal:
+            space["pooling"] = CategoricalDistribution(["mean", "last"])
     if final.lora is not None:
         space["lora__rank"] = CategoricalDistribution([4, 8, 16, 32])
     if final.trainable_layers != 0:
         # Adapters start from nothing and are small: they stand, and need, more.
         low, high = (1e-4, 5e-3) if final.lora is not None else (2e-5, 1e-3)
+        if prompted:
+            low, high = low / 10, high / 10
         space["learning_rate"] = FloatDistribution(low, high, log=True)
         space["trainable_layers"] = CategoricalDistribution(_learning(kept, on_gpu))
     return {prefix + name: among for name, among in space.items()}

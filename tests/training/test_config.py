@@ -1,12 +1,18 @@
 """The plan: epochs and learning rates."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from skgpt.network.lora import AdapterSpec
 from skgpt.network.network import NetworkSpec
-from skgpt.training.config import TrainingConfig, resolve_epochs, resolve_rate
+from skgpt.training.config import (
+    TrainingConfig,
+    resolve_epochs,
+    resolve_head_rate,
+    resolve_rate,
+)
 
 LORA = AdapterSpec(rank=4, alpha=8.0, dropout=0.0, target_modules="all-linear")
 
@@ -66,6 +72,17 @@ def test_resolve_rate__auto__is_by_what_learns(
     assert resolve_rate("auto", spec, causal=True) == rate
     assert resolve_rate("auto", spec, causal=False) == (rate if lora else 1e-4)
     assert resolve_rate(5e-3, spec, causal=True) == 5e-3
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_resolve_rates__behind_a_prompt__are_lower(lora: AdapterSpec | None) -> None:
+    plain = NetworkSpec(24, 4, "last", 3, lora)
+    prompted = replace(plain, prompted=True)
+    for spec, rate in ((plain, 1e-3), (prompted, 3e-5)):
+        assert resolve_head_rate("auto", spec) == rate
+        assert resolve_head_rate(5e-3, spec) == 5e-3
+    low, high = (resolve_rate("auto", spec, causal=True) for spec in (prompted, plain))
+    assert low < high
 
 
 def test_n_steps__a_short_last_batch__counts_as_a_step() -> None:
