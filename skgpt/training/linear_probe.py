@@ -13,8 +13,8 @@ from skgpt.training.run import TrainingRun
 # rows. docs/decisions/recipe.md has the figures.
 _PENALTY = 0.1
 _MAX_ITERATIONS = 1000
-# Of a head that starts from label words, for its distance from these: they know much already.
-_TIMES_THE_PENALTY = 100.0
+# Label words that a head starts from are worth so many rows: with fewer, the penalty is larger.
+_ROWS_OF_WORDS = 1000
 
 
 def solve_head(run: TrainingRun, rows: Rows) -> None:
@@ -23,7 +23,8 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     The states are divided by their deviations over the rows first, and the weight takes these in:
     a few that are far larger than the others would decide everything. Loss and penalty are means,
     so the scale of the weights changes nothing, and a row of weight two is that row twice. The
-    penalty is on the distance from label words, if the head starts from some.
+    penalty is on the distance from label words, if the head starts from some, and then it falls
+    with the number of rows.
     """
     rows = np.sort(rows[run.row_weight[rows] > 0])
     if len(rows) == 0:
@@ -51,7 +52,8 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H
     centre_KH = torch.zeros(shape)
     if run.network.spec.prompted:
-        centre_KH, penalty_K1 = torch.from_numpy(start_KH), _TIMES_THE_PENALTY * penalty_K1
+        centre_KH = torch.from_numpy(start_KH)
+        penalty_K1 = max(1.0, _ROWS_OF_WORDS / len(rows)) * penalty_K1
 
     def loss_of(weight_KH: torch.Tensor) -> torch.Tensor:
         return run.loss.total(scaled_NH @ weight_KH.T + offset_K, target, weight)

@@ -149,10 +149,10 @@ def test_fit__head_alone__stays_near_the_words_where_rows_weigh_little(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = zero_shot(tiny_llama).fit(None, list(WORDS)).predict_proba(X)
-    monkeypatch.setattr("skgpt.training.linear_probe._TIMES_THE_PENALTY", 1e7)
+    monkeypatch.setattr("skgpt.training.linear_probe._ROWS_OF_WORDS", 1e9)
     held = make(tiny_llama, trainable_layers=0).fit(X, Y)
     np.testing.assert_allclose(held.predict_proba(X), expected, atol=1e-3)
-    monkeypatch.setattr("skgpt.training.linear_probe._TIMES_THE_PENALTY", 1e-2)
+    monkeypatch.setattr("skgpt.training.linear_probe._ROWS_OF_WORDS", 1)
     assert make(tiny_llama, trainable_layers=0).fit(X, Y).score(X, Y) > 0.9
 
 
