@@ -272,10 +272,11 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
 
 def check_prompted(estimator: Any, target: Target) -> None:
     """Check what a head that starts as label words' asks of an estimator's other parameters."""
-    if target.is_multilabel:
+    if target.codes.ndim == 2:
+        what = "several columns of labels" if target.is_multioutput else "an indicator of several"
         raise InvalidTextError(
             "With `label_words`, y must hold one label per text, as the words are alternatives. "
-            "Got an indicator of several: set label_words=None."
+            f"Got {what}: set label_words=None."
         )
     if estimator.long_text != "cut":
         raise InvalidTextError(

@@ -219,6 +219,7 @@ BAD: list[tuple[str, Any, dict[str, Any]]] = [
     ("`attention` must be 'auto' or 'causal'", Y, {"attention": "bidirectional"}),
     ("`long_text` must be 'cut'", Y, {"long_text": "windows"}),
     ("one label per text", np.eye(3, dtype=int)[np.arange(60) % 3], {}),
+    ("one label per text.*several columns", np.stack([Y, Y], axis=1), {}),
     ("room for the template", Y, {"max_length": 10}),
 ]
 

@@ -178,6 +178,9 @@ def test_compare__zero_shot__is_the_same_model_asked_for_the_labels(tiny_llama: 
         clf.set_params(template=template)
         (rival,) = rivals_of(clf, "zero-shot").values()
         assert rival.get_params() == {**asked.get_params(), "template": used}
+    for words, used in (("auto", None), ({"sport": "match"}, {"sport": "match"})):
+        (rival,) = rivals_of(clf.set_params(label_words=words), "zero-shot").values()
+        assert rival.label_words == used
     with pytest.raises(TuningError, match="needs skgpt's classifier"):
         rivals_of(LinearTextClassifier(), "zero-shot")
 
