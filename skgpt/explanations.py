@@ -254,9 +254,7 @@ def _attributed(
     first = {key: row for row, key in reversed([*enumerate(keys)])}
     rows = np.array(sorted(first.values()))
     replaced = np.concatenate([replaced[run.offsets[i] : run.offsets[i + 1]] for i in rows])
-    found = attribute(
-        network, run.take(rows), replaced, directions_NDK[rows], progress=progress
-    )
+    found = attribute(network, run.take(rows), replaced, directions_NDK[rows], progress=progress)
     made = dict(zip(rows.tolist(), found, strict=True))
     return [made[first[key]] for key in keys]
 
