@@ -13,8 +13,8 @@ Then a server's life, in minutes since the model is a tiny one of random weights
 of texts that no one has seen, fifty times; the same folder loaded fifty times; fifty fits on 1,000
 unseen texts each, under ``skgpt.set_cache_memory``; and the same 1,000 texts a round sent to the
 server of examples/serve, a process of its own, in requests of fifty. The resident set after the
-first of them, the tenth (the tokenizers library keeps 10,000 words, here whole texts: it is full by
-then) and the last; --flat prints this table alone, --server its last row.
+first of them, the tenth (whatever keeps a bounded number of things is full by then) and the last;
+--flat prints this table alone, --server its last row.
 
     python examples/benchmarks/memory.py
 """
@@ -45,7 +45,7 @@ EARLY = 2  # fits after which everything that is made once has been made
 LIMIT = 2**24  # bytes that the many small fits may keep of their texts
 REPEATED = ("predictions", "loads", "fits", "requests")
 IN_A_REQUEST = 50  # texts
-FULL = 10  # rounds after which the tokenizers library's own cache is full
+FULL = 10  # rounds after which all that is bounded is full
 MB = 1e6
 
 
@@ -67,7 +67,7 @@ def kept_states() -> float:
     import skgpt
 
     info = skgpt.cache_info()
-    per_text = [i for name, i in info.items() if "hidden states on" in name or name == "token ids"]
+    per_text = [i for name, i in info.items() if "states on" in name or name == "token ids"]
     return sum(i["bytes"] for i in per_text) / MB
 
 
