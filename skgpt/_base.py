@@ -16,7 +16,7 @@ from sklearn.metrics import get_scorer_names
 from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
 from skgpt.data.tokenization import LongText
 from skgpt.device import own_settings
-from skgpt.exceptions import InvalidArgumentError, ModelNotSupportedError, did_you_mean
+from skgpt.exceptions import ModelNotSupportedError, check_names
 from skgpt.fitted_model import FittedModel, TextModel
 from skgpt.lora import LoRA
 from skgpt.network.network import POOLINGS
@@ -103,13 +103,7 @@ class BaseTextModel(BaseEstimator):
         ValueError
             If there is no such parameter.
         """
-        known = self._get_param_names()
-        for name in params:
-            if (own := name.partition("__")[0]) not in known:
-                raise InvalidArgumentError(
-                    f"Invalid parameter {name!r} for estimator {type(self).__name__}."
-                    f"{did_you_mean(own, known)} It has {', '.join(known)}."
-                )
+        check_names(type(self).__name__, params, self._get_param_names())
         super().set_params(**params)
         return self
 
@@ -222,6 +216,8 @@ class BaseGPTText(CallbackSupportMixin, BaseTextModel):
                     f"`{nested[0]}` sets a parameter of `lora`, which must be a LoRA(). Got "
                     f"{lora!r}: pass lora=LoRA() first, or along with it."
                 )
+            own = [name.removeprefix("lora__") for name in nested]
+            check_names("LoRA", own, lora._get_param_names())
             # scikit-learn would write into the very object that the caller passed.
             params["lora"] = clone(lora)
         super().set_params(**params)

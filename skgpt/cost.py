@@ -26,6 +26,7 @@ from skgpt.fit_data import FitData
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory
 from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
+from skgpt.training.callbacks import work_bar
 from skgpt.training.config import TrainingConfig
 from skgpt.training.early_stopping import Validation
 from skgpt.training.loop import train_step
@@ -247,14 +248,14 @@ def estimate_fit(
     long_text: LongText,
     early_stopping: bool,
     classes_assumed: int | None,
+    verbose: int = 0,
 ) -> FitEstimate:
     """Count and measure what a fit on these texts would be; the network is trained a bit by it.
 
     Raises NoMemoryError if the device can't hold one text at a time, or what learns.
     """
-    prices, rows = price_fit(
-        network, data, loss=loss, config=config, max_length=max_length, long_text=long_text
-    )
+    how: Any = {"max_length": max_length, "long_text": long_text, "verbose": verbose}
+    prices, rows = price_fit(network, data, loss=loss, config=config, **how)
     tokens, rates, whole_lengths = rows.tokens, prices.rates, prices.lengths
     memory, disk = count_memory(
         network, rows, prices.level, config, rates, keeps_best=early_stopping
@@ -300,11 +301,14 @@ def price_fit(
     config: TrainingConfig,
     max_length: int,
     long_text: LongText,
+    verbose: int = 0,
 ) -> "tuple[Prices, TrainingRows]":
     """Count and measure a fit; return its prices and its rows. The network is trained a bit."""
     of_text = (data.cells, data.template, network.tokenizer)
-    tokens = tokenise_rows(*of_text, max_length, long_text)
-    lengths = tokenise_rows(*of_text, sys.maxsize).lengths
+    with work_bar(verbose) as bar:
+        progress = partial(bar.move, "tokenise", unit=" texts")
+        tokens = tokenise_rows(*of_text, max_length, long_text, progress)
+        lengths = tokenise_rows(*of_text, sys.maxsize, progress=progress).lengths
     rows = TrainingRows(tokens, data.target.codes, data.loss_weight, data.split)
     level = cache_level(network, tokens.run, config.memory_budget, config.disk_budget)
     work = count_work(network, rows, level, config)

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import wraps
@@ -129,6 +129,16 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return a question for a misspelt name, with a space before it; "" if none is like it."""
     like = get_close_matches(name, names, n=1)
     return f" Did you mean {like[0]!r}?" if like else ""
+
+
+def check_names(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names of parameters, or of a parameter's own, that an object of this kind has not."""
+    for name in names:
+        if (own := name.partition("__")[0]) not in known:
+            raise InvalidArgumentError(
+                f"Invalid parameter {name!r} for estimator {kind}.{did_you_mean(own, known)} It "
+                f"has {', '.join(known)}."
+            )
 
 
 def suggests_names(init: Callable[P, None]) -> Callable[P, None]:

@@ -16,7 +16,7 @@ to what they have. The sum is then exact, whatever the number of steps or the pr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from skgpt.caching import predicting
-from skgpt.data.batching import Rows
+from skgpt.data.batching import Progress, Rows, no_progress
 from skgpt.data.targets import encode_target, has_columns
 from skgpt.data.tokenization import (
     Tokens,
@@ -42,6 +42,7 @@ from skgpt.fitted_model import FittedModel
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
+from skgpt.training.callbacks import work_bar
 from skgpt.trunk.layers import PROBE_ERRORS
 
 N_STEPS = 16
@@ -66,13 +67,14 @@ def attribute(
     replaced: NDArray[np.bool_],
     directions_NDK: NDArray[np.float32],
     n_steps: int = N_STEPS,
+    progress: Progress = no_progress,
 ) -> list[Attributions]:
     """Return what each token adds to scores of its text; nothing of the network is changed.
 
     `replaced` says which tokens the baseline replaces. A score to explain is a row of weights of
     the raw scores. A trunk that takes no embeddings is refused with a ModelNotSupportedError.
     """
-    path = _Path(network, tokens, replaced, directions_NDK, n_steps)
+    path = _Path(network, tokens, replaced, directions_NDK, n_steps, progress)
     path.check()
     found: list[Attributions] = []
     for start in range(0, len(tokens), _TEXTS_AT_ONCE):
@@ -89,6 +91,7 @@ class _Path:
     replaced: NDArray[np.bool_]
     directions_NDK: NDArray[np.float32]
     n_steps: int
+    progress: Progress
 
     def __post_init__(self) -> None:
         tokenizer = self.network.pretrained.tokenizer
@@ -127,7 +130,11 @@ class _Path:
         slopes: dict[int, NDArray[np.float64]] = {}
         limit = token_budget(self.network, learning=True, frozen_too=True)
         batcher = MicroBatcher(self.network, limit, learning=True)
-        for micro_batch in batcher.map(rows, lengths):
+
+        def show(done: int, total: int) -> None:
+            self.progress(texts.start + len(texts) * done // total, len(self.tokens))
+
+        for micro_batch in batcher.map(rows, lengths, show):
             with micro_batch as part:
                 at = (part % n_nodes) / self.n_steps
                 made = self._gradients(texts.start + part // n_nodes, at)
@@ -206,13 +213,15 @@ def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) ->
     else:
         chosen = _asked_for(target, len(texts), model)
     network = model.network
-    tokens, spans = tokenise_with_spans(
-        cells, model.template, network.tokenizer, model.max_length, model.long_text
-    )
     explained, directions = _directions(chosen, model.multilabel)
-    run, first = tokens.run, tokens.first
-    of_run = np.repeat(np.arange(len(tokens)), np.diff(first))
-    found = _attributed(network, run, spans, explained[of_run], directions[of_run])
+    with work_bar(verbose) as bar:
+        how = model.template, network.tokenizer, model.max_length, model.long_text
+        say = partial(bar.move, "explain, tokenise", unit=" texts")
+        tokens, spans = tokenise_with_spans(cells, *how, say)
+        run, first = tokens.run, tokens.first
+        of_run = np.repeat(np.arange(len(tokens)), np.diff(first))
+        say = partial(bar.move, "explain", unit=" texts")
+        found = _attributed(network, run, spans, explained[of_run], directions[of_run], say)
     parts = [
         _of_text(found[start:end], run.offsets[start : end + 1], spans)
         for start, end in pairwise(first.tolist())
@@ -230,6 +239,7 @@ def _attributed(
     spans: TokenSpans,
     explained_ND: NDArray[np.int64],
     directions_NDK: NDArray[np.float32],
+    progress: Progress,
 ) -> list[Attributions]:
     """Return the attributions of all texts or windows, equal ones computed once."""
     replaced = spans.column >= 0
@@ -244,7 +254,7 @@ def _attributed(
     first = {key: row for row, key in reversed([*enumerate(keys)])}
     rows = np.array(sorted(first.values()))
     replaced = np.concatenate([replaced[run.offsets[i] : run.offsets[i + 1]] for i in rows])
-    found = attribute(network, run.take(rows), replaced, directions_NDK[rows])
+    found = attribute(network, run.take(rows), replaced, directions_NDK[rows], progress=progress)
     made = dict(zip(rows.tolist(), found, strict=True))
     return [made[first[key]] for key in keys]
 

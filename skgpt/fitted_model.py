@@ -216,8 +216,9 @@ class FittedModel(TextModel):
         return scores_NK if self.calibration is None else scores_NK / np.float32(self.temperature)
 
 
-# Texts of which an embedder holds tokens and states at a time, however many there are.
+# What an embedder holds tokens and states of at a time, however many and long the texts are.
 _ROWS_AT_ONCE = 4096
+_CHARACTERS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -265,12 +266,11 @@ class FittedEmbedder(TextModel):
                 done_texts = start + int(n * (n_before + done / total) / len(networks))
                 bar.move("embed", done_texts, n_rows, unit=" texts")
 
-            for start in range(0, n_rows, _ROWS_AT_ONCE):
-                rows = slice(start, min(start + _ROWS_AT_ONCE, n_rows))
+            for rows in _parts(cells):
                 tokens = self.tokenise([column[rows] for column in cells])
                 with explain_no_memory():
                     parts = [
-                        _pool(network, tokens, partial(show, start, len(tokens), n_before))
+                        _pool(network, tokens, partial(show, rows.start, len(tokens), n_before))
                         for n_before, network in enumerate(networks)
                     ]
                 yield PooledBatch(rows, np.hstack(parts), tokens.n_cut)
@@ -288,6 +288,16 @@ class PooledBatch(NamedTuple):
     rows: slice
     states: NDArray[np.float32]
     n_cut: int
+
+
+def _parts(cells: list[list[str]]) -> Iterator[slice]:
+    """Yield the rows to run at a time: so many, of so many characters, one at least."""
+    start = size = 0
+    for end, row in enumerate(zip(*cells, strict=True), 1):
+        size += sum(map(len, row))
+        if size >= _CHARACTERS_AT_ONCE or end - start == _ROWS_AT_ONCE or end == len(cells[0]):
+            yield slice(start, end)
+            start, size = end, 0
 
 
 def _pool(network: TextNetwork, tokens: Tokens, progress: Progress) -> NDArray[np.float32]:

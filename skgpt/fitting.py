@@ -173,6 +173,7 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
         long_text=estimator.long_text,
         early_stopping=bool(estimator.early_stopping),
         classes_assumed=_ASSUMED_CLASSES if y is None and previous is None else None,
+        verbose=estimator.verbose,
     )
 
 
@@ -532,6 +533,7 @@ def _price(estimator: Any, data: FitData, seed: int, previous: FittedModel | Non
         config=make_config(estimator, network, len(data.split.train), seed),
         max_length=int(estimator.max_length),
         long_text=estimator.long_text,
+        verbose=estimator.verbose,
     )
     return prices
 

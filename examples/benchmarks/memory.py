@@ -11,18 +11,21 @@ fresh process, its imports not counted) and where it is. The first predict is no
 
 Then a server's life, in minutes since the model is a tiny one of random weights: 1,000 predictions
 of texts that no one has seen, fifty times; the same folder loaded fifty times; fifty fits on 1,000
-unseen texts each, under ``skgpt.set_cache_memory``. The resident set after the first of them, the
-tenth (the tokenizers library keeps 10,000 words, here whole texts: it is full by then) and the
-last; --flat prints this table alone.
+unseen texts each, under ``skgpt.set_cache_memory``; and the same 1,000 texts a round sent to the
+server of examples/serve, a process of its own, in requests of fifty. The resident set after the
+first of them, the tenth (whatever keeps a bounded number of things is full by then) and the last;
+--flat prints this table alone, --server its last row.
 
     python examples/benchmarks/memory.py
 """
 
 import argparse
 import gc
+import http.client
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ import numpy as np
 import psutil
 from _arms import Run, Setting, print_settings, print_table, run_arm
 from _data import News, load_r8
+from serving import BATCH_TEXTS, HOST, post, server
 
 RECIPE = Setting(
     max_length=128, batch=16, learning_rate=2e-4, n_layers=12, trainable_layers=4, pooling="mean"
@@ -39,7 +43,9 @@ RECIPE = Setting(
 DEPTHS: dict[str, Any] = {"head only": 0, "last 4": 4, "all": "all"}
 EARLY = 2  # fits after which everything that is made once has been made
 LIMIT = 2**24  # bytes that the many small fits may keep of their texts
-FULL = 10  # rounds after which the tokenizers library's own cache is full
+REPEATED = ("predictions", "loads", "fits", "requests")
+IN_A_REQUEST = 50  # texts
+FULL = 10  # rounds after which all that is bounded is full
 MB = 1e6
 
 
@@ -61,7 +67,7 @@ def kept_states() -> float:
     import skgpt
 
     info = skgpt.cache_info()
-    per_text = [i for name, i in info.items() if "hidden states on" in name or name == "token ids"]
+    per_text = [i for name, i in info.items() if "states on" in name or name == "token ids"]
     return sum(i["bytes"] for i in per_text) / MB
 
 
@@ -113,6 +119,12 @@ def opened(file: Path) -> Run:
     return {"fresh": times[0], "again": times[1]}
 
 
+def unseen_texts(n: int, number: int) -> list[str]:
+    """Return n texts that are those of no other number."""
+    words = np.random.default_rng(number).integers(0, 10**6, (n, 15))
+    return [" ".join(map(str, row)) for row in words]
+
+
 def flat(args: argparse.Namespace) -> Run:
     """Predict, load or fit over and over in this process; return its memory along the way."""
     import skgpt
@@ -120,8 +132,7 @@ def flat(args: argparse.Namespace) -> Run:
     from skgpt.testing import tiny_gpt
 
     def unseen(number: int) -> list[str]:
-        words = np.random.default_rng(number).integers(0, 10**6, (args.of, 15))
-        return [" ".join(map(str, row)) for row in words]
+        return unseen_texts(args.of, number)
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -131,7 +142,9 @@ def flat(args: argparse.Namespace) -> Run:
         )
         labels = np.arange(args.of) % 2
         classifier.fit(unseen(0), labels)
-        skgpt.save(classifier, folder / "saved")
+        skgpt.save(classifier, folder / "classifier")
+        if args.repeat == "requests":
+            return served(folder, args)
         if args.repeat == "predictions":
             skgpt.set_cache_memory(None)
             skgpt.clear_cache()
@@ -140,22 +153,38 @@ def flat(args: argparse.Namespace) -> Run:
             if args.repeat == "fits":
                 classifier.fit(unseen(number), labels)
             if args.repeat == "loads":
-                classifier = skgpt.load(folder / "saved")
+                classifier = skgpt.load(folder / "classifier")
             classifier.predict(unseen(number)[: 1 if args.repeat == "loads" else args.of])
             sizes.append(resident())
     return {"sizes": sizes, "states": kept_states()}
 
 
-def print_flat(args: argparse.Namespace) -> None:
-    """Print the memory of repeated predictions, loads and fits."""
+def served(folder: Path, args: argparse.Namespace) -> Run:
+    """Send texts to a server of the folder over and over; return its memory along the way."""
+    sizes = []
+    with server(folder, BATCH_TEXTS) as port:
+        [process] = psutil.Process().children()
+        connection = http.client.HTTPConnection(HOST, port, timeout=600)
+        for number in range(1, args.rounds + 1):
+            texts = unseen_texts(args.of, number)
+            for start in range(0, args.of, IN_A_REQUEST):
+                post(connection, texts[start : start + IN_A_REQUEST])
+            sizes.append(process.memory_info().rss / MB)
+    return {"sizes": sizes, "states": 0.0}
+
+
+def print_flat(args: argparse.Namespace, what: Sequence[str] = REPEATED) -> None:
+    """Print the memory of repeated predictions, loads, fits and requests."""
     rows = []
-    for repeat in ("predictions", "loads", "fits"):
+    for repeat in what:
         options = {"repeat": repeat, "rounds": args.rounds, "of": args.of}
         run = run_arm(__file__, "flat", options, f"{repeat}:")
         sizes = [run["sizes"][min(at, args.rounds) - 1] for at in (1, FULL, args.rounds)]
         growth = [f"{100 * (sizes[2] / size - 1):+.1f} %" for size in sizes[:2]]
         cells = [f"{size:.0f}" for size in (*sizes, max(run["sizes"]))]
-        rows.append([f"{args.rounds} x {repeat}", *cells, *growth, f"{run['states']:.1f}"])
+        times = f"{args.rounds} " if repeat == "loads" else f"{args.rounds} x {args.of} "
+        name = {"fits": "texts fitted", "requests": "texts served"}.get(repeat, repeat)
+        rows.append([times + name, *cells, *growth, f"{run['states']:.1f}"])
     head = ["Resident set, MB", "after 1", f"after {FULL}", f"after {args.rounds}", "at most"]
     head += ["since the first", f"since {FULL}", "kept of texts"]
     print_table(head, rows)
@@ -187,6 +216,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=RECIPE.n_layers, help="of the many fits")
     parser.add_argument("--deep", type=int, default=16, help="layers of what is pickled")
     parser.add_argument("--flat", action="store_true", help="the table of a server's life alone")
+    parser.add_argument("--server", action="store_true", help="the last row of it alone")
     parser.add_argument("--rounds", type=int, default=50, help="of that table")
     parser.add_argument("--of", type=int, default=1000, help="texts in each of its rounds")
     parser.add_argument("--one", choices=["fits", "dump", "load", "flat"], help=argparse.SUPPRESS)
@@ -199,8 +229,8 @@ def main() -> None:
         how["load"] = lambda args: opened(args.file)
         print(json.dumps(how[args.one](args)))
         return
-    if args.flat:
-        print_flat(args)
+    if args.flat or args.server:
+        print_flat(args, REPEATED[-1:] if args.server else REPEATED)
         print_settings(rounds=args.rounds, of=args.of)
         return
     options = {"fits": args.fits, "texts": args.texts, "layers": args.layers}

@@ -90,6 +90,14 @@ def _is_well(port: int) -> bool:
         connection.close()
 
 
+def post(connection: http.client.HTTPConnection, texts: list[str]) -> list[list[float]]:
+    """Have the server classify texts; return their probabilities."""
+    body = json.dumps({"texts": texts}).encode()
+    connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
+    probabilities: list[list[float]] = json.loads(connection.getresponse().read())["probabilities"]
+    return probabilities
+
+
 def drive(port: int, texts: list[str], n_clients: int) -> tuple[list[float], float, list[Any]]:
     """Have clients share the texts; return each one's latency, the seconds in all, the rows."""
     latencies = [0.0] * len(texts)
@@ -104,12 +112,9 @@ def drive(port: int, texts: list[str], n_clients: int) -> tuple[list[float], flo
                 i = next(waiting, None)
             if i is None:
                 break
-            body = json.dumps({"texts": [texts[i]]}).encode()
             began = time.perf_counter()
-            connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
-            content = json.loads(connection.getresponse().read())
+            [rows[i]] = post(connection, [texts[i]])
             latencies[i] = time.perf_counter() - began
-            rows[i] = content["probabilities"][0]
         connection.close()
 
     clients = [threading.Thread(target=client) for _ in range(n_clients)]

@@ -400,13 +400,14 @@ def tokenise_with_spans(
     encoder: TextEncoder,
     max_length: int,
     long_text: LongText = "cut",
+    progress: Progress = no_progress,
 ) -> tuple[Tokens, TokenSpans]:
     """Tokenise rows as `tokenise_rows` does, and say where each token lies.
 
     A token that reaches from one cell into another, or into the template's words, belongs to the
     cell that it has most of.
     """
-    rows = _Rows(columns, template, encoder, max_length, long_text)
+    rows = _Rows(columns, template, encoder, max_length, long_text, progress)
     tokens, spans = rows.tokens(), rows.spans()
     assert len(spans.column) == len(tokens.ids), "tokens and spans of two encodings"
     return tokens, spans

@@ -182,7 +182,9 @@ def _byte_tokenizer(family: _Architecture) -> "PreTrainedTokenizerBase":
     for token in family.special_tokens.values():
         vocabulary.setdefault(token, len(vocabulary))
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # A byte is a token with or without the split into words, but the library keeps the ids of
+    # 10,000 words: without it, of as many whole texts.
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     if family.frame is not None:
         specials = [(token, i) for token, i in vocabulary.items() if i >= _N_BYTES]

@@ -131,6 +131,7 @@ def test_fit__bad_input__is_refused_before_training_and_loses_nothing(
         (lambda: GPTSearchCV(None, n_trial=1), "Did you mean 'n_trials'?"),
         (lambda: GPTTextClassifier().set_params(max_lenght=1), "Did you mean 'max_length'?"),
         (lambda: GPTTextClassifier().set_params(lra__rank=1), "Did you mean 'lora'?"),
+        (lambda: GPTTextClassifier(lora=LoRA()).set_params(lora__rnk=1), "Did you mean 'rank'?"),
     ],
 )
 def test_parameter__misspelt__is_asked_back(make_it: Callable[[], Any], said: str) -> None:

@@ -68,7 +68,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_transform__one_layer__is_what_the_classifier_pools(
     layer: int, pooling: Any, tiny_llama: str
 ) -> None:
-    clf = make(tiny_llama, n_layers=layer, trainable_layers=0, pooling=pooling).fit(X, y)
+    how: Any = {"n_layers": layer, "trainable_layers": 0, "pooling": pooling, "precision": "fp32"}
+    clf = make(tiny_llama, **how).fit(X, y)
     states = embedder(tiny_llama, layer=layer, pooling=pooling, standardize=False).fit_transform(X)
     assert (states.dtype, states.shape) == (np.float32, (len(X), WIDTH))
     assert np.array_equal(states, GPTTextEmbedder.from_classifier(clf).transform(X))
@@ -171,6 +172,20 @@ def test_transform__more_rows_than_are_run_at_a_time__gives_the_same(
     assert max(runs) <= 7
     assert sum(runs) == len({*X})
     assert np.allclose(again.mean_, fitted.mean_, rtol=1e-4)
+
+
+def test_pooled__long_texts__are_run_few_at_a_time(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = embedder(tiny_llama, long_text="windows", max_length=16).fit(X)
+    texts = [text * n for n, text in enumerate(X, 1)]
+    features = fitted.transform(texts)
+    monkeypatch.setattr("skgpt.fitted_model._CHARACTERS_AT_ONCE", 200)
+    parts = [texts[batch.rows] for batch in fitted._model.pooled([texts])]
+    assert [text for part in parts for text in part] == texts
+    assert all(sum(map(len, part[:-1])) < 200 for part in parts)
+    assert 1 < len(parts) < len(texts)
+    assert np.allclose(fitted.transform(texts), features, atol=1e-4)
 
 
 def test_fit__texts_that_are_cut__warns_once(tiny_llama: str) -> None:

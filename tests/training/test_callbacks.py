@@ -145,6 +145,12 @@ def test_predict__in_a_terminal__a_bar_if_it_takes_long_and_gone_at_the_end(
     assert ("predict, frozen layers" in screen) == (trainable_layers == 1)
     assert "predict, tokenise" in screen and "predict: " in screen
     assert lines_of(screen) == []
+    clf.explain(texts[-2:])
+    clf.plan([*DATA.X, f"planned {trainable_layers}"])
+    screen = terminal.read()
+    assert "explain, tokenise" in screen and "explain: " in screen
+    assert "\rtokenise: " in screen
+    assert lines_of(screen) == []
 
 
 def test_work_bar__an_error__takes_it_away(
