@@ -484,15 +484,16 @@ def rivals_of(estimator: Any, baseline: Any) -> dict[str, Any]:
             )
         elif each == "tfidf":
             rivals[_NAMES[each]] = tfidf_rival(estimator)
-        elif isinstance(last, BaseGPTText) and each == "zero-shot":
-            rivals[_NAMES[each]] = _zero_shot_rival(estimator)
-        elif isinstance(last, BaseGPTText):
-            rivals[_NAMES[each]] = _frozen_rival(estimator, each)
-        else:
+        elif not isinstance(last, BaseGPTText) or (each == "zero-shot" and is_regressor(last)):
+            ours = "classifier" if each == "zero-shot" else "classifier or regressor"
             raise TuningError(
-                f"`baseline={each!r}` needs skgpt's classifier or regressor, or a Pipeline that "
-                f"ends in one. Got one that ends in {type(last).__name__}: use 'tfidf'."
+                f"`baseline={each!r}` needs skgpt's {ours}, or a Pipeline that ends in one. Got "
+                f"one that ends in {type(last).__name__}: use 'tfidf'."
             )
+        elif each == "zero-shot":
+            rivals[_NAMES[each]] = _zero_shot_rival(estimator)
+        else:
+            rivals[_NAMES[each]] = _frozen_rival(estimator, each)
     if not rivals:
         raise TuningError(f"`baseline` must name a model to beat. Got {baseline!r}.")
     return rivals

@@ -22,6 +22,7 @@ from skgpt.exceptions import (
     ModelNotSupportedError,
     StateFormatError,
     TimeLimitWarning,
+    TuningError,
 )
 from skgpt.plots import TokenAttributionDisplay, TrainingCurveDisplay
 from skgpt.testing import check_text_estimator
@@ -334,6 +335,11 @@ def test_tools__grid_search_and_ours__choose_by_r2(tiny_llama: str) -> None:
     ).fit(X, STARS)
     assert search.predict(X).shape == STARS.shape
     assert search.best_score_ == search.cv_results_["mean_test_score"].max()
+
+
+def test_compare_with_baseline__zero_shot_for_a_regressor__is_refused(tiny_llama: str) -> None:
+    with pytest.raises(TuningError, match="'zero-shot'` needs skgpt's classifier, or"):
+        compare_with_baseline(make(tiny_llama), X, STARS, baseline="zero-shot")
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
