@@ -101,7 +101,7 @@ def _check_exportable(model: FittedModel) -> None:
             not model.multioutput,
             "y must be a single column of labels, or an indicator: the format has no word for "
             "several outputs",
-            "This model was fitted with several columns",
+            f"This model was fitted with {len(model.known) if model.multioutput else 1} columns",
         ),
         (
             model.long_text == "cut",
