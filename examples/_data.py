@@ -199,14 +199,15 @@ class Rated(NamedTuple):
     ratings: NDArray[np.float64]
 
 
-def load_rated(
-    kind: Literal["tweets", "amazonReviewSnippets", "nytEditorialSnippets"], split: Split
-) -> Rated:
+Kind = Literal["tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets"]
+
+
+def load_rated(kind: Kind, split: Split) -> Rated:
     """Return texts with ratings of their tone (Hutto and Gilbert 2014); pip fetches them.
 
     Parameters
     ----------
-    kind : {"tweets", "amazonReviewSnippets", "nytEditorialSnippets"}
+    kind : {"tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets"}
     split : {"train", "test"}
         The test split is 1,000 of them; there is no official one.
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from skgpt.embedder import GPTTextEmbedder
     from skgpt.lora import LoRA
     from skgpt.persistence import load, save
+    from skgpt.regressor import GPTTextRegressor
     from skgpt.zero_shot import GPTZeroShotClassifier
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GPTTextClassifier",
     "GPTTextEmbedder",
+    "GPTTextRegressor",
     "GPTZeroShotClassifier",
     "LoRA",
     "__version__",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "GPTTextClassifier": "skgpt.classifier",
     "GPTTextEmbedder": "skgpt.embedder",
+    "GPTTextRegressor": "skgpt.regressor",
     "GPTZeroShotClassifier": "skgpt.zero_shot",
     "LoRA": "skgpt.lora",
     "cache_info": "skgpt.caching",

@@ -72,6 +72,21 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
+def can_fit_in_parts(estimator: Any) -> bool:
+    """Say why an estimator has no `partial_fit`, if it holds rows out."""
+    if estimator.early_stopping:
+        raise AttributeError(
+            "partial_fit makes one pass over all of its rows and can't stop early: set "
+            "early_stopping=False."
+        )
+    if getattr(estimator, "calibrate", False):
+        raise AttributeError(
+            "partial_fit trains on all of its rows, and calibrating takes rows that were not "
+            "trained on: set calibrate=False."
+        )
+    return True
+
+
 class BaseTextModel(BaseEstimator):
     """An estimator that holds a record of `_kind` as `_model`, once it is fitted."""
 
@@ -185,7 +200,7 @@ class BaseGPTText(CallbackSupportMixin, BaseTextModel):
     `_loss_weights` and `_loss`.
     """
 
-    _kind = FittedModel
+    _kind: type[FittedModel]
     _model: FittedModel
     _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
     lora: LoRA | None

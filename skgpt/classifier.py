@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from numbers import Real
 from typing import Any, Literal, Self
 
@@ -13,9 +12,8 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from skgpt import fitting
-from skgpt._base import SHARED_CONSTRAINTS, BaseGPTText
-from skgpt._files import as_folder
+from skgpt import exchange, fitting
+from skgpt._base import SHARED_CONSTRAINTS, BaseGPTText, can_fit_in_parts
 from skgpt._sklearn import Interval, StrOptions, fit_context
 from skgpt.cost import FitEstimate
 from skgpt.data.splits import Split
@@ -33,27 +31,11 @@ from skgpt.device import own_settings
 from skgpt.exceptions import ContinuationError, InvalidTextError, suggests_names
 from skgpt.explanations import explain
 from skgpt.fit_data import FitInputs
-from skgpt.fitted_model import FittedModel
+from skgpt.fitted_model import FittedClassifier
 from skgpt.lora import LoRA
-from skgpt.pretrained.loading import load_pretrained
-from skgpt.saving.huggingface import check_params_fit_format, check_pooling, export, read_head
 from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy, JointCrossEntropy, Loss
 
 ClassWeight = Mapping[Any, float] | list[Mapping[Any, float]] | Literal["balanced"] | None
-
-
-def _can_fit_in_parts(estimator: "GPTTextClassifier") -> bool:
-    if estimator.early_stopping:
-        raise AttributeError(
-            "partial_fit makes one pass over all of its rows and can't stop early: set "
-            "early_stopping=False."
-        )
-    if estimator.calibrate:
-        raise AttributeError(
-            "partial_fit trains on all of its rows, and calibrating takes rows that were not "
-            "trained on: set calibrate=False."
-        )
-    return True
 
 
 class GPTTextClassifier(ClassifierMixin, BaseGPTText):
@@ -253,6 +235,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     array(['crude'], dtype='<U8')
     """
 
+    _kind = FittedClassifier
+    _model: FittedClassifier
     _parameter_constraints: dict[str, list[Any]] = {
         **SHARED_CONSTRAINTS,
         "label_words": [Mapping, StrOptions({"auto"}), None],
@@ -403,7 +387,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         fitting.fit(self, inputs)
         return self
 
-    @available_if(_can_fit_in_parts)
+    @available_if(can_fit_in_parts)
     @fit_context(prefer_skip_nested_validation=True)
     @own_settings()
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -689,10 +673,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         TypeError
             If `folder` is neither a text nor a path object.
         """
-        model = self._fitted()
-        root = as_folder(folder, "folder")
-        defaults = {name: p.default for name, p in signature(type(self)).parameters.items()}
-        export(model, root, self.get_params(deep=False), defaults)
+        exchange.save_pretrained(self, self._fitted(), folder)
 
     @classmethod
     @own_settings()
@@ -733,20 +714,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         TypeError
             If `folder_or_id` is neither a text nor a path object, or there is no such parameter.
         """
-        as_folder(folder_or_id, "folder_or_id")
-        model = os.fspath(folder_or_id)
-        check_params_fit_format(params)
-        saved = read_head(model, revision)
-        pretrained = load_pretrained(model, revision)
-        check_pooling(pretrained)
-        noted = saved.params(pretrained, known=set(cls().get_params(deep=False)))
-        fixed = {"pooling": "last", "n_layers": None}
-        clf = cls(model=model, revision=revision, **{**noted, **params, **fixed})
-        clf._validate_params()
-        clf._set_fitted(fitting.model_from_head(clf, saved))
-        return clf
+        return exchange.from_pretrained(cls, folder_or_id, revision, params)
 
-    def _fitted(self) -> FittedModel:
+    def _fitted(self) -> FittedClassifier:
         """Return the record of the fit, read once: another thread's fit can't mix two models."""
         check_is_fitted(self)
         return self._model

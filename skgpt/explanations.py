@@ -14,6 +14,7 @@ known, so what a step's gradients leave unexplained is shared out among its toke
 to what they have. The sum is then exact, whatever the number of steps or the precision.
 """
 
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from skgpt.caching import predicting
 from skgpt.data.batching import Progress, Rows, no_progress
+from skgpt.data.inputs import TextColumns
 from skgpt.data.targets import encode_target, has_columns
 from skgpt.data.tokenization import (
     Tokens,
@@ -38,7 +40,7 @@ from skgpt.data.tokenization import (
 )
 from skgpt.device import to_device
 from skgpt.exceptions import InvalidTextError, ModelNotSupportedError, import_optional
-from skgpt.fitted_model import FittedModel
+from skgpt.fitted_model import FittedClassifier, FittedModel, FittedRegressor
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
@@ -199,9 +201,9 @@ def _add_up(
 
 
 @predicting()
-def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) -> Any:
+def explain(model: FittedClassifier, X: Any, target: Any = None, verbose: int = 0) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
-    pandas = import_optional("pandas", "explain")
+    import_optional("pandas", "explain")  # before anything runs
     if model.multioutput:
         raise InvalidTextError(
             "To be explained, a model must have been fitted on a single column of labels or an "
@@ -212,8 +214,42 @@ def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) ->
         chosen = _predicted(model.raw_scores(texts.X, verbose), model.multilabel)
     else:
         chosen = _asked_for(target, len(texts), model)
-    network = model.network
     explained, directions = _directions(chosen, model.multilabel)
+    return _explained(model, texts, cells, model.classes, explained, directions, verbose)
+
+
+@predicting()
+def explain_values(model: FittedRegressor, X: Any, target: Any = None, verbose: int = 0) -> Any:
+    """Return the table that `GPTTextRegressor.explain` describes."""
+    texts, cells = model.read_texts(X)
+    mean_K, scale_K = (np.array(each) for each in (model.units.mean, model.units.scale))
+    columns = np.arange(len(scale_K))
+    if target is not None:
+        if not isinstance(target, numbers.Integral) or target not in columns:
+            raise InvalidTextError(
+                f"`target` must be a column of y, 0 to {len(columns) - 1}, or None for all. Got "
+                f"{target!r}."
+            )
+        columns = np.array([int(target)])
+    explained = np.tile(columns, (len(texts), 1))
+    directions = np.diag(scale_K).astype(np.float32)[explained]
+    table = _explained(model, texts, cells, np.arange(len(scale_K)), explained, directions, verbose)
+    table["baseline"] += mean_K[table["class"]]
+    return table
+
+
+def _explained(
+    model: FittedModel,
+    texts: TextColumns,
+    cells: list[list[str]],
+    names_K: NDArray[Any],
+    explained: NDArray[np.int64],
+    directions: NDArray[np.float32],
+    verbose: int,
+) -> Any:
+    """Return the table of what is explained of each text: raw scores' names, and directions."""
+    pandas = import_optional("pandas", "explain")
+    network = model.network
     with work_bar(verbose) as bar:
         how = model.template, network.tokenizer, model.max_length, model.long_text
         say = partial(bar.move, "explain, tokenise", unit=" texts")
@@ -226,7 +262,7 @@ def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) ->
         _of_text(found[start:end], run.offsets[start : end + 1], spans)
         for start, end in pairwise(first.tolist())
     ]
-    table = _table(cells, model.classes, explained, parts, spans)
+    table = _table(cells, names_K, explained, parts, spans)
     names = model.columns.get("feature_names_in_", texts.names)
     if names is not None:
         table["column"] = np.array(names, dtype=object)[table["column"]]
@@ -284,7 +320,7 @@ def _predicted(scores_NK: NDArray[np.float32], multilabel: bool) -> NDArray[np.b
     return highest_NK | (scores_NK > 0) if multilabel else highest_NK
 
 
-def _asked_for(target: Any, n: int, model: FittedModel) -> NDArray[np.bool_]:
+def _asked_for(target: Any, n: int, model: FittedClassifier) -> NDArray[np.bool_]:
     """Say which labels of n texts the user wants explained: one for all, or some for each."""
     each = [target] * n if np.isscalar(target) else target
     columns = np.arange(len(model.classes))

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from skgpt.data.inputs import as_known_container, check_weight, find_columns, rows_of
 from skgpt.data.splits import Split, all_rows, group_codes, hold_out
-from skgpt.data.targets import Target, join
 from skgpt.data.template import Template, parse_template
+from skgpt.data.values import AnyTarget
 from skgpt.exceptions import InvalidTextError
 from skgpt.fitted_model import column_attributes, match_columns
 from skgpt.label_words import lay_out_prompt
@@ -58,7 +58,7 @@ class FitData:
 
     cells: list[list[str]]
     template: Template
-    target: Target
+    target: AnyTarget
     sample_weight: NDArray[np.float64]
     loss_weight: NDArray[np.float64]
     split: Split
@@ -72,14 +72,14 @@ def check_inputs(
     inputs: FitInputs,
     split_seed: int,
     *,
-    classes: Any = None,
+    known: Any = None,
     columns: Mapping[str, Any] | None = None,
     weigh: bool = True,
 ) -> FitData:
     """Check everything that a fit is given, before anything is trained, and hold out rows.
 
     A fit that goes on passes the seed that its rows were held out by, as others have been trained
-    on already, and the classes; its X must match `columns`.
+    on already, and what is `known` of y, its classes, say; its X must match `columns`.
     """
     name = type(estimator).__name__
     texts = find_columns(inputs.X, estimator=name)
@@ -92,7 +92,7 @@ def check_inputs(
     lay_out = parse_template if getattr(estimator, "label_words", None) is None else lay_out_prompt
     template = lay_out(estimator.template, width, names)
     cells = texts.read(match_columns(found, template, texts, name=name), to_fit=name)
-    target = estimator._encode_target(inputs.y, n, classes, "y")
+    target = estimator._encode_target(inputs.y, n, known, "y")
     weight = check_weight(inputs.sample_weight, n)
     data = FitData(cells, template, target, weight, weight, all_rows(n), None, found, split_seed)
 
@@ -108,6 +108,8 @@ def check_inputs(
         if holds_out(estimator):
             data = _with_held_out_rows(data, estimator, inputs)
 
+    target = data.target.learned_on(data.split.train, data.sample_weight)
+    data = replace(data, target=target)
     if not weigh:  # class weights are for labels that nobody knows yet
         return replace(data, loss_weight=np.ones_like(data.target.codes, dtype=np.float64))
     weight = estimator._loss_weights(data.target, data.sample_weight, data.split)
@@ -129,14 +131,14 @@ def _with_validation_rows(data: FitData, estimator: Any, inputs: FitInputs) -> F
     with _about("X_val"):
         cells = texts.read(places)
     n, n_val = len(data.target), len(texts)
-    target = estimator._encode_target(inputs.y_val, n_val, data.target.classes, "y_val")
+    target = estimator._encode_target(inputs.y_val, n_val, data.target.known, "y_val")
     with _about("sample_weight_val"):
         weight = check_weight(inputs.sample_weight_val, n_val)
     given_weight = None if inputs.sample_weight_val is None else weight
     return replace(
         data,
         cells=[a + b for a, b in zip(data.cells, cells, strict=True)],
-        target=join(data.target, target),
+        target=data.target.join(target),
         sample_weight=np.concatenate([data.sample_weight, weight]),
         split=Split(np.arange(n), np.arange(n, n + n_val)),
         held_out=HeldOut(inputs.X_val, target.labels, given_weight),

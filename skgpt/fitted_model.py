@@ -1,6 +1,7 @@
 """Everything that a fit produced, as one frozen record that predictions read once.
 
-`FittedModel` is a classifier's and `FittedEmbedder` an embedder's; both are a `TextModel`.
+`FittedClassifier` and `FittedRegressor` are a `FittedModel`, `FittedEmbedder` isn't, as nothing is
+trained for it; all are a `TextModel`.
 """
 
 import copy
@@ -21,8 +22,9 @@ from skgpt.data.inputs import TextColumns, find_columns
 from skgpt.data.targets import Classes, side_by_side
 from skgpt.data.template import Template
 from skgpt.data.tokenization import LongText, Tokens, tokenise_rows
+from skgpt.data.values import AnyTarget, Units
 from skgpt.device import check_not_forked, prefix_budget
-from skgpt.exceptions import InvalidTextError
+from skgpt.exceptions import ContinuationError, InvalidTextError
 from skgpt.network.features import TextFeatures
 from skgpt.network.microbatches import explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
@@ -98,36 +100,26 @@ class TextModel:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FittedModel(TextModel):
-    """What the fit of a classifier produced, and all that its predictions need.
+    """What training produced.
 
     `moments` are those of `partial_fit`, which goes on with them. `trained_on` is None if nobody
-    counted. Of several outputs `classes` and `calibration` are lists; what is an array for one
-    output is a list for them, labels excepted.
+    counted.
     """
 
-    classes: Classes
-    multilabel: bool
     split_seed: int
     trained_on: TrainedOn | None = None
     history: list[EpochRecord] = field(default_factory=list)
     validation_scores: list[float] = field(default_factory=list)
     best_iteration: int = 0
-    calibration: Calibration | list[Calibration] | None = None
     moments: Moments | None = None
     # Raw scores that are there already, and the X that they belong to: for scorers in a fit.
     known_scores: tuple[Any, NDArray[np.float32]] | None = None
 
-    @property
-    def outside(self) -> dict[str, Any]:
-        """The classes: they may be dates, say."""
-        return {"classes": self.classes}
-
     def attributes(self) -> dict[str, Any]:
-        """Return the public attributes of a fitted classifier."""
+        """Return the public attributes of an estimator that was trained."""
         held_out = {"validation_scores_": self.validation_scores, "best_iter_": self.best_iteration}
         return {
             **super().attributes(),
-            "classes_": self.classes,
             "history_": self.history,
             "loss_curve_": [record["loss"] for record in self.history],
             "n_iter_": len(self.history),
@@ -135,36 +127,24 @@ class FittedModel(TextModel):
             "trainable_layers_": self.network.spec.trainable_layers,
             "attention_": self.network.attention,
             **(held_out if self.validation_scores else {}),
-            **(
-                {}
-                if self.calibration is None
-                else {"calibration_": copy.deepcopy(self.calibration)}
-            ),
         }
+
+    @property
+    def known(self) -> Any:
+        """What the target of a fit that goes on has to go by."""
+        raise NotImplementedError
 
     @property
     def multioutput(self) -> bool:
         """Whether a text has a class in each of several columns."""
-        return isinstance(self.classes, list)
+        return False
 
-    @cached_property
-    def temperature(self) -> float:
-        """What raw scores are divided by."""
-        return self.calibration["temperature"] if isinstance(self.calibration, dict) else 1.0
+    def example_target(self, n: int) -> NDArray[Any]:
+        """Return a y of n rows of the kind that was fitted."""
+        raise NotImplementedError
 
-    def of_outputs(self, scores_NK: NDArray[np.float32]) -> list[tuple["FittedModel", Any]]:
-        """Return a view of the model for each output, and its part of raw scores."""
-        if not self.multioutput:
-            return [(self, scores_NK)]
-        each = (
-            self.calibration if isinstance(self.calibration, list) else [None] * len(self.classes)
-        )
-        views = [
-            replace(self, classes=classes, calibration=calibration)
-            for classes, calibration in zip(self.classes, each, strict=True)
-        ]
-        ends = np.cumsum([len(classes) for classes in self.classes])
-        return list(zip(views, np.split(scores_NK, ends[:-1], axis=1), strict=True))
+    def check_goes_on(self, target: AnyTarget) -> None:
+        """Check that a fit on this target, which fits what is `known`, can go on from here."""
 
     @predicting()
     def raw_scores(self, X: Any, verbose: int = 0) -> NDArray[np.float32]:
@@ -182,6 +162,76 @@ class FittedModel(TextModel):
                 prefix_budget(network.device) // 4,  # a part: it may never be asked for again
                 bar.move,
             )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedClassifier(FittedModel):
+    """What the fit of a classifier produced, and all that its predictions need.
+
+    Of several outputs `classes` and `calibration` are lists; what is an array for one output is a
+    list for them, labels excepted.
+    """
+
+    classes: Classes
+    multilabel: bool
+    calibration: Calibration | list[Calibration] | None = None
+
+    @property
+    def outside(self) -> dict[str, Any]:
+        """The classes: they may be dates, say."""
+        return {"classes": self.classes}
+
+    @property
+    def known(self) -> Classes:
+        """The classes."""
+        return self.classes
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the public attributes of a fitted classifier."""
+        found = {**super().attributes(), "classes_": self.classes}
+        if self.calibration is None:
+            return found
+        return {**found, "calibration_": copy.deepcopy(self.calibration)}
+
+    def check_goes_on(self, target: AnyTarget) -> None:
+        """Check that a fit on this target can go on from here: labels of the same kind."""
+        if target.meaning["multilabel"] != self.multilabel:
+            raise ContinuationError(
+                "To go on from a fitted model, y must be of the same kind: one label per text "
+                "or an indicator of several. Set warm_start=False to start anew."
+            )
+
+    def example_target(self, n: int) -> NDArray[Any]:
+        """Return a y of n rows whose labels come by turns."""
+        if self.multilabel:
+            return np.zeros((n, len(self.classes)), dtype=np.int64)
+        if isinstance(self.classes, list):
+            return side_by_side([each[np.arange(n) % len(each)] for each in self.classes])
+        return np.asarray(self.classes[np.arange(n) % len(self.classes)])
+
+    @property
+    def multioutput(self) -> bool:
+        """Whether a text has a class in each of several columns."""
+        return isinstance(self.classes, list)
+
+    @cached_property
+    def temperature(self) -> float:
+        """What raw scores are divided by."""
+        return self.calibration["temperature"] if isinstance(self.calibration, dict) else 1.0
+
+    def of_outputs(self, scores_NK: NDArray[np.float32]) -> list[tuple["FittedClassifier", Any]]:
+        """Return a view of the model for each output, and its part of raw scores."""
+        if not self.multioutput:
+            return [(self, scores_NK)]
+        each = (
+            self.calibration if isinstance(self.calibration, list) else [None] * len(self.classes)
+        )
+        views = [
+            replace(self, classes=classes, calibration=calibration)
+            for classes, calibration in zip(self.classes, each, strict=True)
+        ]
+        ends = np.cumsum([len(classes) for classes in self.classes])
+        return list(zip(views, np.split(scores_NK, ends[:-1], axis=1), strict=True))
 
     def labels(self, scores_NK: NDArray[np.float32]) -> NDArray[Any]:
         """Return the label of each row of raw scores; for multilabel an indicator."""
@@ -214,6 +264,22 @@ class FittedModel(TextModel):
 
     def _calibrated(self, scores_NK: NDArray[np.float32]) -> NDArray[np.float32]:
         return scores_NK if self.calibration is None else scores_NK / np.float32(self.temperature)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FittedRegressor(FittedModel):
+    """What the fit of a regressor produced, and all that its predictions need."""
+
+    units: Units
+
+    @property
+    def known(self) -> Units:
+        """The units: numbers go on meaning what they did."""
+        return self.units
+
+    def example_target(self, n: int) -> NDArray[np.float64]:
+        """Return a y of n rows with as many columns."""
+        return self.units.values_of(np.zeros((n, len(self.units.mean))))
 
 
 # What an embedder holds tokens and states of at a time, however many and long the texts are.

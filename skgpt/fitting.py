@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import is_classifier
 from sklearn.metrics import check_scoring
 from sklearn.utils import check_random_state
 
@@ -27,10 +28,10 @@ from skgpt._files import as_folder
 from skgpt.calibration import calibrate
 from skgpt.cost import FitEstimate, Prices, count_products, estimate_fit, price_fit
 from skgpt.data.inputs import find_columns, rows_of
-from skgpt.data.splits import all_rows, group_codes
-from skgpt.data.targets import Classes, Target, side_by_side
-from skgpt.data.template import parse_template
+from skgpt.data.splits import group_codes
+from skgpt.data.targets import Classes, Target
 from skgpt.data.tokenization import tokenise_rows
+from skgpt.data.values import AnyTarget
 from skgpt.device import prefix_budget, resolve_device, resolve_precision
 from skgpt.exceptions import (
     ContinuationError,
@@ -46,7 +47,7 @@ from skgpt.exceptions import (
     warn_user,
 )
 from skgpt.fit_data import FitData, FitInputs, HeldOut, check_inputs, holds_out
-from skgpt.fitted_model import FittedModel, TrainedOn
+from skgpt.fitted_model import FittedClassifier, FittedModel, TrainedOn
 from skgpt.label_words import check_prompt, start_from_words
 from skgpt.lora import adapter_spec, lora_of
 from skgpt.network.features import disk_room
@@ -55,7 +56,6 @@ from skgpt.network.network import NetworkSpec, TextNetwork, build_network
 from skgpt.pretrained.language_head import language_head
 from skgpt.pretrained.loading import PretrainedModel, load_pretrained
 from skgpt.run_key import WITHOUT_EFFECT, described, digest
-from skgpt.saving.huggingface import SavedHead, put_head
 from skgpt.sklearn_callbacks import SklearnCallbacks
 from skgpt.training.callbacks import EpochRecord, TrainingCallback, work_bar
 from skgpt.training.checkpoint import Checkpoint, claimed_checkpoint
@@ -94,7 +94,7 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
         run = _train(estimator, data, network, config, sklearn_callbacks, checkpoint=checkpoint)
         note_time_limit(run, limit, network, config)
         model = model_of_run(estimator, data, network, run)
-        if data.held_out is not None and getattr(estimator, "calibrate", False):
+        if isinstance(model, FittedClassifier) and data.held_out and estimator.calibrate:
             model, run = calibrated(model, run, data, estimator.verbose)
         estimator._set_fitted(model)
         raise_if_interrupted(run)
@@ -106,16 +106,17 @@ def fit(estimator: Any, inputs: FitInputs) -> None:
 
 
 def partial_fit(
-    estimator: Any, inputs: FitInputs, classes: Any, places: NDArray[np.int64] | None
+    estimator: Any, inputs: FitInputs, known: Any, places: NDArray[np.int64] | None = None
 ) -> None:
     """Make one pass from where the last call stopped.
 
-    `classes` are all there are, as far as known; `places` says where old outputs go among them.
+    `known` is what the target goes by: all the classes, say, as far as they are known. `places`
+    says where old outputs go among new ones.
     """
     previous = _model_of(estimator)
     seed = draw_seed(estimator.random_state)
     columns = None if previous is None else previous.columns
-    data = check_inputs(estimator, inputs, seed, classes=classes, columns=columns)
+    data = check_inputs(estimator, inputs, seed, known=known, columns=columns)
     network = _build(estimator, data.target, seed, previous)
     moments = None
     if previous is None or places is not None:
@@ -158,8 +159,11 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
     # What `fit` would draw next; 0 for None, as others draw there too.
     state = estimator.random_state
     seed = 0 if state is None else draw_seed(copy.deepcopy(state))
-    labels = _assumed_labels(estimator, X, previous) if y is None else y
-    inputs = FitInputs(X, labels)
+    if y is None:
+        n = len(find_columns(X, estimator=type(estimator).__name__))
+        inputs = FitInputs(X, previous.example_target(n) if previous else _by_turns(n))
+    else:
+        inputs = FitInputs(X, y)
     data = check_inputs(estimator, inputs, **_as_before(previous, seed), weigh=y is not None)
     network = make_network(estimator, data.target, seed, previous, starts=y is not None)
     if y is not None:
@@ -172,28 +176,23 @@ def plan(estimator: Any, X: Any, y: Any) -> FitEstimate:
         max_length=int(estimator.max_length),
         long_text=estimator.long_text,
         early_stopping=bool(estimator.early_stopping),
-        classes_assumed=_ASSUMED_CLASSES if y is None and previous is None else None,
+        classes_assumed=_ASSUMED_CLASSES
+        if y is None and previous is None and is_classifier(estimator)
+        else None,
         verbose=estimator.verbose,
     )
 
 
-def _assumed_labels(estimator: Any, X: Any, previous: FittedModel | None) -> NDArray[Any]:
-    """Return labels by turns: of two classes, or those that the fit would go on with."""
-    n = len(find_columns(X, estimator=type(estimator).__name__))
-    if previous is None:
-        return np.arange(n) % _ASSUMED_CLASSES
-    if previous.multilabel:
-        return np.zeros((n, len(previous.classes)), dtype=np.int64)
-    if previous.multioutput:
-        return side_by_side([each[np.arange(n) % len(each)] for each in previous.classes])
-    return np.asarray(previous.classes[np.arange(n) % len(previous.classes)])
+def _by_turns(n: int) -> NDArray[np.int64]:
+    """Return a y of two classes, or numbers, by turns."""
+    return np.arange(n) % _ASSUMED_CLASSES
 
 
 def _as_before(previous: FittedModel | None, seed: int) -> dict[str, Any]:
     """Return how the inputs of a fit that may go on are checked: the same rows are held out."""
     if previous is None:
         return {"split_seed": seed}
-    return {"split_seed": previous.split_seed, "classes": previous.classes}
+    return {"split_seed": previous.split_seed, "known": previous.known}
 
 
 def _model_of(estimator: Any) -> FittedModel | None:
@@ -205,7 +204,7 @@ def _model_of(estimator: Any) -> FittedModel | None:
 
 def make_network(
     estimator: Any,
-    target: Target,
+    target: AnyTarget,
     seed: int,
     previous: FittedModel | None,
     *,
@@ -226,7 +225,9 @@ def make_network(
 
 
 @explain_no_memory()
-def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | None) -> TextNetwork:
+def _build(
+    estimator: Any, target: AnyTarget, seed: int, previous: FittedModel | None
+) -> TextNetwork:
     device = resolve_device(estimator.device)
     dtype = resolve_precision(estimator.precision, device)
     n_layers, trainable_layers = estimator.n_layers, estimator.trainable_layers
@@ -244,14 +245,11 @@ def _build(estimator: Any, target: Target, seed: int, previous: FittedModel | No
             now = getattr(estimator, name)
             if (os.fspath(now) if isinstance(now, os.PathLike) else now) != was:
                 raise _changed(name, was, now)
-        if target.is_multilabel != previous.multilabel:
-            raise ContinuationError(
-                "To go on from a fitted model, y must be of the same kind: one label per text "
-                "or an indicator of several. Set warm_start=False to start anew."
-            )
+        previous.check_goes_on(target)
     check_max_length(estimator.max_length, pretrained)
     prompted = getattr(estimator, "label_words", None) is not None
     if prompted:
+        assert isinstance(target, Target)
         check_prompted(estimator, target)
         if previous is None:
             language_head(pretrained)  # or an error that says why there is none
@@ -287,9 +285,10 @@ def check_prompted(estimator: Any, target: Target) -> None:
     check_prompt(estimator.template)
 
 
-def start_head(estimator: Any, target: Target, network: TextNetwork) -> None:
+def start_head(estimator: Any, target: AnyTarget, network: TextNetwork) -> None:
     """Start the head of a prompted network from the words of the labels."""
     if network.spec.prompted:
+        assert isinstance(target, Target)
         words = None if estimator.label_words == "auto" else estimator.label_words
         classes = target.classes.tolist()
         start_from_words(network, words, estimator.template, classes, int(estimator.max_length))
@@ -303,28 +302,6 @@ def check_max_length(max_length: int, pretrained: PretrainedModel) -> None:
             f"`max_length` must be at most {limit}, the positions that {pretrained.model!r} has. "
             f"Got {max_length}."
         )
-
-
-def model_from_head(estimator: Any, saved: SavedHead) -> FittedModel:
-    """Return the model of a checkpoint's head on the estimator's trunk: a fit of no rows."""
-    target, order = saved.target()
-    seed = draw_seed(estimator.random_state)
-    network = _build(estimator, target, seed, None)
-    put_head(network, saved.weight[order])
-    split_seed = saved.notes.get("split_seed")
-    data = FitData(
-        cells=[[]],
-        template=parse_template(None, 1, None),
-        target=target,
-        sample_weight=np.zeros(0),
-        loss_weight=np.zeros(0),
-        split=all_rows(0),
-        held_out=None,
-        columns={},
-        split_seed=seed if split_seed is None else split_seed,
-    )
-    model = model_of_run(estimator, data, network)
-    return replace(model, trained_on=saved.notes.get("trained_on"))
 
 
 # Going on from a fitted model: what must be as it was.
@@ -610,12 +587,12 @@ def make_scorer(
 
     # What scikit-learn advises, to pass `labels` or the like to a metric, can't be done here.
     cure = "Choose another `scoring`."
-    if isinstance(view_of(truth_NK).classes_, list):
+    if isinstance(getattr(view_of(truth_NK), "classes_", None), list):
         cure = (
             "scikit-learn's metrics score one column: of several, pass a callable(estimator, X, y) "
             "that scores the columns of its predictions, or scoring=None, the loss."
         )
-    elif held_out.y.ndim == 1:
+    elif held_out.y.ndim == 1 and hasattr(view_of(truth_NK), "classes_"):
         missing = np.setdiff1d(view_of(truth_NK).classes_, held_out.y).tolist()
         if missing:
             cure = (
@@ -708,10 +685,9 @@ def model_of_run(
     run = run or FitResult([], [], 0, None)
     before = [] if previous is None else previous.history
     records: list[Any] = [{**r, "epoch": len(before) + r["epoch"]} for r in run.history]
-    return FittedModel(
+    model: FittedModel = estimator._kind(
         network=network,
-        classes=data.target.classes,
-        multilabel=data.target.is_multilabel,
+        **data.target.meaning,
         template=data.template,
         max_length=estimator.max_length,
         long_text=estimator.long_text,
@@ -725,10 +701,11 @@ def model_of_run(
         validation_scores=run.validation_scores,
         best_iteration=run.best_iteration,
     )
+    return model
 
 
 def count_rows(
-    target: Target, rows: NDArray[np.int64], previous: FittedModel | None
+    target: AnyTarget, rows: NDArray[np.int64], previous: FittedModel | None
 ) -> TrainedOn | None:
     """Count the rows that are trained on, those of previous calls included; None if unknown."""
     before: TrainedOn | None = {"rows": 0, "labels": {}}
@@ -736,10 +713,10 @@ def count_rows(
         before = previous.trained_on
     if before is None:
         return None
-    counts = target.count(rows).items()
+    counts, already = target.count(rows), before["labels"]
     return {
         "rows": before["rows"] + len(rows),
-        "labels": {name: before["labels"].get(name, 0) + n for name, n in counts},
+        "labels": {name: already.get(name, 0) + n for name, n in counts.items()},
     }
 
 
@@ -762,13 +739,13 @@ def fitted_view(
 
 
 def calibrated(
-    model: FittedModel, run: FitResult, data: FitData, verbose: int
-) -> tuple[FittedModel, FitResult]:
+    model: FittedClassifier, run: FitResult, data: FitData, verbose: int
+) -> tuple[FittedClassifier, FitResult]:
     """Return the model with a temperature fitted on the held-out rows.
 
     Ctrl-C ends only this: the trained model is not lost by it.
     """
-    assert data.held_out is not None
+    assert data.held_out is not None and isinstance(data.target, Target)
     rows = data.split.held_out
     try:
         scores = model.of_outputs(model.raw_scores(data.held_out.X, verbose))
@@ -839,7 +816,7 @@ def _describe_data(inputs: FitInputs, data: FitData, *, with_groups: bool) -> di
         ),
         "`template`": [list(data.template.words), list(data.template.fields)],
         "the labels": [str(codes.dtype), list(codes.shape), digest([codes.tobytes()])],
-        "the classes": [described(each.classes.tolist()) for each in data.target.outputs],
+        "the classes or units of y": described(data.target.plain_known),
         "the sample weights": digest([data.sample_weight.tobytes()]),
         "the rows of `X_val`": 0 if inputs.X_val is None else len(data.split.held_out),
         "the groups": groups,

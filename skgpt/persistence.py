@@ -43,6 +43,7 @@ from skgpt.exceptions import (
 )
 from skgpt.lora import LoRA
 from skgpt.pretrained.default_models import no_downloads
+from skgpt.regressor import GPTTextRegressor
 from skgpt.zero_shot import GPTZeroShotClassifier
 
 FORMAT = 1
@@ -53,6 +54,7 @@ STEPS = "steps.skops"  # of a Pipeline, all but the last
 ESTIMATORS: dict[str, Any] = {
     "GPTTextClassifier": GPTTextClassifier,
     "GPTTextEmbedder": GPTTextEmbedder,
+    "GPTTextRegressor": GPTTextRegressor,
     "GPTZeroShotClassifier": GPTZeroShotClassifier,
 }
 _LORA = "LoRA"  # marks the one parameter that is no plain value
@@ -78,7 +80,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
 
     Parameters
     ----------
-    estimator : GPTTextClassifier, GPTTextEmbedder, GPTZeroShotClassifier or Pipeline
+    estimator : an estimator of skgpt's, or a Pipeline that ends in one
         Fitted. Of a search or another library's estimator, see Notes.
     folder : str or path
         Made, with the folders above it. What an earlier `save` left there is replaced; any other
@@ -170,7 +172,7 @@ def load(
 
     Returns
     -------
-    estimator : GPTTextClassifier, GPTTextEmbedder, GPTZeroShotClassifier or Pipeline
+    estimator : an estimator of skgpt's, or a Pipeline that ends in one
         Fitted; it predicts what the saved one did, and can be fitted on.
 
     Raises

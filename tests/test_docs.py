@@ -17,7 +17,7 @@ from tests import stand_ins
 ROOT = Path(__file__).parent.parent
 GUIDES = (
     *("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md"),
-    *("tuning.md", "gpu.md", "embedder.md"),
+    *("tuning.md", "gpu.md", "embedder.md", "regression.md"),
 )
 SHORT_GUIDES = ("getting_started.md", "coming_from.md")  # they take the default model
 RECIPES = sorted(path.stem for path in (ROOT / "docs" / "recipes").glob("*.md"))

@@ -33,7 +33,8 @@ FLOORS = (
     ("lora", "sklearn_callbacks", "saving", "explanations", "cost"),
     ("_base",),
     ("fitting",),
-    ("classifier", "embedder", "zero_shot"),
+    ("exchange",),
+    ("classifier", "embedder", "regressor", "zero_shot"),
     ("persistence", "tuning", "plots"),
     ("testing", "__main__"),
 )

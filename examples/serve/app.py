@@ -72,6 +72,11 @@ def create_app(classifier: Any, settings: Settings) -> FastAPI:
     ValueError
         If the classifier can classify neither.
     """
+    if not hasattr(classifier, "predict_proba"):
+        raise ValueError(
+            "The server answers with labels and their probabilities. Got an estimator without "
+            f"predict_proba: {type(classifier).__name__}."
+        )
     columns = [*map(str, getattr(classifier, "feature_names_in_", ()))]
     # The first prediction is slower than others, and shows whether there can be any. A column of
     # numbers takes this text, too.

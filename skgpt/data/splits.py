@@ -196,7 +196,7 @@ def _ranks(kinds: Rows, rng: np.random.Generator) -> Rows:
 
 def _why_not(strata: NDArray[Any], groups: Rows | None) -> str:
     if len(strata) == 1:
-        return "there is one row only"
+        return "there is one sample only"
     if groups is not None:
         if len(np.unique(groups)) == 1:
             return "all rows are of one group"

@@ -68,6 +68,21 @@ class Target:
         return sum(len(output.classes) for output in self.outputs)
 
     @property
+    def known(self) -> Classes:
+        """What the targets of later fits have to go by."""
+        return self.classes
+
+    @property
+    def plain_known(self) -> list[list[Any]]:
+        """The same as plain values, output by output."""
+        return [output.classes.tolist() for output in self.outputs]
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fitted model keeps of y: the fields of its record."""
+        return {"classes": self.classes, "multilabel": self.is_multilabel}
+
+    @property
     def labels(self) -> NDArray[Any]:
         """The label of each row, shape (n,) or (n, n_columns), or an indicator of int."""
         if isinstance(self.classes, list):
@@ -95,6 +110,20 @@ class Target:
         each = codes.sum(0) if self.is_multilabel else np.bincount(codes, minlength=self.width)
         return {str(k): int(n) for k, n in zip(self.classes.tolist(), each, strict=True)}
 
+    def learned_on(self, rows: NDArray[np.int64], weight: NDArray[np.float64]) -> "Target":
+        """Return the target of a fit on these rows: the same, as classes are what they are."""
+        return self
+
+    def join(self, other: "Target") -> "Target":
+        """Put the rows of another target, of the same classes, behind these."""
+        same_kind = self.is_multilabel == other.is_multilabel
+        if not same_kind or self.plain_known != other.plain_known:
+            raise InvalidTextError(
+                "Targets that are joined must be of one kind and have the same classes. Got "
+                f"{_spelt(self.classes)} and {_spelt(other.classes)}."
+            )
+        return replace(self, codes=np.concatenate([self.codes, other.codes]))
+
 
 def encode_target(
     y: Any, n: int, *, name: str, classes: Classes | None = None, what: str = "y"
@@ -108,13 +137,13 @@ def encode_target(
     `what`.
     """
     y = as_known_container(y)
-    _check_is_array(y, name, what)
+    check_is_array(y, name, what)
     table = _table(y, what)
     if table is None:
         if isinstance(classes, list):
             raise _other_kind(name, classes, what, "one label per text")
         return _encode_classes(y, n, name, classes, what)
-    _check_length(table.shape[0], n, what)
+    check_length(table.shape[0], n, what)
     width = table.shape[1]
     if isinstance(classes, list) or not _is_binary(table):
         if classes is not None and not (isinstance(classes, list) and len(classes) == width):
@@ -142,7 +171,7 @@ def check_classes(classes: Any, *, name: str, what: str = "`classes`") -> NDArra
 
     A label that is there twice counts once, as in scikit-learn. Messages call them `what`.
     """
-    _check_is_array(classes, name, what)
+    check_is_array(classes, name, what)
     labels = np.asarray(_elements(classes, what))
     if labels.ndim != 1:
         raise InvalidTextError(f"{what} must be 1-D: a label each. Got shape {labels.shape}.")
@@ -161,21 +190,6 @@ def check_classes(classes: Any, *, name: str, what: str = "`classes`") -> NDArra
     return found
 
 
-def join(first: Target, second: Target) -> Target:
-    """Put the rows of one target behind those of another with the same classes."""
-    same_kind = first.is_multilabel == second.is_multilabel
-    if not same_kind or _plain_classes(first) != _plain_classes(second):
-        raise InvalidTextError(
-            "Targets that are joined must be of one kind and have the same classes. Got "
-            f"{_spelt(first.classes)} and {_spelt(second.classes)}."
-        )
-    return replace(first, codes=np.concatenate([first.codes, second.codes]))
-
-
-def _plain_classes(target: Target) -> list[list[Any]]:
-    return [output.classes.tolist() for output in target.outputs]
-
-
 def names_outputs(classes: Any) -> bool:
     """Say whether the classes that a user names are a list for each of several outputs."""
     several = isinstance(classes, list | tuple) and len(classes) > 1
@@ -192,7 +206,7 @@ def side_by_side(columns: list[NDArray[Any]]) -> NDArray[Any]:
 def share_right(y: Any, predicted: NDArray[Any], sample_weight: Any = None) -> float:
     """Return the share of rows, by weight, that are predicted right in every column."""
     y = as_known_container(y)
-    _check_is_array(y, "score", "y")
+    check_is_array(y, "score", "y")
     table = _table(y, "y")
     if table is None or table.shape != predicted.shape:
         raise InvalidTextError(
@@ -235,13 +249,13 @@ def as_numpy(y: Any) -> Any:
 def _encode_classes(y: Any, n: int, name: str, classes: NDArray[Any] | None, what: str) -> Target:
     labels = column_or_1d(_elements(y, what), warn=True)
     labels = _of_plain_type(labels, of_list=isinstance(y, list | tuple), what=what)
-    _check_length(len(labels), n, what)
+    check_length(len(labels), n, what)
     found, codes = _unique(labels, what)
     if _is_continuous(labels):
         raise InvalidTextError(
             f"Unknown label type: continuous. {name} expects class labels (str, int or bool) in "
-            f"{what} and got continuous numbers: bin them into classes. A regressor, "
-            "GPTTextRegressor, is planned."
+            f"{what} and got continuous numbers: bin them into classes, or use "
+            "GPTTextRegressor."
         )
     if classes is not None:
         return Target(classes, _positions(found, classes, codes, name, what)[codes])
@@ -456,7 +470,8 @@ def _indicator(table: Any, what: str) -> NDArray[np.float32]:
 # Checks and messages of all
 
 
-def _check_is_array(y: Any, name: str, what: str) -> None:
+def check_is_array(y: Any, name: str, what: str) -> None:
+    """Refuse what holds no labels, or numbers, one by one."""
     if y is None:
         raise InvalidTextError(
             f"{name} requires {what} to be passed, but the target {what} is None."
@@ -471,7 +486,8 @@ def _check_is_array(y: Any, name: str, what: str) -> None:
         )
 
 
-def _check_length(n_labels: int, n: int, what: str) -> None:
+def check_length(n_labels: int, n: int, what: str) -> None:
+    """Check that there are as many as texts."""
     if n_labels != n:
         texts = {"y_val": "X_val"}.get(what, "X")
         raise InvalidTextError(

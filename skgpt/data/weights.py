@@ -28,7 +28,7 @@ def loss_weights(
     Held-out rows weigh what their class weighs in training: a class without training rows weighs
     nothing when balanced, a label of one value there weighs 1.
     """
-    sample_weight = _with_finite_sums(sample_weight)
+    sample_weight = with_finite_sums(sample_weight)
     with np.errstate(over="ignore"):  # checked below
         of_target = _label_weights if target.is_multilabel else _class_weights
         if target.is_multioutput:
@@ -44,10 +44,10 @@ def loss_weights(
             "sample_weight times class_weight must be finite. It overflows: divide either by a "
             "constant, only their ratios count."
         )
-    return _with_finite_sums(weight)
+    return with_finite_sums(weight)
 
 
-def _with_finite_sums(weight: Weights) -> Weights:
+def with_finite_sums(weight: Weights) -> Weights:
     """Make huge weights smaller, by a power of two, which changes no digit: only ratios count."""
     largest = float(weight.max())
     if largest < _HUGE:

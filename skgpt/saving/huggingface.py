@@ -19,13 +19,14 @@ from skgpt import __version__
 from skgpt._files import atomic_folder, check_nothing_else, from_plain, storage_errors, to_plain
 from skgpt.data.targets import Target
 from skgpt.data.tokenization import tokenise
+from skgpt.data.values import AnyTarget, Units, Values
 from skgpt.exceptions import (
     ModelNotFoundError,
     ModelNotSupportedError,
     SkgptError,
     StateFormatError,
 )
-from skgpt.fitted_model import FittedModel
+from skgpt.fitted_model import FittedClassifier, FittedModel, FittedRegressor
 from skgpt.network.layout import Layout, ids_of
 from skgpt.network.lora import base_name, merged
 from skgpt.network.network import TextNetwork
@@ -33,12 +34,13 @@ from skgpt.pretrained.default_models import ALIASES, quiet_transformers
 from skgpt.pretrained.loading import PretrainedModel, place_of, read_model_files
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.saving.model_card import model_card
-from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors
+from skgpt.trunk.layers import PROBE_ERRORS, copy_with_tensors, find_blocks
 
 NOTES = "skgpt.json"  # what transformers' files have no word for; the configuration names it
 _FORMAT = 1
 _WRITTEN_BY = "skgpt save_pretrained"
 _SEVERAL = "multi_label_classification"
+_NUMBERS = "regression"
 _WEIGHTS = "model.safetensors"
 _UNKNOWN_LENGTH = 10**9  # transformers notes a number beyond it where it knows none
 # Parameters that the checkpoint says itself, or that are of a machine and not of a model.
@@ -49,6 +51,7 @@ _NOT_NOTED = frozenset(
 _CPU = torch.device("cpu")
 # Of unequal lengths, so that one of them is padded.
 _PROBES = ("It was good.", "What came of it in the end was not what anybody had hoped for.")
+_NEGLIGIBLE = 1e-6  # of a deviation of y
 _TOLERANCE = 1e-4  # relative to the largest raw score, or to one
 
 
@@ -98,7 +101,7 @@ def _check_exportable(model: FittedModel) -> None:
             not model.multioutput,
             "y must be a single column of labels, or an indicator: the format has no word for "
             "several outputs",
-            f"This model was fitted with {len(model.classes)} columns",
+            f"This model was fitted with {len(model.known) if model.multioutput else 1} columns",
         ),
         (
             model.long_text == "cut",
@@ -130,11 +133,18 @@ def _notes(model: FittedModel, params: Mapping[str, Any]) -> dict[str, Any]:
         "written_by": _WRITTEN_BY,
         "format": _FORMAT,
         "skgpt": __version__,
-        "classes": model.classes,
+        **_notes_of_target(model),
         "params": {k: v for k, v in noted.items() if k not in _NOT_NOTED and _is_plain(v)},
         "split_seed": model.split_seed,
         "trained_on": model.trained_on,
     }
+
+
+def _notes_of_target(model: FittedModel) -> dict[str, Any]:
+    if isinstance(model, FittedClassifier):
+        return {"classes": model.classes}
+    assert isinstance(model, FittedRegressor)
+    return {"scale": model.units.scale}
 
 
 def _is_plain(value: Any) -> bool:
@@ -168,16 +178,22 @@ def _own_notes(text: str) -> dict[str, Any]:
 def write_checkpoint(model: FittedModel, folder: Path) -> None:
     """Write configuration, weights and tokenizer as transformers would, and compare the scores.
 
-    A calibrated model's head is divided by the temperature: it is a matrix without a bias.
+    A calibrated model's head is divided by the temperature, and a regressor's has the units of y:
+    it is a matrix without a bias.
     """
     network, pretrained = model.network, model.network.pretrained
+    scale_K, mean_K = _outputs_of(model)
     pad_id = _pad_id(pretrained)
     skeleton, config = _skeleton(model, pad_id)
 
     # Our tensors under the names of transformers' own class.
     head, prefix = head_name(skeleton, pretrained.model), f"{skeleton.base_model_prefix}."
     tensors = {f"{prefix}{name}": tensor for name, tensor in whole_tensors(network).items()}
-    tensors[head] = network.head.weight.detach().cpu() / model.temperature
+    tensors[head] = network.head.weight.detach().cpu() * scale_K[:, None]
+    if mean_K.any():
+        name = prefix + _bias_behind_blocks(skeleton.base_model, pretrained.model)
+        to_add_H = torch.linalg.lstsq(tensors[head].double(), mean_K[:, None], driver="gelsd")
+        tensors[name] = (tensors[name].double() + to_add_H.solution[:, 0]).float()
     shapes = {name: tuple(p.shape) for name, p in skeleton.named_parameters()}
     if {name: tuple(t.shape) for name, t in tensors.items()} != shapes:
         raise _other_class(network, f"{type(skeleton).__name__} has other weights")
@@ -187,7 +203,32 @@ def write_checkpoint(model: FittedModel, folder: Path) -> None:
 
     _save(copy_with_tensors(skeleton, tensors), config, folder)
     _tokenizer(pretrained, pad_id, model.max_length).save_pretrained(folder)
-    _compare_scores(network, folder, model.max_length, model.temperature)
+    _compare_scores(network, folder, model.max_length, lambda ours: ours * scale_K + mean_K)
+
+
+def _outputs_of(model: FittedModel) -> tuple[Tensor, Tensor]:
+    """Return what raw scores are multiplied with in a checkpoint, and what is added to them."""
+    n = model.network.spec.n_outputs
+    if isinstance(model, FittedRegressor):
+        scale, mean = np.array(model.units.scale), np.array(model.units.mean)
+        mean[np.abs(mean) <= _NEGLIGIBLE * scale] = 0.0  # of a y that somebody centred
+    else:
+        assert isinstance(model, FittedClassifier)
+        scale, mean = np.full(n, 1 / model.temperature), np.zeros(n)
+    return torch.from_numpy(scale).float(), torch.from_numpy(mean)
+
+
+def _bias_behind_blocks(trunk: Any, model: str) -> str:
+    """Return the name of the bias of a trunk's final norm, which a constant can go into."""
+    inside = {id(parameter) for parameter in find_blocks(trunk).parameters()}
+    behind = [name for name, p in trunk.named_parameters() if id(p) not in inside]
+    if biases := [name for name in behind if name.endswith("bias")]:
+        return biases[-1]
+    raise ModelNotSupportedError(
+        "`y` must have a mean of zero over the training rows: the format's head has no bias to add "
+        f"it with, nor has the final norm of {model!r}. Fit on y less a constant that you add to "
+        "what is predicted, or use skgpt.save."
+    )
 
 
 def whole_tensors(network: TextNetwork) -> dict[str, Tensor]:
@@ -230,12 +271,16 @@ def _skeleton(model: FittedModel, pad_id: int) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     network, pretrained = model.network, model.network.pretrained
-    labels = [str(label) for label in model.classes.tolist()]
     config = AutoConfig.for_model(**pretrained.config)
     _cut(config, pretrained.full_depth, network.spec.n_layers)
+    if isinstance(model, FittedClassifier):
+        labels = [str(label) for label in model.classes.tolist()]
+        config.problem_type = _SEVERAL if model.multilabel else "single_label_classification"
+    else:
+        labels = [f"LABEL_{i}" for i in range(network.spec.n_outputs)]  # transformers' own
+        config.problem_type = _NUMBERS
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
-    config.problem_type = _SEVERAL if model.multilabel else "single_label_classification"
     config.pad_token_id = pad_id
     config.skgpt_notes = NOTES
     try:
@@ -287,14 +332,14 @@ def _tokenizer(pretrained: PretrainedModel, pad_id: int, max_length: int) -> Any
 
 
 def _compare_scores(
-    network: TextNetwork, folder: Path, max_length: int, temperature: float
+    network: TextNetwork, folder: Path, max_length: int, written: Callable[[Tensor], Tensor]
 ) -> None:
     """Compare the raw scores of a padded batch with the network's own, in fp32 on the CPU."""
     try:
         theirs = _read_scores(folder)
     except PROBE_ERRORS as error:
         raise _other_class(network, repr(error)) from error
-    ours = _scores(network, max_length) / temperature
+    ours = written(_scores(network, max_length))
     scale = max(1.0, float(ours.abs().max()))
     far = float((ours - theirs).abs().max())
     if not far <= _TOLERANCE * scale:
@@ -347,18 +392,22 @@ def _scores(network: TextNetwork, max_length: int) -> Tensor:
 class SavedHead:
     """What a checkpoint says beyond its trunk and tokenizer.
 
-    There is a label for each row of the weight, of shape (n_outputs, H); `notes` are those of
-    `save_pretrained`, empty in a checkpoint of somebody else's.
+    There is a label for each row of the weight, of shape (n_outputs, H), but not for one of
+    `units`, where raw scores are numbers. `notes` are those of `save_pretrained`, empty in a
+    checkpoint of somebody else's.
     """
 
     weight: NDArray[np.float32]
     labels: tuple[str, ...]
     multilabel: bool
     notes: Mapping[str, Any]
+    units: Units | None = None
 
-    def target(self) -> tuple[Target, NDArray[np.int64]]:
+    def target(self) -> tuple[AnyTarget, NDArray[np.int64]]:
         """Return the target of no rows, and the rows of the weight in the order of its classes."""
-        order = np.arange(len(self.labels))
+        order = np.arange(len(self.weight))
+        if self.units is not None:
+            return Values(np.zeros((0, len(order))), self.units.is_1d, self.units), order
         if self.multilabel:
             return Target(order, np.zeros((0, len(order)), dtype=np.float32)), order
         classes = self.notes.get("classes")
@@ -400,11 +449,12 @@ def check_params_fit_format(params: Mapping[str, Any]) -> None:
         )
 
 
-def read_head(model: str, revision: str | None) -> SavedHead:
+def read_head(model: str, revision: str | None, *, numbers: bool = False) -> SavedHead:
     """Read the head of a decoder's sequence-classification checkpoint, safetensors only.
 
-    `model` is a folder or a hub id. Raises ModelNotFoundError if there is nothing of that name or
-    it can't be read, ModelNotSupportedError if it is no such checkpoint.
+    `model` is a folder or a hub id; its scores are those of classes, or `numbers`. Raises
+    ModelNotFoundError if there is nothing of that name or it can't be read, ModelNotSupportedError
+    if it is no such checkpoint.
     """
     path, _ = place_of(model)
     if model in ALIASES or path.is_file():
@@ -419,11 +469,16 @@ def read_head(model: str, revision: str | None) -> SavedHead:
         "tokenizer files) or a hub id."
     )
     return read_model_files(
-        model, revision, lambda where, offline: _read_head(model, where, revision, offline), wanted
+        model,
+        revision,
+        lambda where, offline: _read_head(model, where, revision, offline, numbers),
+        wanted,
     )
 
 
-def _read_head(model: str, where: str, revision: str | None, local_files_only: bool) -> SavedHead:
+def _read_head(
+    model: str, where: str, revision: str | None, local_files_only: bool, numbers: bool
+) -> SavedHead:
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
@@ -434,7 +489,13 @@ def _read_head(model: str, where: str, revision: str | None, local_files_only: b
         return None if found is None else Path(found)
 
     config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
-    labels = _labels_of(config, where)
+    labels = () if numbers else _labels_of(config, where)
+    if numbers and not (config.problem_type == _NUMBERS or config.num_labels == 1):
+        raise ModelNotSupportedError(
+            f"`folder_or_id` must be a regression, or have a single score. {where!r} has "
+            f"{config.num_labels} and problem_type={config.problem_type!r}: open it with "
+            "GPTTextClassifier.from_pretrained."
+        )
     skeleton = classifier_skeleton(config, where)
     name = head_name(skeleton, where)
     weight = _read_tensor(find, name, where)
@@ -447,12 +508,18 @@ def _read_head(model: str, where: str, revision: str | None, local_files_only: b
         )
     # Not looked for where there can be none, so that nothing is asked of the hub in vain.
     notes = find(NOTES) if getattr(config, "skgpt_notes", None) == NOTES else None
-    return SavedHead(
-        weight.float().numpy(),
-        labels,
-        config.problem_type == _SEVERAL,
-        {} if notes is None else _read_notes(notes.read_text("utf-8"), labels, model),
-    )
+    noted = {} if notes is None else _read_notes(notes.read_text("utf-8"), model)
+    if not numbers:
+        _check_classes_noted(noted, labels, model)
+        return SavedHead(weight.float().numpy(), labels, config.problem_type == _SEVERAL, noted)
+    scale = noted.get("scale", [1.0] * len(weight))  # to go on learning in; the mean is in a bias
+    if np.shape(scale) != (len(weight),) or not np.all(np.array(scale) > 0):
+        raise StateFormatError(
+            f"{NOTES} of {model!r} must name a scale for each score. Got {scale}: delete {NOTES}."
+        )
+    units = Units([0.0] * len(scale), list(scale), len(scale) == 1)
+    learned = weight.double().numpy() / np.array(scale)[:, None]
+    return SavedHead(learned.astype(np.float32), (), False, noted, units)
 
 
 def _labels_of(config: Any, where: str) -> tuple[str, ...]:
@@ -460,8 +527,8 @@ def _labels_of(config: Any, where: str) -> tuple[str, ...]:
     if config.problem_type == "regression" or len(named) < 2:
         raise ModelNotSupportedError(
             f"`folder_or_id` must be a classifier with a raw score for each of two or more "
-            f"labels. {where!r} has {len(named)} and problem_type={config.problem_type!r}: a "
-            "single score or a regression can't be opened."
+            f"labels. {where!r} has {len(named)} and problem_type={config.problem_type!r}: open a "
+            "single score or a regression with GPTTextRegressor.from_pretrained."
         )
     labels: tuple[Any, ...] = tuple(named.get(i) for i in range(len(named)))
     if not all(isinstance(label, str) for label in labels) or len(set(labels)) < len(labels):
@@ -501,7 +568,7 @@ def _read_tensor(find: Callable[[str], Path | None], name: str, where: str) -> T
     return tensor
 
 
-def _read_notes(text: str, saved_labels: tuple[str, ...], model: str) -> dict[str, Any]:
+def _read_notes(text: str, model: str) -> dict[str, Any]:
     """Return what `save_pretrained` noted."""
     try:
         notes = _own_notes(text)
@@ -513,6 +580,15 @@ def _read_notes(text: str, saved_labels: tuple[str, ...], model: str) -> dict[st
             f"{notes.get('format')!r}: open it with the version of skgpt that wrote it, or delete "
             f"{NOTES} to have the checkpoint opened as transformers' own."
         )
+    return notes
+
+
+def _check_classes_noted(
+    notes: Mapping[str, Any], saved_labels: tuple[str, ...], model: str
+) -> None:
+    """Check the classes that `save_pretrained` noted, if it did, against the configuration."""
+    if not notes:
+        return
     classes = notes.get("classes")
     labels = classes.tolist() if isinstance(classes, np.ndarray) else []
     texts = [str(label) for label in labels]
@@ -521,7 +597,6 @@ def _read_notes(text: str, saved_labels: tuple[str, ...], model: str) -> dict[st
             f"{NOTES} and `id2label` of {model!r} must name the same labels, sorted. Got {texts} "
             f"and {list(saved_labels)}: delete {NOTES} if id2label is right."
         )
-    return notes
 
 
 def check_pooling(pretrained: PretrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""The model card of an exported classifier: what it is, what it was trained on, how well it did."""
+"""The model card of an exported model: what it is, what it was trained on, how well it did."""
 
 import json
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skgpt import __version__
-from skgpt.fitted_model import FittedModel
+from skgpt.fitted_model import FittedClassifier, FittedModel, FittedRegressor
 from skgpt.run_key import WITHOUT_EFFECT
 
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "numpy")
@@ -32,7 +32,7 @@ def model_card(model: FittedModel, params: Mapping[str, Any], defaults: Mapping[
     """
     parts = [
         _front_matter(model),
-        f"# {_base_name(model)}, fine-tuned to classify texts",
+        f"# {_base_name(model)}, fine-tuned to {_verb(model)}",
         _what_it_is(model),
         "## Training data",
         _data(model),
@@ -46,6 +46,10 @@ def model_card(model: FittedModel, params: Mapping[str, Any], defaults: Mapping[
         _use(model),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _verb(model: FittedModel) -> str:
+    return "classify texts" if isinstance(model, FittedClassifier) else "predict numbers from texts"
 
 
 def _base_name(model: FittedModel) -> str:
@@ -63,7 +67,10 @@ def _front_matter(model: FittedModel) -> str:
 
 def _what_it_is(model: FittedModel) -> str:
     spec, pretrained = model.network.spec, model.network.pretrained
-    if model.multilabel:
+    if isinstance(model, FittedRegressor):
+        n = spec.n_outputs
+        task = f"predicts {'a number' if n == 1 else f'{n} numbers'} from a text"
+    elif getattr(model, "multilabel", False):
         task = f"says of a text, for each of {spec.n_outputs} labels, whether it applies"
     else:
         task = f"tells {spec.n_outputs} classes of texts apart"
@@ -73,7 +80,7 @@ def _what_it_is(model: FittedModel) -> str:
     if spec.lora is not None:
         learned = f"adapters of rank {spec.lora.rank}, merged into the weights, and the head"
     calibrated = ""
-    if isinstance(found := model.calibration, dict):
+    if isinstance(model, FittedClassifier) and isinstance(found := model.calibration, dict):
         calibrated = (
             " Its probabilities are calibrated: the head is divided by "
             f"{found['temperature']:.4g}, a temperature fitted on {found['n_rows']} held-out texts."
@@ -87,6 +94,8 @@ def _what_it_is(model: FittedModel) -> str:
 
 def _data(model: FittedModel) -> str:
     counts = model.trained_on
+    if not isinstance(model, FittedClassifier):
+        return f"{'An unknown number of' if counts is None else counts['rows']} texts."
     if counts is None:
         rows = ["How many texts it was trained on is not known.", "", "| label |", "|---|"]
         return "\n".join([*rows, *(f"| {_cell(label)} |" for label in model.classes.tolist())])
@@ -137,22 +146,25 @@ def _versions() -> list[str]:
 
 
 def _use(model: FittedModel) -> str:
-    every = ", top_k=None" if model.multilabel else ""
-    length = model.max_length
+    length, is_classifier = model.max_length, isinstance(model, FittedClassifier)
+    several = getattr(model, "multilabel", False) or not is_classifier
+    every = ", top_k=None" if several and model.network.spec.n_outputs > 1 else ""
+    name, call = ("clf", "classify") if is_classifier else ("reg", "rate")
+    kind = "Classifier" if is_classifier else "Regressor"
     return f"""With transformers (`truncation=True` cuts texts at {length} tokens):
 
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", "this folder")
-classify(["a text"], truncation=True{every})
+{call} = pipeline("text-classification", "this folder")
+{call}(["a text"], truncation=True{every})
 ```
 
-With skgpt, as a scikit-learn classifier that can go on learning:
+With skgpt, as a scikit-learn {kind.lower()} that can go on learning:
 
 ```python
-from skgpt import GPTTextClassifier
+from skgpt import GPTText{kind}
 
-clf = GPTTextClassifier.from_pretrained("this folder")
-clf.predict(["a text"])
+{name} = GPTText{kind}.from_pretrained("this folder")
+{name}.predict(["a text"])
 ```"""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from skgpt.data.template import Template
+from skgpt.data.values import Units
 from skgpt.device import resolve_device, resolve_precision
 from skgpt.exceptions import (
     InvalidArgumentError,
@@ -24,7 +25,13 @@ from skgpt.exceptions import (
     SkgptError,
     StateFormatError,
 )
-from skgpt.fitted_model import FittedEmbedder, FittedModel, TextModel
+from skgpt.fitted_model import (
+    FittedClassifier,
+    FittedEmbedder,
+    FittedModel,
+    FittedRegressor,
+    TextModel,
+)
 from skgpt.network.lora import AdapterSpec, base_name, by_module, is_linear
 from skgpt.network.network import POOLINGS, NetworkSpec, TextNetwork
 from skgpt.pretrained.default_models import ALIASES, cache_folder, no_downloads, quiet_transformers
@@ -44,12 +51,13 @@ M = TypeVar("M", bound=TextModel)
 
 # Fields that go in as they are.
 _OF_ALL = ("max_length", "long_text", "device", "precision")
+_OF_TRAINED = (
+    *_OF_ALL,
+    *("split_seed", "trained_on", "history", "validation_scores", "best_iteration"),
+)
 _PLAIN: dict[type[TextModel], tuple[str, ...]] = {
-    FittedModel: (
-        *_OF_ALL,
-        *("multilabel", "split_seed", "trained_on", "history", "validation_scores"),
-        *("best_iteration", "calibration"),
-    ),
+    FittedClassifier: (*_OF_TRAINED, "multilabel", "calibration"),
+    FittedRegressor: _OF_TRAINED,
     FittedEmbedder: (*_OF_ALL, "layers"),
 }
 
@@ -63,6 +71,8 @@ def pack(model: TextModel, store_base: StoreBase = "auto") -> State:
         "template": asdict(model.template),
         "fitted_on": str(model.network.device),
     }
+    if isinstance(model, FittedRegressor):
+        values["units"] = asdict(model.units)
     parts = {"model": State(values=values), "network": pack_network(model.network, store_base)}
     if isinstance(model, FittedModel) and model.moments is not None:
         parts["moments"] = model.moments.state()
@@ -88,6 +98,8 @@ def unpack(state: State, kind: type[M], fitted_by: str, **outside: Any) -> M:
         more["moments"] = Moments.of_state(state.part("moments"))
     if "statistics" in state.values:
         more |= {n: t.numpy() for n, t in state.part("statistics").tensors.items()}
+    if kind is FittedRegressor:
+        more["units"] = Units(**values["units"])
     model = kind(
         **{name: values[name] for name in _PLAIN[kind]},
         **outside,
@@ -99,7 +111,18 @@ def unpack(state: State, kind: type[M], fitted_by: str, **outside: Any) -> M:
     )
     if isinstance(model, FittedEmbedder):
         _check_embedder(model)
+    if isinstance(model, FittedRegressor):
+        _check_units(model)
     return model
+
+
+def _check_units(model: FittedRegressor) -> None:
+    """Check that there are a mean and a scale for each raw score."""
+    units, n = model.units, model.network.spec.n_outputs
+    sizes = [np.shape(each) for each in (units.mean, units.scale)]
+    makes_sense = np.isfinite([*units.mean, *units.scale]).all() and min(units.scale) > 0
+    if sizes != [(n,), (n,)] or not makes_sense or (units.is_1d and n != 1):
+        raise _other_version(f"have units of {n} columns", str(units))
 
 
 def _check_embedder(model: FittedEmbedder) -> None:

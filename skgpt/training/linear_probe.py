@@ -9,9 +9,6 @@ from skgpt.data.batching import Rows
 from skgpt.training.loss import JointCrossEntropy
 from skgpt.training.run import TrainingRun
 
-# Of the squared weights, beside the mean loss; scikit-learn's C is one over this and the number of
-# rows. docs/decisions/recipe.md has the figures.
-_PENALTY = 0.1
 _MAX_ITERATIONS = 1000
 # Label words that a head starts from are worth so many rows: with fewer, the penalty is larger.
 _ROWS_OF_WORDS = 1000
@@ -41,12 +38,12 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     if target.is_floating_point():
         target = target.double()
     weight = torch.from_numpy(run.rows.weight[rows] / total)
-    # Labels of a multilabel target are solved for side by side, each as if it were alone, and so
-    # are several outputs.
+    # The columns of a target, labels or numbers, are solved for side by side, each as if alone, and
+    # so are several outputs.
     share_J = weight.sum(0) if weight.ndim == 2 else torch.ones(1)
     if isinstance(run.loss, JointCrossEntropy):
         share_J = run.loss.spread(share_J)
-    penalty_K1 = _PENALTY * share_J[:, None]
+    penalty_K1 = run.loss.penalty * share_J[:, None]
     shape = run.network.head.weight.shape
     offset_K = run.network.offset.cpu().double()
     start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H

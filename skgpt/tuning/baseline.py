@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.special import expit
 from sklearn import get_config
-from sklearn.base import BaseEstimator, ClassifierMixin, clone, is_classifier
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    RegressorMixin,
+    clone,
+    is_classifier,
+    is_regressor,
+)
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import get_routing_for_object
@@ -28,6 +35,7 @@ from skgpt._base import BaseGPTText
 from skgpt.data.inputs import as_known_container, check_weight, find_columns
 from skgpt.data.targets import encode_target, share_right, side_by_side
 from skgpt.data.template import fields_of, parse_template
+from skgpt.data.values import encode_values
 from skgpt.data.weights import ClassWeight, loss_weights
 from skgpt.exceptions import BaselineWarning, TuningError, warn_user
 from skgpt.training.config import resolve_epochs
@@ -50,6 +58,7 @@ _CERTAIN = 10.0  # the logit of a label that all rows have, or none
 # on R8 and 20 Newsgroups it costs six to fourteen points, while 300 is level with a linear SVM.
 # Which is best depends on the texts; the first wins a draw.
 _GRID = [(n_grams, C) for n_grams in ((1, 2), (1, 1)) for C in (300.0, 30.0, 3.0)]
+_RIDGE_GRID = [(n_grams, alpha) for n_grams in ((1, 2), (1, 1)) for alpha in (0.3, 1.0, 3.0)]
 _FOLDS, _MOST_ROWS = 3, 2000  # that the choice is made on
 
 
@@ -242,16 +251,18 @@ def compare_with_baseline(
     Parameters
     ----------
     estimator : estimator
-        A classifier of texts, unfitted or fitted (clones of it are fitted): `GPTTextClassifier`, or
-        a Pipeline that ends in one.
+        A classifier or regressor of texts, unfitted or fitted (clones of it are fitted):
+        `GPTTextClassifier` or `GPTTextRegressor`, or a Pipeline that ends in one.
     X : array-like of shape (n,) or (n, n_columns)
         Texts, as in `fit`.
     y : array-like of shape (n,), (n, n_labels) or (n, n_outputs)
-        Labels, an indicator, or columns of labels.
+        Labels, an indicator, columns of labels, or numbers.
     cv : int, splitter, iterable of (train, test) or None, default=None
-        As in `cross_validate`: None is five stratified folds. Drawn once, for both.
+        As in `cross_validate`: None is five folds, stratified for a classifier. Drawn once, for
+        both.
     scoring : str, callable or None, default=None
-        A scorer, higher is better. None is the estimator's own ``score``, the accuracy.
+        A scorer, higher is better. None is the estimator's own ``score``, the accuracy or
+        R²; errors are negative, as in "neg_mean_absolute_error".
     groups : array-like of shape (n,), default=None
         For splitters that keep groups whole.
     sample_weight : array-like of shape (n,), default=None
@@ -260,13 +271,13 @@ def compare_with_baseline(
     baseline : str, estimator, list of these or None, default=None
         What is to be beaten. "tfidf" is a logistic regression, one label against the others, on
         words or on words and pairs of words, their counts taken by their logarithm; its n-grams and
-        C are chosen by cross-validation within the training rows. "frozen" is the estimator's own
-        model of which nothing but the head learns, "minilm-l6" the same with that encoder, which
-        is fetched once. "zero-shot" is `GPTZeroShotClassifier` with the estimator's model, and its
-        template if that ends in words: for labels that are words. It learns nothing, so weights
-        don't count there. None is "tfidf" and, for `GPTTextClassifier`, "frozen". Words are not set
-        apart by spaces in every language: for those pass a Pipeline that begins with a
-        TfidfVectorizer of characters.
+        C are chosen by cross-validation within the training rows. For a regressor it is ridge
+        regression, chosen likewise. "frozen" is the estimator's own model of which nothing but the
+        head learns, "minilm-l6" the same with that encoder, which is fetched once. "zero-shot" is
+        `GPTZeroShotClassifier` with the estimator's model, and its template if that ends in words:
+        for labels that are words. It learns nothing, so weights don't count there. None is "tfidf"
+        and, for skgpt's own estimators, "frozen". Words are not set apart by spaces in every
+        language: for those pass a Pipeline that begins with a TfidfVectorizer of characters.
     n_jobs : int or None, default=None
         Folds of the estimator that are fitted at once.
 
@@ -278,9 +289,9 @@ def compare_with_baseline(
     Raises
     ------
     ValueError
-        If the estimator is no classifier, if `baseline` is not as described, if `scoring` names
-        several scores, or if a score is not a number. The baselines are fitted first, so most of
-        what is wrong with the data is found before the estimator is trained.
+        If the estimator is neither classifier nor regressor, if `baseline` is not as described, if
+        `scoring` names several scores, or if a score is not a number. The baselines are fitted
+        first, so most of what is wrong with the data is found before the estimator is trained.
 
     Warns
     -----
@@ -295,10 +306,10 @@ def compare_with_baseline(
     >>> print(report.verdict)  # doctest: +SKIP
     GPTTextClassifier wins by 0.0213 (accuracy), 2.6 standard deviations.
     """
-    if not is_classifier(estimator):
+    if not (is_classifier(estimator) or is_regressor(estimator)):
         raise TuningError(
-            "`estimator` must be a classifier of texts, or a Pipeline that ends in one. Got "
-            f"{type(estimator).__name__}: the baseline knows labels only."
+            "`estimator` must be a classifier or a regressor of texts, or a Pipeline that ends in "
+            f"one. Got {type(estimator).__name__}: the baseline knows labels and numbers only."
         )
     scorer = one_scorer(estimator, scoring)
     X = as_known_container(X)
@@ -331,7 +342,7 @@ def compare_scores(
     name = type(last_step(estimator)).__name__
     _check_scores(ours, name)
     if scoring is None:
-        scoring = "accuracy"
+        scoring = "r2" if is_regressor(estimator) else "accuracy"
     elif not isinstance(scoring, str):
         scoring = getattr(scoring, "__name__", repr(scoring))
     return BaselineReport(
@@ -388,10 +399,10 @@ def warn_unless_won(report: BaselineReport | None) -> None:
 def score_baselines(evaluator: Evaluator, baseline: Any) -> dict[str, FoldScores]:
     """Evaluate baselines as a search does a trial: on the same rows, by the same scorer."""
     last = last_step(evaluator.estimator)
-    if not (is_classifier(last) and isinstance(last, BaseGPTText)):
+    if not isinstance(last, BaseGPTText):
         raise TuningError(
-            "`baseline` needs skgpt's classifier, or a Pipeline that ends in it. Got one that "
-            f"ends in {type(last).__name__}: pass baseline=False."
+            "`baseline` needs skgpt's classifier or regressor, or a Pipeline that ends in one. Got "
+            f"one that ends in {type(last).__name__}: pass baseline=False."
         )
     theirs = {}
     rivals = rivals_of(evaluator.estimator, None if baseline is True else baseline)
@@ -473,15 +484,16 @@ def rivals_of(estimator: Any, baseline: Any) -> dict[str, Any]:
             )
         elif each == "tfidf":
             rivals[_NAMES[each]] = tfidf_rival(estimator)
-        elif isinstance(last, BaseGPTText) and each == "zero-shot":
-            rivals[_NAMES[each]] = _zero_shot_rival(estimator)
-        elif isinstance(last, BaseGPTText):
-            rivals[_NAMES[each]] = _frozen_rival(estimator, each)
-        else:
+        elif not isinstance(last, BaseGPTText) or (each == "zero-shot" and is_regressor(last)):
+            ours = "classifier" if each == "zero-shot" else "classifier or regressor"
             raise TuningError(
-                f"`baseline={each!r}` needs skgpt's classifier, or a Pipeline that ends in it. "
-                f"Got one that ends in {type(last).__name__}: use 'tfidf'."
+                f"`baseline={each!r}` needs skgpt's {ours}, or a Pipeline that ends in one. Got "
+                f"one that ends in {type(last).__name__}: use 'tfidf'."
             )
+        elif each == "zero-shot":
+            rivals[_NAMES[each]] = _zero_shot_rival(estimator)
+        else:
+            rivals[_NAMES[each]] = _frozen_rival(estimator, each)
     if not rivals:
         raise TuningError(f"`baseline` must name a model to beat. Got {baseline!r}.")
     return rivals
@@ -519,15 +531,18 @@ def _zero_shot_rival(estimator: Any) -> Any:
 def tfidf_rival(estimator: Any) -> Any:
     """Return the model on TF-IDF, behind the same earlier steps."""
     last = last_step(estimator)
-    linear = LinearTextClassifier(
-        template=getattr(last, "template", None), class_weight=getattr(last, "class_weight", None)
+    template = getattr(last, "template", None)
+    linear = (
+        LinearTextRegressor(template=template)
+        if is_regressor(last)
+        else LinearTextClassifier(template, class_weight=getattr(last, "class_weight", None))
     )
     if get_config()["enable_metadata_routing"]:
         _request_like(last, linear)
     return _in_place_of_last_step(estimator, linear)
 
 
-def _request_like(last: Any, linear: "LinearTextClassifier") -> None:
+def _request_like(last: Any, linear: Any) -> None:
     """Have the baseline request weights where the estimator does, by the name it has for them."""
     routing = get_routing_for_object(last)
     # If the estimator has not said what it wants, scikit-learn complains about the estimator.
@@ -561,7 +576,7 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit TF-IDF and a regression for each class or label; two classes need but one."""
-        texts = self._texts(X)
+        texts = _texts_of(X, self)
         rows = np.arange(len(texts))
         target = encode_target(y, len(texts), name=type(self).__name__)
         sample_weight = check_weight(sample_weight, len(texts))
@@ -611,15 +626,9 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
                     right[place] += (weight[test] * (predicted == present[test])).sum()
         return _GRID[int(right.argmax())]
 
-    def _texts(self, X: Any) -> list[str]:
-        texts = find_columns(X, estimator=self)
-        template = parse_template(self.template, len(texts.columns), texts.names)
-        cells = texts.read(template.places(len(texts.columns)))
-        return [template.render(row) for row in zip(*cells, strict=True)]
-
     def _logits(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self)
-        features = self.vectorizer_.transform(self._texts(X))
+        features = self.vectorizer_.transform(_texts_of(X, self))
         return np.stack([model.decision_function(features) for model in self.models_], axis=1)
 
     def _by_output(self, logits_NK: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -669,6 +678,68 @@ class LinearTextClassifier(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.multi_label = True
         tags.target_tags.multi_output = True
         return tags
+
+
+class LinearTextRegressor(RegressorMixin, BaseEstimator):
+    """Ridge regression on TF-IDF of words and pairs of words.
+
+    Whether there are pairs, and how strong the penalty is, three folds of the rows decide. It reads
+    the texts that `GPTTextRegressor` reads, and its rows weigh what they weigh there.
+    """
+
+    def __init__(self, template: str | None = None) -> None:
+        self.template = template
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit TF-IDF and a ridge regression."""
+        texts = _texts_of(X, self)
+        values = encode_values(y, len(texts), name=type(self).__name__).labels
+        weight = check_weight(sample_weight, len(texts))
+        weight = weight / weight.max()
+        self.model_ = Pipeline([("tfidf", _vectorizer((1, 2))), ("ridge", Ridge())])
+        if np.count_nonzero(weight) >= 2 * _FOLDS:
+            self.model_.set_params(**self._chosen(texts, values, weight))
+        self.model_.fit(texts, values, ridge__sample_weight=weight)
+        return self
+
+    def _chosen(
+        self, texts: list[str], values: NDArray[np.float64], weight: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        """Return the n-grams and the penalty of the least squared error on folds of the rows."""
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(weight))[:_MOST_ROWS]
+        errors = np.zeros(len(_RIDGE_GRID))
+        for train, test in KFold(_FOLDS).split(rows):
+            train, test = rows[train], rows[test]
+            for n_grams in dict.fromkeys(n_grams for n_grams, _ in _RIDGE_GRID):
+                vectorizer = _vectorizer(n_grams)
+                features = vectorizer.fit_transform([texts[row] for row in train])
+                others = vectorizer.transform([texts[row] for row in test])
+                for place in [i for i, (each, _) in enumerate(_RIDGE_GRID) if each == n_grams]:
+                    model = Ridge(alpha=_RIDGE_GRID[place][1])
+                    model.fit(features, values[train], sample_weight=weight[train])
+                    squares = (model.predict(others) - values[test]) ** 2
+                    errors[place] += weight[test] @ squares.reshape(len(test), -1).sum(axis=1)
+        n_grams, alpha = _RIDGE_GRID[int(errors.argmin())]
+        return {"tfidf__ngram_range": n_grams, "ridge__alpha": alpha}
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Return numbers."""
+        check_is_fitted(self)
+        return np.asarray(self.model_.predict(_texts_of(X, self)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _texts_of(X: Any, linear: Any) -> list[str]:
+    """Return the texts that a baseline's template makes of X."""
+    texts = find_columns(X, estimator=linear)
+    template = parse_template(linear.template, len(texts.columns), texts.names)
+    cells = texts.read(template.places(len(texts.columns)))
+    return [template.render(row) for row in zip(*cells, strict=True)]
 
 
 def _vectorizer(n_grams: tuple[int, int]) -> TfidfVectorizer:

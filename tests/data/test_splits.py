@@ -163,7 +163,7 @@ def test_hold_out__groups_larger_than_the_share__one_goes_all_the_same() -> None
     ("strata", "groups", "message"),
     [
         (np.arange(5), None, "each class has one row only.*X_val and y_val.*calibrate to False"),
-        (np.zeros(1, dtype=np.int64), None, "one row only"),
+        (np.zeros(1, dtype=np.int64), None, "one sample only"),
         (np.eye(3, dtype=np.float32), None, "each row holds all there is of some label"),
         (np.array([0, 1, 0, 1]), np.zeros(4, dtype=np.int64), "all rows are of one group"),
         (

@@ -15,7 +15,7 @@ from scipy import sparse
 from sklearn.preprocessing import MultiLabelBinarizer
 from sklearn.utils.multiclass import unique_labels
 
-from skgpt.data.targets import check_classes, encode_target, join
+from skgpt.data.targets import check_classes, encode_target
 from skgpt.exceptions import InvalidTextError
 
 INDICATOR = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0]])  # the last label never occurs
@@ -346,7 +346,7 @@ def test_join__a_target_in_two_parts__is_the_whole(y: Any) -> None:
     whole = encode_target(y, 4, name="It")
     first = encode_target(y[:3], 3, name="It", classes=whole.classes)
     second = encode_target(y[3:], 1, name="It", classes=whole.classes)
-    joined = join(first, second)
+    joined = first.join(second)
     assert type(joined) is type(whole)
     assert joined.codes.dtype == whole.codes.dtype
     assert joined.codes.tolist() == whole.codes.tolist()
@@ -358,11 +358,11 @@ def test_join__other_classes_or_another_kind__is_refused() -> None:
     letters = encode_target(["a", "b"], 2, name="It")
     for other in (["a", "c"], ["a", "b", "c"]):
         with pytest.raises(InvalidTextError, match="the same classes"):
-            join(letters, encode_target(other, len(other), name="It"))
+            letters.join(encode_target(other, len(other), name="It"))
     with pytest.raises(InvalidTextError, match="one kind"):
-        join(encode_target([0, 1, 2], 3, name="It"), encode_target(INDICATOR, 4, name="It"))
+        encode_target([0, 1, 2], 3, name="It").join(encode_target(INDICATOR, 4, name="It"))
     with pytest.raises(InvalidTextError, match="the same classes"):
-        join(encode_target(COLUMNS, 4, name="It"), letters)
+        encode_target(COLUMNS, 4, name="It").join(letters)
 
 
 def test_truth__of_some_rows__is_what_they_are_predicted_by() -> None:

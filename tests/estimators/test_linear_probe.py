@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 
 from skgpt.network.features import TextFeatures
-from skgpt.training import linear_probe
+from skgpt.training.loss import CrossEntropy
 from tests.helpers import make, make_text_data
 
 X, Y = make_text_data(3)
@@ -34,7 +34,7 @@ def test_fit__head_alone__is_scikit_learns_regression_on_scaled_states(
     clf = make(tiny_llama, **ALONE).fit(X, Y, sample_weight=weight)
     states = states_of(clf)
     scaled = StandardScaler(with_mean=False).fit(states, sample_weight=weight).transform(states)
-    options = {"C": 1 / linear_probe._PENALTY, "fit_intercept": False, "tol": 1e-8}
+    options = {"C": 1 / CrossEntropy.penalty, "fit_intercept": False, "tol": 1e-8}
     theirs = LogisticRegression(**options, max_iter=5000)
     theirs.fit(scaled, Y, sample_weight=weight / weight.sum())
     np.testing.assert_allclose(clf.predict_proba(X), theirs.predict_proba(scaled), **EXACT)

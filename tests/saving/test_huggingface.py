@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from skgpt import GPTTextClassifier
 from skgpt.data.template import parse_template
 from skgpt.exceptions import ModelNotFoundError, ModelNotSupportedError
-from skgpt.fitted_model import FittedModel
+from skgpt.fitted_model import FittedClassifier
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.saving.huggingface import _pad_id, put_head, read_head, write_checkpoint
@@ -44,8 +44,8 @@ def network_on(folder: str, *, dtype: torch.dtype = torch.float32, **depth: Any)
     return network
 
 
-def model_of(network: TextNetwork) -> FittedModel:
-    return FittedModel(
+def model_of(network: TextNetwork) -> FittedClassifier:
+    return FittedClassifier(
         network=network,
         classes=np.array(NAMES),
         multilabel=False,

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import sklearn
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.linear_model import LinearRegression
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import GroupKFold, KFold, ShuffleSplit, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -209,7 +209,7 @@ def test_draw_splits__groups__are_never_split_and_the_ratio_is_the_folds_mean() 
 @pytest.mark.parametrize(
     ("estimator", "options", "message"),
     [
-        (LinearRegression(), {}, "must be a classifier of texts"),
+        (TfidfVectorizer(), {}, "must be a classifier or a regressor of texts"),
         (Oracle(), {"scoring": ["accuracy", "f1_macro"]}, "must be one scorer"),
         (Oracle(), {"cv": []}, "at least one fold"),
         (Oracle(), {"scoring": lambda *_: math.nan}, "none on fold 0"),
