@@ -15,7 +15,7 @@ to what they have. The sum is then exact, whatever the number of steps or the pr
 """
 
 import numbers
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -211,16 +211,18 @@ def explain(model: FittedClassifier, X: Any, target: Any = None, verbose: int = 
         )
     texts, cells = model.read_texts(X)
     if target is None:
-        chosen = _predicted(model.raw_scores(texts.X, verbose), model.multilabel)
+        chosen = predicted(model.raw_scores(texts.X, verbose), model.multilabel)
     else:
-        chosen = _asked_for(target, len(texts), model)
-    explained, directions = _directions(chosen, model.multilabel)
-    return _explained(model, texts, cells, model.classes, explained, directions, verbose)
+        chosen = asked_for(target, len(texts), model.classes, model.fitted_by)
+    return _explained(
+        model, texts, cells, model.classes, *directions(chosen, model.multilabel), verbose
+    )
 
 
 @predicting()
 def explain_values(model: FittedRegressor, X: Any, target: Any = None, verbose: int = 0) -> Any:
     """Return the table that `GPTTextRegressor.explain` describes."""
+    import_optional("pandas", "explain")  # before anything runs
     texts, cells = model.read_texts(X)
     mean_K, scale_K = (np.array(each) for each in (model.units.mean, model.units.scale))
     columns = np.arange(len(scale_K))
@@ -232,8 +234,9 @@ def explain_values(model: FittedRegressor, X: Any, target: Any = None, verbose: 
             )
         columns = np.array([int(target)])
     explained = np.tile(columns, (len(texts), 1))
-    directions = np.diag(scale_K).astype(np.float32)[explained]
-    table = _explained(model, texts, cells, np.arange(len(scale_K)), explained, directions, verbose)
+    directions_NDK = np.diag(scale_K).astype(np.float32)[explained]
+    names = np.arange(len(scale_K))
+    table = _explained(model, texts, cells, names, explained, directions_NDK, verbose)
     table["baseline"] += mean_K[table["class"]]
     return table
 
@@ -243,12 +246,11 @@ def _explained(
     texts: TextColumns,
     cells: list[list[str]],
     names_K: NDArray[Any],
-    explained: NDArray[np.int64],
-    directions: NDArray[np.float32],
+    explained_ND: NDArray[np.int64],
+    directions_NDK: NDArray[np.float32],
     verbose: int,
 ) -> Any:
     """Return the table of what is explained of each text: raw scores' names, and directions."""
-    pandas = import_optional("pandas", "explain")
     network = model.network
     with work_bar(verbose) as bar:
         how = model.template, network.tokenizer, model.max_length, model.long_text
@@ -257,16 +259,13 @@ def _explained(
         run, first = tokens.run, tokens.first
         of_run = np.repeat(np.arange(len(tokens)), np.diff(first))
         say = partial(bar.move, "explain", unit=" texts")
-        found = _attributed(network, run, spans, explained[of_run], directions[of_run], say)
+        found = _attributed(network, run, spans, explained_ND[of_run], directions_NDK[of_run], say)
     parts = [
         _of_text(found[start:end], run.offsets[start : end + 1], spans)
         for start, end in pairwise(first.tolist())
     ]
-    table = _table(cells, names_K, explained, parts, spans)
     names = model.columns.get("feature_names_in_", texts.names)
-    if names is not None:
-        table["column"] = np.array(names, dtype=object)[table["column"]]
-    return pandas.DataFrame(table)
+    return explanation_frame(cells, names, names_K, explained_ND, parts, spans)
 
 
 def _attributed(
@@ -314,22 +313,22 @@ def _of_text(
     return own[at], Attributions(values_TD, baseline_D)
 
 
-def _predicted(scores_NK: NDArray[np.float32], multilabel: bool) -> NDArray[np.bool_]:
+def predicted(scores_NK: NDArray[np.floating[Any]], multilabel: bool) -> NDArray[np.bool_]:
     """Say which labels of each text are predicted; where none is, the one nearest to it."""
     highest_NK = np.arange(scores_NK.shape[1]) == scores_NK.argmax(axis=1)[:, None]
     return highest_NK | (scores_NK > 0) if multilabel else highest_NK
 
 
-def _asked_for(target: Any, n: int, model: FittedClassifier) -> NDArray[np.bool_]:
+def asked_for(target: Any, n: int, known: NDArray[Any], name: str) -> NDArray[np.bool_]:
     """Say which labels of n texts the user wants explained: one for all, or some for each."""
     each = [target] * n if np.isscalar(target) else target
-    columns = np.arange(len(model.classes))
-    classes = columns if has_columns(each) else model.classes
-    found = encode_target(each, n, name=model.fitted_by, classes=classes, what="`target`")
+    columns = np.arange(len(known))
+    classes = columns if has_columns(each) else known
+    found = encode_target(each, n, name=name, classes=classes, what="`target`")
     return found.codes > 0 if found.is_multilabel else found.codes[:, None] == columns
 
 
-def _directions(
+def directions(
     chosen_NK: NDArray[np.bool_], multilabel: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the classes to explain, (N, D), and as weights of raw scores, (N, D, K).
@@ -348,14 +347,19 @@ def _directions(
     return np.where(is_chosen_ND, explained_ND, -1), directions_NDK
 
 
-def _table(
+def explanation_frame(
     columns: list[list[str]],
+    column_names: Sequence[str] | None,
     classes: NDArray[Any],
     explained_ND: NDArray[np.int64],
     parts: list[tuple[NDArray[np.int64], Attributions]],
     spans: TokenSpans,
-) -> dict[str, Any]:
-    """Return the columns of the table, a row for each token and explained class."""
+) -> Any:
+    """Return a DataFrame with a row for each token and explained class.
+
+    `parts` are of each text where among the spans its own tokens lie, and what they add.
+    """
+    pandas = import_optional("pandas", "explain")
     words = cache(words_of)
     rows: list[tuple[Any, ...]] = []
     for text, ((tokens, added), explained_D) in enumerate(zip(parts, explained_ND, strict=True)):
@@ -375,7 +379,10 @@ def _table(
         ("text", "column", "start", "end", "word_start"), np.int64
     )
     kinds |= {"class": classes.dtype, "token": object, "word": object}
-    return {
+    table = {
         name: np.array(column, dtype=kinds.get(name, np.float64))
         for name, column in zip((*names, "value", "baseline"), values, strict=True)
     }
+    if column_names is not None:
+        table["column"] = np.array(column_names, dtype=object)[table["column"]]
+    return pandas.DataFrame(table)
