@@ -68,7 +68,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_transform__one_layer__is_what_the_classifier_pools(
     layer: int, pooling: Any, tiny_llama: str
 ) -> None:
-    clf = make(tiny_llama, n_layers=layer, trainable_layers=0, pooling=pooling).fit(X, y)
+    options = {"trainable_layers": 0, "pooling": pooling, "precision": "fp32"}
+    clf = make(tiny_llama, n_layers=layer, **options).fit(X, y)
     states = embedder(tiny_llama, layer=layer, pooling=pooling, standardize=False).fit_transform(X)
     assert (states.dtype, states.shape) == (np.float32, (len(X), WIDTH))
     assert np.array_equal(states, GPTTextEmbedder.from_classifier(clf).transform(X))
