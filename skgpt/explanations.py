@@ -14,7 +14,7 @@ known, so what a step's gradients leave unexplained is shared out among its toke
 to what they have. The sum is then exact, whatever the number of steps or the precision.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -201,7 +201,7 @@ def _add_up(
 @predicting()
 def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
-    pandas = import_optional("pandas", "explain")
+    import_optional("pandas", "explain")  # before anything runs
     if model.multioutput:
         raise InvalidTextError(
             "To be explained, a model must have been fitted on a single column of labels or an "
@@ -209,11 +209,11 @@ def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) ->
         )
     texts, cells = model.read_texts(X)
     if target is None:
-        chosen = _predicted(model.raw_scores(texts.X, verbose), model.multilabel)
+        chosen = predicted(model.raw_scores(texts.X, verbose), model.multilabel)
     else:
-        chosen = _asked_for(target, len(texts), model)
+        chosen = asked_for(target, len(texts), model.classes, model.fitted_by)
     network = model.network
-    explained, directions = _directions(chosen, model.multilabel)
+    explained, directions_NDK = directions(chosen, model.multilabel)
     with work_bar(verbose) as bar:
         how = model.template, network.tokenizer, model.max_length, model.long_text
         say = partial(bar.move, "explain, tokenise", unit=" texts")
@@ -221,16 +221,13 @@ def explain(model: FittedModel, X: Any, target: Any = None, verbose: int = 0) ->
         run, first = tokens.run, tokens.first
         of_run = np.repeat(np.arange(len(tokens)), np.diff(first))
         say = partial(bar.move, "explain", unit=" texts")
-        found = _attributed(network, run, spans, explained[of_run], directions[of_run], say)
+        found = _attributed(network, run, spans, explained[of_run], directions_NDK[of_run], say)
     parts = [
         _of_text(found[start:end], run.offsets[start : end + 1], spans)
         for start, end in pairwise(first.tolist())
     ]
-    table = _table(cells, model.classes, explained, parts, spans)
     names = model.columns.get("feature_names_in_", texts.names)
-    if names is not None:
-        table["column"] = np.array(names, dtype=object)[table["column"]]
-    return pandas.DataFrame(table)
+    return explanation_frame(cells, names, model.classes, explained, parts, spans)
 
 
 def _attributed(
@@ -278,22 +275,22 @@ def _of_text(
     return own[at], Attributions(values_TD, baseline_D)
 
 
-def _predicted(scores_NK: NDArray[np.float32], multilabel: bool) -> NDArray[np.bool_]:
+def predicted(scores_NK: NDArray[np.floating[Any]], multilabel: bool) -> NDArray[np.bool_]:
     """Say which labels of each text are predicted; where none is, the one nearest to it."""
     highest_NK = np.arange(scores_NK.shape[1]) == scores_NK.argmax(axis=1)[:, None]
     return highest_NK | (scores_NK > 0) if multilabel else highest_NK
 
 
-def _asked_for(target: Any, n: int, model: FittedModel) -> NDArray[np.bool_]:
+def asked_for(target: Any, n: int, known: NDArray[Any], name: str) -> NDArray[np.bool_]:
     """Say which labels of n texts the user wants explained: one for all, or some for each."""
     each = [target] * n if np.isscalar(target) else target
-    columns = np.arange(len(model.classes))
-    classes = columns if has_columns(each) else model.classes
-    found = encode_target(each, n, name=model.fitted_by, classes=classes, what="`target`")
+    columns = np.arange(len(known))
+    classes = columns if has_columns(each) else known
+    found = encode_target(each, n, name=name, classes=classes, what="`target`")
     return found.codes > 0 if found.is_multilabel else found.codes[:, None] == columns
 
 
-def _directions(
+def directions(
     chosen_NK: NDArray[np.bool_], multilabel: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the classes to explain, (N, D), and as weights of raw scores, (N, D, K).
@@ -312,14 +309,19 @@ def _directions(
     return np.where(is_chosen_ND, explained_ND, -1), directions_NDK
 
 
-def _table(
+def explanation_frame(
     columns: list[list[str]],
+    column_names: Sequence[str] | None,
     classes: NDArray[Any],
     explained_ND: NDArray[np.int64],
     parts: list[tuple[NDArray[np.int64], Attributions]],
     spans: TokenSpans,
-) -> dict[str, Any]:
-    """Return the columns of the table, a row for each token and explained class."""
+) -> Any:
+    """Return a DataFrame with a row for each token and explained class.
+
+    `parts` are of each text where among the spans its own tokens lie, and what they add.
+    """
+    pandas = import_optional("pandas", "explain")
     words = cache(words_of)
     rows: list[tuple[Any, ...]] = []
     for text, ((tokens, added), explained_D) in enumerate(zip(parts, explained_ND, strict=True)):
@@ -339,7 +341,10 @@ def _table(
         ("text", "column", "start", "end", "word_start"), np.int64
     )
     kinds |= {"class": classes.dtype, "token": object, "word": object}
-    return {
+    table = {
         name: np.array(column, dtype=kinds.get(name, np.float64))
         for name, column in zip((*names, "value", "baseline"), values, strict=True)
     }
+    if column_names is not None:
+        table["column"] = np.array(column_names, dtype=object)[table["column"]]
+    return pandas.DataFrame(table)

@@ -862,14 +862,19 @@ _WARNED: set[tuple[str, int]] = set()
 
 
 def warn_of_cut_texts(
-    estimator: str, max_length: int, n_cut: int, n_texts: int, hint: str = ""
+    estimator: str,
+    max_length: int,
+    n_cut: int,
+    n_texts: int,
+    hint: str = "",
+    of: str = "of this fit",
 ) -> None:
     """Warn how many texts were cut, once in a process for each kind of estimator and length."""
     kind = (estimator, int(max_length))
     if not n_cut or kind in _WARNED:
         return
     warn_user(
-        f"{n_cut} of the {n_texts} texts of this fit are longer than "
+        f"{n_cut} of the {n_texts} texts {of} are longer than "
         f"max_length={max_length} tokens and were cut at the end: raise max_length, "
         "or set long_text='windows' to have them read whole. This is said once, in a "
         f"cross-validation for its first fold's texts{hint}.",

@@ -35,11 +35,11 @@ def lay_out_prompt(template: str | None, n_columns: int, names: Sequence[str] | 
     return parse_template(template.rstrip(" "), n_columns, names, joins=True)
 
 
-def check_prompt(template: str) -> Template:
+def check_prompt(template: str, *, ends_in_words: bool = True) -> Template:
     """Check a template whose columns nobody knows: they are what it names."""
     fields = fields_of(template) or ["text"]
     layout = lay_out_prompt(template, len(fields), fields)
-    if not layout.words[-1].strip():
+    if ends_in_words and not layout.words[-1].strip():
         raise InvalidTextError(
             "`template` must end in words, behind which the model is asked for the label's. Got "
             f"{template!r}, which ends in a field: end it as in '{{text}}\\nTopic:'."
@@ -88,16 +88,20 @@ def words_of(label_words: LabelWords, classes: list[Any]) -> tuple[tuple[str, ..
     return tuple(result)
 
 
-def tokens_of(word: str, prompt_end: str, tokenizer: TextTokenizer) -> Phrase:
-    """Return the tokens of a word or phrase behind the words that the prompt ends in.
+def joint(word: str, prompt_end: str) -> str:
+    """Return what goes between the words that a prompt ends in and a label's.
 
-    A space goes before it, unless the prompt ends in other white space or in an opening bracket or
-    quote, or the word is Chinese or Japanese.
+    It is a space, unless the prompt ends in other white space or in an opening bracket or quote, or
+    the word is Chinese or Japanese.
     """
     last = prompt_end[-1]
     opens = last in "\"'" or unicodedata.category(last) in _OPENINGS
-    joined = last.isspace() or opens or begins_wide(word)
-    whole = prompt_end + ("" if joined else " ") + word
+    return "" if last.isspace() or opens or begins_wide(word) else " "
+
+
+def tokens_of(word: str, prompt_end: str, tokenizer: TextTokenizer) -> Phrase:
+    """Return the tokens of a word or phrase behind the words that the prompt ends in."""
+    whole = prompt_end + joint(word, prompt_end) + word
     before, after = tokenizer.encode([clean(prompt_end), clean(whole)])
     if after[: len(before)] != before or len(after) == len(before):
         raise InvalidTextError(

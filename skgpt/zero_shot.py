@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,37 +15,52 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt._base import SHARED_CONSTRAINTS, BaseTextModel
-from skgpt._sklearn import StrOptions, fit_context
+from skgpt._sklearn import Interval, StrOptions, fit_context
 from skgpt.caching import predicting
-from skgpt.data.inputs import find_columns
-from skgpt.data.targets import check_classes, encode_target
+from skgpt.data.batching import Progress, no_progress
+from skgpt.data.inputs import TextColumns, find_columns
+from skgpt.data.targets import Target, check_classes, encode_target
 from skgpt.data.template import Template
-from skgpt.data.tokenization import clean, tokenise_rows
+from skgpt.data.tokenization import (
+    LongText,
+    Tokens,
+    clean,
+    cut_row,
+    in_windows,
+    tokenise_rows,
+    tokenise_with_spans,
+)
 from skgpt.device import (
     check_not_forked,
     own_settings,
-    prefix_budget,
     resolve_device,
     resolve_precision,
 )
 from skgpt.exceptions import (
-    CutTextsWarning,
     InvalidTextError,
     ModelNotFoundError,
-    warn_user,
+    import_optional,
+)
+from skgpt.explanations import (
+    Attributions,
+    asked_for,
+    directions,
+    explanation_frame,
+    predicted,
 )
 from skgpt.fitted_model import column_attributes, match_columns
-from skgpt.fitting import check_max_length
+from skgpt.fitting import check_max_length, draw_seed, warn_of_cut_texts
 from skgpt.label_words import (
     CONTENT_FREE,
     LabelWords,
     check_prompt,
+    joint,
     lay_out_prompt,
     mean_log_probabilities,
     tokens_of,
     words_of,
 )
-from skgpt.network.microbatches import explain_no_memory, token_budget
+from skgpt.network.microbatches import explain_no_memory
 from skgpt.network.network import TextNetwork, build_network
 from skgpt.network.phrases import Phrase, log_likelihoods
 from skgpt.pretrained.language_head import LanguageHead, language_head
@@ -65,10 +81,12 @@ from skgpt.training.callbacks import work_bar
 Calibration = Literal["content-free", "batch"] | None
 Floats = NDArray[np.float64]
 
+_LEAST_OF_FIELD = 8  # tokens that an example's text must have room for
+
 # Fields of a PromptedModel that are saved as they are.
 _PLAIN = (
-    *("words", "phrases", "template", "calibration", "prior"),
-    *("max_length", "device", "precision"),
+    *("words", "phrases", "template", "frame", "n_context", "examples", "calibration", "prior"),
+    *("length_normalized", "max_length", "long_text", "device", "precision"),
 )
 
 
@@ -77,9 +95,10 @@ class PromptedModel:
     """All that predictions by label words need; it is to a zero-shot fit what FittedModel is.
 
     `words` are the words or phrases of each class, and `phrases` their tokens behind the prompt.
-    `layout` is the template over the columns of the fit's X, None if there was no X. `prior` is
-    what content-free texts say of the classes, as logarithms. `placed` is the head on the network's
-    device.
+    `layout` is the template over the columns of the fit's X, None if there was no X; it begins with
+    the examples, `n_context` tokens of the rows `examples`. `frame` are the tokens that a prompt
+    stands between. `prior` is what content-free texts say of the classes, as logarithms. `placed`
+    is the head on the network's device.
     """
 
     network: TextNetwork
@@ -90,9 +109,14 @@ class PromptedModel:
     phrases: tuple[tuple[Phrase, ...], ...]
     template: str
     layout: Template | None
+    frame: tuple[Phrase, Phrase]
+    n_context: int
+    examples: tuple[int, ...]
     calibration: Calibration
     prior: tuple[float, ...] | None
+    length_normalized: bool
     max_length: int
+    long_text: LongText
     device: str
     precision: Any
     columns: Mapping[str, Any]
@@ -113,6 +137,7 @@ class PromptedModel:
             "model_id_": self.network.pretrained.model,
             "device_": str(self.network.device),
             **({} if self.prior is None else {"prior_": np.array(self.prior)}),
+            **({"examples_": np.array(self.examples)} if self.examples else {}),
         }
 
     def copy(self) -> "PromptedModel":
@@ -122,59 +147,115 @@ class PromptedModel:
     @predicting()
     def scores(self, X: Any, verbose: int = 0) -> Floats:
         """Return the scores of texts, shape (n, n_classes): log-likelihoods less the prior."""
+        _, cells, layout = self._read(X)
+        found_NK = self.log_likelihoods(cells, layout, verbose)
+        return found_NK - self._prior_of(found_NK)
+
+    @predicting()
+    def explain(self, X: Any, target: Any, verbose: int) -> Any:
+        """Return the table that `GPTZeroShotClassifier.explain` describes."""
+        import_optional("pandas", "explain")
+        texts, cells, layout = self._read(X)
+        chosen_NK = None
+        if target is not None:
+            chosen_NK = asked_for(target, len(texts), self.classes, self.fitted_by)
+        found_NK = self.log_likelihoods(cells, layout, verbose)
+        prior_K = self._prior_of(found_NK)
+        if chosen_NK is None:
+            chosen_NK = predicted(found_NK - prior_K, multilabel=False)
+        explained_ND, directions_NDK = directions(chosen_NK, multilabel=True)
+        tokens, spans = tokenise_with_spans(cells, layout, self._encoder, self._room)
+        parts = []
+        with work_bar(verbose) as bar:
+            for i, directions_DK in enumerate(directions_NDK):
+                # The text whole, without any token of its own, and without each of them.
+                ids, start = tokens.row(i), tokens.offsets[i]
+                own = np.flatnonzero(spans.column[start : tokens.offsets[i + 1]] >= 0)
+                prompts = [ids, np.delete(ids, own), *(np.delete(ids, at) for at in own)]
+                scores_VK = self._of_prompts(Tokens.of(prompts), layout) - prior_K
+                whole_D, bare_D, *without = _log_odds(scores_VK) @ directions_DK.T
+                values_TD = whole_D - np.reshape(without, (len(own), len(whole_D)))
+                parts.append((start + own, Attributions(values_TD, bare_D)))
+                bar.move("explain", i + 1, len(tokens), unit=" texts")
+        names = self.columns.get("feature_names_in_", texts.names)
+        return explanation_frame(cells, names, self.classes, explained_ND, parts, spans)
+
+    def _read(self, X: Any) -> tuple[TextColumns, list[list[str]], Template]:
+        """Return the columns of an X, their texts, and the template over them."""
         texts = find_columns(X, estimator=self.fitted_by)
-        layout = self.layout
-        if layout is None:
+        if self.layout is None:
             layout = lay_out_prompt(self.template, len(texts.columns), texts.names)
-            places = layout.places(len(texts.columns))
-        else:
-            places = match_columns(self.columns, layout, texts, name=self.fitted_by)
-        scores_NK = self.log_likelihoods(texts.read(places), layout, verbose)
+            return texts, texts.read(layout.places(len(texts.columns))), layout
+        places = match_columns(self.columns, self.layout, texts, name=self.fitted_by)
+        return texts, texts.read(places), self.layout
+
+    def _prior_of(self, found_NK: Floats) -> Floats:
+        """Return what is taken off log-likelihoods, shape (n_classes,)."""
         if self.calibration == "batch":
-            return scores_NK - mean_log_probabilities(scores_NK)
-        return scores_NK if self.prior is None else scores_NK - np.array(self.prior)
+            return mean_log_probabilities(found_NK)
+        return np.zeros(len(self.classes)) if self.prior is None else np.array(self.prior)
+
+    @property
+    def _encoder(self) -> TextTokenizer:
+        return self.network.pretrained.tokenizer.framed(*self.frame)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a prompt."""
+        longest = max(len(phrase) for of_class in self.phrases for phrase in of_class)
+        return self.n_context + self.max_length - longest
 
     def log_likelihoods(self, cells: list[list[str]], layout: Template, verbose: int = 0) -> Floats:
         """Return the log-likelihood of each class behind each prompt, shape (n, n_classes).
 
-        A class of several phrases has the mean of their likelihoods.
+        A text in several windows has the mean of theirs.
         """
-        network = self.network
-        check_not_forked(network.device.type)
-        encoder = network.pretrained.tokenizer.open_ended()
-        phrases = [phrase for of_class in self.phrases for phrase in of_class]
-        room = self.max_length - max(map(len, phrases))
+        check_not_forked(self.network.device.type)
+        encoder, room = self._encoder, self._room
+        n_windows = np.ones(len(cells[0]), dtype=np.int64)
+        if self.long_text == "windows":
+            cells, n_windows = in_windows(cells, layout, encoder, room)
         with work_bar(verbose) as bar:
             say = partial(bar.move, "predict, tokenise", unit=" texts")
             prompts = tokenise_rows(cells, layout, encoder, room, progress=say)
-            if prompts.n_cut:
-                warn_user(
-                    f"{prompts.n_cut} of {len(prompts)} texts are longer than the "
-                    f"max_length={self.max_length} tokens that they share with the template and "
-                    "the label words, and were cut at the end: raise max_length.",
-                    CutTextsWarning,
-                )
-            found_NP = log_likelihoods(
-                network,
-                self.placed,
-                prompts,
-                phrases,
-                token_budget(network, learning=False),
-                prefix_budget(network.device) // 4,  # a part: it may never be asked for again
-                partial(bar.move, "predict"),
-            )
-        ends = np.cumsum([len(of_class) for of_class in self.phrases])[:-1]
-        return np.stack(
-            [
-                logsumexp(part_NP, axis=1) - np.log(part_NP.shape[1])
-                for part_NP in np.split(found_NP, ends, axis=1)
-            ],
-            axis=1,
+            if self.long_text == "cut":
+                n_cut, n = prompts.n_cut, len(prompts)
+                warn_of_cut_texts(self.fitted_by, self.max_length, n_cut, n, of="of this call")
+            found_WK = self._of_prompts(prompts, layout, partial(bar.move, "predict"))
+        firsts = np.cumsum(n_windows) - n_windows
+        return np.asarray(np.add.reduceat(found_WK, firsts, axis=0) / n_windows[:, None])
+
+    def _of_prompts(
+        self, prompts: Tokens, layout: Template, progress: Progress = no_progress
+    ) -> Floats:
+        """Return the log-likelihood of each class: of several phrases their mean likelihood."""
+        shared = self._encoder.encode([clean(layout.words[0])])[0]
+        phrases = [phrase for of_class in self.phrases for phrase in of_class]
+        found_NP = log_likelihoods(
+            self.network, self.placed, prompts, phrases, (*self.frame[0], *shared), progress
         )
+        if self.length_normalized:
+            found_NP = found_NP / np.array([len(phrase) for phrase in phrases])
+        ends = np.cumsum([len(of_class) for of_class in self.phrases])[:-1]
+        parts = np.split(found_NP, ends, axis=1)
+        return np.stack([_log_mean(part_NP, axis=1) for part_NP in parts], axis=1)
 
     def labels(self, scores_NK: Floats) -> NDArray[Any]:
         """Return the class of each row of scores."""
         return np.asarray(self.classes[scores_NK.argmax(axis=1)])
+
+
+def _log_mean(logs: Floats, axis: int) -> Floats:
+    return np.asarray(logsumexp(logs, axis=axis) - np.log(logs.shape[axis]))
+
+
+def _log_odds(scores_NK: Floats) -> Floats:
+    """Return how far each class is above all others together."""
+    others = [logsumexp(np.delete(scores_NK, k, axis=1), axis=1) for k in range(scores_NK.shape[1])]
+    return scores_NK - np.stack(others, axis=1)
+
+
+# --- The prompt and the words -----------------------------------------------------------------
 
 
 # --- The prompt and the words -----------------------------------------------------------------
@@ -195,7 +276,8 @@ def _check_lengths(
     }
     longest = max(sizes, key=lambda word: sizes[word])
     n_words = len(tokenizer.encode([clean("".join(layout.words))])[0])
-    needed = n_words + len(layout.fields) + len(tokenizer.prefix_ids) + sizes[longest]
+    n_special = len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
+    needed = n_words + len(layout.fields) + n_special + sizes[longest]
     if needed > max_length:
         raise InvalidTextError(
             f"`max_length` must leave room for the template and the label words. The template's "
@@ -203,6 +285,68 @@ def _check_lengths(
             f"for each field at least {needed} are needed. Got max_length={max_length}: raise it, "
             "or use fewer words."
         )
+
+
+# --- Examples in the prompt ---------------------------------------------------------------------
+
+
+def _draw(codes: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
+    """Draw n rows, of each class its share of them, in an order that mixes the classes."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(codes))
+    counts = np.bincount(codes)
+    # A row's place among those of its class, in random order, as a share of them.
+    place = np.empty(len(codes))
+    for code in np.unique(codes):
+        of_class = order[codes[order] == code]
+        place[of_class] = (np.arange(len(of_class)) + rng.uniform()) / counts[code]
+    return np.argsort(place, kind="stable")[:n]
+
+
+def _lay_out_examples(layout: Template, words: Sequence[str]) -> Template:
+    """Return the template of so many filled prompts and their words, each with fields of its own.
+
+    A blank line stands behind each.
+    """
+    pieces = [""]
+    for word in words:
+        first, *others = layout.words
+        pieces[-1] += first
+        pieces += others
+        pieces[-1] += (joint(word, others[-1]) if others[-1] else "\n") + word + "\n\n"
+    return Template(tuple(pieces), tuple(range(len(pieces) - 1)))
+
+
+def _examples(
+    rows: Sequence[Sequence[str]],
+    words: Sequence[str],
+    layout: Template,
+    tokenizer: TextTokenizer,
+    room: int,
+) -> str:
+    """Return the text of examples, the longest cut to make them fit in so many tokens."""
+    tokenizer = tokenizer.framed((), ())
+    needed = [
+        len(tokenizer.encode([clean("".join(laid_out.words))])[0])
+        + _LEAST_OF_FIELD * len(laid_out.fields)
+        for laid_out in (_lay_out_examples(layout, words[: n + 1]) for n in range(len(words)))
+    ]
+    n_fit = sum(n_tokens <= room for n_tokens in needed)
+    if n_fit < len(words):
+        raise InvalidTextError(
+            f"The examples in the prompt must fit in {room} tokens. {len(words)} need at least "
+            f"{needed[-1]}, and {n_fit} fit: set n_examples={n_fit}, or change max_length. The "
+            "examples may take as many tokens, and the model must have positions for both."
+        )
+    laid_out = _lay_out_examples(layout, words)
+    values = [row[field] for row in rows for field in layout.fields]
+    return laid_out.render(cut_row(values, laid_out, tokenizer, room))
+
+
+def _behind(context: str, layout: Template) -> Template:
+    """Return a template whose prompts stand behind a text."""
+    first, *others = layout.words
+    return replace(layout, words=(context + first, *others))
 
 
 # --- The estimator ----------------------------------------------------------------------------
@@ -227,14 +371,29 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         The prompt: how the columns of a row become one text, as in ``"{title}\n{body}\nTopic:"``.
         ``{text}`` is the whole row, its columns joined with a blank line. It must end in words; a
         space is put between them and a label's where the language has one.
+    n_examples : int, default=0
+        How many rows of the fit stand in the prompt as examples, each the template filled and the
+        first of its label's words, with a blank line behind it. Every class has its share of them.
+        They take at most `max_length` tokens together, beside those of the text; the longest are
+        cut. They run once, whatever the number of texts.
     calibration : {"content-free", "batch"} or None, default="content-free"
         What is taken off the scores, as a model likes some words better than others whatever the
         text. "content-free": what it says of the texts "N/A", "" and "[MASK]" [1]_. "batch": what
         it says of all rows that one call is given, in the mean [2]_: a prediction then depends on
         the other rows, and a single row tells nothing. None takes off nothing.
+    length_normalized : bool, default=False
+        Whether a phrase's log-likelihood is the mean over its tokens, not their sum, so that long
+        phrases are not at a disadvantage.
+    chat : bool, default=False
+        Whether the filled template is a user's message in the tokenizer's own chat template, and
+        the labels' words begin the answer. For models that were tuned to follow instructions; the
+        template may then end in a field.
     max_length : int, default=256
-        Tokens per text, template and label words included. Of a text that is too long the longest
-        field is cut at its end, never the template's own words.
+        Tokens per text, template and label words included, examples not.
+    long_text : {"cut", "windows"}, default="cut"
+        "cut" cuts the longest field of a text that is too long at its end, never the template's own
+        words. "windows" reads that field in windows that overlap by half, each in a prompt of its
+        own, and averages their scores.
     device : str, default="auto"
         "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
     precision : {"auto", "bf16", "fp16", "fp32"}, default="auto"
@@ -244,6 +403,8 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         Whether a pickle or saved folder holds the base model and its tokenizer. "auto": only if
         they can't be fetched again by name, like those of a local folder. False: never; opening
         then needs the same model in the same place. You may set it on a fitted estimator.
+    random_state : int, RandomState instance or None, default=None
+        Draws the examples.
     verbose : int, default=0
         0 is silent; 1 shows a progress bar of predictions that take more than a second.
 
@@ -256,6 +417,8 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     prior_ : ndarray of shape (n_classes,)
         What is taken off the scores, only with ``calibration="content-free"``: the logarithms of
         the mean probabilities of the content-free texts.
+    examples_ : ndarray of shape (n_examples,)
+        The rows that stand in the prompt, in this order; only with `n_examples`.
     model_id_ : str
         The model that was loaded.
     device_ : str
@@ -272,8 +435,10 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     Notes
     -----
     The score of a class is the sum of the log-probabilities of its phrase's tokens behind the
-    prompt. A prompt runs once for all phrases of a single token, and once more for each beginning
-    that longer ones have, so single words are fast.
+    prompt. A prompt runs once for all phrases, which it is followed by as a tree: a beginning that
+    several share is in it once. What all prompts begin with, examples above all, runs once for all
+    texts, and its keys and values are kept. On architectures where that can't be shown to be exact
+    (scores that are capped, ALiBi), each beginning of a phrase runs behind a prompt of its own.
 
     References
     ----------
@@ -295,12 +460,15 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         **{
             name: SHARED_CONSTRAINTS[name]
             for name in (
-                *("model", "revision", "max_length", "device", "precision"),
-                *("store_base", "verbose"),
+                *("model", "revision", "max_length", "long_text", "device", "precision"),
+                *("store_base", "random_state", "verbose"),
             )
         },
         "label_words": [Mapping, None],
         "template": [str],
+        "n_examples": [Interval(Integral, 0, None, closed="left")],
+        "length_normalized": ["boolean"],
+        "chat": ["boolean"],
         "calibration": [StrOptions({"content-free", "batch"}), None],
     }
 
@@ -311,22 +479,32 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         revision: str | None = None,
         label_words: LabelWords = None,
         template: str = "{text}\nTopic:",
+        n_examples: int = 0,
         calibration: Calibration = "content-free",
+        length_normalized: bool = False,
+        chat: bool = False,
         max_length: int = 256,
+        long_text: LongText = "cut",
         device: str = "auto",
         precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
         store_base: StoreBase = "auto",
+        random_state: Any = None,
         verbose: int = 0,
     ) -> None:
         self.model = model
         self.revision = revision
         self.label_words = label_words
         self.template = template
+        self.n_examples = n_examples
         self.calibration = calibration
+        self.length_normalized = length_normalized
+        self.chat = chat
         self.max_length = max_length
+        self.long_text = long_text
         self.device = device
         self.precision = precision
         self.store_base = store_base
+        self.random_state = random_state
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -338,7 +516,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         ----------
         X : array-like of shape (n,) or (n, n_columns), or None
             Texts: a list, array or Series of str, or columns of them. They are checked, their
-            columns are noted, and that is all. None if there are none.
+            columns are noted, and `n_examples` of them are drawn. None if there are none.
         y : array-like of shape (n,)
             Labels: str, int or bool. Without X, each label once, or as often as you like.
 
@@ -356,23 +534,37 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             If the model can't be found, fetched or read.
         """
         name = type(self).__name__
-        named = check_prompt(self.template)
+        named = check_prompt(self.template, ends_in_words=not self.chat)
         columns: dict[str, Any] = {}
         layout = None
+        codes = np.arange(0)
         if X is None:
             classes = check_classes(y, name=name, what="y")
         else:
             texts = find_columns(X, estimator=name)
             columns = column_attributes(texts, name)
             layout = lay_out_prompt(self.template, len(texts.columns), texts.names)
-            texts.read(match_columns(columns, layout, texts, name=name), to_fit=name)
-            classes = self._check_labels(y, len(texts))
+            cells = texts.read(match_columns(columns, layout, texts, name=name), to_fit=name)
+            target = self._check_labels(y, len(texts))
+            classes, codes = target.classes, target.codes
+        rows = self._draw_examples(codes)
         words = words_of(self.label_words, classes.tolist())
         model = self._load(classes, words, named)
         model = replace(model, columns=columns, layout=layout)
+        if layout is not None and len(rows):
+            labels = [words[code][0] for code in codes[rows]]
+            values = [[column[row] for column in cells] for row in rows]
+            tokenizer = model.network.pretrained.tokenizer
+            positions = model.network.pretrained.max_positions or 2 * self.max_length
+            room = min(self.max_length, positions - self.max_length)
+            context = _examples(values, labels, layout, tokenizer, room)
+            layout, named = (_behind(context, each) for each in (layout, named))
+            n_context = len(tokenizer.encode([clean(context)])[0])
+            examples = tuple(rows.tolist())
+            model = replace(model, layout=layout, n_context=n_context, examples=examples)
         if self.calibration == "content-free":
-            cells = [list(CONTENT_FREE) for _ in named.fields]
-            scores = model.log_likelihoods(cells, named)
+            free = [list(CONTENT_FREE) for _ in named.fields]
+            scores = model.log_likelihoods(free, named)
             model = replace(model, prior=tuple(mean_log_probabilities(scores).tolist()))
         self._set_fitted(model)
         return self
@@ -443,21 +635,65 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         scores = self._fitted().scores(X, self.verbose)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
+    @own_settings()
+    def explain(self, X: Any, *, target: Any = None) -> Any:
+        """Say what each token of each text adds to the log-odds of a class, the predicted one.
+
+        Each is left out in turn, so a text of n tokens runs n + 2 times. Of a text that is too long
+        only the beginning is explained, also with ``long_text="windows"``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+        target : label or array-like of shape (n,) or (n, n_classes), default=None
+            The class to explain: one for all texts, one for each, or an indicator of several for
+            each, whose columns are those of `classes_`. None for the predicted class.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            A row for each token of each text and each class that is explained, with the columns of
+            `GPTTextClassifier.explain`. ``value`` is what the log-odds of the class fall by without
+            the token; with two classes these are what `decision_function` gives. ``baseline`` are
+            the log-odds without any token of the text; the values need not add up to the rest.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        ValueError
+            If X or `target` is not as described, or if the model's tokenizer doesn't say where
+            tokens lie.
+        """
+        return self._fitted().explain(X, target, self.verbose)
+
     def _fitted(self) -> PromptedModel:
         """Return the record of the fit, read once: another thread's fit can't mix two models."""
         check_is_fitted(self)
         model: PromptedModel = self._model
         return model
 
-    def _check_labels(self, y: Any, n: int) -> NDArray[Any]:
-        """Return the classes of n rows."""
+    def _check_labels(self, y: Any, n: int) -> Target:
+        """Return the labels of n rows."""
         target = encode_target(y, n, name=type(self).__name__)
         if target.codes.ndim == 2:
             raise InvalidTextError(
                 f"y must hold one label per text: {type(self).__name__} takes a single column "
                 "of labels. Use GPTTextClassifier, or one zero-shot classifier per label."
             )
-        return target.classes
+        return target
+
+    def _draw_examples(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows that stand in the prompt; none of them draws nothing."""
+        if self.n_examples > len(codes):
+            raise InvalidTextError(
+                f"`n_examples` must be at most the number of labelled texts that fit is given. Got "
+                f"{self.n_examples} for {len(codes)}: pass them as X and y, or lower it."
+            )
+        if not self.n_examples:
+            return np.arange(0)
+        return _draw(codes, int(self.n_examples), draw_seed(self.random_state))
 
     @explain_no_memory()
     def _load(
@@ -468,9 +704,11 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         dtype = resolve_precision(self.precision, device)
         pretrained = load_pretrained(self.model, self.revision)
         check_max_length(self.max_length, pretrained)
-        tokenizer = pretrained.tokenizer
+        tokenizer, prompt_end = pretrained.tokenizer.open_ended(), named.words[-1]
+        if self.chat:
+            tokenizer, prompt_end = pretrained.tokenizer.in_chat()
         phrases = tuple(
-            tuple(tokens_of(word, named.words[-1], tokenizer) for word in of_class)
+            tuple(tokens_of(word, prompt_end or "\n", tokenizer) for word in of_class)
             for of_class in words
         )
         _check_lengths(words, phrases, named, tokenizer, self.max_length)
@@ -493,9 +731,14 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             phrases=phrases,
             template=self.template,
             layout=None,
+            frame=(tokenizer.prefix_ids, tokenizer.suffix_ids),
+            n_context=0,
+            examples=(),
             calibration=self.calibration,
             prior=None,
+            length_normalized=bool(self.length_normalized),
             max_length=int(self.max_length),
+            long_text=self.long_text,
             device=self.device,
             precision=self.precision,
             columns={},

@@ -22,6 +22,8 @@ Ids = NDArray[np.int32]
 LongText = Literal["cut", "windows"]
 Span = tuple[int, int]
 
+_SEAM = 2  # tokens that a value may have more than by itself, between a template's words
+
 _IDS: Store[Ids] = Store("token ids", 2**27, share=1 / 8)
 
 
@@ -147,6 +149,51 @@ def tokenise_rows(
       one before. The last is moved back to the row's end, so that it is full.
     """
     return _Rows(columns, template, encoder, max_length, long_text, progress).tokens()
+
+
+def cut_row(
+    values: list[str], template: Template, encoder: TextEncoder, max_length: int
+) -> list[str]:
+    """Return the values of one row, the longest cut at their ends until it fits."""
+    rows = _Rows([[value] for value in values], template, encoder, max_length, "cut")
+    return list(rows.values[0])
+
+
+def in_windows(
+    columns: list[list[str]], template: Template, encoder: TextEncoder, max_length: int
+) -> tuple[list[list[str]], NDArray[np.int64]]:
+    """Return columns of which a row that is too long is several, and how many each row became.
+
+    For templates whose words each window needs: a row's longest value becomes windows of itself
+    that overlap by half, the last of which may be shorter. Other values stay as they are.
+    """
+    room = _room(encoder, max_length)
+    rows, counts = [], []
+    texts = [template.render([*map(clean, row)]) for row in zip(*columns, strict=True)]
+    for row, ids in zip(zip(*columns, strict=True), _encode(encoder, texts), strict=True):
+        windows = [row]
+        if len(ids) > room:
+            sizes = {i: len(encoder.encode([clean(row[i])])[0]) for i in template.fields}
+            longest = max(sizes, key=lambda i: sizes[i])
+            n_uses = template.fields.count(longest)
+            others = len(ids) - n_uses * sizes[longest]
+            size = (room - others) // n_uses - _SEAM
+            values = _windows_of(clean(row[longest]), max(1, size), encoder)
+            windows = [(*row[:longest], value, *row[longest + 1 :]) for value in values]
+        rows += windows
+        counts.append(len(windows))
+    return [list(column) for column in zip(*rows, strict=True)], np.array(counts)
+
+
+def _windows_of(text: str, n_tokens: int, encoder: TextEncoder) -> list[str]:
+    """Return the windows of a text of so many tokens each, by themselves."""
+    windows: list[str] = []
+    while True:
+        window, half = encoder.truncate([text, text], [n_tokens, (n_tokens + 1) // 2])
+        windows.append(window)
+        if len(window) >= len(text) or not window:
+            return windows
+        text = text[max(1, len(half)) :]
 
 
 def lengths_in_windows(

@@ -35,13 +35,23 @@ class Layout:
     masked: bool
 
     @classmethod
-    def of(cls, lengths: Rows, pretrained: PretrainedModel, device: torch.device) -> "Layout":
-        """Make the layout of texts of these lengths for a model."""
+    def of(
+        cls,
+        lengths: Rows,
+        pretrained: PretrainedModel,
+        device: torch.device,
+        **context: Any,
+    ) -> "Layout":
+        """Make the layout of texts of these lengths for a model.
+
+        `context` is a `prefix` or a `tree_MM` of `Boundaries`, for a model that is capable of it.
+        """
         can = pretrained.capabilities
         texts = lengths.tolist()
         filler = _filler(sum(texts)) if can.supports_packing and device.type == "cpu" else 0
+        boundaries = Boundaries.of([*texts, filler] if filler else texts, device)
         return cls(
-            boundaries=Boundaries.of([*texts, filler] if filler else texts, device),
+            boundaries=replace(boundaries, **context),
             lengths_B=to_device(lengths, device),
             packed=can.supports_packing,
             masked=can.needs_mask,
@@ -66,9 +76,8 @@ class Layout:
     def inputs(self, *, ends_only: bool = False) -> dict[str, Any]:
         """Return what the trunk needs beside tokens; `ends_only` is for packed ones alone."""
         if self.packed:
-            _, positions_T = self.boundaries.text_and_position_2T
             boundaries = replace(self.boundaries, ends_only=ends_only)
-            return {"position_ids": positions_T[None], "boundaries": boundaries}
+            return {"position_ids": self.boundaries.positions_T[None], "boundaries": boundaries}
         return {"attention_mask": self.within_BT.long()} if self.masked else {}
 
     def lay(self, values_T: Tensor, fill: int = 0) -> Tensor:

@@ -280,6 +280,11 @@ class TextNetwork(nn.Module):
         laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
         return layout.flat(self._split.run_lower(input_ids=laid_out, **layout.inputs()))
 
+    def hidden(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        """Run all layers on token ids; return the last hidden states, shape (T, H)."""
+        laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
+        return layout.flat(self.trunk(input_ids=laid_out, **layout.inputs()).last_hidden_state)
+
     # The next three return the pooled states of texts, in fp32, shape (B, H).
 
     def pooled(self, ids_T: Tensor, layout: Layout) -> Tensor:

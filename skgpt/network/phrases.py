@@ -1,22 +1,35 @@
-"""How likely phrases are behind prompts, as a decoder's language-model head has it."""
+"""How likely phrases are behind prompts, as a decoder's language-model head has it.
 
-from collections.abc import Sequence
+What all prompts begin with runs once, and its keys and values are kept. Behind each prompt the
+phrases' tokens are a tree, of which each node sees its own beginning alone: a prompt runs once for
+all phrases, and a beginning that phrases share once for all of them. Where a probe has found that
+a trunk can't do that, each beginning runs whole behind a prompt of its own.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from skgpt.data.batching import Progress, no_progress
+from skgpt.caching import Store
+from skgpt.data.batching import Progress, Rows, no_progress
 from skgpt.data.tokenization import Tokens
-from skgpt.device import to_device
+from skgpt.device import prefix_budget, to_device
 from skgpt.exceptions import ModelNotSupportedError
 from skgpt.network.features import TextFeatures
-from skgpt.network.microbatches import MicroBatcher, explain_no_memory
+from skgpt.network.layout import Layout, ids_of
+from skgpt.network.microbatches import MicroBatcher, explain_no_memory, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.language_head import log_probabilities
+from skgpt.trunk.attention import Prefix
 
 Phrase = tuple[int, ...]  # token ids
+
+_LEAST_SHARED = 16  # tokens at the beginning of all prompts; fewer aren't worth keeping
+_MOST_BEGINNINGS = 512  # in a tree, whose attention is computed for all pairs
 
 
 @explain_no_memory()
@@ -25,55 +38,64 @@ def log_likelihoods(
     head: Any,
     prompts: Tokens,
     phrases: Sequence[Phrase],
-    token_budget: int,
-    memory_budget: int,
+    shared: Phrase = (),
     progress: Progress = no_progress,
 ) -> NDArray[np.float64]:
     """Return the log-likelihood of each phrase right behind each prompt, shape (N, n_phrases).
 
     It is the sum over the phrase's tokens. `network` pools the last token of all of a decoder's
-    layers, and `head` is what `LanguageHead.on` returned. A prompt runs once for all phrases of one
-    token, and once more with each beginning that longer ones have, alone or in common.
+    layers, and `head` is what `LanguageHead.on` returned. `shared` is what the prompts begin with,
+    as far as their tokens are the same.
     """
     texts, first = prompts.distinct()
-    distinct = [prompts.row(row) for row in first.values()]
-    words = sorted({token for phrase in phrases for token in phrase})
-    steps = _steps(phrases, words)
-    tokens = Tokens.of(
-        [
-            np.concatenate([prompt, beginning]).astype(np.int64)
-            for prompt in distinct
-            for beginning in steps
-        ]
-    )
-    nexts = list(steps.values())
-    result = np.zeros((len(distinct), len(phrases)))
-    wanted = to_device(np.array(words), network.device)
-    with torch.no_grad():
-        features = TextFeatures(
-            network,
-            tokens,
-            token_budget=token_budget,
-            memory_budget=memory_budget,
-            progress=progress,
-        )
-        batcher = MicroBatcher(network, token_budget)
-        for micro_batch in batcher.map(np.arange(len(tokens)), features.lengths):
-            with micro_batch as part:
-                found = log_probabilities(head, features.pooled(part), wanted).cpu().numpy()
-                # Add what comes next behind each beginning to the phrases that go on with it.
-                prompt_of, beginning_of = np.divmod(part, len(steps))
-                for i in np.unique(beginning_of):
-                    ours = np.flatnonzero(beginning_of == i)
-                    which, columns = nexts[i]
-                    result[np.ix_(prompt_of[ours], which)] += found[np.ix_(ours, columns)]
-    if not np.isfinite(result).all():
+    distinct = prompts.take(np.array([*first.values()]))
+    result_DP = _of_distinct(network, head, distinct, phrases, shared, progress)
+    if not np.isfinite(result_DP).all():
         raise ModelNotSupportedError(
             f"The logits of {network.pretrained.model!r} must stay finite. They don't in "
             f"{network.dtype}: set precision='fp32'."
         )
     place = {text: i for i, text in enumerate(first)}
-    return result[[place[text] for text in texts]]
+    return result_DP[[place[text] for text in texts]]
+
+
+def _of_distinct(
+    network: TextNetwork,
+    head: Any,
+    prompts: Tokens,
+    phrases: Sequence[Phrase],
+    shared: Phrase,
+    progress: Progress,
+) -> NDArray[np.float64]:
+    words = sorted({token for phrase in phrases for token in phrase})
+    steps = _steps(phrases, words)
+    can = network.pretrained.capabilities.supports_context
+    if can and len(steps) > _MOST_BEGINNINGS and len(phrases) > 1:
+        half = len(phrases) // 2
+        parts = (phrases[:half], phrases[half:])
+        return np.hstack(
+            [_of_distinct(network, head, prompts, part, shared, progress) for part in parts]
+        )
+    n_shared = _n_shared(prompts, shared) if can else 0
+    if can and (n_shared or len(steps) > 1):
+        lengths, states_of = _in_context(network, prompts, [*steps], n_shared)
+    else:
+        lengths, states_of = _whole(network, prompts, [*steps], progress)
+    result_DP = np.zeros((len(prompts), len(phrases)))
+    wanted = to_device(np.array(words), network.device)
+    batcher = MicroBatcher(network, token_budget(network, learning=False))
+    with torch.no_grad():
+        for micro_batch in batcher.map(np.arange(len(lengths)), lengths, progress):
+            with micro_batch as part:
+                number, states = states_of(part)
+                found = log_probabilities(head, states, wanted).cpu().numpy()
+                # Add what comes next behind each beginning to the phrases that go on with it.
+                prompt_of, beginning_of = np.divmod(number, len(steps))
+                for i, step in enumerate(steps.values()):
+                    which, columns = map(np.array, step)
+                    ours = np.flatnonzero(beginning_of == i)
+                    result_DP[np.ix_(prompt_of[ours], which)] += found[np.ix_(ours, columns)]
+    return result_DP
 
 
 def _steps(
@@ -88,3 +110,87 @@ def _steps(
             which.append(i)
             columns.append(column[token])
     return steps
+
+
+def _n_shared(prompts: Tokens, shared: Phrase) -> int:
+    """Return how many tokens all prompts begin with, of those shared, if they are worth keeping.
+
+    Where the words before a field end, a tokenizer may join them with what comes. And of each
+    prompt something is left to run.
+    """
+    n = min(len(shared), int(prompts.lengths.min()) - 1)
+    expected = np.array(shared)
+    for i in range(len(prompts)):
+        differs = prompts.row(i)[:n] != expected[:n]
+        n = int(differs.argmax()) if differs.any() else n
+    return n if n >= _LEAST_SHARED else 0
+
+
+# Both return the tokens of what is run, and a function from rows of it to the states that come
+# out: the number of each, as prompt times beginning, and itself.
+_Runner = tuple[NDArray[np.int64], Callable[[Rows], tuple[Rows, Tensor]]]
+
+
+def _whole(
+    network: TextNetwork, prompts: Tokens, beginnings: list[Phrase], progress: Progress
+) -> _Runner:
+    """Run each beginning whole behind each prompt; a fit's or search's states are kept."""
+    rows = [prompts.row(i) for i in range(len(prompts))]
+    texts = [np.array([*row, *begins], dtype=np.int64) for row in rows for begins in beginnings]
+    features = TextFeatures(
+        network,
+        Tokens.of(texts),
+        token_budget=token_budget(network, learning=False),
+        memory_budget=prefix_budget(network.device) // 4,  # a part: it may never be asked for again
+        progress=progress,
+    )
+    return features.lengths, lambda rows: (rows, features.pooled(rows))
+
+
+def _in_context(
+    network: TextNetwork, prompts: Tokens, beginnings: list[Phrase], n_shared: int
+) -> _Runner:
+    """Run each prompt, less what all share, once with all beginnings behind it."""
+    # The tree: of each beginning its last token, which sees those of the beginnings it begins with.
+    number = {begins: i for i, begins in enumerate(beginnings[1:])}
+    tree_MM = np.zeros((len(number), len(number)), dtype=bool)
+    for begins, i in number.items():
+        tree_MM[i, [number[begins[: n + 1]] for n in range(len(begins))]] = True
+    nodes = np.array([begins[-1] for begins in number], dtype=np.int64)
+    texts = Tokens.of(
+        [np.concatenate([prompts.row(i)[n_shared:], nodes]) for i in range(len(prompts))]
+    )
+    context: dict[str, Any] = {}
+    if n_shared:
+        context["prefix"] = _kept_prefix(network, prompts.row(0)[:n_shared])
+    if len(nodes):
+        context["tree_MM"] = to_device(tree_MM, network.device)
+
+    def run(rows: Rows) -> tuple[Rows, Tensor]:
+        at = rows[:, None] * len(beginnings) + np.arange(len(beginnings))
+        layout = Layout.of(texts.lengths[rows], network.pretrained, network.device, **context)
+        ids_T = ids_of(texts, rows, network.device)
+        if not len(nodes):
+            return at.ravel(), network.pooled(ids_T, layout)
+        hidden_TH = network.hidden(ids_T, layout)
+        ends_BS = layout.ends_B[:, None] - torch.arange(len(nodes), -1, -1, device=network.device)
+        return at.ravel(), hidden_TH[ends_BS.flatten()].float()
+
+    return texts.lengths, run
+
+
+def _kept_prefix(network: TextNetwork, ids: NDArray[np.int64]) -> Prefix:
+    """Return the keys and values of what all prompts begin with, run only if they aren't kept."""
+
+    def run() -> Prefix:
+        prefix = Prefix()
+        layout = Layout.of(np.array([len(ids)]), network.pretrained, network.device, prefix=prefix)
+        network.hidden(to_device(ids, network.device), layout)
+        return prefix.first(len(ids))
+
+    device = network.device
+    kept: Store[Prefix] = Store.named(
+        f"states on {device}", lambda: prefix_budget(device), share=7 / 8
+    )
+    key = ("prefix", ids.tobytes(), network.spec.n_layers, network.cache_key)
+    return kept.get_or_make(key, run, lambda prefix: prefix.nbytes)

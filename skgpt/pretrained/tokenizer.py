@@ -12,6 +12,7 @@ from skgpt.pretrained.trust import harmless_tokenizer, tokenizer_class
 
 _PROBE = "a"
 _NEUTRAL = ("\n", ".", ",")
+_PLACE = "skgpt-message"  # where a chat template puts the message
 # Characters of the texts that are encoded in one call, in which Python sees no Ctrl-C. The pairs
 # that say where a long text's tokens lie take 20 times its space, too.
 _CHARACTERS_AT_ONCE = 2**18
@@ -44,9 +45,36 @@ class TextTokenizer:
 
     def open_ended(self) -> "TextTokenizer":
         """Return a tokenizer that puts no special tokens behind a text: one that goes on."""
+        return self.framed(self.prefix_ids, ())
+
+    def framed(self, prefix_ids: tuple[int, ...], suffix_ids: tuple[int, ...]) -> "TextTokenizer":
+        """Return a tokenizer that puts these tokens around a text."""
         twin = copy.copy(self)
-        twin.suffix_ids = ()
+        twin.prefix_ids, twin.suffix_ids = prefix_ids, suffix_ids
         return twin
+
+    def in_chat(self) -> tuple["TextTokenizer", str]:
+        """Return a tokenizer that makes a text a user's message, and what the answer stands behind.
+
+        The answer's words follow that text, which stands behind the last special token.
+        """
+        if not getattr(self.hf, "chat_template", None):
+            raise ModelNotSupportedError(
+                "chat=True needs a tokenizer with a chat template, as those of models that were "
+                "tuned to follow instructions have it. This one has none: set chat=False."
+            )
+        message = [{"role": "user", "content": _PLACE}]
+        whole = self.hf.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        before, place, after = whole.partition(_PLACE)
+        if not place or _PLACE in after:
+            raise ModelNotSupportedError(
+                "chat=True needs a chat template that holds a user's message once. This "
+                "tokenizer's doesn't: set chat=False."
+            )
+        found = self.hf([before, after], add_special_tokens=False)["input_ids"]
+        specials = {*self.hf.all_special_tokens, *self.hf.get_added_vocab()}
+        ends = [after.rfind(token) + len(token) for token in specials if token in after]
+        return self.framed(*map(tuple, found)), after[max(ends, default=0) :]
 
     def neutral_ids(self) -> list[int]:
         """Return ids for a text that says nothing: punctuation where the tokenizer has it."""

@@ -7,8 +7,8 @@ it down, and needs nothing else, is probed when the model is loaded (`skgpt.trun
 """
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from inspect import signature
 from typing import Any
@@ -26,18 +26,44 @@ _LOG = logging.getLogger("skgpt")
 _MAX_PADDING = 4  # padded rows may hold so many times the tokens; beyond it, memory goes first
 
 
+class Prefix:
+    """Keys and values of tokens that all texts of a row stand behind, (P, heads, D) by layer.
+
+    A run whose boundaries have an empty one fills it with those of its first text.
+    """
+
+    def __init__(self, layers: Mapping[int, tuple[Tensor, Tensor]] | None = None) -> None:
+        self.layers = dict(layers or {})
+        self.length = next((len(k) for k, _ in self.layers.values()), 0)
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory they take."""
+        return sum(k.nbytes + v.nbytes for k, v in self.layers.values())
+
+    def first(self, n: int) -> "Prefix":
+        """Return that of the first n tokens alone: they have seen no later one."""
+        return Prefix({layer: (k[:n], v[:n]) for layer, (k, v) in self.layers.items()})
+
+
 @dataclass(frozen=True)
 class Boundaries:
     """Where the texts of a packed row begin and end; made once a batch, not once a layer.
 
     `cumulative_B1` is where each text begins, int32 on the device, and where the last one ends.
     With `ends_only`, the last block need return nothing but the last token of each text.
+
+    All texts stand behind the `prefix`, if there is one. With a `tree_MM`, the last M tokens of a
+    text are ways to go on from its others: it says which of them each of them sees.
     """
 
     lengths: tuple[int, ...]
     cumulative_B1: Tensor
     longest: int
     ends_only: bool = False
+    prefix: Prefix | None = None
+    tree_MM: Tensor | None = None
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)  # every layer asks
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Boundaries":
@@ -63,9 +89,61 @@ class Boundaries:
         texts_T = torch.repeat_interleave(starts_B1.diff(), output_size=n_tokens)
         return texts_T, torch.arange(n_tokens, device=starts_B1.device) - starts_B1[texts_T]
 
+    @cached_property
+    def positions_T(self) -> Tensor:
+        """The position of each token, counted from where the prefix begins."""
+        texts_T, at_T = self.text_and_position_2T
+        return self.n_before + self.place(at_T, self.lengths_B[texts_T])
+
+    def place(self, at: Tensor, lengths: Tensor) -> Tensor:
+        """Return how many of its text's tokens stand in line before the one `at` a place."""
+        if self.tree_MM is None:
+            return at
+        depth_M = self.tree_MM.sum(1) - 1
+        aside_M = torch.arange(len(depth_M), device=at.device) - depth_M
+        node = at - lengths + len(depth_M)
+        aside = torch.where(node < 0, 0, aside_M[node.clamp(0, len(depth_M) - 1)])
+        return (at - aside).clamp(min=0)  # a filler may be shorter than the tree
+
+    def mask(self, window: int | None) -> Tensor:
+        """Say what the tokens of each text see of the prefix and of their text, (B, L, P + L)."""
+        if window not in self._masks:
+            self._masks[window] = self._mask(window)
+        return self._masks[window]
+
+    def _mask(self, window: int | None) -> Tensor:
+        at_L = torch.arange(self.longest, device=self.cumulative_B1.device)
+        lengths_B1 = self.lengths_B[:, None]
+        place_BL = self.place(at_L, lengths_B1).expand(len(lengths_B1), -1)
+        before_BP = torch.arange(-self.n_before, 0, device=at_L.device).expand(len(lengths_B1), -1)
+        key_BK = torch.cat([before_BP, place_BL], dim=1)
+        seen_BLK = sees(place_BL[:, :, None], key_BK[:, None], True, window)
+        own_BLL = seen_BLK[:, :, self.n_before :]  # a view, to be narrowed
+        if self.tree_MM is not None:
+            node_BL = at_L - lengths_B1 + len(self.tree_MM)
+            both_BLL = (node_BL[:, :, None] >= 0) & (node_BL[:, None] >= 0)
+            node_BL = node_BL.clamp(0, len(self.tree_MM) - 1)
+            own_BLL &= ~both_BLL | self.tree_MM[node_BL[:, :, None], node_BL[:, None]]
+        own_BLL &= (at_L < lengths_B1)[:, None]
+        # Padding sees itself: a row that sees nothing would be nan.
+        own_BLL |= torch.eye(len(at_L), dtype=torch.bool, device=at_L.device)
+        return seen_BLK
+
+    @cached_property
+    def own_masks(self) -> list[Tensor]:
+        """What is added to the scores of each text's tokens of one another, without a window."""
+        hidden_BLL = ~self.mask(None)[:, :, self.n_before :]
+        added_BLL = torch.zeros(hidden_BLL.shape).masked_fill(hidden_BLL, -torch.inf)
+        return [mask[:n, :n] for mask, n in zip(added_BLL, self.lengths, strict=True)]
+
+    @property
+    def n_before(self) -> int:
+        """Tokens of the prefix."""
+        return 0 if self.prefix is None else self.prefix.length
+
     def fit_in(self, window: int | None) -> bool:
-        """Say whether a sliding window hides nothing, as no text is longer."""
-        return window is None or window >= self.longest
+        """Say whether a sliding window hides nothing, as no text is longer with its prefix."""
+        return window is None or window >= self.n_before + self.longest
 
 
 @dataclass(frozen=True)
@@ -80,6 +158,7 @@ class Rule:
     causal: bool = True
     window: int | None = None
     ends_only: bool = False
+    layer: int | None = None
 
 
 def sees(query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor:
@@ -120,7 +199,8 @@ def _for_transformers(
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("capped scores and attention sinks are not computed packed")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rule = Rule(scale, is_causal_in(module, is_causal), sliding_window)
+    layer = getattr(module, "layer_idx", None)
+    rule = Rule(scale, is_causal_in(module, is_causal), sliding_window, layer=layer)
     if boundaries is None:  # each row is a text
         return _attend(query, key, value, rule).transpose(1, 2), None
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -150,6 +230,15 @@ def packed_attention(
 
     `k_THD` and `v_THD` may have fewer heads, each of which then serves several of the queries'.
     """
+    prefix = boundaries.prefix
+    if prefix is not None and rule.layer not in prefix.layers:  # to be filled
+        if rule.layer is None or prefix.length:
+            raise NotImplementedError("its layers have no numbers")
+        n_first = boundaries.lengths[0]
+        prefix.layers[rule.layer] = k_THD[:n_first].clone(), v_THD[:n_first].clone()
+    elif prefix is not None or boundaries.tree_MM is not None:
+        attend = in_two_parts if _can_part(q_THD, boundaries, rule) else in_context
+        return attend(q_THD, k_THD, v_THD, boundaries, rule)
     # The kernel documents no window to both sides, and none for the last token alone.
     documented = boundaries.fit_in(rule.window) or (rule.causal and not rule.ends_only)
     if documented and _fits_varlen_kernel(q_THD, k_THD, v_THD):
@@ -201,6 +290,86 @@ def _scaled_dot_product(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+# --- Behind a prefix, or ending in a tree -----------------------------------------------------
+
+
+def in_context(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, boundaries: Boundaries, rule: Rule
+) -> Tensor:
+    """Packed attention of texts in their context, with a padded row for each text."""
+    k, v = _to_rows(k_THD, boundaries), _to_rows(v_THD, boundaries)
+    q = q_THD[:, :, None] if rule.ends_only else _to_rows(q_THD, boundaries)
+    if boundaries.prefix is not None and rule.layer is not None:
+        before = (x.to(k.dtype).transpose(0, 1) for x in boundaries.prefix.layers[rule.layer])
+        k, v = (
+            torch.cat([x_HPD.expand(len(x), -1, -1, -1), x], dim=2)
+            for x_HPD, x in zip(before, (k, v), strict=True)
+        )
+    seen = boundaries.mask(rule.window)
+    if rule.ends_only:
+        seen = seen[torch.arange(len(seen), device=q.device), boundaries.lengths_B - 1][:, None]
+    out = _scaled_dot_product(q.to(k.dtype), k, v, seen[:, None], False, rule.scale)
+    out = out[:, :, 0] if rule.ends_only else out.transpose(1, 2)[boundaries.text_and_position_2T]
+    return out.to(q_THD.dtype)
+
+
+def _can_part(q_THD: Tensor, boundaries: Boundaries, rule: Rule) -> bool:
+    """Say whether `in_two_parts` is right: it has no gradient, and every token sees the prefix."""
+    is_on_cpu = q_THD.device.type == "cpu"
+    return is_on_cpu and not q_THD.requires_grad and boundaries.fit_in(rule.window)
+
+
+def in_two_parts(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, boundaries: Boundaries, rule: Rule
+) -> Tensor:
+    """Compute the same on a CPU: attention to the prefix in one launch, to each text in another.
+
+    Their share of the result follows from the sums that both softmaxes are divided by.
+    """
+    dtype, n_tokens, n_grouped = q_THD.dtype, len(q_THD), q_THD.shape[1] // k_THD.shape[1]
+    q_THD = q_THD.float()
+    keys, values = (
+        x.float().repeat_interleave(n_grouped, dim=1).split(boundaries.lengths)
+        for x in (k_THD, v_THD)
+    )
+    queries = q_THD.split(1 if rule.ends_only else boundaries.lengths)
+    masks: Sequence[Tensor | None] = [None] * len(queries)
+    if boundaries.tree_MM is not None:
+        masks = [mask[-len(q) :] for mask, q in zip(boundaries.own_masks, queries, strict=True)]
+    causal = boundaries.tree_MM is None and not rule.ends_only
+    own, own_sums = [], []
+    for q, k, v, mask in zip(queries, keys, values, masks, strict=True):
+        out, log_sum = _flash_on_cpu(q, k, v, causal, mask, rule.scale)
+        own.append(out)
+        own_sums.append(log_sum)
+    own_THD = torch.cat(own)
+    if boundaries.prefix is None or rule.layer is None:
+        return own_THD.to(dtype)
+    # One head of the prefix serves several of the queries', as more tokens of one.
+    k, v = (x.float() for x in boundaries.prefix.layers[rule.layer])
+    grouped = q_THD.unflatten(1, (-1, n_grouped)).transpose(1, 2).flatten(0, 1)
+    out, log_sum = _flash_on_cpu(grouped, k, v, False, None, rule.scale)
+    out, log_sum = (
+        x.unflatten(0, (n_tokens, n_grouped)).transpose(1, 2).flatten(1, 2) for x in (out, log_sum)
+    )
+    share_TH = torch.sigmoid(torch.cat(own_sums) - log_sum)
+    return torch.lerp(out, own_THD, share_TH[..., None]).to(dtype)
+
+
+def _flash_on_cpu(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return the attention of one text, (L, heads, D), and the logarithms of its sums, (L, heads).
+
+    It is what torch calls on a CPU, whose public door returns no sums.
+    """
+    rows = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *rows, 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return out[0].transpose(0, 1), log_sum[0].T
 
 
 # --- On CUDA: one launch for all texts --------------------------------------------------------

@@ -8,13 +8,22 @@ tokens, so the trunk's masks are compared as functions of two positions, which m
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from skgpt.exceptions import ModelNotSupportedError
-from skgpt.trunk.attention import Boundaries, is_causal_in, make_bidirectional, pack, sees
+from skgpt.trunk.attention import (
+    Boundaries,
+    Prefix,
+    is_causal_in,
+    make_bidirectional,
+    pack,
+    sees,
+)
 from skgpt.trunk.layers import (
     PROBE_ERRORS,
     agree,
@@ -29,6 +38,8 @@ from skgpt.trunk.llama import use_fast_blocks
 # running all of them would read every weight from disk before a fit needs it.
 _N_BLOCKS = 6
 _SHORT, _LONG = [5, 7, 11, 13], [2, 3, 5, 7, 11, 13, 17]
+# The texts stand behind the prefix, and go on in two ways.
+_PREFIX, _TEXTS, _PATHS = [2, 3, 5], [[7, 11], [13, 2]], [[17, 19], [19, 7]]
 _TOLERANCE = 1e-4
 _FAR = 1 << 16  # longer windows and chunks show in no text
 _MASKS = "skgpt_mask_check"  # in transformers' registry
@@ -42,6 +53,8 @@ class Capabilities:
     - `causal`: a token sees only what stands before it.
     - `needs_mask`: right padding changes the result unless it is masked.
     - `supports_packing`: texts that lie end to end in one row are as good as alone.
+    - `supports_context`: texts can stand behind a prefix whose keys and values were kept, and end
+      in a tree of continuations (`skgpt.trunk.attention.in_context`).
     - `supports_fast_blocks`: its blocks may be swapped for those of `skgpt.trunk.llama`.
     - `supports_bidirectional`: a decoder's blocks can do without their causal mask, packed.
     - `casts_buffers`: in half precision, buffers have to be in the weights' dtype. Rotary
@@ -53,6 +66,7 @@ class Capabilities:
     causal: bool
     needs_mask: bool
     supports_packing: bool
+    supports_context: bool
     supports_fast_blocks: bool
     supports_bidirectional: bool
     casts_buffers: bool
@@ -86,6 +100,10 @@ def probe(trunk: Any) -> Capabilities:
         and _agrees(trunk, "pooled early", lambda: alone[ends], fast=True, ends_only=True)
     )
 
+    # Context: is each path through a tree behind kept keys and values as good as a whole text?
+    what, whole = "run behind kept keys and values", partial(_whole_paths, run)
+    context = causal and packs and _agrees(trunk, what, whole, fast=fast, in_context=True)
+
     # Both ways: is a packed run as good as a mask that hides nothing, of each text alone?
     def unmasked() -> Tensor:
         found: list[Tensor] = []
@@ -114,6 +132,7 @@ def probe(trunk: Any) -> Capabilities:
         causal=causal,
         needs_mask=needs_mask,
         supports_packing=packs,
+        supports_context=context,
         supports_fast_blocks=fast,
         supports_bidirectional=bidirectional,
         casts_buffers=not _runs_with_fp32_buffers(trunk),
@@ -130,10 +149,18 @@ def first_blocks(trunk: Any) -> Any:
     return few.float()  # so that a checkpoint's rounding can't pass for agreement
 
 
-def _agrees(trunk: Any, what: str, expected: Callable[[], Tensor], **how: bool) -> bool:
+def _agrees(
+    trunk: Any,
+    what: str,
+    expected: Callable[[], Tensor],
+    *,
+    in_context: bool = False,
+    **how: bool,
+) -> bool:
     """Say whether a packed run gives the expected states."""
+    packed = _packed_in_context if in_context else _packed
     try:
-        return agree(_packed(trunk, **how), expected(), _TOLERANCE)
+        return agree(packed(trunk, **how), expected(), _TOLERANCE)
     except PROBE_ERRORS as error:
         _LOG.info("%s can't be %s: %r", type(trunk).__name__, what, error)
         return False
@@ -165,16 +192,49 @@ def _packed(
     few = first_blocks(trunk)
     if checked:
         check_masks(few, _SHORT)
-    if fast and not use_fast_blocks(find_blocks(few)):
-        raise NotImplementedError("its blocks are of another kind")
     if both_ways:
         make_bidirectional(find_blocks(few))
+    _prepare(few, fast=fast)
+    return _run_packed(few, _SHORT, _LONG, ends_only=ends_only)
+
+
+def _whole_paths(run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the hidden states of each path through each text, less those of what is before it."""
+    ids = torch.tensor([[*_PREFIX, *text, *path] for text in _TEXTS for path in _PATHS])
+    return run(ids)[:, len(_PREFIX) :].flatten(0, 1)
+
+
+def _packed_in_context(trunk: Any, *, fast: bool) -> Tensor:
+    """Return the same behind kept keys and values, the paths of a text as its tree."""
+    few, prefix = first_blocks(trunk), Prefix()
+    _prepare(few, fast=fast)
+    _run_packed(few, _PREFIX, prefix=prefix)
+    tree_MM = torch.block_diag(*[torch.ones(len(path), len(path)).tril() for path in _PATHS]).bool()
+    texts = [[*text, *chain(*_PATHS)] for text in _TEXTS]
+    states = _run_packed(few, *texts, prefix=prefix.first(len(_PREFIX)), tree_MM=tree_MM)
+    n_text, n_path = len(_TEXTS[0]), len(_PATHS[0])
+    return torch.cat(
+        [
+            torch.cat([of_text[:n_text], of_text[start : start + n_path]])
+            for of_text in states.split(len(texts[0]))
+            for start in range(n_text, len(of_text), n_path)
+        ]
+    )
+
+
+def _prepare(few: Any, *, fast: bool) -> None:
+    """Have a trunk of the caller's own run packed."""
+    if fast and not use_fast_blocks(find_blocks(few)):
+        raise NotImplementedError("its blocks are of another kind")
     pack(few)
-    lengths = [len(_SHORT), len(_LONG)]
-    boundaries = replace(Boundaries.of(lengths, torch.device("cpu")), ends_only=ends_only)
+
+
+def _run_packed(few: Any, *texts: list[int], **options: Any) -> Tensor:
+    boundaries = Boundaries.of([len(text) for text in texts], torch.device("cpu"))
+    boundaries = replace(boundaries, **options)
     packed = few(
-        input_ids=torch.tensor([[*_SHORT, *_LONG]]),
-        position_ids=torch.tensor([[*range(len(_SHORT)), *range(len(_LONG))]]),
+        input_ids=torch.tensor([[*chain(*texts)]]),
+        position_ids=boundaries.positions_T[None],
         boundaries=boundaries,
         use_cache=False,
     )

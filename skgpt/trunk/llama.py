@@ -101,7 +101,13 @@ def _attend(
     # Mistral's window holds for all layers; a Llama ignores one that its configuration may have.
     holder = attention.config if type(attention).__name__ == "MistralAttention" else attention
     window = getattr(holder, "sliding_window", None)
-    rule = Rule(attention.scaling, is_causal_in(attention), window, ends_only=ends is not None)
+    rule = Rule(
+        attention.scaling,
+        is_causal_in(attention),
+        window,
+        ends_only=ends is not None,
+        layer=attention.layer_idx,
+    )
     out_THD = packed_attention(q_THD, k_THD, v_THD, boundaries, rule)
     return attention.o_proj(out_THD.reshape(len(out_THD), -1).to(x_TH.dtype))
 

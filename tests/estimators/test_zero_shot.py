@@ -1,6 +1,7 @@
 """GPTZeroShotClassifier: transformers' own likelihoods, priors, errors, and the contract."""
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sklearn.preprocessing import FunctionTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import skgpt
-from skgpt import GPTZeroShotClassifier
+from skgpt import GPTZeroShotClassifier, fitting
 from skgpt.exceptions import (
     CutTextsWarning,
     InvalidTextError,
@@ -160,13 +161,145 @@ def test_phrases__behind_the_prompts_end__joined_by_a_space_where_one_is_due(
     assert clf.predict_proba(TEXTS).shape == (len(TEXTS), 2)
 
 
-def test_long_text__cut_at_its_end__the_prompts_words_stay(tiny_llama: str) -> None:
+def test_long_text__cut_at_its_end__the_prompts_words_stay(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "abcdefgh" * 20
     clf = make(tiny_llama, max_length=60, calibration=None).fit(None, CLASSES)
     n_left = 60 - len(PROMPT.format(text="")) - len(" monetary matters")
-    with pytest.warns(CutTextsWarning, match=r"1 of 2 texts.*raise max_length"):
+    monkeypatch.setattr(fitting, "_WARNED", set())
+    with pytest.warns(CutTextsWarning, match=r"1 of the 2 texts of this call.*raise max_length"):
         long, short = clf.decision_function([text, text[:n_left]])
     np.testing.assert_allclose(long, short, atol=1e-6)
+    clf.predict([text])  # it is said once
+
+
+def test_long_text__in_windows__has_the_mean_of_their_scores(tiny_llama: str) -> None:
+    clf = make(tiny_llama, max_length=60, calibration=None, long_text="windows")
+    clf.fit(None, CLASSES)
+    n = 60 - len(PROMPT.format(text="")) - len(" monetary matters") - 2
+    text = "".join(f"{i:02}" for i in range(40))
+    starts = range(0, len(text), (n + 1) // 2)
+    windows = [text[start : start + n] for start in starts]
+    windows = windows[: 1 + next(i for i, w in enumerate(windows) if text.endswith(w))]
+    assert len(windows) > 3
+    expected = clf.decision_function(windows).mean(axis=0)
+    got = clf.decision_function(["x", text, "y"])
+    np.testing.assert_allclose(got[1], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got[2], clf.decision_function(["y"])[0], rtol=1e-5, atol=1e-5)
+    # The longest column is the one that is read in windows.
+    joined = clone(clf).set_params(template="{a}: {b}\nTopic:")
+    frame = pd.DataFrame({"a": ["a"], "b": [text]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert joined.fit(frame.loc[[0, 0]], ["money", "sport"]).predict(frame).shape == (1,)
+
+
+def test_length_normalized__phrases_of_several_tokens__mean_over_tokens(tiny_llama: str) -> None:
+    words = {"a": "sport", "b": "monetary matters"}
+    total = make(tiny_llama, label_words=words, calibration=None).fit(None, ["a", "b"])
+    mean = clone(total).set_params(length_normalized=True).fit(None, ["a", "b"])
+    n_tokens = [len(" " + word) for word in words.values()]
+    difference = np.diff(total._model.scores(TEXTS) / n_tokens, axis=1)[:, 0]
+    np.testing.assert_allclose(mean.decision_function(TEXTS), difference, rtol=1e-6)
+
+
+# --- Examples in the prompt
+
+
+def test_examples__in_the_prompt__stand_before_each_text(
+    tiny_llama: str, three_class_data: TextData
+) -> None:
+    X, y = three_class_data
+    options = {"calibration": None, "max_length": 400, "label_words": None}
+    with global_random_state_unchanged():
+        clf = make(tiny_llama, n_examples=6, random_state=0, **options).fit(X, y)
+    assert sorted(np.asarray(y)[clf.examples_]) == sorted([*clf.classes_, *clf.classes_])
+    shown = "".join(f"{PROMPT.format(text=X[i])} {y[i]}\n\n" for i in clf.examples_)
+    written = make(tiny_llama, template=shown + PROMPT, **{**options, "max_length": 800})
+    expected = written.fit(None, clf.classes_).decision_function(X)
+    np.testing.assert_allclose(clf.decision_function(X), expected, rtol=1e-5, atol=1e-4)
+    # The same rows of one seed; others of another; none by default.
+    again = clone(clf).fit(X, y)
+    np.testing.assert_array_equal(again.examples_, clf.examples_)
+    other = clone(clf).set_params(random_state=1).fit(X, y)
+    assert other.examples_.tolist() != clf.examples_.tolist()
+    assert not hasattr(make(tiny_llama).fit(X, y), "examples_")
+    # What says nothing stands behind the examples, too.
+    prior = clone(clf).set_params(calibration="content-free").fit(X, y).prior_
+    free = written.decision_function(["N/A", "", "[MASK]"])
+    expected_prior = np.log(np.exp(log_softmax(free, axis=1)).mean(axis=0))
+    np.testing.assert_allclose(prior, expected_prior, rtol=1e-4, atol=1e-4)
+
+
+def test_examples__of_a_rare_class__its_share_of_them(tiny_llama: str) -> None:
+    y = np.array(["space"] * 30 + ["sport"] * 15 + ["money"] * 15)
+    X = [f"text {i}" for i in range(60)]
+    clf = make(tiny_llama, n_examples=8, random_state=0, max_length=400).fit(X, y)
+    assert sorted(y[clf.examples_]) == ["money"] * 2 + ["space"] * 4 + ["sport"] * 2
+
+
+def test_examples__too_long__the_longest_are_cut(tiny_llama: str) -> None:
+    X, y = ["abcdefgh" * 30, "short"], ["money", "sport"]
+    clf = make(tiny_llama, n_examples=2, max_length=120, random_state=0).fit(X, y)
+    shown = clf._model.layout.words[0]
+    assert len(shown) - len("News: ") == 120 == clf._model.n_context
+    assert "News: short\nTopic: sport\n\n" in shown
+    pickled = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(pickled.predict_proba(X), clf.predict_proba(X))
+    np.testing.assert_array_equal(pickled.examples_, clf.examples_)
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("at most the number of labelled texts.*Got 3 for 2", {"n_examples": 3}),
+        (r"must fit in 40 tokens\. 2 need at least .*, and 1 fit", {"max_length": 40}),
+        (r"must fit in 24 tokens\. 2 need at least .*, and 0 fit", {"max_length": 1000}),
+    ],
+)
+def test_examples__that_do_not_fit__error_says_how_many_do(
+    message: str, options: dict[str, Any], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skgpt.zero_shot.log_likelihoods", lambda *a, **k: pytest.fail("it ran"))
+    with pytest.raises(InvalidTextError, match=message):
+        make(tiny_llama, **{"n_examples": 2, **options}).fit(["a", "b"], ["money", "sport"])
+    if "n_examples" in options:
+        with pytest.raises(InvalidTextError, match=r"Got 3 for 0: pass them as X and y"):
+            make(tiny_llama, **options).fit(None, CLASSES)
+
+
+# --- Chat
+
+
+def test_chat__a_template_of_the_tokenizers__the_answer_begins_with_the_words(
+    tmp_path: Path,
+) -> None:
+    model = tiny_gpt(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with pytest.raises(ModelNotSupportedError, match="chat template"):
+        make(model, chat=True).fit(None, CLASSES)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}"
+        "{{ '<s>assistant\n' }}"
+    )
+    tokenizer.save_pretrained(model)
+    options = {"chat": True, "calibration": None, "template": "Which topic? {text}"}
+    clf = make(model, **options).fit(None, CLASSES)
+    causal = AutoModelForCausalLM.from_pretrained(model).eval()
+    for text, scores in zip(TEXTS, clf.decision_function(TEXTS), strict=True):
+        message = [{"role": "user", "content": f"Which topic? {text}"}]
+        ids = tokenizer.apply_chat_template(message, return_dict=False)
+        more = list(b"sport")
+        with torch.no_grad():
+            logs = causal(torch.tensor([ids + more])).logits[0].log_softmax(-1)
+        expected = sum(logs[len(ids) - 1 + i, token] for i, token in enumerate(more))
+        assert scores[2] == pytest.approx(float(expected), rel=1e-5)
+    again = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
+    few = make(model, **options, n_examples=1, random_state=0).fit(["a", "b"], ["money", "sport"])
+    shown = {0: "a\nmoney", 1: "b\nsport"}[few.examples_[0]]
+    assert few._model.layout.words[0] == f"Which topic? {shown}\n\nWhich topic? "
 
 
 BAD: list[tuple[str, Any, dict[str, Any]]] = [
@@ -174,6 +307,8 @@ BAD: list[tuple[str, Any, dict[str, Any]]] = [
     ("y must name at least 2 classes", ["sport"], {}),
     ("requires y to be passed", None, {}),
     ("continuous", [0.5, 1.5], {}),
+    ("NaN", [np.nan, 1.0], {}),
+    ("inf", [np.inf, 1.0], {}),
     ("same words.*'goal'", ["a", "b"], {"label_words": {"a": "goal", "b": ["x", " goal"]}}),
     ("words for every class.*'b'", ["a", "b"], {"label_words": {"a": "goal"}}),
     ("empty list for 'a'", ["a", "b"], {"label_words": {"a": [], "b": "x"}}),
@@ -270,6 +405,54 @@ def test_grid_search__template_and_label_words__chosen_like_any_parameter(
     np.testing.assert_array_equal(piped.predict(X), best.predict(X))
 
 
+def test_search__optuna__over_prompts_that_it_is_given(
+    tiny_llama: str, three_class_data: TextData
+) -> None:
+    from skgpt.tuning import GPTSearchCV
+
+    X, y = three_class_data
+    grid = {"template": [PROMPT, "{text}\nThis is about"], "n_examples": [0, 3]}
+    clf = make(tiny_llama, label_words=None, random_state=0)
+    with pytest.raises(ValueError, match=r"estimators that train.*`param_distributions`"):
+        GPTSearchCV(clf, n_trials=2).fit(X, y)
+    search = GPTSearchCV(clf, grid, n_trials=2, cv=2, random_state=0, baseline=False).fit(X, y)
+    assert search.best_estimator_.template == search.best_params_["template"]
+    assert search.predict(X).shape == (len(X),)
+
+
+@pytest.mark.parametrize("calibration", ["content-free", "batch"])
+def test_explain__each_token__the_log_odds_that_it_is_missed_by(
+    calibration: Any, tiny_llama: str
+) -> None:
+    words = {"money": "money", "sport": ["sport", "sports"], "space": "space"}
+    frame = pd.DataFrame({"title": ["ab", "", "xy"], "body": ["cd ef", "g", "h"]})
+    clf = make(tiny_llama, label_words=words, calibration=calibration).fit(frame, CLASSES)
+    table = clf.explain(frame)
+    assert [len(of_text) for _, of_text in table.groupby("text")] == [7, 1, 3]
+    predictions = clf.predict(frame)
+    assert table["class"].tolist() == [predictions[i] for i in table["text"]]
+    scores = clf.decision_function(frame)
+    raw = clone(clf).set_params(calibration=None).fit(frame, CLASSES)
+    prior = raw.decision_function(frame) - scores
+
+    def log_odds(title: str, body: str, label: str) -> float:
+        one = frame.assign(title=title, body=body).head(1)
+        log_p = log_softmax(raw.decision_function(one)[0] - prior[0])
+        k = CLASSES.index(label)
+        return float(log_p[k] - logsumexp(np.delete(log_p, k)))
+
+    third = table[(table["text"] == 0) & (table["token"] == "e")].iloc[0]
+    assert (third["column"], third["start"], third["end"], third["word"]) == ("body", 3, 4, "ef")
+    expected = log_odds("ab", "cd ef", third["class"]) - log_odds("ab", "cd f", third["class"])
+    assert third["value"] == pytest.approx(expected, abs=1e-4)
+    assert third["baseline"] == pytest.approx(log_odds("", "", third["class"]), abs=1e-4)
+    both = clf.explain(frame, target=np.array([[1, 1, 0]] * 3))
+    assert both["class"].unique().tolist() == ["money", "space"]
+    assert len(both) == 2 * len(table)
+    with pytest.raises(ValueError, match="`target`"):
+        clf.explain(frame, target="weather")
+
+
 def test_prompts__phrases_of_one_token__run_once_each(
     tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,23 +483,22 @@ LOOKS_AT_ALL_ROWS = {
 
 
 @pytest.mark.parametrize(
-    ("calibration", "expected"),
+    ("options", "expected"),
     [
-        ("content-free", ROUNDING),
-        pytest.param(None, ROUNDING, marks=pytest.mark.thorough),
-        pytest.param("batch", LOOKS_AT_ALL_ROWS, marks=pytest.mark.thorough),
+        ({"n_examples": 2}, ROUNDING),
+        pytest.param({"calibration": None}, ROUNDING, marks=pytest.mark.thorough),
+        pytest.param({"calibration": "batch"}, LOOKS_AT_ALL_ROWS, marks=pytest.mark.thorough),
     ],
-    ids=["content-free", "none", "batch"],
+    ids=["examples", "none", "batch"],
 )
 def test_check_text_estimator__each_calibration__passes_and_says_how_many_ran(
-    calibration: Any, expected: dict[str, str], tiny_llama: str
+    options: dict[str, Any], expected: dict[str, str], tiny_llama: str
 ) -> None:
-    clf = GPTZeroShotClassifier(tiny_llama, calibration=calibration, precision="fp32")
+    clf = GPTZeroShotClassifier(tiny_llama, precision="fp32", **options)
     report = check_text_estimator(clf, expected_failed_checks=expected)
     # As for the classifier, less what is about weights of rows and several labels.
     version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
     assert report.n_sklearn_checks >= (55 if version >= (1, 9) else 54)
-    assert report.n_text_checks >= 12
-    # No parameter draws anything.
-    assert set(report.skipped) == {"check_text_same_seed", "check_text_global_random_state"}
+    assert report.n_text_checks >= 14
+    assert not report.skipped
     assert {*report.expected_failures, *report.unexpected_passes} == set(expected)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,10 +17,13 @@ from skgpt.trunk import attention
 from skgpt.trunk.attention import (
     NAME,
     Boundaries,
+    Prefix,
     Rule,
+    in_context,
     in_padded_rows,
     in_varlen_kernel,
     pack,
+    packed_attention,
     padding_is_cheap,
     text_by_text,
     varlen_kernel_is_right,
@@ -73,6 +77,32 @@ def test_packed_attention__each_text__attends_to_itself_alone(
     grads = [torch.autograd.grad(out.square().sum(), inputs) for out in (got, expected)]
     for one, two in zip((got, *grads[0]), (expected, *grads[1]), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("ends_only", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention__behind_a_prefix__as_if_it_stood_before_each_text(
+    heads: tuple[int, int], ends_only: bool, window: int | None
+) -> None:
+    n_before = 6
+    before = [random(n_before, n, 8) for n in (heads[0], heads[1], heads[1])]
+    inputs = [x.detach() for x in drawn(heads)]
+    whole = [
+        torch.cat([piece for text in x.split(LENGTHS) for piece in (first, text)])
+        for first, x in zip(before, inputs, strict=True)
+    ]
+    longer = Boundaries.of([n_before + n for n in LENGTHS], CPU)
+    expected = text_by_text(*whole, longer, Rule(0.3, window=window))
+    ends = zip(longer.ends_B, LENGTHS, strict=True)
+    own = torch.cat([torch.arange(end - n + 1, end + 1) for end, n in ends])
+    prefix = Prefix({0: (before[1], before[2])})
+    boundaries = replace(Boundaries.of(LENGTHS, CPU), prefix=prefix)
+    asked = boundaries.ends_B if ends_only else torch.arange(sum(LENGTHS))
+    rule = Rule(0.3, window=window, ends_only=ends_only, layer=0)
+    args = (inputs[0][asked], *inputs[1:], boundaries, rule)
+    for attend in (in_context, packed_attention):
+        torch.testing.assert_close(attend(*args), expected[own][asked], rtol=1e-4, atol=1e-5)
 
 
 def test_boundaries__ends__are_those_of_the_texts() -> None:
