@@ -113,7 +113,7 @@ def make(arm: str, task: Task, k: int, seed: int, in_prompt: int, encoder: Any) 
     if arm == "I":
         n_examples = len(task.label_words) * min(k, in_prompt)
         return GPTZeroShotClassifier(
-            **asked, n_examples=n_examples, max_length=2048, random_state=seed
+            **asked, n_examples=n_examples, max_length=512, random_state=seed
         )
     if arm == "W":
         return GPTTextClassifier(**asked, random_state=seed)
