@@ -102,15 +102,18 @@ def test_news_pipeline__its_plot__is_of_the_predictions(run: Run) -> None:
     assert not page["path"].exists()
 
 
-def test_training_set_size__its_curves__are_the_accuracies_of_fits(run: Run) -> None:
-    page = run("plot_training_set_size")
-    (figure,) = page["figures"]
-    for name, ax in zip(page["SIZES"], figure.axes, strict=True):
-        assert len(ax.lines) == 2
-        for line in ax.lines:
-            sizes, scores = np.asarray(line.get_xydata()).T
-            assert sizes.tolist() == page["SIZES"][name]
-            assert_allclose(scores, [page["found"][name, line.get_label(), n][0] for n in sizes])
+def test_how_many_labels__its_curves__are_the_accuracies_of_fits(run: Run) -> None:
+    page = run("plot_how_many_labels")
+    (ax,) = page["figures"][0].axes
+    asked, *curves = ax.lines
+    test = page["test"]
+    predicted = page["zero_shot"].predict(test.texts)
+    assert_allclose(asked.get_ydata(), 100 * np.mean(predicted == test.topics))
+    assert len(curves) == len(page["MODELS"])
+    for line in curves:
+        sizes, scores = np.asarray(line.get_xydata()).T
+        assert sizes.tolist() == page["SIZES"]
+        assert_allclose(scores, [page["found"][line.get_label(), n] for n in sizes])
 
 
 def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(run: Run) -> None:
