@@ -123,8 +123,8 @@ ax.legend()
 # %%
 # One draw of four texts tells little; ``examples/benchmarks/few_shot.py`` has more draws and other
 # texts, among them news, where a small model asked without labels knows much less.
-# On your own texts, ``skgpt.tuning.compare_with_baseline`` with ``baseline="zero-shot"`` says whether
-# your labels are worth more than the question.
+# On your own texts, ``skgpt.tuning.compare_with_baseline`` with ``baseline="zero-shot"`` says
+# whether your labels are worth more than the question.
 
 folder.cleanup()
 plt.show()
