@@ -169,7 +169,8 @@ def test_rivals__of_our_classifier__are_the_same_but_for_what_learns(tiny_llama:
 def test_compare__zero_shot__is_the_same_model_asked_for_the_labels(tiny_llama: str) -> None:
     prompt = "News: {text}\nTopic:"
     clf = make(tiny_llama, template=prompt, max_epochs=1, precision="fp32")
-    asked = GPTZeroShotClassifier(tiny_llama, template=prompt, max_length=64, precision="fp32")
+    shared = {"max_length": 64, "precision": "fp32", "random_state": 0}
+    asked = GPTZeroShotClassifier(tiny_llama, template=prompt, **shared)
     named = {"baseline": ["tfidf", "zero-shot"], "cv": 2, "sample_weight": np.ones(len(y))}
     found = compare_with_baseline(make_pipeline(clf), X, y, **named)
     means = {**found.others, found.baseline_name: found.baseline_scores.mean()}
