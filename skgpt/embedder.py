@@ -253,7 +253,7 @@ class GPTTextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTex
 
         Parameters
         ----------
-        clf : GPTTextClassifier
+        clf : GPTTextClassifier or GPTTextRegressor
             Fitted.
 
         Returns
@@ -270,7 +270,7 @@ class GPTTextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTex
         """
         if not isinstance(clf, BaseGPTText):
             raise InvalidArgumentError(
-                f"`clf` must be a fitted GPTTextClassifier. Got {type(clf).__name__}: of a "
+                f"`clf` must be a fitted GPTTextClassifier or GPTTextRegressor. Got {type(clf).__name__}: of a "
                 "Pipeline or search pass what is skgpt's, like pipeline[-1] or "
                 "search.best_estimator_."
             )

@@ -3,7 +3,7 @@
 It stands apart from fitting.py so that what a fit does fits on a screen there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,8 +89,7 @@ def check_inputs(
     else:
         found = dict(columns)
         width, names = found.get("n_features_in_", 1), found.get("feature_names_in_")
-    lay_out = parse_template if getattr(estimator, "label_words", None) is None else lay_out_prompt
-    template = lay_out(estimator.template, width, names)
+    template = lay_out(estimator, width, names)
     cells = texts.read(match_columns(found, template, texts, name=name), to_fit=name)
     target = estimator._encode_target(inputs.y, n, known, "y")
     weight = check_weight(inputs.sample_weight, n)
@@ -114,6 +113,12 @@ def check_inputs(
         return replace(data, loss_weight=np.ones_like(data.target.codes, dtype=np.float64))
     weight = estimator._loss_weights(data.target, data.sample_weight, data.split)
     return replace(data, loss_weight=weight)
+
+
+def lay_out(estimator: Any, n_columns: int, names: Sequence[str] | None) -> Template:
+    """Return an estimator's template over these columns."""
+    prompted = getattr(estimator, "label_words", None) is not None
+    return (lay_out_prompt if prompted else parse_template)(estimator.template, n_columns, names)
 
 
 def holds_out(estimator: Any) -> bool:

@@ -587,13 +587,14 @@ def make_scorer(
 
     # What scikit-learn advises, to pass `labels` or the like to a metric, can't be done here.
     cure = "Choose another `scoring`."
-    if isinstance(getattr(view_of(truth_NK), "classes_", None), list):
+    classes = getattr(view_of(truth_NK), "classes_", None)
+    if isinstance(classes, list):
         cure = (
             "scikit-learn's metrics score one column: of several, pass a callable(estimator, X, y) "
             "that scores the columns of its predictions, or scoring=None, the loss."
         )
-    elif held_out.y.ndim == 1 and hasattr(view_of(truth_NK), "classes_"):
-        missing = np.setdiff1d(view_of(truth_NK).classes_, held_out.y).tolist()
+    elif held_out.y.ndim == 1 and classes is not None:
+        missing = np.setdiff1d(classes, held_out.y).tolist()
         if missing:
             cure = (
                 f"They have none of the classes {missing[:10]}: raise `validation_fraction` (a "

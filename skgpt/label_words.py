@@ -58,7 +58,10 @@ def words_of(label_words: LabelWords, classes: list[Any]) -> tuple[tuple[str, ..
                 f"has {list(label_words)[:10]}: add them, with labels of the same type."
             )
         given = [(label, label_words[label]) for label in classes]
-        found = [(words,) if isinstance(words, str) else tuple(words) for _, words in given]
+        found = [
+            tuple(words) if np.iterable(words) and not isinstance(words, str) else (words,)
+            for _, words in given
+        ]
     owners: dict[str, Any] = {}
     result = []
     for label, words in zip(classes, found, strict=True):

@@ -258,9 +258,6 @@ def _log_odds(scores_NK: Floats) -> Floats:
 # --- The prompt and the words -----------------------------------------------------------------
 
 
-# --- The prompt and the words -----------------------------------------------------------------
-
-
 def _check_lengths(
     words: Sequence[Sequence[str]],
     phrases: Sequence[Sequence[Phrase]],

@@ -20,8 +20,8 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     The states are divided by their deviations over the rows first, and the weight takes these in:
     a few that are far larger than the others would decide everything. Loss and penalty are means,
     so the scale of the weights changes nothing, and a row of weight two is that row twice. The
-    penalty is on the distance from label words, if the head starts from some, and then it falls
-    with the number of rows.
+    penalty is on the distance from label words, if the head starts from some, or from what a fit
+    before came to, and then it falls with the number of rows.
     """
     rows = np.sort(rows[run.row_weight[rows] > 0])
     if len(rows) == 0:

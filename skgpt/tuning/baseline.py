@@ -504,9 +504,9 @@ def _frozen_rival(estimator: Any, which: str) -> Any:
     head = clone(last_step(estimator))
     quiet = {"early_stopping": False, "warm_start": False, "checkpoint_dir": None, "verbose": 0}
     head.set_params(trainable_layers=0, lora=None, **quiet)
-    if hasattr(head, "label_words"):  # they stand on a language-model head, which an encoder lacks
-        head.set_params(label_words=None)
     if which == "minilm-l6":
+        if hasattr(head, "label_words"):  # of a language-model head, which an encoder lacks
+            head.set_params(label_words=None)
         own = {"n_layers": "auto", "pooling": "auto", "attention": "auto"}
         length = min(head.max_length, 512)  # the positions that it has
         head.set_params(model=which, revision=None, max_length=length, **own)
@@ -737,7 +737,8 @@ class LinearTextRegressor(RegressorMixin, BaseEstimator):
 def _texts_of(X: Any, linear: Any) -> list[str]:
     """Return the texts that a baseline's template makes of X."""
     texts = find_columns(X, estimator=linear)
-    template = parse_template(linear.template, len(texts.columns), texts.names)
+    # What a prompt calls {text} may be several columns.
+    template = parse_template(linear.template, len(texts.columns), texts.names, joins=True)
     cells = texts.read(template.places(len(texts.columns)))
     return [template.render(row) for row in zip(*cells, strict=True)]
 

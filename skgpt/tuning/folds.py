@@ -15,8 +15,8 @@ from skgpt._base import BaseGPTText
 from skgpt.caching import searching
 from skgpt.data.inputs import find_columns
 from skgpt.data.targets import has_columns
-from skgpt.data.template import parse_template
 from skgpt.exceptions import TuningError
+from skgpt.fit_data import lay_out
 
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to train on, rows to score
 
@@ -65,7 +65,7 @@ def draw_splits(estimator: Any, X: Any, y: Any, cv: Any, **params: Any) -> list[
     if isinstance(estimator, BaseGPTText):
         # An error of a fold's fit would number the rows within that fold.
         texts = find_columns(X, estimator=estimator)
-        template = parse_template(estimator.template, len(texts.columns), texts.names)
+        template = lay_out(estimator, len(texts.columns), texts.names)
         texts.read(template.places(len(texts.columns)))
         estimator._encode_target(y, len(texts), None, "y")
     # It stratifies by no y of several columns, and fails at sorting labels of several types.

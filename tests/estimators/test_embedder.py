@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import OrdinalEncoder
 
 import skgpt
-from skgpt import GPTTextEmbedder
+from skgpt import GPTTextEmbedder, GPTTextRegressor
 from skgpt.exceptions import (
     ContinuationError,
     CutTextsWarning,
@@ -95,6 +95,21 @@ def test_from_classifier__what_was_fine_tuned__is_in_the_states(
     reopened = pickle.loads(pickle.dumps(fine_tuned))
     assert np.array_equal(reopened.transform(X), states)
     assert not np.allclose(clone(fine_tuned).fit_transform(X), states, atol=1e-3)
+
+
+def test_from_classifier__prompted_or_of_numbers__gives_what_its_head_is_given(
+    tiny_llama: str,
+) -> None:
+    prompt: dict[str, Any] = {"template": "News: {text}\nTopic: ", "label_words": "auto"}
+    columns = np.stack([X, X], axis=1)
+    for clf, rows in (
+        (make(tiny_llama, **prompt).fit(columns, y), columns),
+        (GPTTextRegressor(tiny_llama, max_epochs=1).fit(X, np.arange(len(X))), X),
+    ):
+        network = clf._model.network
+        states = GPTTextEmbedder.from_classifier(clf).transform(rows)
+        scores = states @ network.head.weight.numpy().T + network.offset.numpy()
+        assert np.allclose(scores, clf._model.raw_scores(rows), atol=1e-4)
 
 
 def test_transform__several_layers__stand_side_by_side(tiny_llama: str) -> None:

@@ -213,6 +213,7 @@ BAD: list[tuple[str, Any, dict[str, Any]]] = [
     ("words for every class.*'sport'", Y, {"label_words": {"money": "m", "space": "o"}}),
     ("same words.*'m'", Y, {"label_words": {**WORDS, "sport": "m"}}),
     ("more than white space", Y, {"label_words": {**WORDS, "sport": ""}}),
+    ("must be str.*Got 3 for the label 'sport'", Y, {"label_words": {**WORDS, "sport": 3}}),
     ("'label_words' parameter", Y, {"label_words": "names"}),
     ("`pooling` must be 'auto' or 'last'.*Got 'mean'", Y, {"pooling": "mean"}),
     ("`n_layers` must be 'auto' or None.*Got 2", Y, {"n_layers": 2}),

@@ -163,6 +163,20 @@ def test_rivals__of_our_classifier__are_the_same_but_for_what_learns(tiny_llama:
     theirs |= {"model": "minilm-l6", "n_layers": "auto", "attention": "auto"}
     assert encoder[-1].get_params() == {**clf.get_params(), **theirs}
     assert len(rivals_of(clf, None)) == 2 and len(rivals_of(frozen, None)) == 1
+    clf.set_params(label_words="auto")  # which an encoder has no head for
+    frozen, encoder = rivals_of(clf, ["frozen", "minilm-l6"]).values()
+    assert (frozen.label_words, encoder.label_words) == ("auto", None)
+
+
+@pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
+def test_compare__prompt_of_the_whole_row__is_that_of_all_columns_for_all(tiny_llama: str) -> None:
+    prompt: Any = {"template": "{text}\nTopic:", "label_words": "auto", "max_length": 512}
+    clf = make(tiny_llama, **prompt, max_epochs=1)
+    scores = []
+    for rows in (np.stack([X, X], axis=1), [f"{text}\n\n{text}" for text in X]):
+        found = compare_with_baseline(clf, rows, y, cv=2, baseline=["tfidf", "frozen", "zero-shot"])
+        scores.append([*found.scores, *found.baseline_scores, *found.others.values()])
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.filterwarnings("ignore::skgpt.exceptions.BaselineWarning")
