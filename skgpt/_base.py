@@ -52,7 +52,7 @@ SHARED_CONSTRAINTS: dict[str, list[Any]] = {
     "max_seconds": [Interval(Real, 0, None, closed="neither"), None],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
-    "head_learning_rate": [Interval(Real, 0, None, closed="neither"), StrOptions({"auto"})],
+    "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
     "weight_decay": [Interval(Real, 0, None, closed="left")],
     "warmup_ratio": [Interval(Real, 0, 1, closed="both")],
     "lr_schedule": [StrOptions({"linear", "cosine", "constant"})],

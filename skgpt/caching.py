@@ -273,9 +273,9 @@ def cache_info() -> dict[str, dict[str, int]]:
         For each store that has been used in this process: ``entries``, ``bytes`` (keys and
         other overhead included), ``budget_bytes``, ``hits`` and ``misses``. The stores are "base
         models" as they were read, "weights on <device>" in the precision that they run in, "token
-        ids", "states on <device>" or "on disk" (what frozen layers return, and the keys and values
-        of what prompts share), "splits of layers" (whether a model can be entered behind its frozen
-        layers) and "micro-batch sizes" (those that memory was found to hold).
+        ids", "states on <device>" or "on disk" (what frozen layers return), "prompts on <device>"
+        (keys and values of what prompts share), "splits of layers" (whether a model can be entered
+        behind its frozen layers) and "micro-batch sizes" (those that memory was found to hold).
 
     Examples
     --------

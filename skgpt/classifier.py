@@ -240,6 +240,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     _parameter_constraints: dict[str, list[Any]] = {
         **SHARED_CONSTRAINTS,
         "label_words": [Mapping, StrOptions({"auto"}), None],
+        "head_learning_rate": [*SHARED_CONSTRAINTS["head_learning_rate"], StrOptions({"auto"})],
         "label_smoothing": [Interval(Real, 0, 1, closed="left")],
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "calibrate": ["boolean"],

@@ -270,9 +270,9 @@ class GPTTextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTex
         """
         if not isinstance(clf, BaseGPTText):
             raise InvalidArgumentError(
-                f"`clf` must be a fitted GPTTextClassifier or GPTTextRegressor. Got {type(clf).__name__}: of a "
-                "Pipeline or search pass what is skgpt's, like pipeline[-1] or "
-                "search.best_estimator_."
+                "`clf` must be a fitted GPTTextClassifier or GPTTextRegressor. Got "
+                f"{type(clf).__name__}: of a Pipeline or search pass what is skgpt's, like "
+                "pipeline[-1] or search.best_estimator_."
             )
         check_is_fitted(clf)
         model = clf._model

@@ -189,8 +189,7 @@ def _kept_prefix(network: TextNetwork, ids: NDArray[np.int64]) -> Prefix:
         return prefix.first(len(ids))
 
     device = network.device
-    kept: Store[Prefix] = Store.named(
-        f"states on {device}", lambda: prefix_budget(device), share=7 / 8
-    )
-    key = ("prefix", ids.tobytes(), network.spec.n_layers, network.cache_key)
+    # Apart from the states of texts, which `set_cache_memory` bounds: every prediction asks for it.
+    kept: Store[Prefix] = Store.named(f"prompts on {device}", lambda: prefix_budget(device) // 8)
+    key = (ids.tobytes(), network.spec.n_layers, network.cache_key)
     return kept.get_or_make(key, run, lambda prefix: prefix.nbytes)

@@ -43,7 +43,8 @@ class TokenAttributionDisplay:
     Blue words speak for the class, orange ones against it, white ones neither. The colours can be
     told apart with any colour vision. All texts share a scale. It ends at three times what nine of
     ten words stay below, so that one large value doesn't bleach all others; the scale then ends in
-    an arrow. It is best made by `from_estimator` or `from_predictions`.
+    an arrow. It is best made by `from_estimator` or `from_predictions`. Of a regressor, a column of
+    y stands in a class's place, by its number, and the prediction in that of its score.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class TokenAttributionDisplay:
 
         Parameters
         ----------
-        estimator : GPTTextClassifier
+        estimator : GPTTextClassifier, GPTZeroShotClassifier or GPTTextRegressor
             Fitted.
         X : str, or array-like of shape (n,) or (n, n_columns)
             A text, or up to 50.

@@ -96,8 +96,11 @@ def test_likelihoods__half_precision__near_those_of_full(tiny_llama: str) -> Non
 
 
 @pytest.mark.parametrize("shared", [SHARED, SHARED + "x"])  # the next differs from text to text
-def test_shared_beginning__two_calls__runs_once(shared: str, tiny_llama: str) -> None:
+def test_shared_beginning__two_calls__runs_once(
+    shared: str, tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     skgpt.clear_cache()
+    monkeypatch.setenv("SKGPT_CACHE_MEMORY", "0")  # as a server has it: nothing of texts is kept
     network = network_of(load_pretrained(tiny_llama))
     prompts, _ = prompts_of(network)
     given = tuple(shared.encode())
