@@ -106,9 +106,10 @@ beyond = np.maximum(low - y_new, y_new - high)  # below 0 inside
 print(f"{np.mean(beyond <= 0):.0%} of the ratings lie inside")
 
 # %%
-# They don't: a head has 576 weights, and knows the 150 sentences that it learned from too well. What
-# it misses shows on sentences that no fit has read. So half of the others say how far the interval
-# must be widened (conformalized quantile regression; Romano and others, 2019), the other half judge.
+# They don't: a head has 576 weights, and knows the 150 sentences that it learned from too well.
+# What it misses shows on sentences that no fit has read. So half of the others say how far the
+# interval must be widened (conformalized quantile regression; Romano and others, 2019), and the
+# other half judge.
 
 for_width = np.arange(len(y_new)) % 2 == 0
 for_judging = ~for_width
