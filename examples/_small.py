@@ -7,7 +7,7 @@ what a page doesn't show.
 import os
 
 import numpy as np
-from _data import News, Split
+from _data import News, Rated, Split
 from sklearn.pipeline import Pipeline
 
 from skgpt.testing import tiny_gpt
@@ -33,6 +33,12 @@ def sample_small(n: int, seed: int) -> News:
 def load_small(split: Split) -> News:
     """Return 30 made-up texts, others for each split."""
     return sample_small(30, seed=("train", "test").index(split) + 100)
+
+
+def rated_small(split: Split) -> Rated:
+    """Return 30 made-up texts whose ratings are their length in letters, others for each split."""
+    texts = load_small(split).texts
+    return Rated(texts, np.array([len(text) for text in texts]) / 10 - 2)
 
 
 def shrink(pipeline: Pipeline, folder: str) -> Pipeline:

@@ -238,6 +238,7 @@ def explain_values(model: FittedRegressor, X: Any, target: Any = None, verbose: 
     names = np.arange(len(scale_K))
     table = _explained(model, texts, cells, names, explained, directions_NDK, verbose)
     table["baseline"] += mean_K[table["class"]]
+    table.attrs["numbers"] = True  # for plots, whose words are others of a class
     return table
 
 

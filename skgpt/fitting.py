@@ -605,7 +605,8 @@ def make_scorer(
         best = score(truth_NK)
     except (TypeError, ValueError) as error:
         raise InvalidTextError(
-            f"`scoring` must be able to score the held-out rows. {scoring!r} can't: {error} {cure}"
+            f"`scoring` must be able to score the held-out rows. {scoring!r} can't: "
+            f"{str(error).rstrip('.')}. {cure}"
         ) from error
     if np.isnan(best):
         raise InvalidTextError(

@@ -20,7 +20,7 @@ from skgpt.data.tokenization import LongText
 from skgpt.data.values import Values, encode_values
 from skgpt.data.weights import with_finite_sums
 from skgpt.device import own_settings
-from skgpt.exceptions import suggests_names
+from skgpt.exceptions import InvalidTextError, suggests_names
 from skgpt.explanations import explain_values
 from skgpt.fit_data import FitInputs
 from skgpt.fitted_model import FittedRegressor
@@ -114,7 +114,7 @@ class GPTTextRegressor(RegressorMixin, BaseGPTText):
         and not by its square, so a few rows that are far off count less. For several columns it is
         the mean over them.
     quantile : float, default=0.5
-        Which quantile, in (0, 1), ``loss="quantile"`` predicts.
+        Which quantile, in (0, 1), ``loss="quantile"`` predicts. Other losses refuse any but 0.5.
     early_stopping : bool, default=False
         Hold out rows, or take `X_val`, and score them after every epoch; stop when the score no
         longer rises, and keep the weights of the best epoch.
@@ -554,6 +554,12 @@ class GPTTextRegressor(RegressorMixin, BaseGPTText):
 
     def _encode_target(self, y: Any, n: int, known: Any, what: str) -> Values:
         """Check y, named `what` in messages, against n rows and the units, if they are known."""
+        if self.quantile != 0.5 and self.loss != "quantile":
+            raise InvalidTextError(
+                "`quantile` counts with loss='quantile' alone. Got "
+                f"quantile={self.quantile!r} with loss={self.loss!r}: set loss='quantile', or "
+                "leave quantile at 0.5."
+            )
         return encode_values(y, n, name=type(self).__name__, units=known, what=what)
 
     def _loss_weights(

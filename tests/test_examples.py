@@ -116,6 +116,19 @@ def test_how_many_labels__its_curves__are_the_accuracies_of_fits(run: Run) -> No
         assert_allclose(scores, [page["found"][line.get_label(), n] for n in sizes])
 
 
+def test_ratings__its_plots__show_predictions_beside_ratings(run: Run) -> None:
+    page = run("plot_ratings")
+    y_new = page["y_new"]
+    for ax, (name, numbers) in zip(page["figures"][0].axes, page["predicted"].items(), strict=True):
+        assert_allclose(ax.collections[0].get_offsets(), np.column_stack([y_new, numbers]))
+        assert f"{page['scores'][name][1]:.2f}" in ax.get_title()
+    assert_allclose(page["predicted"]["GPTTextRegressor"], page["gpt"].predict(page["X_new"]))
+    # Of the rows that say how much wider, eight of ten and no more lie inside the wider interval.
+    beyond = page["beyond"][page["for_width"]]
+    assert np.sum(beyond <= page["more"]) == np.ceil(0.8 * (len(beyond) + 1))
+    assert_allclose(page["sums"], page["gpt"].predict(page["X_new"][page["shown"]]), atol=1e-3)
+
+
 def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(run: Run) -> None:
     page = run("plot_two_columns")
     accuracies, test = page["accuracies"], page["test"]

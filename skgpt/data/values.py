@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from skgpt.data.inputs import as_known_container
+from skgpt.data.inputs import as_known_container, frame_columns, frame_names
 from skgpt.data.targets import Target, as_numpy, check_is_array, check_length, missing_rows
 from skgpt.exceptions import InvalidTextError
 
@@ -162,7 +162,8 @@ def encode_values(
             f"shape {table.shape}."
         )
     check_length(len(table), n, what)
-    values = _numbers(table.reshape(len(table), -1), name, what)
+    names = frame_names(y) if frame_columns(y) is not None else None
+    values = _numbers(table.reshape(len(table), -1), names, name, what)
     is_1d = table.ndim == 1
     if units is not None and (values.shape[1] != len(units.mean)):
         raise InvalidTextError(
@@ -172,12 +173,15 @@ def encode_values(
     return Values(values, is_1d if units is None else units.is_1d, units)
 
 
-def _numbers(table: NDArray[Any], name: str, what: str) -> NDArray[np.float64]:
-    """Return a table of numbers as fp64; an error names the row of anything else."""
+def _numbers(
+    table: NDArray[Any], columns: list[str] | None, name: str, what: str
+) -> NDArray[np.float64]:
+    """Return a table of numbers as fp64; an error names the row and column of anything else."""
     n_columns = table.shape[1]
 
     def place(at: int) -> str:
-        column = f", column {at % n_columns}," if n_columns > 1 else ""
+        which = columns[at % n_columns] if columns else at % n_columns
+        column = f", column {which!r}," if n_columns > 1 else ""
         (value,) = table.ravel()[at : at + 1].tolist()
         return f"row {at // n_columns}{column} holds {reprlib.repr(value)}"
 
@@ -190,8 +194,9 @@ def _numbers(table: NDArray[Any], name: str, what: str) -> NDArray[np.float64]:
     wrong = () if is_number else (i for i, v in enumerate(table.flat) if not _is_number(v))
     for at in wrong:
         raise InvalidTextError(
-            f"{name} expects numbers in {what}. {place(at).capitalize()}: convert it, or use "
-            "GPTTextClassifier where y are classes."
+            f"{name} expects numbers in {what}. {place(at).replace('row', 'Row', 1)}: convert it, "
+            f"as np.asarray({what}, dtype=float) does with '4.5', or use GPTTextClassifier where "
+            f"{what} are classes."
         )
     return np.ascontiguousarray(table, dtype=np.float64)
 

@@ -21,7 +21,6 @@ _MOST_TEXTS = 50  # in one picture
 # The scale ends at so many times this quantile of the values' sizes, if one is larger. Of values
 # that are spread evenly or fall off exponentially, none is.
 _TIMES, _QUANTILE = 3.0, 0.9
-_SCALE = "against the class  ←  what a word adds to its score  →  for it"
 
 
 class _Word(NamedTuple):
@@ -38,13 +37,14 @@ class _Text(NamedTuple):
 
 
 class TokenAttributionDisplay:
-    """Words of texts, coloured by what they add to the score of a class.
+    """Words of texts, coloured by what they add to the score of a class, or to a number.
 
-    Blue words speak for the class, orange ones against it, white ones neither. The colours can be
-    told apart with any colour vision. All texts share a scale. It ends at three times what nine of
-    ten words stay below, so that one large value doesn't bleach all others; the scale then ends in
-    an arrow. It is best made by `from_estimator` or `from_predictions`. Of a regressor, a column of
-    y stands in a class's place, by its number, and the prediction in that of its score.
+    Blue words speak for the class, or raise the number; orange ones do the opposite, white ones
+    neither. The colours can be told apart with any colour vision. All texts share a scale. It ends
+    at three times what nine of ten words stay below, so that one large value doesn't bleach all
+    others; the scale then ends in an arrow. It is best made by `from_estimator` or
+    `from_predictions`. Of a regressor, a column of y stands in a class's place, by its number, and
+    the prediction in that of its score.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class TokenAttributionDisplay:
 
         Parameters
         ----------
-        estimator : GPTTextClassifier, GPTZeroShotClassifier or GPTTextRegressor
+        estimator : GPTTextClassifier, GPTTextRegressor or GPTZeroShotClassifier
             Fitted.
         X : str, or array-like of shape (n,) or (n, n_columns)
             A text, or up to 50.
@@ -154,7 +154,9 @@ class TokenAttributionDisplay:
         by_word = rows.groupby(
             ["text", "class", "column", "word_start", "word"], sort=False, as_index=False
         )
-        return cls(by_word.agg({"value": "sum", "baseline": "first"})).plot(ax)
+        frame = by_word.agg({"value": "sum", "baseline": "first"})
+        frame.attrs.update(table.attrs)
+        return cls(frame).plot(ax)
 
     def plot(self, ax: Any = None) -> Self:
         """Draw the words in lines that fit the axes.
@@ -200,7 +202,8 @@ class TokenAttributionDisplay:
             pad=0.02,
             extend=[["neither", "max"], ["min", "both"]][beyond[0]][beyond[1]],
         )
-        bar.set_label(_SCALE)
+        low, high = self._words_of_ends
+        bar.set_label(f"{low}  ←  what a word adds  →  {high}")
 
     def _draw_words(self, own: bool) -> None:
         """Write the words in lines; a figure of its own gets their height, else letters shrink."""
@@ -259,11 +262,23 @@ class TokenAttributionDisplay:
         for (number, label), rows in by_text:
             words = zip(rows["column"], rows["word"], rows["value"], strict=True)
             name = f"Text {number}: " if several else ""
-            caption = _caption(label, rows["value"].to_numpy(), float(rows["baseline"].iloc[0]))
+            values, baseline = rows["value"].to_numpy(), float(rows["baseline"].iloc[0])
+            if self._of_numbers:
+                label = f"column {label}" if self.frame["class"].nunique() > 1 else "the number"
+            caption = _caption(label, values, baseline, self._of_numbers)
             found.append(
                 _Text([f"{name}{caption[0]}", caption[1]], [_Word(*word) for word in words])
             )
         return found
+
+    @property
+    def _of_numbers(self) -> bool:
+        """Whether a regressor is explained: then ``class`` is a column of y."""
+        return bool(self.frame.attrs.get("numbers"))
+
+    @property
+    def _words_of_ends(self) -> tuple[str, str]:
+        return ("lowers it", "raises it") if self._of_numbers else ("against the class", "for it")
 
     @property
     def _end(self) -> float:
@@ -297,10 +312,11 @@ class TokenAttributionDisplay:
             f'background:linear-gradient(90deg,{low},#fff,{high})"></span> '
             f"<span>{end:+.2g}{' or more' * beyond[1]}</span>"
         )
+        lowest, highest = self._words_of_ends
         return (
             '<div style="max-width:50em;line-height:1.9;font-family:sans-serif">'
             f"{''.join(parts)}"
-            f'<div style="font-size:0.8em">against the class {scale} for it</div></div>'
+            f'<div style="font-size:0.8em">{lowest} {scale} {highest}</div></div>'
         )
 
 
@@ -312,13 +328,19 @@ def _check_number(n_texts: int) -> None:
         )
 
 
-def _caption(label: Any, values: Any, baseline: float) -> list[str]:
-    """Say what is shown, and how the values make up the score."""
+def _caption(label: Any, values: Any, baseline: float, of_numbers: bool) -> list[str]:
+    """Say what is shown, and how the values make up the score, or a regressor's number."""
     gain, loss = (float(np.abs(values[of]).sum()) for of in (values > 0, values < 0))
     # Rounded before, and no -0.00.
     score, gain, loss, baseline = (
         round(value, 2) + 0.0 for value in (baseline + float(values.sum()), gain, loss, baseline)
     )
+    if of_numbers:
+        return [
+            f"What raises {label} (blue) and lowers it (orange)",
+            f"It is {score:.2f}: {baseline:.2f} without the words, plus {gain:.2f} from words that "
+            f"raise it, less {loss:.2f} from words that lower it.",
+        ]
     return [
         f"What speaks for {label} (blue) and against it (orange)",
         f"Its score is {score:.2f}: {baseline:.2f} without the words, plus {gain:.2f} from words "

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn
 from scipy.optimize import minimize
@@ -283,9 +284,11 @@ def test_fit__too_little_time__is_shorter_and_plan_says_what_it_takes(tiny_llama
         (np.full(len(X), 3), {}, "all 60 hold 3.0"),
         (TOPIC, {}, "Row 0 holds.*GPTTextClassifier"),
         ([[star, topic] for star, topic in zip(STARS, TOPIC, strict=True)], {}, "column 1"),
+        (pd.DataFrame({"stars": STARS, "topic": TOPIC}), {}, "Row 0, column 'topic'"),
         (STARS[1:], {}, "one label per text"),
         (STARS, {"loss": "absolute"}, "'loss' parameter"),
         (STARS, {"quantile": 1.0}, "'quantile' parameter"),
+        (STARS, {"quantile": 0.9}, "set loss='quantile'"),
         (STARS, {"early_stopping": True, "scoring": "accuracy"}, "`scoring` must be able"),
     ],
     ids=lambda value: "",
@@ -322,7 +325,11 @@ def test_explain__values__add_up_to_the_prediction(
     assert set(both.explain(texts, target=1)["class"]) == {1}
     with pytest.raises(ValueError, match="a column of y, 0 to 1"):
         both.explain(texts, target=2)
-    TokenAttributionDisplay.from_estimator(fitted, texts)
+    display = TokenAttributionDisplay.from_estimator(fitted, texts)
+    said = " ".join(text.get_text() for text in display.ax_.texts)
+    number = fitted.predict(texts)[0]
+    assert f"What raises the number (blue) and lowers it (orange) It is {number:.2f}:" in said
+    assert "lowers it" in display._repr_html_() and "class" not in display._repr_html_()
     TrainingCurveDisplay.from_estimator(fitted)
 
 
