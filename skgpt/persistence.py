@@ -357,8 +357,8 @@ def _what_else(root: Path) -> str:
     """Return what a path is that isn't a folder of `save`'s, with what opens it."""
     if (root / "config.json").exists():
         return (
-            "it is a transformers folder. GPTTextClassifier.from_pretrained or GPTTextRegressor's "
-            "opens one with a head; one without is a `model` to fit"
+            "it is a transformers folder. from_pretrained opens one with a head: that of "
+            "GPTTextClassifier or of GPTTextRegressor; one without is a `model` to fit"
         )
     if root.is_dir():
         return f"it has no {MANIFEST}"
