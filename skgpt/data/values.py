@@ -185,7 +185,7 @@ def _numbers(
         (value,) = table.ravel()[at : at + 1].tolist()
         return f"row {at // n_columns}{column} holds {reprlib.repr(value)}"
 
-    for at in missing_rows(table.ravel()):
+    for at in map(int, missing_rows(table.ravel())):
         raise InvalidTextError(
             f"Input {what} contains NaN, infinity or a missing number: {place(at)}. Every row "
             "needs numbers: drop the rows without one."

@@ -73,7 +73,7 @@ def test_encode_values__several_columns__stay_a_table(y: Any) -> None:
         ([[1, 2], [3, NAN], [5, 6]], "row 1, column 1, holds nan"),
         ([1, "good", 2], "expects numbers in y. Row 1 holds 'good'.*GPTTextClassifier"),
         (["1", "2", "3"], "Row 0 holds '1'"),
-        (pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", "z"]}), "Row 0, column 1, holds 'x'"),
+        (pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", "z"]}), "Row 0, column 'b', holds 'x'"),
         ([[1, 2], [3], [4, 5]], r"Row 0 holds \[1, 2\]"),
         (np.array([1j, 2, 3]), r"Row 0 holds 1j"),
         (np.array(["2026-01-01"] * 3, dtype="M8[D]"), "Row 0 holds"),
