@@ -5,6 +5,7 @@ texts of that split, where parameters are chosen; ``--test`` judges on the offic
 
 - S: ``GPTTextClassifier(random_state=draw)``, nothing else set
 - Q: the first quickstart's recipe, 12 layers, causal
+- D: the first defaults: all 30 layers learn, causal, batches of 32
 - T: TF-IDF and logistic regression, C and n-grams by cross-validation within the training rows
 - M: mean-pooled states of ``minilm-l6``, frozen, and a linear SVM
 
@@ -50,6 +51,13 @@ QUICKSTART: dict[str, Any] = {
     "max_length": 128,
     "batch_size": 16,
     "learning_rate": 2e-4,
+}
+FIRST_DEFAULTS: dict[str, Any] = {
+    "n_layers": None,
+    "trainable_layers": "all",
+    "attention": "causal",
+    "batch_size": 32,
+    "learning_rate": 1e-4,
 }
 _N_WORDS = 12  # of a snippet
 _N_RARE = 10  # texts of a topic, at least
@@ -153,6 +161,7 @@ def main() -> None:
     makers: dict[str, Callable[[int], Any]] = {
         "S": lambda seed: GPTTextClassifier(random_state=seed),
         "Q": lambda seed: GPTTextClassifier(random_state=seed, **QUICKSTART),
+        "D": lambda seed: GPTTextClassifier(random_state=seed, **FIRST_DEFAULTS),
         "T": lambda seed: tfidf(),
         "M": lambda seed: encoder,
     }
