@@ -24,7 +24,7 @@ from skgpt.data.splits import all_rows
 from skgpt.data.tokenization import LongText, lengths_in_windows, tokenise_rows
 from skgpt.fit_data import FitData
 from skgpt.network.features import CacheLevel, TextFeatures, cache_level, uncached_rows
-from skgpt.network.microbatches import MicroBatcher, explain_no_memory
+from skgpt.network.microbatches import MicroBatcher, explain_no_memory, gradient_bytes
 from skgpt.network.network import NetworkSpec, TextNetwork, count_weights
 from skgpt.training.callbacks import work_bar
 from skgpt.training.config import TrainingConfig
@@ -421,7 +421,9 @@ def count_memory(
     learning = training_bytes(network, keeps_best=keeps_best)
     if network.dtype == torch.float32:
         learning -= 4 * count_weights(network)[0]
-    # States, each distinct text's once, and what the largest micro-batch holds.
+    n_workers = MicroBatcher(network, config.token_budget, learning=True).n_workers
+    learning += n_workers * gradient_bytes(network)
+    # States, each distinct text's once, and what the micro-batches hold that run at once.
     lengths = rows.tokens.lengths
     texts = rows.tokens.run
     first = list(texts.distinct()[1].values())
@@ -482,8 +484,8 @@ def measure(
     stepping = MicroBatcher(network, config.token_budget, learning=True)
     # Parts are sorted by length and have as many tokens each, so one half of all tokens is in
     # texts longer than those of the middle part.
-    passes, steps = passing.split(np.arange(len(lengths)), lengths), stepping.split(batch, lengths)
-    of_pass, of_step = passes[len(passes) // 2], steps[len(steps) // 2]
+    of_pass = _middle(passing, np.arange(len(lengths)), lengths)
+    of_step = _middle(stepping, batch, lengths)
     pass_tokens, step_tokens = rows.tokens.take(of_pass), rows.tokens.take(of_step)
     features_of = partial(
         TextFeatures,
@@ -525,11 +527,20 @@ def measure(
     )
 
 
+def _middle(batcher: MicroBatcher, rows: Rows, lengths: NDArray[np.int64]) -> Rows:
+    """Return the rows of the middle micro-batch, or of as many as run at once."""
+    parts = batcher.split(rows, lengths)
+    first = max(0, min(len(parts) // 2, len(parts) - batcher.n_workers))
+    return np.concatenate(parts[first : first + batcher.n_workers])
+
+
 @torch.no_grad()
 def _forward(features: TextFeatures, batcher: MicroBatcher, rows: Rows) -> None:
-    for micro_batch in batcher.map(rows, features.lengths):
-        with micro_batch as part:
-            features.network.score(features.pooled(part)).cpu()
+    network = features.network
+    for _ in batcher.map(
+        lambda part: network.score(features.pooled(part)).cpu(), rows, features.lengths
+    ):
+        pass
 
 
 class _TimedOptimizer(Optimizer):
@@ -545,7 +556,7 @@ class _TimedOptimizer(Optimizer):
 
 
 def _measure_step(run: TrainingRun) -> tuple[float, float, float]:
-    """Measure `train_step` on all rows of a run, after one on the shortest few.
+    """Measure `train_step` on all rows of a run, after one that counts what is held.
 
     Returns seconds of the gradient per token, seconds of the update, and bytes held per token.
     """
@@ -553,21 +564,23 @@ def _measure_step(run: TrainingRun) -> tuple[float, float, float]:
     assert isinstance(optimizer, _TimedOptimizer)
     rows = run.rows.split.train
     n_tokens = int(run.lengths.sum())
-    train_step(run, rows[-max(1, len(rows) // 8) :])
+    own = {_address(t) for t in [*network.parameters(), *network.buffers()]}
+    several, n_at_once = run.batcher, run.config.token_budget
+    # Only this thread notes what it saves.
+    run.batcher = MicroBatcher(network, n_at_once, learning=True, n_workers=1)
+    held = _HeldTensors(own)
+    with held:
+        train_step(run, rows)
+    run.batcher = several
     updates: list[float] = []
-    held: list[float] = []
 
     def step() -> None:
-        own = {_address(t) for t in [*network.parameters(), *network.buffers()]}
-        tensors = _HeldTensors(own)
-        with tensors:
-            train_step(run, rows)
+        train_step(run, rows)
         updates.append(optimizer.seconds)
-        held.append(tensors.n_bytes / n_tokens)
 
     seconds, _ = _timed(network, step, run.batcher)
     update = median(updates)
-    return max(0.0, seconds - update) / n_tokens, update, max(held)
+    return max(0.0, seconds - update) / n_tokens, update, held.n_bytes / n_tokens
 
 
 def _timed(

@@ -300,6 +300,8 @@ def _after_fork() -> None:
 
     GNU's OpenMP would wait for ever for those of the parent.
     """
+    global _STARTING
+    _STARTING = threading.Lock()
     _PROCESS_WIDE.after_fork()
     if _PROCESS_WIDE.was_used:
         torch.set_num_threads(1)
@@ -316,7 +318,8 @@ def _no_more_threads_than_cores() -> Iterator[None]:
     wait for each other. loky, joblib's backend, knows such limits. In joblib's workers torch has
     its share of the cores already.
     """
-    before = torch.get_num_threads()
+    with _STARTING:
+        before = torch.get_num_threads()
     cores = loky.cpu_count()  # joblib.cpu_count() is 1 where multiprocessing is switched off
     if before <= cores:
         yield
@@ -326,6 +329,24 @@ def _no_more_threads_than_cores() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+_STARTING = threading.Lock()
+
+
+@contextmanager
+def starting_threads() -> Iterator[None]:
+    """Let the body start threads that set their own number of compute threads.
+
+    torch gives a new thread the number that any thread set last: here the caller's, once the body
+    is over. A thread whose first use of torch is a call of skgpt's waits until then.
+    """
+    with _STARTING:
+        before = torch.get_num_threads()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def ran_out(error: Exception) -> bool:

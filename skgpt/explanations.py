@@ -136,12 +136,11 @@ class _Path:
         def show(done: int, total: int) -> None:
             self.progress(texts.start + len(texts) * done // total, len(self.tokens))
 
-        for micro_batch in batcher.map(rows, lengths, show):
-            with micro_batch as part:
-                at = (part % n_nodes) / self.n_steps
-                made = self._gradients(texts.start + part // n_nodes, at)
-            if micro_batch.failed:
-                continue
+        def gradients(part: Rows) -> tuple[Tensor, Tensor]:
+            at = (part % n_nodes) / self.n_steps
+            return self._gradients(texts.start + part // n_nodes, at)
+
+        for part, made in batcher.map(gradients, rows, lengths, show):
             scores_BD, slopes_TD = (x.double().cpu().numpy() for x in made)
             each = np.split(slopes_TD, np.cumsum(lengths[part])[:-1])
             for row, score_D, slope_TD in zip(part.tolist(), scores_BD, each, strict=True):

@@ -25,17 +25,26 @@ def optimiser_batches(n: int, batch_size: int, seed: int, epoch: int) -> Iterato
 
 
 def micro_batches(
-    rows: Rows, lengths: NDArray[np.int64], token_budget: int, *, padded: bool
+    rows: Rows,
+    lengths: NDArray[np.int64],
+    token_budget: int,
+    *,
+    padded: bool,
+    n_workers: int = 1,
 ) -> list[Rows]:
     """Cut a batch into micro-batches of texts of like length, whose tokens fit the budget.
 
     `lengths` are those of every row of the data set. `padded` texts are as long as the longest of
     their micro-batch. A single text above the budget gets a micro-batch of its own. The longest
-    texts come first, so that a lack of memory shows at once.
+    texts come first, so that a lack of memory shows at once. There are as many parts as keep all
+    workers busy to the end, or about as many where they are padded.
     """
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
     if not padded:
-        return _even_parts(ordered, lengths[ordered], token_budget)
+        return _even_parts(ordered, lengths[ordered], token_budget, n_workers)
+    if len(ordered):
+        in_all = len(ordered) * int(lengths[ordered[0]])
+        token_budget = min(token_budget, -(-in_all // n_workers))
     parts: list[Rows] = []
     start = 0
     while start < len(ordered):
@@ -45,10 +54,16 @@ def micro_batches(
     return parts
 
 
-def _even_parts(ordered: Rows, lengths: NDArray[np.int64], token_budget: int) -> list[Rows]:
-    """Cut where the tokens so far pass the next share of them all, in as few parts as fit."""
+def _even_parts(
+    ordered: Rows, lengths: NDArray[np.int64], token_budget: int, n_workers: int
+) -> list[Rows]:
+    """Cut where the tokens so far pass the next share of them all, in as few parts as fit.
+
+    Their number is a multiple of the workers'.
+    """
     ends = np.cumsum(lengths)
     n_parts = max(1, -(-int(ends[-1]) // token_budget)) if len(ends) else 0
+    n_parts = -(-n_parts // n_workers) * n_workers
     while n_parts:
         # A text belongs to the share that its middle lies in.
         share = ((ends - lengths / 2) * n_parts // ends[-1]).astype(np.int64)
@@ -56,5 +71,5 @@ def _even_parts(ordered: Rows, lengths: NDArray[np.int64], token_budget: int) ->
         counts = np.bincount(share, minlength=n_parts)
         if np.all((totals <= token_budget) | (counts <= 1)):
             return [ordered[share == part] for part in range(n_parts) if counts[part]]
-        n_parts += 1
+        n_parts += n_workers
     return []

@@ -107,9 +107,13 @@ class TextFeatures:
         states_NH = np.empty((len(rows), self.network.head.in_features), dtype=np.float32)
         batcher = MicroBatcher(self.network, self._token_budget)
         progress = self._progress if self._pooled_NH is None else no_progress
-        for micro_batch in batcher.map(np.arange(len(rows)), self.lengths[rows], progress):
-            with micro_batch as part:
-                states_NH[part] = self.pooled(rows[part]).cpu().numpy()
+        for part, states_BH in batcher.map(
+            lambda part: self.pooled(rows[part]).cpu(),
+            np.arange(len(rows)),
+            self.lengths[rows],
+            progress,
+        ):
+            states_NH[part] = states_BH.numpy()
         return states_NH
 
     def freeze_trunk(self) -> None:
@@ -123,9 +127,9 @@ class TextFeatures:
         # checkpoint is given the same to the last bit.
         pooled_NH = torch.empty(shape, device=device)
         batcher = MicroBatcher(self.network, self._token_budget)
-        for micro_batch in batcher.map(np.arange(shape[0]), self.lengths, self._progress):
-            with micro_batch as part:
-                pooled_NH[to_device(part, device)] = self.pooled(part)
+        everything = np.arange(shape[0])
+        for part, pooled_BH in batcher.map(self.pooled, everything, self.lengths, self._progress):
+            pooled_NH[to_device(part, device)] = pooled_BH
         self._pooled_NH = pooled_NH
 
     def unfreeze_trunk(self) -> None:
@@ -152,9 +156,11 @@ class TextFeatures:
         states_WH = torch.empty((len(windows), self.network.head.in_features), device=device)
         batcher = MicroBatcher(self.network, self._token_budget)
         lengths = self._text_lengths[windows]
-        for micro_batch in batcher.map(np.arange(len(windows)), lengths):
-            with micro_batch as part, torch.no_grad():
-                states_WH[to_device(part, device)] = self._run(windows[part])
+        with torch.no_grad():
+            for part, states_BH in batcher.map(
+                lambda part: self._run(windows[part]), np.arange(len(windows)), lengths
+            ):
+                states_WH[to_device(part, device)] = states_BH
         return states_WH
 
     def _text_means(self, states_WH: Tensor, rows: Rows) -> Tensor:
@@ -258,20 +264,20 @@ class _StateCache:
         """
         self.memory_left = memory_budget
         network, lengths = self.network, self.tokens.lengths
+
+        def run(part: Rows) -> Sequence[Tensor]:
+            """Run texts up to the level of the cache: one tensor per text."""
+            layout = Layout.of(lengths[part], network.pretrained, network.device)
+            ids_T = ids_of(self.tokens, part, network.device)
+            if self.level is CacheLevel.POOLED:
+                return network.pooled(ids_T, layout).unbind()
+            return network.run_frozen(ids_T, layout).split(layout.lengths)
+
         batcher = MicroBatcher(network, token_budget)
         with DiskCache() as disk, torch.no_grad():
-            for micro_batch in batcher.map(self.uncached(), lengths, progress):
-                # Run texts up to the level of the cache: one tensor per text.
-                with micro_batch as part:
-                    layout = Layout.of(lengths[part], network.pretrained, network.device)
-                    ids_T = ids_of(self.tokens, part, network.device)
-                    if self.level is CacheLevel.POOLED:
-                        states = network.pooled(ids_T, layout).unbind()
-                    else:
-                        states = network.run_frozen(ids_T, layout).split(layout.lengths)
-                if not micro_batch.failed:
-                    self._put(part, states, disk)
-                    del states  # or they would be there beside the next ones
+            for part, states in batcher.map(run, self.uncached(), lengths, progress):
+                self._put(part, states, disk)
+                del states  # or they would be there beside the next ones
             self._share(self.disk, dict(zip(self.on_disk, disk.tensors(), strict=True)))
         return [self.found[text] for text in self.ids]
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,6 +35,10 @@ class AdapterSpec:
     quantize_base: int | None = None
 
 
+# Micro-batches that run at once draw from one each.
+_GENERATOR: ContextVar[torch.Generator | None] = ContextVar("skgpt_generator", default=None)
+
+
 class SeededDropout(nn.Module):
     """Dropout from a generator of its own; it drops within `seeded`, where gradients are on.
 
@@ -44,23 +49,23 @@ class SeededDropout(nn.Module):
         super().__init__()
         self.p = p
         self.device = device
-        self._generator: torch.Generator | None = None
 
     @contextmanager
     def seeded(self, *key: int) -> Iterator[None]:
-        """Drop in the body's forward passes, drawn from these numbers: the seed and the step."""
+        """Drop in the body's forward passes, drawn from these numbers: the seed, the step, ..."""
         (seed,) = np.random.SeedSequence(key).generate_state(1, np.uint64).tolist()
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        token = _GENERATOR.set(torch.Generator(self.device).manual_seed(seed))
         try:
             yield
         finally:
-            self._generator = None
+            _GENERATOR.reset(token)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, a share p of it zero and the rest scaled up."""
-        if self.p == 0 or self._generator is None or not torch.is_grad_enabled():
+        generator = _GENERATOR.get()
+        if self.p == 0 or generator is None or not torch.is_grad_enabled():
             return x
-        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self._generator)
+        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=generator)
         return x * kept.div_(1 - self.p)
 
 

@@ -84,17 +84,19 @@ def _of_distinct(
     result_DP = np.zeros((len(prompts), len(phrases)))
     wanted = to_device(np.array(words), network.device)
     batcher = MicroBatcher(network, token_budget(network, learning=False))
+
+    def run(part: Rows) -> tuple[Rows, NDArray[np.float32]]:
+        number, states = states_of(part)
+        return number, log_probabilities(head, states, wanted).cpu().numpy()
+
     with torch.no_grad():
-        for micro_batch in batcher.map(np.arange(len(lengths)), lengths, progress):
-            with micro_batch as part:
-                number, states = states_of(part)
-                found = log_probabilities(head, states, wanted).cpu().numpy()
-                # Add what comes next behind each beginning to the phrases that go on with it.
-                prompt_of, beginning_of = np.divmod(number, len(steps))
-                for i, step in enumerate(steps.values()):
-                    which, columns = map(np.array, step)
-                    ours = np.flatnonzero(beginning_of == i)
-                    result_DP[np.ix_(prompt_of[ours], which)] += found[np.ix_(ours, columns)]
+        for _, (number, found) in batcher.map(run, np.arange(len(lengths)), lengths, progress):
+            # Add what comes next behind each beginning to the phrases that go on with it.
+            prompt_of, beginning_of = np.divmod(number, len(steps))
+            for i, step in enumerate(steps.values()):
+                which, columns = map(np.array, step)
+                ours = np.flatnonzero(beginning_of == i)
+                result_DP[np.ix_(prompt_of[ours], which)] += found[np.ix_(ours, columns)]
     return result_DP
 
 

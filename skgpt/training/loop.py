@@ -107,18 +107,19 @@ def train_step(run: TrainingRun, rows: Rows) -> None:
         optimizer.skip_step()
         return
     rows = rows[run.row_weight[rows] > 0]  # the others would add nothing to the sum
+
+    def gradients(part: Rows) -> tuple[list[Tensor | None], Tensor]:
+        with network.dropout.seeded(run.config.seed, run.step_of_all_passes, int(part[0])):
+            logits_BK = network.score(run.features.pooled(part))
+        loss = run.share_of_loss(logits_BK, part, batch_weight)
+        return optimizer.gradients(loss), loss.detach()
+
+    optimizer.zero_grad()
     losses: list[Tensor] = []
-    with network.dropout.seeded(run.config.seed, run.step_of_all_passes):
-        for micro_batch in run.batcher.accumulate(rows, run.lengths):
-            if micro_batch.starts_over:  # also after memory ran out
-                optimizer.zero_grad()
-                losses = []
-            with micro_batch as part:
-                logits_BK = network.score(run.features.pooled(part))
-                loss = run.share_of_loss(logits_BK, part, batch_weight)
-                optimizer.backward(loss)
-                losses.append(loss.detach())
-                del logits_BK, loss  # or they would be there beside the next ones
+    for _, (of_part, loss) in run.batcher.map(gradients, rows, run.lengths):
+        optimizer.add(of_part)
+        losses.append(loss)
+        del of_part  # or they would be there beside the next ones
     skipped = optimizer.step(losses)
     run.running_loss.add(losses, batch_weight, skipped)
 
@@ -131,14 +132,17 @@ def evaluate(run: TrainingRun, record: EpochRecord) -> bool:
     logits_NK = np.empty((len(rows), run.network.spec.n_outputs), dtype=np.float32)
     loss = 0.0
     batcher = MicroBatcher(run.network, run.config.token_budget)
-    for micro_batch in batcher.map(np.arange(len(rows)), run.lengths[rows]):
-        with micro_batch as part:
-            logits_BK = run.network.score(run.features.pooled(rows[part]))
-            part_loss = float(run.share_of_loss(logits_BK, rows[part], weight))
-            logits_NK[part] = logits_BK.cpu().numpy()
-        if not micro_batch.failed:
-            loss += part_loss
-            run.save_if_due()
+
+    def scores(part: Rows) -> tuple[Tensor, float]:
+        logits_BK = run.network.score(run.features.pooled(rows[part]))
+        return logits_BK.cpu(), float(run.share_of_loss(logits_BK, rows[part], weight))
+
+    for part, (logits_BK, part_loss) in batcher.map(
+        scores, np.arange(len(rows)), run.lengths[rows]
+    ):
+        logits_NK[part] = logits_BK.numpy()
+        loss += part_loss
+        run.save_if_due()
     if not (np.isfinite(loss) and np.isfinite(logits_NK).all()):
         raise diverged(
             run.config,
@@ -177,8 +181,12 @@ def raw_scores(
             memory_budget=memory_budget,
             progress=partial(progress, "predict, frozen layers"),
         )
-        batcher = MicroBatcher(network, token_budget)
-        for micro_batch in batcher.map(rows, features.lengths, partial(progress, "predict")):
-            with micro_batch as part:
-                logits_NK[part] = network.score(features.pooled(part)).cpu().numpy()
+        made = MicroBatcher(network, token_budget).map(
+            lambda part: network.score(features.pooled(part)).cpu(),
+            rows,
+            features.lengths,
+            partial(progress, "predict"),
+        )
+        for part, logits_BK in made:
+            logits_NK[part] = logits_BK.numpy()
     return logits_NK[[first[text] for text in texts]]

@@ -157,20 +157,17 @@ class Optimizer:
         """Steps of this run that changed something, all of them whole; asking waits for them."""
         return self._n_made - int(self._n_void)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch's share of the loss."""
-        self._scaler.scale(loss).backward()
-        if self._separate:
-            self._collect_gradients()
+    def gradients(self, loss: Tensor) -> list[Tensor | None]:
+        """Return the gradients of one micro-batch's share of the loss; threads may ask at once."""
+        of = [*self._copies.values(), self._head]
+        return list(torch.autograd.grad(self._scaler.scale(loss), of, allow_unused=True))
 
     @torch.no_grad()
-    def _collect_gradients(self) -> None:
-        """Add the copies' gradients to those of the fp32 weights."""
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add what `gradients` returned to the gradients of the fp32 weights."""
         to_copy: list[tuple[Tensor, Tensor]] = []
         to_add: list[tuple[Tensor, Tensor]] = []
-        for name, weight in self.network.learnable.items():
-            copy = self._copies[name]
-            grad, copy.grad = copy.grad, None
+        for (name, weight), grad in zip(self._learned.items(), gradients, strict=True):
             if grad is None:
                 continue
             mine, is_first = weight.grad, weight.grad is None
@@ -239,8 +236,8 @@ class Optimizer:
         self.zero_grad()
 
     def zero_grad(self) -> None:
-        """Forget the gradients so far, those of a backward pass that broke off among them."""
-        for parameter in [*self._copies.values(), *self._learned.values()]:
+        """Forget the gradients so far."""
+        for parameter in self._learned.values():
             parameter.grad = None
 
     def check_scale(self) -> None:
