@@ -3,7 +3,7 @@
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,7 +16,7 @@ from skgpt.device import own_settings
 from skgpt.exceptions import LowMemoryWarning, NoMemoryError
 from skgpt.network.features import TextFeatures
 from skgpt.network.layout import Layout
-from skgpt.network.microbatches import MicroBatch, MicroBatcher, token_budget
+from skgpt.network.microbatches import MicroBatcher, token_budget
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.training.optimizer import Optimizer
@@ -101,14 +101,14 @@ def test_fit__memory_runs_out_in_a_backward_pass__no_gradient_counts_twice(
     monkeypatch.setattr("skgpt.fitting.token_budget", lambda network, learning: 150)
     clf = make(tiny_llama, trainable_layers="all", precision=precision, max_epochs=3)
     expected = clf.fit(X, y).predict_proba(X)
-    backward, calls = Optimizer.backward, itertools.count(1)
+    gradients, calls = Optimizer.gradients, itertools.count(1)
 
-    def breaks(self: Optimizer, loss: torch.Tensor) -> None:
-        backward(self, loss)
-        if next(calls) in (2, 5):  # gradients of this part and of those before it are there
+    def breaks(self: Optimizer, loss: torch.Tensor) -> Any:
+        if next(calls) in (2, 5):  # the gradients of the parts before it are there
             raise torch.OutOfMemoryError("in the middle of a step")
+        return gradients(self, loss)
 
-    monkeypatch.setattr(Optimizer, "backward", breaks)
+    monkeypatch.setattr(Optimizer, "gradients", breaks)
     with pytest.warns(LowMemoryWarning):
         clf.fit(X, y)
     np.testing.assert_allclose(clf.predict_proba(X), expected, atol=atol)
@@ -159,18 +159,6 @@ def test_token_budget__of_one_model__follows_memory_and_what_learns(
     assert budget(whole, 1000, learning=True) == 65_536
 
 
-def done(batches: Iterable[MicroBatch], work: Callable[[np.ndarray], None]) -> list[np.ndarray]:
-    """Do work on micro-batches; return those that counted in the end."""
-    parts: list[np.ndarray] = []
-    for batch in batches:
-        if batch.starts_over:
-            parts.clear()
-        with batch as part:
-            work(part)
-            parts.append(part)
-    return parts
-
-
 def test_fit_and_predict__in_a_container__keep_to_its_cores_and_give_threads_back(
     tiny_llama: str, two_class_data: TextData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +166,7 @@ def test_fit_and_predict__in_a_container__keep_to_its_cores_and_give_threads_bac
     monkeypatch.setattr("skgpt.device.loky.cpu_count", lambda: 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
     monkeypatch.setattr("torch.set_num_threads", seen.append)
+    monkeypatch.setattr("skgpt.network.microbatches.n_threads", lambda device: 1)
     clf = make(tiny_llama, max_epochs=1).fit(*two_class_data)
     assert seen == [2, 64]
     clf.predict(two_class_data.X)
@@ -221,9 +210,9 @@ def test_micro_batcher__other_errors__count_if_of_memory(error: Exception, tiny_
     batcher = MicroBatcher(build(load_pretrained(tiny_llama)), 100)
     rows, lengths = np.arange(4), np.full(4, 10)
     work = Mock(side_effect=[error, *4 * [None]])
-    assert len(np.concatenate(done(batcher.map(rows, lengths), work))) == 4
+    assert sum(len(part) for part, _ in batcher.map(work, rows, lengths)) == 4
     with pytest.raises(RuntimeError, match="shapes"):
-        done(batcher.map(rows, lengths), Mock(side_effect=RuntimeError("shapes don't fit")))
+        next(batcher.map(Mock(side_effect=RuntimeError("shapes don't fit")), rows, lengths))
 
 
 def test_fit__no_room_for_what_learns__names_what_to_lower_and_keeps_no_states_alive(

@@ -30,7 +30,7 @@ def test_optimiser__fp16_overflow__voids_the_step_and_halves_the_scale(tiny_llam
     optimiser = Optimizer(network, make_config(warmup_ratio=0.0))
     before = {name: m.clone() for name, m in network.learnable.items()}
     scale = optimiser._scaler.get_scale()
-    optimiser.backward(a_loss(network) * float("inf"))
+    optimiser.add(optimiser.gradients(a_loss(network) * float("inf")))
     optimiser.step()
     assert optimiser._scaler.get_scale() == scale / 2
     assert all(torch.equal(m, before[name]) for name, m in network.learnable.items())
@@ -62,11 +62,11 @@ def test_optimiser__embeddings__learn_from_their_tokens_rows_as_from_all(tiny_ll
         grads = []
         for step in range(4):
             for part in range(2):  # tokens of their own in each step and part, and common ones
-                optimiser.backward(a_loss(network, first=9 * step + 3 * part))
+                optimiser.add(optimiser.gradients(a_loss(network, first=9 * step + 3 * part)))
                 if (step, part) == (1, 1):  # as where memory runs out: begun again
                     optimiser.zero_grad()
                     for again in range(2):
-                        optimiser.backward(a_loss(network, first=9 * step + 3 * again))
+                        optimiser.add(optimiser.gradients(a_loss(network, first=9 * step + 3 * again)))
             grad = network.learnable[name].grad
             assert grad is not None
             grads.append(grad.clone())
@@ -109,15 +109,15 @@ def test_train__interrupted__is_as_the_last_step_left_it(
     assert len(result.history) == 1
     assert result.moments is not None and result.moments.steps[HEAD] == 3
     # The same, interrupted in the middle of the fourth step: what it had added up is forgotten.
-    backward, calls = Optimizer.backward, []
+    add, calls = Optimizer.add, []
 
-    def interrupted(self: Optimizer, loss: torch.Tensor) -> None:
+    def interrupted(self: Optimizer, gradients: Any) -> None:
         calls.append(1)
-        backward(self, loss)
+        add(self, gradients)
         if len(calls) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Optimizer, "backward", interrupted)
+    monkeypatch.setattr(Optimizer, "add", interrupted)
     other, result = run(tiny_llama, **FLAT)
     assert isinstance(result.interrupt, KeyboardInterrupt)
     assert np.array_equal(scores_of(network), scores_of(other))
