@@ -41,3 +41,15 @@ def test_micro_batches__end_to_end__are_of_like_size() -> None:
     sizes = [lengths[part].sum() for part in parts]
     assert len(parts) <= -(-lengths.sum() // 2048) + 1
     assert max(sizes) - min(sizes) < 256
+
+
+@pytest.mark.parametrize("n_workers", [2, 3, 8])
+def test_micro_batches__for_workers__are_as_many_for_each_and_of_like_size(n_workers: int) -> None:
+    lengths = np.random.default_rng(0).integers(10, 40, size=64)
+    parts = micro_batches(np.arange(64), lengths, 500, padded=False, n_workers=n_workers)
+    sizes = [int(lengths[part].sum()) for part in parts]
+    assert len(parts) % n_workers == 0
+    assert max(sizes) - min(sizes) <= 40 and max(sizes) <= 500
+    assert sorted(np.concatenate(parts)) == list(range(64))
+    padded = micro_batches(np.arange(64), lengths, 10_000, padded=True, n_workers=n_workers)
+    assert len(padded) >= n_workers

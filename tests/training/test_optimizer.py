@@ -66,7 +66,9 @@ def test_optimiser__embeddings__learn_from_their_tokens_rows_as_from_all(tiny_ll
                 if (step, part) == (1, 1):  # as where memory runs out: begun again
                     optimiser.zero_grad()
                     for again in range(2):
-                        optimiser.add(optimiser.gradients(a_loss(network, first=9 * step + 3 * again)))
+                        optimiser.add(
+                            optimiser.gradients(a_loss(network, first=9 * step + 3 * again))
+                        )
             grad = network.learnable[name].grad
             assert grad is not None
             grads.append(grad.clone())
