@@ -9,7 +9,7 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import cache
 from itertools import islice
@@ -21,6 +21,8 @@ from skgpt.device import starting_threads
 
 Part = TypeVar("Part")
 Made = TypeVar("Made")
+
+_LOOK_SECONDS = 0.2  # on Windows, Ctrl-C interrupts no wait, but is obeyed between two
 
 
 def n_threads(device: torch.device) -> int:
@@ -49,6 +51,8 @@ def in_order(
             todo = iter(parts)
             made = deque(pool.submit(calls, part) for part in islice(todo, n_workers + n_ahead))
             while made:
+                while not made[0].done():
+                    wait([made[0]], timeout=_LOOK_SECONDS)
                 yield made.popleft().result()
                 made.extend(pool.submit(calls, part) for part in islice(todo, 1))
         finally:
@@ -60,6 +64,7 @@ def _start(pool: ThreadPoolExecutor, n_workers: int) -> None:
     all_there = threading.Barrier(n_workers)
 
     def settle() -> None:
+        torch.get_num_threads()  # a thread's first use of torch gives it the common number
         torch.set_num_threads(1)
         all_there.wait()
 

@@ -188,9 +188,11 @@ def test_micro_batcher__memory_runs_out_in_workers__goes_down_to_one_text_at_a_t
         with lock:
             held[0] += int(lengths[part].sum())
             too_many = held[0] > most
-        time.sleep(0.01)  # beside another's
-        with lock:
-            held[0] -= int(lengths[part].sum())
+        try:
+            time.sleep(0.01)  # beside another's
+        finally:
+            with lock:
+                held[0] -= int(lengths[part].sum())
         if too_many:
             raise torch.OutOfMemoryError("too many at once")
         return part.tolist()
