@@ -8,7 +8,7 @@ CPU as many micro-batches run at once as there are threads, each on one of them.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import chain, takewhile
 from traceback import clear_frames
 from typing import TypeVar
 
@@ -147,17 +147,16 @@ class MicroBatcher:
     def _run(
         self, work: Callable[[Rows], Made], parts: list[Rows], lengths: NDArray[np.int64]
     ) -> Iterator[Made]:
-        """Yield what `work` makes of each part; texts above a worker's share run alone."""
+        """Return what `work` makes of each part; texts above a worker's share run alone."""
         n_workers = self.n_workers
         alone = [*takewhile(lambda part: self._is_alone(lengths[part]), parts)]
         beside = parts[len(alone) :]
         if len(beside) < 2 or n_workers < 2:
-            yield from map(work, [*parts])
-            return
-        yield from map(work, alone)
+            return map(work, [*parts])
         # Gradients are as large as weights, so none wait.
         n_ahead = 0 if self._learning else n_workers
-        yield from in_order(work, beside, min(n_workers, len(beside)), n_ahead)
+        n_workers = min(n_workers, len(beside))
+        return chain(map(work, alone), in_order(work, beside, n_workers, n_ahead))
 
     def _is_alone(self, lengths: NDArray[np.int64]) -> bool:
         return self._size(lengths) > self.n_tokens // self.n_workers

@@ -52,7 +52,7 @@ def test_fit__down_to_the_step_of_adamw__six_frames(
 
 
 @pytest.mark.parametrize("kind", ["all layers", "default", "head only"])
-def test_predict__to_the_trunk__7_frames(kind: str, fitted_model: Callable[[str], Fitted]) -> None:
+def test_predict__to_the_trunk__9_frames(kind: str, fitted_model: Callable[[str], Fitted]) -> None:
     clf, X, _ = fitted_model(kind)
     seen: list[list[str]] = []
     skgpt.clear_cache()  # of states behind frozen layers
@@ -63,4 +63,4 @@ def test_predict__to_the_trunk__7_frames(kind: str, fitted_model: Callable[[str]
     finally:
         hook.remove()
     depths = [len(frames) for frames in seen if "_probe_split" not in frames]  # once a process
-    assert depths and max(depths) <= 7, seen
+    assert depths and max(depths) <= 9, seen
