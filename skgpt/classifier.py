@@ -586,7 +586,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         return fitting.plan(self, X, y)
 
     @own_settings()
-    def explain(self, X: Any, *, target: Any = None) -> Any:
+    def explain(self, X: Any, *, target: Any = None, output: int | None = None) -> Any:
         """Say what each token of each text adds to the score of a class, the predicted one.
 
         Integrated gradients [1]_ from a baseline that says nothing. In it the text's tokens are
@@ -606,6 +606,9 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
             each, whose columns are those of `classes_`. None for the predicted class; for
             multilabel y, the labels that are predicted, or the nearest to it where none is. Each
             class of a text takes a backward pass more.
+        output : int, default=None
+            Of several outputs, the column of y whose class is explained, 0 for the first; `target`
+            and the table are about its classes. None where there is one.
 
         Returns
         -------
@@ -629,8 +632,8 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         ImportError
             If pandas is not installed.
         ValueError
-            If X or `target` is not as described, if there are several outputs, or if the model's
-            tokenizer doesn't say where tokens lie or its trunk takes no embeddings.
+            If X, `target` or `output` is not as described, or if the model's tokenizer doesn't say
+            where tokens lie or its trunk takes no embeddings.
 
         References
         ----------
@@ -643,7 +646,7 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         >>> words = table.groupby(["text", "column", "word_start", "word"])  # doctest: +SKIP
         >>> words["value"].sum()  # doctest: +SKIP
         """
-        return explain(self._fitted(), X, target, self.verbose)
+        return explain(self._fitted(), X, target, output, self.verbose)
 
     @own_settings()
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

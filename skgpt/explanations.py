@@ -200,21 +200,46 @@ def _add_up(
 
 
 @predicting()
-def explain(model: FittedClassifier, X: Any, target: Any = None, verbose: int = 0) -> Any:
+def explain(
+    model: FittedClassifier, X: Any, target: Any = None, output: Any = None, verbose: int = 0
+) -> Any:
     """Return the table that `GPTTextClassifier.explain` describes."""
     import_optional("pandas", "explain")  # before anything runs
+    at = _check_output(model, output)
+    texts, cells = model.read_texts(X)
+    n_scores = model.network.spec.n_outputs
+    # One of several outputs is a model of its own, on some of the raw scores.
+    views = model.of_outputs(np.zeros((1, n_scores), dtype=np.float32))
+    own, before = views[at][0], sum(part.shape[1] for _, part in views[:at])
+    n_classes = len(own.classes)
+    if target is None:
+        scores_NK = model.raw_scores(texts.X, verbose)[:, before : before + n_classes]
+        chosen = predicted(scores_NK, own.multilabel)
+    else:
+        chosen = asked_for(target, len(texts), own.classes, own.fitted_by)
+    explained_ND, own_NDK = directions(chosen, own.multilabel)
+    around = ((0, 0), (0, 0), (before, n_scores - before - n_classes))
+    return _explained(
+        model, texts, cells, own.classes, explained_ND, np.pad(own_NDK, around), verbose
+    )
+
+
+def _check_output(model: FittedClassifier, output: Any) -> int:
+    """Return which of the outputs is to be explained."""
+    n_outputs = len(model.classes) if model.multioutput else 1
+    if output is None and n_outputs == 1:
+        return 0
+    is_one = isinstance(output, numbers.Integral) and not isinstance(output, bool)
+    if model.multioutput and is_one and 0 <= output < n_outputs:
+        return int(output)
     if model.multioutput:
         raise InvalidTextError(
-            "To be explained, a model must have been fitted on a single column of labels or an "
-            f"indicator. This one has {len(model.classes)} columns: fit one of them."
+            f"`output` must say which column of y to explain, 0 to {n_outputs - 1}, as this model "
+            f"was fitted on several. Got {output!r}: pass output=0 for the first."
         )
-    texts, cells = model.read_texts(X)
-    if target is None:
-        chosen = predicted(model.raw_scores(texts.X, verbose), model.multilabel)
-    else:
-        chosen = asked_for(target, len(texts), model.classes, model.fitted_by)
-    return _explained(
-        model, texts, cells, model.classes, *directions(chosen, model.multilabel), verbose
+    raise InvalidTextError(
+        "`output` is for models that were fitted on several columns of classes, and this one "
+        f"wasn't. Got {output!r}: leave it at None."
     )
 
 

@@ -1,7 +1,7 @@
 """Everything that a fit produced, as one frozen record that predictions read once.
 
 `FittedClassifier` and `FittedRegressor` are a `FittedModel`, `FittedEmbedder` isn't, as nothing is
-trained for it; all are a `TextModel`.
+trained for it; all are a `TextModel`, and so is the record of a zero-shot classifier.
 """
 
 import copy
@@ -68,7 +68,6 @@ class TextModel:
         """Return the public attributes of a fitted estimator."""
         return {
             **self.columns,
-            "pooling_": self.network.spec.pooling,
             "model_id_": self.network.pretrained.model,
             "device_": str(self.network.device),
         }
@@ -123,6 +122,7 @@ class FittedModel(TextModel):
             "history_": self.history,
             "loss_curve_": [record["loss"] for record in self.history],
             "n_iter_": len(self.history),
+            "pooling_": self.network.spec.pooling,
             "n_layers_": self.network.spec.n_layers,
             "trainable_layers_": self.network.spec.trainable_layers,
             "attention_": self.network.attention,
@@ -308,7 +308,8 @@ class FittedEmbedder(TextModel):
         """Return the public attributes of a fitted embedder."""
         statistics = {} if self.mean is None else {"mean_": self.mean, "scale_": self.scale}
         layer = self.layers[0] if len(self.layers) == 1 else self.layers
-        return {**super().attributes(), "layer_": layer, **statistics}
+        pooling = self.network.spec.pooling
+        return {**super().attributes(), "pooling_": pooling, "layer_": layer, **statistics}
 
     @cached_property
     def _networks(self) -> list[TextNetwork]:

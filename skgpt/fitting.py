@@ -212,15 +212,18 @@ def make_network(
 ) -> TextNetwork:
     """Return the network that `fit` trains, with what a previous fit has learned.
 
-    Where nobody knows the labels, it `starts` from none of their words.
+    Where nobody knows the labels, it `starts` from none of their words. A head alone that is pulled
+    towards words starts from them again: it is solved for, and a start elsewhere would be another
+    problem.
     """
     network = _build(estimator, target, seed, previous)
-    if previous is None and starts:
-        start_head(estimator, target, network)
+    now = network.spec
     if previous is not None:
-        then = previous.network
-        check_same_shape(network.spec, then.spec, may_learn_more=True, may_have_more=False)
-        network.take_over(then)
+        check_same_shape(now, previous.network.spec, may_learn_more=True, may_have_more=False)
+    if previous is not None and not (now.prompted and now.trainable_layers == 0):
+        network.take_over(previous.network)
+    elif starts:
+        start_head(estimator, target, network)
     return network
 
 
@@ -289,8 +292,7 @@ def start_head(estimator: Any, target: AnyTarget, network: TextNetwork) -> None:
     """Start the head of a prompted network from the words of the labels."""
     if network.spec.prompted:
         assert isinstance(target, Target)
-        words = None if estimator.label_words == "auto" else estimator.label_words
-        classes = target.classes.tolist()
+        words, classes = estimator.label_words, target.classes.tolist()
         start_from_words(network, words, estimator.template, classes, int(estimator.max_length))
 
 

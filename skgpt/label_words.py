@@ -2,13 +2,13 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_expit, log_softmax, logsumexp
 
-from skgpt.data.template import Template, fields_of, parse_template
+from skgpt.data.template import Template, before_field, fields_of, parse_template
 from skgpt.data.tokenization import begins_wide, clean, tokenise_rows
 from skgpt.exceptions import InvalidTextError, LabelWordsWarning, warn_user
 from skgpt.network.network import TextNetwork
@@ -18,7 +18,9 @@ from skgpt.pretrained.language_head import language_head
 from skgpt.pretrained.tokenizer import TextTokenizer
 
 Floats = NDArray[np.float64]
-LabelWords = Mapping[Any, str | Sequence[str]] | None
+LabelWords = Mapping[Any, str | Sequence[str]] | Literal["auto"] | None
+
+LABEL = "label"  # the field of a template that asks for each label by itself
 
 # Texts that say nothing about any class (Zhao et al. 2021).
 CONTENT_FREE = ("N/A", "", "[MASK]")
@@ -47,9 +49,44 @@ def check_prompt(template: str, *, ends_in_words: bool = True) -> Template:
     return layout
 
 
+class Question(NamedTuple):
+    """A template that names a label, cut there: what stands before it, and what around it."""
+
+    prompt: str  # a template, to be laid out
+    gap: str
+    rest: str
+
+    def about(self, word: str) -> str:
+        """Return what follows the prompt, for one label."""
+        return self.gap + word + self.rest
+
+
+def question_of(template: str, *, ends_in_words: bool = True) -> Question | None:
+    """Return the question for each label that a template holds, None if it names none."""
+    fields = fields_of(template)
+    if LABEL not in fields:
+        return None
+    layout = check_prompt(template, ends_in_words=ends_in_words)
+    place, others = fields.index(LABEL), len(fields) - 1
+    if layout.fields.count(place) != 1 or layout.fields[-1] != place or not others:
+        raise InvalidTextError(
+            "`template` must name the label once, behind the text, so that a text runs once for "
+            f"all labels. Got {template!r}: write it as in '{{text}}\nIs this about {{label}}? "
+            "Answer:'."
+        )
+    if not layout.words[-2].strip():
+        raise InvalidTextError(
+            f"`template` must have words between the text and `{{label}}`. Got {template!r}: write "
+            "it as in '{text}\nIs this about {label}? Answer:'."
+        )
+    prompt = before_field(template, LABEL)
+    return Question(prompt, prompt[len(prompt.rstrip(" ")) :], layout.words[-1])
+
+
 def words_of(label_words: LabelWords, classes: list[Any]) -> tuple[tuple[str, ...], ...]:
     """Return the words of each class, without white space around them, each once."""
-    if label_words is None:
+    has_own = isinstance(label_words, Mapping)
+    if not isinstance(label_words, Mapping):  # None or "auto"
         found: list[tuple[str, ...]] = [(str(label),) for label in classes]
     else:
         if missing := [label for label in classes if label not in label_words]:
@@ -81,7 +118,7 @@ def words_of(label_words: LabelWords, classes: list[Any]) -> tuple[tuple[str, ..
                     f"{owners[word.strip()]!r} and {label!r}: change one in `label_words`."
                 )
         result.append(tuple(dict.fromkeys(word.strip() for word in words)))
-    if label_words is None and (odd := [w for w in owners if not any(map(str.isalpha, w))]):
+    if not has_own and (odd := [w for w in owners if not any(map(str.isalpha, w))]):
         warn_user(
             f"The labels {odd[:10]} are no words, and a language model knows little of what they "
             "stand for: name words for the labels in `label_words`, as in {0: 'negative', "
@@ -91,25 +128,24 @@ def words_of(label_words: LabelWords, classes: list[Any]) -> tuple[tuple[str, ..
     return tuple(result)
 
 
-def joint(word: str, prompt_end: str) -> str:
-    """Return what goes between the words that a prompt ends in and a label's.
+def behind(word: str, prompt_end: str) -> str:
+    """Return a word as it stands behind the words that a prompt ends in: with a space before it.
 
-    It is a space, unless the prompt ends in other white space or in an opening bracket or quote, or
+    There is none if the prompt ends in other white space or in an opening bracket or quote, or if
     the word is Chinese or Japanese.
     """
     last = prompt_end[-1]
     opens = last in "\"'" or unicodedata.category(last) in _OPENINGS
-    return "" if last.isspace() or opens or begins_wide(word) else " "
+    return word if last.isspace() or opens or begins_wide(word) else f" {word}"
 
 
-def tokens_of(word: str, prompt_end: str, tokenizer: TextTokenizer) -> Phrase:
-    """Return the tokens of a word or phrase behind the words that the prompt ends in."""
-    whole = prompt_end + joint(word, prompt_end) + word
-    before, after = tokenizer.encode([clean(prompt_end), clean(whole)])
+def tokens_of(phrase: str, prompt_end: str, tokenizer: TextTokenizer) -> Phrase:
+    """Return the tokens of what stands behind the words that a prompt ends in."""
+    before, after = tokenizer.encode([clean(prompt_end), clean(prompt_end + phrase)])
     if after[: len(before)] != before or len(after) == len(before):
         raise InvalidTextError(
-            f"The label word {word!r} must be tokens of its own behind {prompt_end!r}. The "
-            "tokenizer joins them: end `template` in another character, or choose another word."
+            f"The label word {phrase.strip()!r} must be tokens of its own behind {prompt_end!r}. "
+            "The tokenizer joins them: end `template` in another character, or choose another word."
         )
     return tuple(after[len(before) :])
 
@@ -127,9 +163,9 @@ def start_from_words(
     logits.
     """
     prompt = check_prompt(template)
-    tokenizer = network.tokenizer
+    tokenizer, end = network.tokenizer, prompt.words[-1]
     phrases = [
-        [tokens_of(word, prompt.words[-1], tokenizer) for word in of_class]
+        [tokens_of(behind(word, end), end, tokenizer) for word in of_class]
         for of_class in words_of(label_words, classes)
     ]
     cells = [list(CONTENT_FREE) for _ in prompt.fields]
@@ -137,6 +173,13 @@ def start_from_words(
     pretrained = network.pretrained
     head = language_head(pretrained).on(network.trunk, network.device)
     start_head(network, head, prompts, phrases)
+
+
+def mean_log_odds(odds_NK: Floats) -> Floats:
+    """Return the log-odds of the labels' mean probabilities, shape (n_labels,)."""
+    return np.asarray(
+        logsumexp(log_expit(odds_NK), axis=0) - logsumexp(log_expit(-odds_NK), axis=0)
+    )
 
 
 def mean_log_probabilities(scores_NK: Floats) -> Floats:

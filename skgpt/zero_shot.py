@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from numbers import Integral
@@ -10,17 +10,18 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import logsumexp
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from skgpt._base import SHARED_CONSTRAINTS, BaseTextModel
 from skgpt._sklearn import Interval, StrOptions, fit_context
 from skgpt.caching import predicting
+from skgpt.calibration import link_for
 from skgpt.data.batching import Progress, no_progress
-from skgpt.data.inputs import TextColumns, find_columns
+from skgpt.data.inputs import TextColumns, find_columns, frame_columns, frame_names
 from skgpt.data.targets import Target, check_classes, encode_target
-from skgpt.data.template import Template
+from skgpt.data.template import Template, fields_of
 from skgpt.data.tokenization import (
     LongText,
     Tokens,
@@ -30,17 +31,8 @@ from skgpt.data.tokenization import (
     tokenise_rows,
     tokenise_with_spans,
 )
-from skgpt.device import (
-    check_not_forked,
-    own_settings,
-    resolve_device,
-    resolve_precision,
-)
-from skgpt.exceptions import (
-    InvalidTextError,
-    ModelNotFoundError,
-    import_optional,
-)
+from skgpt.device import check_not_forked, own_settings, resolve_device, resolve_precision
+from skgpt.exceptions import InvalidTextError, ModelNotFoundError, import_optional
 from skgpt.explanations import (
     Attributions,
     asked_for,
@@ -48,20 +40,24 @@ from skgpt.explanations import (
     explanation_frame,
     predicted,
 )
-from skgpt.fitted_model import column_attributes, match_columns
+from skgpt.fitted_model import TextModel, column_attributes, match_columns
 from skgpt.fitting import check_max_length, draw_seed, warn_of_cut_texts
 from skgpt.label_words import (
     CONTENT_FREE,
+    LABEL,
     LabelWords,
+    Question,
+    behind,
     check_prompt,
-    joint,
     lay_out_prompt,
+    mean_log_odds,
     mean_log_probabilities,
+    question_of,
     tokens_of,
     words_of,
 )
 from skgpt.network.microbatches import explain_no_memory
-from skgpt.network.network import TextNetwork, build_network
+from skgpt.network.network import build_network
 from skgpt.network.phrases import Phrase, log_likelihoods
 from skgpt.pretrained.language_head import LanguageHead, language_head
 from skgpt.pretrained.loading import load_pretrained
@@ -85,42 +81,41 @@ _LEAST_OF_FIELD = 8  # tokens that an example's text must have room for
 
 # Fields of a PromptedModel that are saved as they are.
 _PLAIN = (
-    *("words", "phrases", "template", "frame", "n_context", "examples", "calibration", "prior"),
-    *("length_normalized", "max_length", "long_text", "device", "precision"),
+    *("words", "phrases", "answers", "prompt", "frame", "n_context", "examples", "calibration"),
+    *("prior", "length_normalized", "max_length", "long_text", "device", "precision"),
 )
 
 
-@dataclass(frozen=True, eq=False)
-class PromptedModel:
-    """All that predictions by label words need; it is to a zero-shot fit what FittedModel is.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PromptedModel(TextModel):
+    """All that predictions by label words need.
 
     `words` are the words or phrases of each class, and `phrases` their tokens behind the prompt.
-    `layout` is the template over the columns of the fit's X, None if there was no X; it begins with
-    the examples, `n_context` tokens of the rows `examples`. `frame` are the tokens that a prompt
-    stands between. `prior` is what content-free texts say of the classes, as logarithms. `placed`
-    is the head on the network's device.
+    Where each label is asked for by itself, a phrase is the question's end, and `answers` the
+    tokens of no and yes behind it. The template begins with the examples, `n_context` tokens of the
+    rows `examples`; `prompt` is to be laid out over the columns of each X, if the fit had none.
+    `frame` are the tokens that a prompt stands between. `prior` is what content-free texts say of
+    the classes, as logarithms or log-odds. `placed` is the head on the network's device.
     """
 
-    network: TextNetwork
     head: LanguageHead
     placed: Any
     classes: NDArray[Any]
     words: tuple[tuple[str, ...], ...]
     phrases: tuple[tuple[Phrase, ...], ...]
-    template: str
-    layout: Template | None
+    answers: tuple[Phrase, ...]
+    prompt: str | None
     frame: tuple[Phrase, Phrase]
     n_context: int
     examples: tuple[int, ...]
     calibration: Calibration
     prior: tuple[float, ...] | None
     length_normalized: bool
-    max_length: int
-    long_text: LongText
-    device: str
-    precision: Any
-    columns: Mapping[str, Any]
-    fitted_by: str  # the estimator's class, for messages
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a text may have any number of labels."""
+        return bool(self.answers)
 
     @property
     def outside(self) -> dict[str, Any]:
@@ -131,16 +126,14 @@ class PromptedModel:
         """Return the public attributes of a fitted estimator."""
         labels = self.classes.tolist()
         return {
-            **self.columns,
+            **super().attributes(),
             "classes_": self.classes,
             "label_words_": dict(zip(labels, map(list, self.words), strict=True)),
-            "model_id_": self.network.pretrained.model,
-            "device_": str(self.network.device),
             **({} if self.prior is None else {"prior_": np.array(self.prior)}),
             **({"examples_": np.array(self.examples)} if self.examples else {}),
         }
 
-    def copy(self) -> "PromptedModel":
+    def copy(self) -> Self:
         """Return a copy; nothing was learned, so it shares the weights."""
         return replace(self, classes=self.classes.copy(), columns=copy.deepcopy(self.columns))
 
@@ -162,7 +155,7 @@ class PromptedModel:
         found_NK = self.log_likelihoods(cells, layout, verbose)
         prior_K = self._prior_of(found_NK)
         if chosen_NK is None:
-            chosen_NK = predicted(found_NK - prior_K, multilabel=False)
+            chosen_NK = predicted(found_NK - prior_K, self.multilabel)
         explained_ND, directions_NDK = directions(chosen_NK, multilabel=True)
         tokens, spans = tokenise_with_spans(cells, layout, self._encoder, self._room)
         parts = []
@@ -173,7 +166,8 @@ class PromptedModel:
                 own = np.flatnonzero(spans.column[start : tokens.offsets[i + 1]] >= 0)
                 prompts = [ids, np.delete(ids, own), *(np.delete(ids, at) for at in own)]
                 scores_VK = self._of_prompts(Tokens.of(prompts), layout) - prior_K
-                whole_D, bare_D, *without = _log_odds(scores_VK) @ directions_DK.T
+                odds_VK = scores_VK if self.multilabel else _log_odds(scores_VK)
+                whole_D, bare_D, *without = odds_VK @ directions_DK.T
                 values_TD = whole_D - np.reshape(without, (len(own), len(whole_D)))
                 parts.append((start + own, Attributions(values_TD, bare_D)))
                 bar.move("explain", i + 1, len(tokens), unit=" texts")
@@ -182,17 +176,20 @@ class PromptedModel:
 
     def _read(self, X: Any) -> tuple[TextColumns, list[list[str]], Template]:
         """Return the columns of an X, their texts, and the template over them."""
+        if self.prompt is None:
+            return *self.read_texts(X), self.template
         texts = find_columns(X, estimator=self.fitted_by)
-        if self.layout is None:
-            layout = lay_out_prompt(self.template, len(texts.columns), texts.names)
-            return texts, texts.read(layout.places(len(texts.columns))), layout
-        places = match_columns(self.columns, self.layout, texts, name=self.fitted_by)
-        return texts, texts.read(places), self.layout
+        layout = lay_out_prompt(self.prompt, len(texts.columns), texts.names)
+        return texts, texts.read(layout.places(len(texts.columns))), layout
+
+    def prior_in(self, found_NK: Floats) -> Floats:
+        """Return what the mean of these texts says of the classes, shape (n_classes,)."""
+        return mean_log_odds(found_NK) if self.multilabel else mean_log_probabilities(found_NK)
 
     def _prior_of(self, found_NK: Floats) -> Floats:
         """Return what is taken off log-likelihoods, shape (n_classes,)."""
         if self.calibration == "batch":
-            return mean_log_probabilities(found_NK)
+            return self.prior_in(found_NK)
         return np.zeros(len(self.classes)) if self.prior is None else np.array(self.prior)
 
     @property
@@ -203,12 +200,13 @@ class PromptedModel:
     def _room(self) -> int:
         """Tokens of a prompt."""
         longest = max(len(phrase) for of_class in self.phrases for phrase in of_class)
-        return self.n_context + self.max_length - longest
+        return self.n_context + self.max_length - longest - _longest(self.answers)
 
     def log_likelihoods(self, cells: list[list[str]], layout: Template, verbose: int = 0) -> Floats:
         """Return the log-likelihood of each class behind each prompt, shape (n, n_classes).
 
-        A text in several windows has the mean of theirs.
+        Where each label is asked for by itself, it is the log-odds of yes. A text in several
+        windows has the mean of theirs.
         """
         check_not_forked(self.network.device.type)
         encoder, room = self._encoder, self._room
@@ -228,20 +226,34 @@ class PromptedModel:
     def _of_prompts(
         self, prompts: Tokens, layout: Template, progress: Progress = no_progress
     ) -> Floats:
-        """Return the log-likelihood of each class: of several phrases their mean likelihood."""
+        """Return the log-likelihood of each class: of several phrases their mean likelihood.
+
+        Where each label is asked for by itself, it is the log-odds of yes, the mean of several.
+        """
         shared = self._encoder.encode([clean(layout.words[0])])[0]
-        phrases = [phrase for of_class in self.phrases for phrase in of_class]
+        asked = [phrase for of_class in self.phrases for phrase in of_class]
+        answers = self.answers or ((),)
+        phrases = [(*phrase, *answer) for phrase in asked for answer in answers]
+        n_given = [len(phrase) if self.answers else 0 for phrase in asked for _ in answers]
+        prefix = (*self.frame[0], *shared)
         found_NP = log_likelihoods(
-            self.network, self.placed, prompts, phrases, (*self.frame[0], *shared), progress
+            self.network, self.placed, prompts, phrases, prefix, progress, n_given=n_given
         )
         if self.length_normalized:
-            found_NP = found_NP / np.array([len(phrase) for phrase in phrases])
+            found_NP = found_NP / np.array(
+                [len(p) - n for p, n in zip(phrases, n_given, strict=True)]
+            )
+        average: Callable[..., Floats] = _log_mean
+        if self.answers:
+            found_NP, average = found_NP[:, 1::2] - found_NP[:, ::2], np.mean
         ends = np.cumsum([len(of_class) for of_class in self.phrases])[:-1]
         parts = np.split(found_NP, ends, axis=1)
-        return np.stack([_log_mean(part_NP, axis=1) for part_NP in parts], axis=1)
+        return np.stack([average(part_NP, axis=1) for part_NP in parts], axis=1)
 
     def labels(self, scores_NK: Floats) -> NDArray[Any]:
-        """Return the class of each row of scores."""
+        """Return the class of each row of scores, or an indicator of labels."""
+        if self.multilabel:
+            return (scores_NK > 0).astype(np.int64)
         return np.asarray(self.classes[scores_NK.argmax(axis=1)])
 
 
@@ -255,32 +267,38 @@ def _log_odds(scores_NK: Floats) -> Floats:
     return scores_NK - np.stack(others, axis=1)
 
 
+def _longest(phrases: Sequence[Phrase]) -> int:
+    return max(map(len, phrases), default=0)
+
+
 # --- The prompt and the words -----------------------------------------------------------------
 
 
+def _check_answers(answers: Any) -> tuple[str, str]:
+    """Return the words for no and yes, without white space around them."""
+    texts = all(isinstance(word, str) and word.strip() for word in answers)
+    if not texts or len(answers) != 2 or answers[0].strip() == answers[1].strip():
+        raise InvalidTextError(
+            "`answers` must be two different words or phrases, the one for no first. Got "
+            f"{answers!r}: pass a pair as in ('no', 'yes')."
+        )
+    return answers[0].strip(), answers[1].strip()
+
+
 def _check_lengths(
-    words: Sequence[Sequence[str]],
-    phrases: Sequence[Sequence[Phrase]],
-    layout: Template,
-    tokenizer: TextTokenizer,
-    max_length: int,
+    n_tokens: Mapping[str, int], layout: Template, tokenizer: TextTokenizer, max_length: int
 ) -> None:
     """Check that the template, a token for each field, and the longest phrase fit in a text."""
-    sizes = {
-        word: len(phrase)
-        for of_words, of_phrases in zip(words, phrases, strict=True)
-        for word, phrase in zip(of_words, of_phrases, strict=True)
-    }
-    longest = max(sizes, key=lambda word: sizes[word])
+    longest = max(n_tokens, key=lambda word: n_tokens[word])
     n_words = len(tokenizer.encode([clean("".join(layout.words))])[0])
     n_special = len(tokenizer.prefix_ids) + len(tokenizer.suffix_ids)
-    needed = n_words + len(layout.fields) + n_special + sizes[longest]
+    needed = n_words + len(layout.fields) + n_special + n_tokens[longest]
     if needed > max_length:
         raise InvalidTextError(
             f"`max_length` must leave room for the template and the label words. The template's "
-            f"own words take {n_words} tokens and {longest!r} takes {sizes[longest]}, so with one "
-            f"for each field at least {needed} are needed. Got max_length={max_length}: raise it, "
-            "or use fewer words."
+            f"own words take {n_words} tokens and {longest!r} takes {n_tokens[longest]}, so with "
+            f"one for each field at least {needed} are needed. Got max_length={max_length}: raise "
+            "it, or use fewer words."
         )
 
 
@@ -300,23 +318,34 @@ def _draw(codes: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
     return np.argsort(place, kind="stable")[:n]
 
 
-def _lay_out_examples(layout: Template, words: Sequence[str]) -> Template:
-    """Return the template of so many filled prompts and their words, each with fields of its own.
+def _draw_answered(codes_NK: NDArray[Any], n: int, seed: int) -> NDArray[np.int64]:
+    """Draw n rows, labels to ask them for, and the answers, shape (n, 3); yes and no by turns."""
+    drawn = []
+    for answer in (1, 0):
+        pairs = np.argwhere(codes_NK == answer)
+        chosen = pairs[_draw(pairs[:, 1], n, seed)] if len(pairs) else pairs
+        drawn.append(np.column_stack([chosen, np.full(len(chosen), answer)]))
+    turn = np.concatenate([np.arange(len(part)) for part in drawn])
+    return np.concatenate(drawn)[np.argsort(turn, kind="stable")[:n]]
+
+
+def _lay_out_examples(layout: Template, endings: Sequence[str]) -> Template:
+    """Return the template of so many filled prompts, each with fields of its own, and its ending.
 
     A blank line stands behind each.
     """
     pieces = [""]
-    for word in words:
+    for ending in endings:
         first, *others = layout.words
         pieces[-1] += first
         pieces += others
-        pieces[-1] += (joint(word, others[-1]) if others[-1] else "\n") + word + "\n\n"
+        pieces[-1] += ending + "\n\n"
     return Template(tuple(pieces), tuple(range(len(pieces) - 1)))
 
 
 def _examples(
     rows: Sequence[Sequence[str]],
-    words: Sequence[str],
+    endings: Sequence[str],
     layout: Template,
     tokenizer: TextTokenizer,
     room: int,
@@ -326,21 +355,21 @@ def _examples(
     needed = [
         len(tokenizer.encode([clean("".join(laid_out.words))])[0])
         + _LEAST_OF_FIELD * len(laid_out.fields)
-        for laid_out in (_lay_out_examples(layout, words[: n + 1]) for n in range(len(words)))
+        for laid_out in (_lay_out_examples(layout, endings[: n + 1]) for n in range(len(endings)))
     ]
     n_fit = sum(n_tokens <= room for n_tokens in needed)
-    if n_fit < len(words):
+    if n_fit < len(endings):
         raise InvalidTextError(
-            f"The examples in the prompt must fit in {room} tokens. {len(words)} need at least "
+            f"The examples in the prompt must fit in {room} tokens. {len(endings)} need at least "
             f"{needed[-1]}, and {n_fit} fit: set n_examples={n_fit}, or change max_length. The "
             "examples may take as many tokens, and the model must have positions for both."
         )
-    laid_out = _lay_out_examples(layout, words)
+    laid_out = _lay_out_examples(layout, endings)
     values = [row[field] for row in rows for field in layout.fields]
     return laid_out.render(cut_row(values, laid_out, tokenizer, room))
 
 
-def _behind(context: str, layout: Template) -> Template:
+def _after(context: str, layout: Template) -> Template:
     """Return a template whose prompts stand behind a text."""
     first, *others = layout.words
     return replace(layout, words=(context + first, *others))
@@ -352,7 +381,9 @@ def _behind(context: str, layout: Template) -> Template:
 class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     r"""Classify texts by how likely a pretrained GPT finds each label's words behind a prompt.
 
-    Nothing is trained, so no labelled text is needed: ``fit(None, ["negative", "positive"])``.
+    Nothing is trained, so no labelled text is needed: ``fit(None, ["negative", "positive"])``. If a
+    text may have any number of labels, let the template ask for each, as in
+    ``"{text}\nIs this about {label}? Answer:"``.
 
     Parameters
     ----------
@@ -361,23 +392,31 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         its language-model head.
     revision : str or None, default=None
         Hub revision: a branch, tag or commit.
-    label_words : dict or None, default=None
+    label_words : dict, "auto" or None, default=None
         The words of each label: a word, a phrase, or a list of them, whose probabilities are
-        averaged. Labels that the fit doesn't meet may be there too. None takes ``str(label)``.
+        averaged. Labels that the fit doesn't meet may be there too. None and "auto" take
+        ``str(label)``, for an indicator that is a DataFrame the names of its columns.
     template : str, default="{text}\nTopic:"
         The prompt: how the columns of a row become one text, as in ``"{title}\n{body}\nTopic:"``.
         ``{text}`` is the whole row, its columns joined with a blank line. It must end in words; a
-        space is put between them and a label's where the language has one.
+        space is put between them and a label's where the language has one. If it names ``{label}``,
+        once and behind the text, each label is asked for by itself, its words in that place, and a
+        text may have any number of them.
+    answers : pair of str, default=("no", "yes")
+        The words that say that a text doesn't have a label, and that it has it; only read where
+        `template` names ``{label}``.
     n_examples : int, default=0
         How many rows of the fit stand in the prompt as examples, each the template filled and the
-        first of its label's words, with a blank line behind it. Every class has its share of them.
+        first of its label's words, with a blank line behind it. Every class has its share of them;
+        of labels that are asked for, each example asks for one, and the answers come by turns.
         They take at most `max_length` tokens together, beside those of the text; the longest are
         cut. They run once, whatever the number of texts.
     calibration : {"content-free", "batch"} or None, default="content-free"
         What is taken off the scores, as a model likes some words better than others whatever the
         text. "content-free": what it says of the texts "N/A", "" and "[MASK]" [1]_. "batch": what
         it says of all rows that one call is given, in the mean [2]_: a prediction then depends on
-        the other rows, and a single row tells nothing. None takes off nothing.
+        the other rows, and a single row tells nothing. None takes off nothing. Of a label that is
+        asked for by itself, that is the log-odds of yes: "batch" takes half of the rows to have it.
     length_normalized : bool, default=False
         Whether a phrase's log-likelihood is the mean over its tokens, not their sum, so that long
         phrases are not at a disadvantage.
@@ -408,12 +447,13 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        The labels, sorted.
+        The labels, sorted; of an indicator the numbers of its columns.
     label_words_ : dict
         The words that stand for each label, a list each.
     prior_ : ndarray of shape (n_classes,)
         What is taken off the scores, only with ``calibration="content-free"``: the logarithms of
-        the mean probabilities of the content-free texts.
+        the mean probabilities of the content-free texts; their log-odds where a text may have any
+        number of labels.
     examples_ : ndarray of shape (n_examples,)
         The rows that stand in the prompt, in this order; only with `n_examples`.
     model_id_ : str
@@ -434,8 +474,10 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     The score of a class is the sum of the log-probabilities of its phrase's tokens behind the
     prompt. A prompt runs once for all phrases, which it is followed by as a tree: a beginning that
     several share is in it once. What all prompts begin with, examples above all, runs once for all
-    texts, and its keys and values are kept. On architectures where that can't be shown to be exact
-    (scores that are capped, ALiBi), each beginning of a phrase runs behind a prompt of its own.
+    texts, and its keys and values are kept. Questions for labels are phrases too, of which only the
+    answers count, the score of yes less that of no. On architectures where that can't be shown to
+    be exact (scores that are capped, ALiBi), each beginning of a phrase runs behind a prompt of its
+    own.
 
     References
     ----------
@@ -451,7 +493,17 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     >>> clf.fit(None, ["negative", "positive"])  # doctest: +SKIP
     >>> clf.predict(["A delight from beginning to end."])  # doctest: +SKIP
     array(['positive'], dtype='<U8')
+
+    Texts with any number of labels; what is predicted is an indicator of ``classes_``:
+
+    >>> clf = GPTZeroShotClassifier(template="{text}\nIs this about {label}? Answer:")
+    >>> clf.fit(None, ["food", "prices"])  # doctest: +SKIP
+    >>> clf.predict(["The soup was cold, and dear."])  # doctest: +SKIP
+    array([[1, 1]])
     """
+
+    _kind = PromptedModel
+    _model: PromptedModel
 
     _parameter_constraints: dict[str, list[Any]] = {
         **{
@@ -461,8 +513,9 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
                 *("store_base", "random_state", "verbose"),
             )
         },
-        "label_words": [Mapping, None],
+        "label_words": [Mapping, StrOptions({"auto"}), None],
         "template": [str],
+        "answers": [tuple, list],
         "n_examples": [Interval(Integral, 0, None, closed="left")],
         "length_normalized": ["boolean"],
         "chat": ["boolean"],
@@ -476,6 +529,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         revision: str | None = None,
         label_words: LabelWords = None,
         template: str = "{text}\nTopic:",
+        answers: tuple[str, str] = ("no", "yes"),
         n_examples: int = 0,
         calibration: Calibration = "content-free",
         length_normalized: bool = False,
@@ -492,6 +546,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         self.revision = revision
         self.label_words = label_words
         self.template = template
+        self.answers = answers
         self.n_examples = n_examples
         self.calibration = calibration
         self.length_normalized = length_normalized
@@ -506,7 +561,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
 
     @fit_context(prefer_skip_nested_validation=True)
     @own_settings()
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the classes, and load the model; nothing is trained.
 
         Parameters
@@ -514,8 +569,9 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         X : array-like of shape (n,) or (n, n_columns), or None
             Texts: a list, array or Series of str, or columns of them. They are checked, their
             columns are noted, and `n_examples` of them are drawn. None if there are none.
-        y : array-like of shape (n,)
-            Labels: str, int or bool. Without X, each label once, or as often as you like.
+        y : array-like of shape (n,) or (n, n_labels)
+            Labels: str, int or bool; where `template` names ``{label}``, an indicator matrix of
+            zeros and ones. Without X, each label once, or as often as you like.
 
         Returns
         -------
@@ -531,38 +587,38 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             If the model can't be found, fetched or read.
         """
         name = type(self).__name__
-        named = check_prompt(self.template, ends_in_words=not self.chat)
+        question = question_of(self.template, ends_in_words=not self.chat)
+        prompt = self.template if question is None else question.prompt
+        named = check_prompt(prompt, ends_in_words=question is not None or not self.chat)
         columns: dict[str, Any] = {}
-        layout = None
-        codes = np.arange(0)
+        layout, target = None, None
+        if y is None:
+            raise InvalidTextError(
+                f"{name} requires y to be passed, but the target y is None: without labelled "
+                "texts, name the labels, as in fit(None, ['negative', 'positive'])."
+            )
         if X is None:
             classes = check_classes(y, name=name, what="y")
         else:
             texts = find_columns(X, estimator=name)
             columns = column_attributes(texts, name)
-            layout = lay_out_prompt(self.template, len(texts.columns), texts.names)
+            layout = lay_out_prompt(prompt, len(texts.columns), texts.names)
             cells = texts.read(match_columns(columns, layout, texts, name=name), to_fit=name)
-            target = self._check_labels(y, len(texts))
-            classes, codes = target.classes, target.codes
-        rows = self._draw_examples(codes)
-        words = words_of(self.label_words, classes.tolist())
-        model = self._load(classes, words, named)
-        model = replace(model, columns=columns, layout=layout)
-        if layout is not None and len(rows):
-            labels = [words[code][0] for code in codes[rows]]
-            values = [[column[row] for column in cells] for row in rows]
-            tokenizer = model.network.pretrained.tokenizer
-            positions = model.network.pretrained.max_positions or 2 * self.max_length
-            room = min(self.max_length, positions - self.max_length)
-            context = _examples(values, labels, layout, tokenizer, room)
-            layout, named = (_behind(context, each) for each in (layout, named))
-            n_context = len(tokenizer.encode([clean(context)])[0])
-            examples = tuple(rows.tolist())
-            model = replace(model, layout=layout, n_context=n_context, examples=examples)
+            target = self._check_labels(y, len(texts), question)
+            classes = target.classes
+        self._check_n_examples(0 if target is None else len(target))
+        words = words_of(self._label_words(y, question), classes.tolist())
+        model = self._load(classes, words, named, question)
+        model = replace(model, columns=columns)
+        if layout is not None and target is not None:
+            model = replace(model, template=layout, prompt=None)
+            if self.n_examples:
+                model, context = self._with_examples(model, cells, target, question)
+                named = _after(context, named)
         if self.calibration == "content-free":
             free = [list(CONTENT_FREE) for _ in named.fields]
-            scores = model.log_likelihoods(free, named)
-            model = replace(model, prior=tuple(mean_log_probabilities(scores).tolist()))
+            prior = model.prior_in(model.log_likelihoods(free, named))
+            model = replace(model, prior=tuple(prior.tolist()))
         self._set_fitted(model)
         return self
 
@@ -577,15 +633,16 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
 
         Returns
         -------
-        labels : ndarray of shape (n,)
-            Labels out of ``classes_``.
+        labels : ndarray of shape (n,) or (n, n_classes)
+            Labels out of ``classes_``; where a text may have any number of them an indicator of
+            int.
         """
         model = self._fitted()
         return model.labels(model.scores(X, self.verbose))
 
     @own_settings()
     def predict_proba(self, X: Any) -> Floats:
-        """Predict the probability of each class: the softmax of the scores.
+        """Predict the probability of each class: the softmax of the scores, or their logistic.
 
         Parameters
         ----------
@@ -595,9 +652,11 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         Returns
         -------
         probabilities : ndarray of shape (n, n_classes), float64
-            In the order of ``classes_``. Each row adds up to one.
+            In the order of ``classes_``. Each row adds up to one, unless a text may have any number
+            of labels: then each has a probability of its own.
         """
-        return np.asarray(softmax(self._fitted().scores(X, self.verbose), axis=1))
+        model = self._fitted()
+        return link_for(model.multilabel).probabilities(model.scores(X, self.verbose))
 
     @own_settings()
     def predict_log_proba(self, X: Any) -> Floats:
@@ -613,7 +672,8 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         log_probabilities : ndarray of shape (n, n_classes), float64
             Computed from the scores, so finite even where a probability rounds to zero.
         """
-        return np.asarray(log_softmax(self._fitted().scores(X, self.verbose), axis=1))
+        model = self._fitted()
+        return link_for(model.multilabel).log_probabilities(model.scores(X, self.verbose))
 
     @own_settings()
     def decision_function(self, X: Any) -> Floats:
@@ -627,10 +687,13 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         Returns
         -------
         scores : ndarray of shape (n,) or (n, n_classes), float64
-            With two classes the second's score less the first's.
+            With two classes the second's score less the first's. Where a text may have any number
+            of labels, the log-odds of each, above zero where it is predicted.
         """
-        scores = self._fitted().scores(X, self.verbose)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+        model = self._fitted()
+        scores = model.scores(X, self.verbose)
+        one_column = scores.shape[1] == 2 and not model.multilabel
+        return scores[:, 1] - scores[:, 0] if one_column else scores
 
     @own_settings()
     def explain(self, X: Any, *, target: Any = None) -> Any:
@@ -645,14 +708,16 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             Texts, as in `fit`.
         target : label or array-like of shape (n,) or (n, n_classes), default=None
             The class to explain: one for all texts, one for each, or an indicator of several for
-            each, whose columns are those of `classes_`. None for the predicted class.
+            each, whose columns are those of `classes_`. None for the predicted class; where a text
+            may have any number of labels, those that are predicted, or the nearest to it.
 
         Returns
         -------
         table : pandas.DataFrame
             A row for each token of each text and each class that is explained, with the columns of
             `GPTTextClassifier.explain`. ``value`` is what the log-odds of the class fall by without
-            the token; with two classes these are what `decision_function` gives. ``baseline`` are
+            the token; with two classes, or any number of labels, these are what
+            `decision_function` gives. ``baseline`` are
             the log-odds without any token of the text; the values need not add up to the rest.
 
         Raises
@@ -668,47 +733,127 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     def _fitted(self) -> PromptedModel:
         """Return the record of the fit, read once: another thread's fit can't mix two models."""
         check_is_fitted(self)
-        model: PromptedModel = self._model
-        return model
+        return self._model
 
-    def _check_labels(self, y: Any, n: int) -> Target:
-        """Return the labels of n rows."""
-        target = encode_target(y, n, name=type(self).__name__)
-        if target.codes.ndim == 2:
+    def _check_labels(self, y: Any, n: int, question: Question | None) -> Target:
+        """Return the labels of n rows, one each or an indicator as the template asks for."""
+        name = type(self).__name__
+        target = encode_target(y, n, name=name)
+        if target.is_multioutput:
             raise InvalidTextError(
-                f"y must hold one label per text: {type(self).__name__} takes a single column "
-                "of labels. Use GPTTextClassifier, or one zero-shot classifier per label."
+                f"y must hold one label per text, or an indicator of several: {name} takes no "
+                "columns of classes. Use GPTTextClassifier, or a zero-shot classifier for each."
+            )
+        if question is None and target.is_multilabel:
+            raise InvalidTextError(
+                "y must hold one label per text with this template. Got an indicator of several: "
+                f"name each in `template`, as in '{{text}}\\nIs this about {{label}}? Answer:'. "
+                f"Got {self.template!r}."
+            )
+        if question is not None and not target.is_multilabel:
+            raise InvalidTextError(
+                "y must be an indicator of zeros and ones, as scikit-learn's MultiLabelBinarizer "
+                "makes it: `template` asks for each {label} by itself. Got one label per text: "
+                f"end the template where the label's words would follow. Got {self.template!r}."
             )
         return target
 
-    def _draw_examples(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows that stand in the prompt; none of them draws nothing."""
-        if self.n_examples > len(codes):
+    def _check_n_examples(self, n: int) -> None:
+        if self.n_examples > n:
             raise InvalidTextError(
                 f"`n_examples` must be at most the number of labelled texts that fit is given. Got "
-                f"{self.n_examples} for {len(codes)}: pass them as X and y, or lower it."
+                f"{self.n_examples} for {n}: pass them as X and y, or lower it."
             )
-        if not self.n_examples:
-            return np.arange(0)
-        return _draw(codes, int(self.n_examples), draw_seed(self.random_state))
+
+    def _label_words(self, y: Any, question: Question | None) -> LabelWords:
+        """Return the words of the labels: those of a DataFrame's columns are their names."""
+        if isinstance(self.label_words, Mapping) or question is None or frame_columns(y) is None:
+            return self.label_words
+        names = frame_names(y)
+        return None if names is None else dict(enumerate(names))
+
+    def _with_examples(
+        self,
+        model: PromptedModel,
+        cells: list[list[str]],
+        target: Target,
+        question: Question | None,
+    ) -> tuple[PromptedModel, str]:
+        """Return the model with examples before each prompt, and their text."""
+        # Draw rows, and say what stands behind each.
+        n, seed = int(self.n_examples), draw_seed(self.random_state)
+        first_words = [of_class[0] for of_class in model.words]
+        if question is None:
+            rows = _draw(target.codes, n, seed)
+            said = [
+                (first_words[code], "", model.template.words[-1]) for code in target.codes[rows]
+            ]
+        else:
+            rows, labels, answers = _draw_answered(target.codes, n, seed).T
+            said = [
+                (
+                    _check_answers(self.answers)[answer],
+                    question.about(first_words[k]),
+                    question.rest,
+                )
+                for k, answer in zip(labels, answers, strict=True)
+            ]
+        endings = [
+            before + (behind(word, end) if end else "\n" + word) for word, before, end in said
+        ]
+        # Cut them to what there is room for.
+        pretrained = model.network.pretrained
+        positions = pretrained.max_positions or 2 * self.max_length
+        room = min(self.max_length, positions - self.max_length)
+        values = [[column[row] for column in cells] for row in rows]
+        context = _examples(values, endings, model.template, pretrained.tokenizer, room)
+        model = replace(
+            model,
+            template=_after(context, model.template),
+            n_context=len(pretrained.tokenizer.encode([clean(context)])[0]),
+            examples=tuple(rows.tolist()),
+        )
+        return model, context
 
     @explain_no_memory()
     def _load(
-        self, classes: NDArray[Any], words: tuple[tuple[str, ...], ...], named: Template
+        self,
+        classes: NDArray[Any],
+        words: tuple[tuple[str, ...], ...],
+        named: Template,
+        question: Question | None,
     ) -> PromptedModel:
         """Load the model and its head, and check the words against its tokens."""
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
+        no_yes = _check_answers(self.answers) if question is not None else ()
         pretrained = load_pretrained(self.model, self.revision)
         check_max_length(self.max_length, pretrained)
-        tokenizer, prompt_end = pretrained.tokenizer.open_ended(), named.words[-1]
+        # Turn what stands behind prompts into tokens.
+        tokenizer, end = pretrained.tokenizer.open_ended(), named.words[-1]
+        if question is not None:
+            end = question.rest
         if self.chat:
-            tokenizer, prompt_end = pretrained.tokenizer.in_chat()
-        phrases = tuple(
-            tuple(tokens_of(word, prompt_end or "\n", tokenizer) for word in of_class)
-            for of_class in words
-        )
-        _check_lengths(words, phrases, named, tokenizer, self.max_length)
+            tokenizer, end = pretrained.tokenizer.in_chat()
+        end, frame = end or "\n", (tokenizer.prefix_ids, tokenizer.suffix_ids)
+
+        def in_tokens(word: str) -> Phrase:
+            if question is None:
+                return tokens_of(behind(word, end), end, tokenizer)
+            return (*tokens_of(question.about(word), named.words[-1], tokenizer), *frame[1])
+
+        phrases = tuple(tuple(map(in_tokens, of_class)) for of_class in words)
+        answers = tuple(tokens_of(behind(word, end), end, tokenizer) for word in no_yes)
+        if question is not None:  # the question ends in what a chat closes a message with
+            frame = (frame[0], ())
+            tokenizer = tokenizer.framed(*frame)
+        n_tokens = {
+            word: len(phrase) + _longest(answers)
+            for of_class in zip(words, phrases, strict=True)
+            for word, phrase in zip(*of_class, strict=True)
+        }
+        _check_lengths(n_tokens, named, tokenizer, self.max_length)
+        # Load what scores them.
         head = language_head(pretrained)
         network = build_network(
             pretrained,
@@ -726,9 +871,10 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             classes=classes,
             words=words,
             phrases=phrases,
-            template=self.template,
-            layout=None,
-            frame=(tokenizer.prefix_ids, tokenizer.suffix_ids),
+            answers=answers,
+            template=named,
+            prompt=self.template if question is None else question.prompt,
+            frame=frame,
             n_context=0,
             examples=(),
             calibration=self.calibration,
@@ -738,19 +884,17 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             long_text=self.long_text,
             device=self.device,
             precision=self.precision,
-            columns={},
             fitted_by=type(self).__name__,
         )
 
     def _pack(self) -> State:
         """Return the record, but for its classes; the head's own weights go where the base goes."""
-        model: PromptedModel = self._model
-        layout = model.layout
+        model = self._model
         values = {
             "format": FORMAT,
             **{name: getattr(model, name) for name in _PLAIN},
             "columns": dict(model.columns),
-            "layout": layout and asdict(layout),
+            "template": asdict(model.template),
             "head": model.head.fingerprint,
         }
         own = model.head.own if holds_base(model.network.pretrained, self.store_base) else {}
@@ -779,7 +923,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             placed=head.on(network.trunk, device),
             **outside,
             columns=values["columns"],
-            layout=Template(**values["layout"]) if values["layout"] else None,
+            template=Template(**values["template"]),
             fitted_by=type(self).__name__,
         )
 
@@ -787,4 +931,5 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         tags = super().__sklearn_tags__()
         # The checks' tables of numbers, read as text, are no ground to judge a language model on.
         tags.classifier_tags.poor_score = True
+        tags.classifier_tags.multi_label = LABEL in fields_of(str(self.template))
         return tags

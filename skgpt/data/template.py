@@ -98,6 +98,12 @@ def fields_of(template: str) -> list[str]:
     return list(dict.fromkeys(field for field in found if field))
 
 
+def before_field(template: str, field: str) -> str:
+    """Return what stands before a field of a template, as it is written."""
+    pieces = _PIECES.finditer(template)
+    return template[: next(piece.start() for piece in pieces if piece["field"] == field)]
+
+
 def _position(field: str, template: str, n_columns: int, names: Sequence[str] | None) -> int:
     """Return the position of the column that a field names."""
     known = [] if names is None else list(names)

@@ -252,11 +252,13 @@ class TextNetwork(nn.Module):
         """Start from what another network has learned, on the same model and depth.
 
         `rows` says where each row of its head goes, if this network has more outputs; new ones stay
-        as they start. The other must learn nothing that this one doesn't.
+        as they start, and so do all offsets, which are what these outputs together start from. The
+        other must learn nothing that this one doesn't.
         """
         places = slice(None) if rows is None else torch.from_numpy(rows).to(self.device)
         self.head.weight[places] = other.head.weight.to(self.device)
-        self.offset[places] = other.offset.to(self.device)
+        if rows is None:
+            self.offset.copy_(other.offset)
         for name, tensor in other.learnable.items():
             self.learnable[name].copy_(tensor)
         self.refresh()

@@ -40,16 +40,20 @@ def log_likelihoods(
     phrases: Sequence[Phrase],
     shared: Phrase = (),
     progress: Progress = no_progress,
+    *,
+    n_given: Sequence[int] | None = None,
 ) -> NDArray[np.float64]:
     """Return the log-likelihood of each phrase right behind each prompt, shape (N, n_phrases).
 
-    It is the sum over the phrase's tokens. `network` pools the last token of all of a decoder's
-    layers, and `head` is what `LanguageHead.on` returned. `shared` is what the prompts begin with,
-    as far as their tokens are the same.
+    It is the sum over the phrase's tokens, less the first `n_given`, which are taken as said.
+    `network` pools the last token of all of a decoder's layers, and `head` is what
+    `LanguageHead.on` returned. `shared` is what the prompts begin with, as far as their tokens are
+    the same.
     """
     texts, first = prompts.distinct()
     distinct = prompts.take(np.array([*first.values()]))
-    result_DP = _of_distinct(network, head, distinct, phrases, shared, progress)
+    given = [0] * len(phrases) if n_given is None else n_given
+    result_DP = _of_distinct(network, head, distinct, phrases, given, shared, progress)
     if not np.isfinite(result_DP).all():
         raise ModelNotSupportedError(
             f"The logits of {network.pretrained.model!r} must stay finite. They don't in "
@@ -64,21 +68,23 @@ def _of_distinct(
     head: Any,
     prompts: Tokens,
     phrases: Sequence[Phrase],
+    given: Sequence[int],
     shared: Phrase,
     progress: Progress,
 ) -> NDArray[np.float64]:
-    words = sorted({token for phrase in phrases for token in phrase})
-    steps = _steps(phrases, words)
+    words = sorted({token for p, n in zip(phrases, given, strict=True) for token in p[n:]})
+    beginnings = _steps(phrases, given, words)
     can = network.pretrained.capabilities.supports_context
-    if can and len(steps) > _MOST_BEGINNINGS and len(phrases) > 1:
+    if can and len(beginnings) > _MOST_BEGINNINGS and len(phrases) > 1:
         half = len(phrases) // 2
-        parts = (phrases[:half], phrases[half:])
+        parts = ((phrases[:half], given[:half]), (phrases[half:], given[half:]))
         return np.hstack(
-            [_of_distinct(network, head, prompts, part, shared, progress) for part in parts]
+            [_of_distinct(network, head, prompts, *part, shared, progress) for part in parts]
         )
     n_shared = _n_shared(prompts, shared) if can else 0
-    if can and (n_shared or len(steps) > 1):
-        lengths, states_of = _in_context(network, prompts, [*steps], n_shared)
+    steps = {begins: step for begins, step in beginnings.items() if step[0]}
+    if can and (n_shared or len(beginnings) > 1):
+        lengths, states_of = _in_context(network, prompts, [*beginnings], [*steps], n_shared)
     else:
         lengths, states_of = _whole(network, prompts, [*steps], progress)
     result_DP = np.zeros((len(prompts), len(phrases)))
@@ -101,16 +107,20 @@ def _of_distinct(
 
 
 def _steps(
-    phrases: Sequence[Phrase], words: list[int]
+    phrases: Sequence[Phrase], given: Sequence[int], words: list[int]
 ) -> dict[Phrase, tuple[list[int], list[int]]]:
-    """Return of each beginning which phrases go on behind it, and with which of the words."""
+    """Return of each beginning which phrases go on behind it, and with which of the words.
+
+    Those that go on with what is given don't count: none may be left.
+    """
     column = {word: i for i, word in enumerate(words)}
     steps: dict[Phrase, tuple[list[int], list[int]]] = {}
-    for i, phrase in enumerate(phrases):
+    for i, (phrase, n_given) in enumerate(zip(phrases, given, strict=True)):
         for n, token in enumerate(phrase):
             which, columns = steps.setdefault(phrase[:n], ([], []))
-            which.append(i)
-            columns.append(column[token])
+            if n >= n_given:
+                which.append(i)
+                columns.append(column[token])
     return steps
 
 
@@ -150,9 +160,16 @@ def _whole(
 
 
 def _in_context(
-    network: TextNetwork, prompts: Tokens, beginnings: list[Phrase], n_shared: int
+    network: TextNetwork,
+    prompts: Tokens,
+    beginnings: list[Phrase],
+    wanted: list[Phrase],
+    n_shared: int,
 ) -> _Runner:
-    """Run each prompt, less what all share, once with all beginnings behind it."""
+    """Run each prompt, less what all share, once with all beginnings behind it.
+
+    The states that come out are those of the wanted beginnings.
+    """
     # The tree: of each beginning its last token, which sees those of the beginnings it begins with.
     number = {begins: i for i, begins in enumerate(beginnings[1:])}
     tree_MM = np.zeros((len(number), len(number)), dtype=bool)
@@ -168,14 +185,17 @@ def _in_context(
     if len(nodes):
         context["tree_MM"] = to_device(tree_MM, network.device)
 
+    # How far before the last node each of the wanted beginnings ends.
+    back = np.array([len(nodes) - 1 - number.get(begins, -1) for begins in wanted])
+
     def run(rows: Rows) -> tuple[Rows, Tensor]:
-        at = rows[:, None] * len(beginnings) + np.arange(len(beginnings))
+        at = rows[:, None] * len(wanted) + np.arange(len(wanted))
         layout = Layout.of(texts.lengths[rows], network.pretrained, network.device, **context)
         ids_T = ids_of(texts, rows, network.device)
         if not len(nodes):
             return at.ravel(), network.pooled(ids_T, layout)
         hidden_TH = network.hidden(ids_T, layout)
-        ends_BS = layout.ends_B[:, None] - torch.arange(len(nodes), -1, -1, device=network.device)
+        ends_BS = layout.ends_B[:, None] - to_device(back, network.device)
         return at.ravel(), hidden_TH[ends_BS.flatten()].float()
 
     return texts.lengths, run

@@ -73,7 +73,9 @@ class TokenAttributionDisplay:
         self.frame = frame
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, *, target: Any = None, ax: Any = None) -> Self:
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, target: Any = None, output: Any = None, ax: Any = None
+    ) -> Self:
         """Explain texts and plot them.
 
         Parameters
@@ -84,6 +86,8 @@ class TokenAttributionDisplay:
             A text, or up to 50.
         target : label or array-like, default=None
             Which class to explain, as in `GPTTextClassifier.explain`; None for the predicted one.
+        output : int, default=None
+            Of a classifier of several outputs, the column of y whose class to explain.
         ax : matplotlib.axes.Axes, default=None
             Where to draw; None for a figure of its own.
 
@@ -100,7 +104,8 @@ class TokenAttributionDisplay:
         """
         X = [X] if isinstance(X, str) else X
         _check_number(len(find_columns(X)))  # before they are explained
-        return cls.from_predictions(estimator.explain(X, target=target), ax=ax)
+        which = {} if output is None else {"output": output}  # classifiers alone have it
+        return cls.from_predictions(estimator.explain(X, target=target, **which), ax=ax)
 
     @classmethod
     def from_predictions(

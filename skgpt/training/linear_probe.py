@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from skgpt.data.batching import Rows
-from skgpt.training.loss import JointCrossEntropy
 from skgpt.training.run import TrainingRun
 
 _MAX_ITERATIONS = 1000
@@ -20,8 +19,8 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     The states are divided by their deviations over the rows first, and the weight takes these in:
     a few that are far larger than the others would decide everything. Loss and penalty are means,
     so the scale of the weights changes nothing, and a row of weight two is that row twice. The
-    penalty is on the distance from label words, if the head starts from some, or from what a fit
-    before came to, and then it falls with the number of rows.
+    penalty is on the distance from label words, if the head starts from some, and then it falls
+    with the number of rows.
     """
     rows = np.sort(rows[run.row_weight[rows] > 0])
     if len(rows) == 0:
@@ -41,9 +40,7 @@ def solve_head(run: TrainingRun, rows: Rows) -> None:
     # The columns of a target, labels or numbers, are solved for side by side, each as if alone, and
     # so are several outputs.
     share_J = weight.sum(0) if weight.ndim == 2 else torch.ones(1)
-    if isinstance(run.loss, JointCrossEntropy):
-        share_J = run.loss.spread(share_J)
-    penalty_K1 = run.loss.penalty * share_J[:, None]
+    penalty_K1 = run.loss.penalty * run.loss.spread(share_J)[:, None]
     shape = run.network.head.weight.shape
     offset_K = run.network.offset.cpu().double()
     start_KH = run.network.head.weight.detach().cpu().double().numpy() * deviation_H

@@ -23,8 +23,16 @@ _SMALLEST = np.finfo(np.float64).tiny
 _LARGEST = np.nextafter(1.0, 0.0)
 
 
+class _ByColumn:
+    """A loss whose raw scores are one for each column of a target, or all of its only one."""
+
+    def spread(self, values_J: Tensor) -> Tensor:
+        """Repeat what each column of a target has for each of its scores."""
+        return values_J
+
+
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(_ByColumn):
     """Softmax cross-entropy over class codes.
 
     `label_smoothing` is the share of the target that is spread evenly over all classes.
@@ -50,7 +58,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(_ByColumn):
     """Sigmoid cross-entropy over the labels of a multilabel target, each by itself.
 
     `label_smoothing` is the share of a label's target that is spread evenly over its two values.
@@ -97,7 +105,7 @@ class JointCrossEntropy:
         return torch.stack([own.total(*output) for output in outputs]).sum()
 
     def spread(self, values_J: Tensor) -> Tensor:
-        """Repeat what each output has for each of its scores."""
+        """Repeat what each column of a target has for each of its scores."""
         return values_J.repeat_interleave(torch.tensor(self.sizes))
 
 
@@ -109,7 +117,7 @@ _KINK = 0.01
 
 
 @dataclass(frozen=True)
-class ErrorLoss:
+class ErrorLoss(_ByColumn):
     """Loss of the difference between standardised numbers and raw scores.
 
     The quantile loss is the quantile Huber loss (Dabney and others 2018) with a narrow kink.

@@ -408,12 +408,37 @@ def test_class_weight__that_fits_no_columns__is_refused(
         make(tiny_llama, class_weight=class_weight).fit(X, Y)
 
 
+def test_explain__one_of_the_outputs__adds_up_to_its_own_scores(
+    fitted_model: Callable[[str], Fitted],
+) -> None:
+    clf = fitted_model("several outputs").clf
+    predictions, decisions = clf.predict(X[:3]), clf.decision_function(X[:3])
+    for output, classes in enumerate(clf.classes_):
+        table = clf.explain(X[:3], output=output)
+        shown = table.groupby("text")["class"].unique()
+        assert [each.tolist() for each in shown] == [[label] for label in predictions[:, output]]
+        of_text = table.groupby("text")
+        total = of_text["value"].sum() + of_text["baseline"].first()
+        places = [classes.tolist().index(label) for label in predictions[:, output]]
+        scores = decisions[output]
+        if scores.ndim == 1:
+            scores = np.stack([-scores, scores], axis=1)
+        np.testing.assert_allclose(total, scores[np.arange(3), places], atol=1e-4)
+    asked = clf.explain(X[:3], output=0, target="space")
+    assert asked["class"].unique().tolist() == ["space"]
+    with pytest.raises(InvalidTextError, match="`target`"):
+        clf.explain(X[:3], output=1, target="space")
+
+
 def test_what_has_no_word_for_columns__says_so(
     fitted_model: Callable[[str], Fitted], tmp_path: Path
 ) -> None:
     clf = fitted_model("several outputs").clf
-    with pytest.raises(InvalidTextError, match=r"single column of labels.*3 columns"):
-        clf.explain(X[:1])
+    for output in (None, 3, -1, "topic", True):
+        with pytest.raises(InvalidTextError, match=r"`output` must say which column.*0 to 2"):
+            clf.explain(X[:1], output=output)
+    with pytest.raises(InvalidTextError, match=r"`output` is for models.*Got 0"):
+        fitted_model("default").clf.explain(X[:1], output=0)
     with pytest.raises(InvalidTextError, match="of several outputs show one"):
         ErrorTableDisplay.from_estimator(clf, X, Y)
     last = make(clf.model, pooling="last", attention="causal", max_epochs=1).fit(X, Y)

@@ -17,6 +17,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import skgpt
@@ -242,7 +243,7 @@ def test_examples__of_a_rare_class__its_share_of_them(tiny_llama: str) -> None:
 def test_examples__too_long__the_longest_are_cut(tiny_llama: str) -> None:
     X, y = ["abcdefgh" * 30, "short"], ["money", "sport"]
     clf = make(tiny_llama, n_examples=2, max_length=120, random_state=0).fit(X, y)
-    shown = clf._model.layout.words[0]
+    shown = clf._model.template.words[0]
     assert len(shown) - len("News: ") == 120 == clf._model.n_context
     assert "News: short\nTopic: sport\n\n" in shown
     pickled = pickle.loads(pickle.dumps(clf))
@@ -299,7 +300,134 @@ def test_chat__a_template_of_the_tokenizers__the_answer_begins_with_the_words(
     np.testing.assert_array_equal(again.predict_proba(TEXTS), clf.predict_proba(TEXTS))
     few = make(model, **options, n_examples=1, random_state=0).fit(["a", "b"], ["money", "sport"])
     shown = {0: "a\nmoney", 1: "b\nsport"}[few.examples_[0]]
-    assert few._model.layout.words[0] == f"Which topic? {shown}\n\nWhich topic? "
+    assert few._model.template.words[0] == f"Which topic? {shown}\n\nWhich topic? "
+
+
+# --- Any number of labels
+
+ASKED = "News: {text}\nIs it about {label}? Answer:"
+INDICATOR = np.array([[0, 1], [1, 0], [1, 1], [0, 0], [1, 0]])
+
+
+@pytest.mark.parametrize("options", [{}, {"calibration": None}, {"length_normalized": True}])
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])  # as a tree, and one by one
+@pytest.mark.first_tier(architecture=["llama"])
+def test_labels__asked_for_each__as_a_classifier_for_each(
+    architecture: str, options: dict[str, Any], tiny_model: Callable[[str], str]
+) -> None:
+    model = tiny_model(architecture)
+    options = {"answers": ("no", "yes sir"), **options}
+    words = {"money": ["money"], "sport": ["sport"]}
+    if options.get("calibration", "content-free") is None:  # whose prior is that of the mean
+        words["money"] += ["finance"]
+    clf = make(model, template=ASKED, label_words=words, **options).fit(None, ["sport", "money"])
+    assert clf.classes_.tolist() == ["money", "sport"]
+
+    def alone(word: str) -> GPTZeroShotClassifier:
+        asked = make(model, template=ASKED.replace("{label}", word), label_words=None, **options)
+        return asked.set_params(label_words={0: "no", 1: "yes sir"}).fit(None, [0, 1])
+
+    money = [alone(word).decision_function(TEXTS) for word in words["money"]]
+    expected = np.stack([np.mean(money, axis=0), alone("sport").decision_function(TEXTS)], axis=1)
+    scores = clf.decision_function(TEXTS)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(clf.predict(TEXTS), scores > 0)
+    np.testing.assert_allclose(clf.predict_proba(TEXTS), 1 / (1 + np.exp(-scores)))
+    np.testing.assert_allclose(np.exp(clf.predict_log_proba(TEXTS)), clf.predict_proba(TEXTS))
+
+
+def test_labels__asked_for_each__a_prompt_runs_once_for_all(
+    tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf = make(tiny_llama, template=ASKED, label_words=None).fit(None, CLASSES)
+    seen: list[int] = []
+    hook = clf._model.network.trunk.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["boundaries"].lengths)),
+        with_kwargs=True,
+    )
+    clf.predict(["one", "two", "one"])
+    hook.remove()
+    assert sum(seen) in (2, 3)  # two different texts, and a filler
+
+
+def test_indicator__columns_with_names__are_the_labels_words(tiny_llama: str) -> None:
+    frame = pd.DataFrame(INDICATOR, columns=["money", "sport"])
+    named = make(tiny_llama, template=ASKED, label_words="auto").fit(TEXTS, frame)
+    words = {0: "money", 1: "sport"}
+    mapped = make(tiny_llama, template=ASKED, label_words=words).fit(TEXTS, INDICATOR)
+    assert mapped.classes_.tolist() == [0, 1]
+    assert named.label_words_ == mapped.label_words_ == {0: ["money"], 1: ["sport"]}
+    np.testing.assert_array_equal(named.predict_proba(TEXTS), mapped.predict_proba(TEXTS))
+    right = (named.predict(TEXTS) == INDICATOR).all(axis=1).mean()
+    assert named.score(TEXTS, INDICATOR) == pytest.approx(right)
+    again = pickle.loads(pickle.dumps(named))
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), named.predict_proba(TEXTS))
+    np.testing.assert_array_equal(again.prior_, named.prior_)
+
+
+def test_indicator__examples__each_asks_for_one_label_and_answers_come_by_turns(
+    tiny_llama: str,
+) -> None:
+    options = {"label_words": {0: "money", 1: "sport"}, "calibration": None, "max_length": 300}
+    few = make(tiny_llama, template=ASKED, n_examples=4, random_state=0, **options)
+    few.fit(TEXTS, INDICATOR)
+    shown = few._model.template.words[0].removesuffix("News: ")
+    answers = []
+    for row, block in zip(few.examples_, shown.strip().split("\n\n"), strict=True):
+        text, label = TEXTS[row], "money" if "money" in block else "sport"
+        answers.append(INDICATOR[row, label == "sport"])
+        answer = ["no", "yes"][answers[-1]]
+        assert block == f"News: {text}\nIs it about {label}? Answer: {answer}"
+    assert answers == [1, 0, 1, 0]
+    written = make(tiny_llama, template=shown + ASKED, **{**options, "max_length": 700})
+    expected = written.fit(TEXTS, INDICATOR).decision_function(TEXTS)
+    np.testing.assert_allclose(few.decision_function(TEXTS), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_indicator__explain__the_log_odds_that_a_token_is_missed_by(tiny_llama: str) -> None:
+    clf = make(tiny_llama, template=ASKED, label_words={0: "money", 1: "sport"})
+    clf.fit(TEXTS, INDICATOR)
+    table = clf.explain(["ab c"], target=[[1, 1]])
+    assert table["class"].tolist() == [0] * 4 + [1] * 4
+    whole, without = clf.decision_function(["ab c", "a c"])
+    values = table.loc[table["token"] == "b", "value"]
+    np.testing.assert_allclose(values, whole - without, atol=1e-4)
+    np.testing.assert_allclose(
+        table["baseline"].unique(), clf.decision_function([""])[0], atol=1e-4
+    )
+    likely = clf.predict_proba(["ab c"])[0]
+    shown = clf.explain(["ab c"])["class"].unique()
+    assert set(shown) == {*np.flatnonzero(likely > 0.5), likely.argmax()}
+
+
+def test_indicator__chat__the_question_ends_the_message(tmp_path: Path) -> None:
+    model = tiny_gpt(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{{ '<s>assistant\n' }}"
+    )
+    tokenizer.save_pretrained(model)
+    options = {"chat": True, "label_words": None}
+    clf = make(model, template="{text}\nAbout {label}", **options).fit(None, ["money", "sport"])
+    alone = make(model, template="{text}\nAbout sport", **options).fit(None, ["no", "yes"])
+    expected = alone.decision_function(TEXTS)
+    np.testing.assert_allclose(clf.decision_function(TEXTS)[:, 1], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        estimator_checks.check_classifiers_multilabel_output_format_predict,
+        estimator_checks.check_classifiers_multilabel_output_format_predict_proba,
+        estimator_checks.check_classifiers_multilabel_output_format_decision_function,
+    ],
+)
+def test_sklearn_check__several_labels__passes(check: Callable[..., None], tiny_llama: str) -> None:
+    words = dict(enumerate(["money", "sport", "space", "food", "art"]))
+    clf = make(tiny_llama, template=ASKED, label_words=words)
+    assert clf.__sklearn_tags__().classifier_tags.multi_label
+    assert not make(tiny_llama).__sklearn_tags__().classifier_tags.multi_label
+    check("GPTZeroShotClassifier", clf)
 
 
 BAD: list[tuple[str, Any, dict[str, Any]]] = [
@@ -323,6 +451,14 @@ BAD: list[tuple[str, Any, dict[str, Any]]] = [
     ("at most 1024", CLASSES, {"max_length": 2000}),
     ("'label_words' parameter", CLASSES, {"label_words": ["a"]}),
     ("'calibration' parameter", CLASSES, {"calibration": "yes"}),
+    ("name the label once", CLASSES, {"template": "{label} or {label}? {text} is:"}),
+    ("name the label once", CLASSES, {"template": "Is it {label}?\n{text}\nAnswer:"}),
+    ("name the label once", CLASSES, {"template": "Is it {label}? Answer:"}),
+    ("words between the text and `{label}`", CLASSES, {"template": "{text} {label}? Answer:"}),
+    ("must end in words", CLASSES, {"template": "{text}\nIs it {label}"}),
+    ("`answers` must be two different", CLASSES, {"template": ASKED, "answers": ("no", "no ")}),
+    ("`answers` must be two different", CLASSES, {"template": ASKED, "answers": ["no"]}),
+    ("room for the template.*'monetary", CLASSES, {"template": ASKED, "max_length": 40}),
 ]
 
 
@@ -344,9 +480,20 @@ def test_fit__encoder__error_says_what_to_use(tiny_model: Callable[[str], str]) 
         make(tiny_model("bert")).fit(None, CLASSES)
 
 
-def test_fit__several_labels_per_text__error_names_another_way(tiny_llama: str) -> None:
-    with pytest.raises(InvalidTextError, match=r"one label per text.*GPTTextClassifier"):
-        make(tiny_llama).fit(["a", "b"], np.eye(2, dtype=int))
+@pytest.mark.parametrize(
+    ("message", "template", "y"),
+    [
+        (r"an indicator of several: name each in `template`", PROMPT, np.eye(2, dtype=int)),
+        (r"y must be an indicator.*MultiLabelBinarizer", ASKED, ["money", "sport"]),
+        (r"no columns of classes.*GPTTextClassifier", ASKED, [["a", "b"], ["b", "a"]]),
+        (r"requires y to be passed.*fit\(None, \['negative", PROMPT, None),
+    ],
+)
+def test_fit__y_of_another_kind__error_names_another_way(
+    message: str, template: str, y: Any, tiny_llama: str
+) -> None:
+    with pytest.raises(InvalidTextError, match=message):
+        make(tiny_llama, template=template).fit(["a", "b"], *([] if y is None else [y]))
 
 
 def test_fit__labels_that_are_numbers__warns_unless_they_have_words(tiny_llama: str) -> None:
