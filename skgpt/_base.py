@@ -1,19 +1,23 @@
 """What estimators of skgpt share, so it can't live in the file of one of them.
 
 `BaseTextModel`: the fitted record, copies and pickles. `BaseGPTText`, of those that train:
-``lora__...`` parameters and callbacks. The table of parameter constraints.
+``lora__...`` parameters, callbacks, `plan`, and Hugging Face's format. The table of parameter
+constraints.
 """
 
 import copy
 import os
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import get_scorer_names
+from sklearn.utils.validation import check_is_fitted
 
+from skgpt import exchange, fitting
 from skgpt._sklearn import DOC_LINK, CallbackSupportMixin, Interval, StrOptions
+from skgpt.cost import FitEstimate
 from skgpt.data.tokenization import LongText
 from skgpt.device import own_settings
 from skgpt.exceptions import ModelNotSupportedError, check_names
@@ -23,6 +27,9 @@ from skgpt.network.network import POOLINGS
 from skgpt.saving.state import StoreBase, pack, unpack
 from skgpt.tensor_files import State, from_bytes, to_bytes
 from skgpt.training.callbacks import TrainingCallback, fit_progress
+
+M = TypeVar("M", bound=TextModel)
+F = TypeVar("F", bound=FittedModel)
 
 # What scikit-learn's callbacks put on an estimator for the length of a fit.
 _DURING_FIT = ("_callback_fit_ctx", "_skl_callbacks_to_teardown", "_parent_callback_ctx")
@@ -87,11 +94,11 @@ def can_fit_in_parts(estimator: Any) -> bool:
     return True
 
 
-class BaseTextModel(BaseEstimator):
+class BaseTextModel(BaseEstimator, Generic[M]):
     """An estimator that holds a record of `_kind` as `_model`, once it is fitted."""
 
-    _kind: type[TextModel]
-    _model: Any
+    _kind: type[M]
+    _model: M
     max_length: int
     long_text: LongText
     store_base: StoreBase
@@ -122,7 +129,12 @@ class BaseTextModel(BaseEstimator):
         super().set_params(**params)
         return self
 
-    def _set_fitted(self, model: Any) -> None:
+    def _fitted(self) -> M:
+        """Return the record of the fit, read once: another thread's fit can't mix two models."""
+        check_is_fitted(self)
+        return self._model
+
+    def _set_fitted(self, model: M) -> None:
         """Become fitted; another thread's predict sees the old fit or the new one."""
         self.__dict__ = {**self._without_fit(), **model.attributes(), "_model": model}
 
@@ -182,7 +194,7 @@ class BaseTextModel(BaseEstimator):
         """Return the record, but for what it has outside."""
         return pack(self._model, self.store_base)
 
-    def _unpack(self, state: State, outside: dict[str, Any]) -> Any:
+    def _unpack(self, state: State, outside: dict[str, Any]) -> M:
         """Make the record again."""
         return unpack(state, self._kind, type(self).__name__, **outside)
 
@@ -193,17 +205,18 @@ class BaseTextModel(BaseEstimator):
         return tags
 
 
-class BaseGPTText(CallbackSupportMixin, BaseTextModel):
+class BaseGPTText(CallbackSupportMixin, BaseTextModel[F]):
     """An estimator that trains.
 
-    A subclass has the constructor and the methods; `skgpt.fitting` asks it for `_encode_target`,
-    `_loss_weights` and `_loss`.
+    A subclass has the constructor, and the methods that say what it learns and predicts;
+    `skgpt.fitting` asks it for `_encode_target`, `_loss_weights` and `_loss`.
     """
 
-    _kind: type[FittedModel]
-    _model: FittedModel
     _parameter_constraints: dict[str, list[Any]] = SHARED_CONSTRAINTS
     lora: LoRA | None
+
+    # GroupKFold and the like pass groups to estimators that request them; by default none do.
+    __metadata_request__fit = {"groups": False}
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters, those of `lora` as ``lora__<name>``.
@@ -237,6 +250,119 @@ class BaseGPTText(CallbackSupportMixin, BaseTextModel):
             params["lora"] = clone(lora)
         super().set_params(**params)
         return self
+
+    @own_settings()
+    def plan(self, X: Any, y: Any = None) -> FitEstimate:
+        """Say what a fit on these texts would cost, before it starts.
+
+        The texts are tokenised and counted. One optimiser step and one pass of the frozen layers
+        are measured on a few of them, so the times hold for this machine as busy as it is now; the
+        rest is arithmetic. Nothing is fitted: the estimator, fitted or not, stays as it is, and so
+        does `random_state`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n,) or (n, n_columns)
+            Texts, as in `fit`.
+        y : array-like, default=None
+            Labels or numbers, as in `fit`. Without them, a classifier assumes two classes, a
+            regressor one number per text.
+
+        Returns
+        -------
+        estimate : FitEstimate
+            Shows itself as text and, in a notebook, as a table; ``estimate.to_dict()`` has the
+            numbers: tokens, how many texts are cut, weights, steps, seconds and bytes, those of
+            1,000 predictions too, and advice. The seconds don't count reading the model, nor what
+            a scorer or callbacks take; with `early_stopping` they are those of all epochs.
+
+        Raises
+        ------
+        ValueError
+            If X, y or a parameter is not as `fit` wants it.
+        OSError
+            If the model can't be found, fetched or read.
+        MemoryError
+            If the device can't hold one text at a time, or what learns.
+        """
+        self._validate_params()
+        return fitting.plan(self, X, y)
+
+    @own_settings()
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write a Hugging Face sequence-classification checkpoint, with a model card.
+
+        ``transformers.pipeline("text-classification", folder)`` then gives a classifier's labels
+        and probabilities, and a regressor's numbers as scores (its ``problem_type`` is
+        "regression"); ``truncation=True`` has it cut long texts as this estimator does. What is
+        written was read back and compared, and it appears whole or not at all.
+
+        Of a calibrated classifier, the head is divided by the temperature: what it gives are
+        calibrated probabilities, and what `from_pretrained` opens has them as its own, without
+        ``calibration_``. The format's head has no bias, so the mean of a regressor's y goes into
+        that of the model's final norm.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            A new or empty folder, or one that this method wrote, which is replaced if nothing
+            else is in it.
+
+        Raises
+        ------
+        ValueError
+            If that format can't say what this estimator does: pooling other than the last
+            token's, attention both ways, label words, a template or several columns, texts in
+            windows, several columns of classes, an encoder or another architecture without a class
+            for it, or a mean of y other than zero where the final norm has no bias, as in the
+            Llama family. The message names what it is.
+        OSError
+            If the folder holds something else, or can't be written. It is as it was.
+        TypeError
+            If `folder` is neither a text nor a path object.
+        """
+        exchange.save_pretrained(self, self._fitted(), folder)
+
+    @classmethod
+    @own_settings()
+    def from_pretrained(
+        cls, folder_or_id: str | PathLike[str], *, revision: str | None = None, **params: Any
+    ) -> Self:
+        """Open a decoder's sequence-classification checkpoint as a fitted estimator.
+
+        It predicts, pickles, and goes on learning with ``warm_start=True`` or `partial_fit`.
+        Nothing is unpickled and no code of the checkpoint is run; the hub is asked only for what
+        is not on disk.
+
+        Parameters
+        ----------
+        folder_or_id : str or path-like
+            A folder, from `save_pretrained` or from transformers itself, or a hub id. A regressor
+            opens a model with ``problem_type="regression"`` or a single score, a classifier any
+            other. It becomes `model`.
+        revision : str or None, default=None
+            Hub revision: a branch, tag or commit.
+        **params
+            Other constructor parameters. By default those that `save_pretrained` noted, and for
+            other checkpoints as many tokens per text as their tokenizer names.
+
+        Returns
+        -------
+        estimator : estimator instance
+            Fitted. A classifier's ``classes_`` are the texts of ``id2label``, sorted, or the labels
+            that `save_pretrained` noted; for several labels per text the numbers of ``id2label``.
+
+        Raises
+        ------
+        ValueError
+            If it is no such checkpoint (of the other kind, a head with a bias or of several layers
+            or none, an encoder, labels that don't match), or if a parameter doesn't fit it.
+        OSError
+            If there is nothing of that name, or it can't be read.
+        TypeError
+            If `folder_or_id` is neither a text nor a path object, or there is no such parameter.
+        """
+        return exchange.from_pretrained(cls, folder_or_id, revision, params)
 
     def _training_callbacks(self) -> list[TrainingCallback]:
         """Return what shows a fit: a bar or lines."""

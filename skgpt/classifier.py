@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
-from skgpt import exchange, fitting
+from skgpt import fitting
 from skgpt._base import SHARED_CONSTRAINTS, BaseGPTText, can_fit_in_parts
 from skgpt._sklearn import Interval, StrOptions, fit_context
-from skgpt.cost import FitEstimate
 from skgpt.data.splits import Split
 from skgpt.data.targets import (
     Target,
@@ -38,7 +36,7 @@ from skgpt.training.loss import BinaryCrossEntropy, CrossEntropy, JointCrossEntr
 ClassWeight = Mapping[Any, float] | list[Mapping[Any, float]] | Literal["balanced"] | None
 
 
-class GPTTextClassifier(ClassifierMixin, BaseGPTText):
+class GPTTextClassifier(ClassifierMixin, BaseGPTText[FittedClassifier]):
     r"""Fine-tune a pretrained GPT to classify texts.
 
     Parameters
@@ -236,7 +234,6 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
     """
 
     _kind = FittedClassifier
-    _model: FittedClassifier
     _parameter_constraints: dict[str, list[Any]] = {
         **SHARED_CONSTRAINTS,
         "label_words": [Mapping, StrOptions({"auto"}), None],
@@ -245,9 +242,6 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
         "calibrate": ["boolean"],
     }
-
-    # GroupKFold and the like pass groups to estimators that request them; by default none do.
-    __metadata_request__fit = {"groups": False}
 
     @suggests_names
     def __init__(
@@ -550,42 +544,6 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
     @own_settings()
-    def plan(self, X: Any, y: Any = None) -> FitEstimate:
-        """Say what a fit on these texts would cost, before it starts.
-
-        The texts are tokenised and counted. One optimiser step and one pass of the frozen layers
-        are measured on a few of them, so the times hold for this machine as busy as it is now; the
-        rest is arithmetic. Nothing is fitted: the estimator, fitted or not, stays as it is, and so
-        does `random_state`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n,) or (n, n_columns)
-            Texts, as in `fit`.
-        y : array-like, default=None
-            Labels, as in `fit`. Without them, two classes are assumed.
-
-        Returns
-        -------
-        estimate : FitEstimate
-            Shows itself as text and, in a notebook, as a table; ``estimate.to_dict()`` has the
-            numbers: tokens, how many texts are cut, weights, steps, seconds and bytes, those of
-            1,000 predictions too, and advice. The seconds don't count reading the model, nor what
-            a scorer or callbacks take; with `early_stopping` they are those of all epochs.
-
-        Raises
-        ------
-        ValueError
-            If X, y or a parameter is not as `fit` wants it.
-        OSError
-            If the model can't be found, fetched or read.
-        MemoryError
-            If the device can't hold one text at a time, or what learns.
-        """
-        self._validate_params()
-        return fitting.plan(self, X, y)
-
-    @own_settings()
     def explain(self, X: Any, *, target: Any = None, output: int | None = None) -> Any:
         """Say what each token of each text adds to the score of a class, the predicted one.
 
@@ -647,83 +605,6 @@ class GPTTextClassifier(ClassifierMixin, BaseGPTText):
         >>> words["value"].sum()  # doctest: +SKIP
         """
         return explain(self._fitted(), X, target, output, self.verbose)
-
-    @own_settings()
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a Hugging Face sequence-classification checkpoint, with a model card.
-
-        ``transformers.pipeline("text-classification", folder)`` then gives the same labels and
-        probabilities; ``truncation=True`` has it cut long texts as this estimator does. What is
-        written was read back and compared, and it appears whole or not at all. Of a calibrated
-        classifier, the head is divided by the temperature: what it gives are calibrated
-        probabilities, and what `from_pretrained` opens has them as its own, without
-        ``calibration_``.
-
-        Parameters
-        ----------
-        folder : str or path-like
-            A new or empty folder, or one that this method wrote, which is replaced if nothing
-            else is in it.
-
-        Raises
-        ------
-        ValueError
-            If that format can't say what this estimator does: pooling other than the last
-            token's, attention both ways, label words, a template or several columns, texts in
-            windows, several outputs, an encoder or another architecture without a class for it.
-            The message names the parameter.
-        OSError
-            If the folder holds something else, or can't be written. It is as it was.
-        TypeError
-            If `folder` is neither a text nor a path object.
-        """
-        exchange.save_pretrained(self, self._fitted(), folder)
-
-    @classmethod
-    @own_settings()
-    def from_pretrained(
-        cls, folder_or_id: str | os.PathLike[str], *, revision: str | None = None, **params: Any
-    ) -> Self:
-        """Open a decoder's sequence-classification checkpoint as a fitted classifier.
-
-        It predicts, pickles, and goes on learning with ``warm_start=True`` or `partial_fit`.
-        Nothing is unpickled and no code of the checkpoint is run; the hub is asked only for what
-        is not on disk.
-
-        Parameters
-        ----------
-        folder_or_id : str or path-like
-            A folder, from `save_pretrained` or from transformers itself, or a hub id. It becomes
-            `model`.
-        revision : str or None, default=None
-            Hub revision: a branch, tag or commit.
-        **params
-            Other constructor parameters. By default those that `save_pretrained` noted, and for
-            other checkpoints as many tokens per text as their tokenizer names.
-
-        Returns
-        -------
-        clf : GPTTextClassifier
-            Fitted. ``classes_`` are the texts of ``id2label``, sorted, or the labels that
-            `save_pretrained` noted; for several labels per text the numbers of ``id2label``.
-
-        Raises
-        ------
-        ValueError
-            If it is no such checkpoint (a regression or single score, a head with a bias or of
-            several layers or none, an encoder, labels that don't match), or if a parameter doesn't
-            fit it.
-        OSError
-            If there is nothing of that name, or it can't be read.
-        TypeError
-            If `folder_or_id` is neither a text nor a path object, or there is no such parameter.
-        """
-        return exchange.from_pretrained(cls, folder_or_id, revision, params)
-
-    def _fitted(self) -> FittedClassifier:
-        """Return the record of the fit, read once: another thread's fit can't mix two models."""
-        check_is_fitted(self)
-        return self._model
 
     # What `skgpt.fitting` asks for.
 

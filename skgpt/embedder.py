@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import check_is_fitted
 
 from skgpt._base import SHARED_CONSTRAINTS, BaseGPTText, BaseTextModel
 from skgpt._sklearn import Interval, StrOptions, fit_context
@@ -28,7 +27,9 @@ from skgpt.pretrained.loading import load_pretrained
 _SHARED = ("model", "revision", "template", "max_length", "long_text", "device", "precision")
 
 
-class GPTTextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTextModel):
+class GPTTextEmbedder(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTextModel[FittedEmbedder]
+):
     r"""Turn texts into a pretrained GPT's hidden states, one row of features per text.
 
     Nothing is trained: each text runs through the model's first layers once, and the states of its
@@ -115,7 +116,6 @@ class GPTTextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTex
     """
 
     _kind = FittedEmbedder
-    _model: FittedEmbedder
     _parameter_constraints: dict[str, list[Any]] = {
         **{name: SHARED_CONSTRAINTS[name] for name in (*_SHARED, "store_base", "verbose")},
         "layer": [Interval(Integral, 1, None, closed="left"), list, tuple, StrOptions({"auto"})],
@@ -233,8 +233,7 @@ class GPTTextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTex
         ValueError
             If X is not as described here.
         """
-        check_is_fitted(self)
-        model = self._model
+        model = self._fitted()
         cells, place_of = _distinct(model.read_texts(X)[1])
         states_DF = np.empty((len(cells[0]), model.n_features), dtype=np.float32)
         for batch in model.pooled(cells, self.verbose):
@@ -274,8 +273,7 @@ class GPTTextEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseTex
                 f"{type(clf).__name__}: of a Pipeline or search pass what is skgpt's, like "
                 "pipeline[-1] or search.best_estimator_."
             )
-        check_is_fitted(clf)
-        model = clf._model
+        model = clf._fitted()
         spec, pretrained = model.network.spec, model.network.pretrained
         record = {each.name: getattr(model, each.name) for each in fields(TextModel)}
         params = {name: record[name] for name in _SHARED if name in record}

@@ -3,12 +3,11 @@
 import os
 from dataclasses import replace
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from skgpt import fitting
-from skgpt._base import BaseGPTText
 from skgpt._files import as_folder
 from skgpt.data.splits import all_rows
 from skgpt.data.template import parse_template
@@ -24,10 +23,8 @@ from skgpt.saving.huggingface import (
     read_head,
 )
 
-E = TypeVar("E", bound=BaseGPTText)
 
-
-def save_pretrained(estimator: BaseGPTText, model: FittedModel, folder: Any) -> None:
+def save_pretrained(estimator: Any, model: FittedModel, folder: Any) -> None:
     """Write a checkpoint of a fitted estimator's model."""
     root = as_folder(folder, "folder")
     defaults = {name: p.default for name, p in signature(type(estimator)).parameters.items()}
@@ -35,8 +32,11 @@ def save_pretrained(estimator: BaseGPTText, model: FittedModel, folder: Any) -> 
 
 
 def from_pretrained(
-    cls: type[E], folder_or_id: str | os.PathLike[str], revision: str | None, params: dict[str, Any]
-) -> E:
+    cls: type[Any],
+    folder_or_id: str | os.PathLike[str],
+    revision: str | None,
+    params: dict[str, Any],
+) -> Any:
     """Open a checkpoint as a fitted estimator of a class."""
     as_folder(folder_or_id, "folder_or_id")
     model = os.fspath(folder_or_id)

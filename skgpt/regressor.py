@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
-from skgpt import exchange, fitting
+from skgpt import fitting
 from skgpt._base import SHARED_CONSTRAINTS, BaseGPTText, can_fit_in_parts
 from skgpt._sklearn import Interval, StrOptions, fit_context
-from skgpt.cost import FitEstimate
 from skgpt.data.splits import Split
 from skgpt.data.tokenization import LongText
 from skgpt.data.values import Values, encode_values
@@ -28,7 +26,7 @@ from skgpt.lora import LoRA
 from skgpt.training.loss import ErrorLoss, Loss
 
 
-class GPTTextRegressor(RegressorMixin, BaseGPTText):
+class GPTTextRegressor(RegressorMixin, BaseGPTText[FittedRegressor]):
     r"""Fine-tune a pretrained GPT to predict numbers from texts: ratings, prices, scores.
 
     It learns y less its mean over its deviation, both those of the training rows by their weights,
@@ -208,15 +206,11 @@ class GPTTextRegressor(RegressorMixin, BaseGPTText):
     """
 
     _kind = FittedRegressor
-    _model: FittedRegressor
     _parameter_constraints: dict[str, list[Any]] = {
         **SHARED_CONSTRAINTS,
         "loss": [StrOptions({"squared_error", "huber", "quantile"})],
         "quantile": [Interval(Real, 0, 1, closed="neither")],
     }
-
-    # GroupKFold and the like pass groups to estimators that request them; by default none do.
-    __metadata_request__fit = {"groups": False}
 
     @suggests_names
     def __init__(
@@ -405,42 +399,6 @@ class GPTTextRegressor(RegressorMixin, BaseGPTText):
         return model.units.values_of(model.raw_scores(X, self.verbose))
 
     @own_settings()
-    def plan(self, X: Any, y: Any = None) -> FitEstimate:
-        """Say what a fit on these texts would cost, before it starts.
-
-        The texts are tokenised and counted. One optimiser step and one pass of the frozen layers
-        are measured on a few of them, so the times hold for this machine as busy as it is now; the
-        rest is arithmetic. Nothing is fitted: the estimator, fitted or not, stays as it is, and so
-        does `random_state`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n,) or (n, n_columns)
-            Texts, as in `fit`.
-        y : array-like, default=None
-            Numbers, as in `fit`. Without them, one per text is assumed.
-
-        Returns
-        -------
-        estimate : FitEstimate
-            Shows itself as text and, in a notebook, as a table; ``estimate.to_dict()`` has the
-            numbers: tokens, how many texts are cut, weights, steps, seconds and bytes, those of
-            1,000 predictions too, and advice. The seconds don't count reading the model, nor what
-            a scorer or callbacks take; with `early_stopping` they are those of all epochs.
-
-        Raises
-        ------
-        ValueError
-            If X, y or a parameter is not as `fit` wants it.
-        OSError
-            If the model can't be found, fetched or read.
-        MemoryError
-            If the device can't hold one text at a time, or what learns.
-        """
-        self._validate_params()
-        return fitting.plan(self, X, y)
-
-    @own_settings()
     def explain(self, X: Any, *, target: int | None = None) -> Any:
         """Say what each token of each text adds to the predicted number.
 
@@ -475,80 +433,6 @@ class GPTTextRegressor(RegressorMixin, BaseGPTText):
         >>> table.groupby(["text", "word_start", "word"])["value"].sum()  # doctest: +SKIP
         """
         return explain_values(self._fitted(), X, target, self.verbose)
-
-    @own_settings()
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a Hugging Face sequence-classification checkpoint, with a model card.
-
-        Its ``problem_type`` is "regression": ``transformers.pipeline("text-classification",
-        folder)`` gives the predicted numbers as scores; ``truncation=True`` has it cut long texts
-        as this estimator does. What is written was read back and compared, and it appears whole or
-        not at all. The format's head has no bias, so the mean of y goes into that of the model's
-        final norm.
-
-        Parameters
-        ----------
-        folder : str or path-like
-            A new or empty folder, or one that this method wrote, which is replaced if nothing
-            else is in it.
-
-        Raises
-        ------
-        ValueError
-            If that format can't say what this estimator does, as in
-            `GPTTextClassifier.save_pretrained`, or if the final norm has no bias, as those of the
-            Llama family, and the mean of y is not zero. The message names what it is.
-        OSError
-            If the folder holds something else, or can't be written. It is as it was.
-        TypeError
-            If `folder` is neither a text nor a path object.
-        """
-        exchange.save_pretrained(self, self._fitted(), folder)
-
-    @classmethod
-    @own_settings()
-    def from_pretrained(
-        cls, folder_or_id: str | os.PathLike[str], *, revision: str | None = None, **params: Any
-    ) -> Self:
-        """Open a decoder's regression checkpoint as a fitted regressor.
-
-        It predicts, pickles, and goes on learning with ``warm_start=True`` or `partial_fit`.
-        Nothing is unpickled and no code of the checkpoint is run; the hub is asked only for what
-        is not on disk.
-
-        Parameters
-        ----------
-        folder_or_id : str or path-like
-            A folder, from `save_pretrained` or from transformers itself, or a hub id: a
-            sequence-classification model with ``problem_type="regression"`` or a single score. It
-            becomes `model`.
-        revision : str or None, default=None
-            Hub revision: a branch, tag or commit.
-        **params
-            Other constructor parameters. By default those that `save_pretrained` noted, and for
-            other checkpoints as many tokens per text as their tokenizer names.
-
-        Returns
-        -------
-        reg : GPTTextRegressor
-            Fitted.
-
-        Raises
-        ------
-        ValueError
-            If it is no such checkpoint (scores of classes, a head with a bias or of several layers
-            or none, an encoder), or if a parameter doesn't fit it.
-        OSError
-            If there is nothing of that name, or it can't be read.
-        TypeError
-            If `folder_or_id` is neither a text nor a path object, or there is no such parameter.
-        """
-        return exchange.from_pretrained(cls, folder_or_id, revision, params)
-
-    def _fitted(self) -> FittedRegressor:
-        """Return the record of the fit, read once: another thread's fit can't mix two models."""
-        check_is_fitted(self)
-        return self._model
 
     # What `skgpt.fitting` asks for.
 

@@ -1,47 +1,26 @@
 """GPTZeroShotClassifier: a pretrained GPT tells classes apart by their names, without training."""
 
-import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from numbers import Integral
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from sklearn.base import ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
 
 from skgpt._base import SHARED_CONSTRAINTS, BaseTextModel
 from skgpt._sklearn import Interval, StrOptions, fit_context
-from skgpt.caching import predicting
 from skgpt.calibration import link_for
-from skgpt.data.batching import Progress, no_progress
-from skgpt.data.inputs import TextColumns, find_columns, frame_columns, frame_names
+from skgpt.data.inputs import find_columns, frame_columns, frame_names
 from skgpt.data.targets import Target, check_classes, encode_target
 from skgpt.data.template import Template, fields_of
-from skgpt.data.tokenization import (
-    LongText,
-    Tokens,
-    clean,
-    cut_row,
-    in_windows,
-    tokenise_rows,
-    tokenise_with_spans,
-)
-from skgpt.device import check_not_forked, own_settings, resolve_device, resolve_precision
-from skgpt.exceptions import InvalidTextError, ModelNotFoundError, import_optional
-from skgpt.explanations import (
-    Attributions,
-    asked_for,
-    directions,
-    explanation_frame,
-    predicted,
-)
-from skgpt.fitted_model import TextModel, column_attributes, match_columns
-from skgpt.fitting import check_max_length, draw_seed, warn_of_cut_texts
+from skgpt.data.tokenization import LongText, clean, cut_row
+from skgpt.device import own_settings, resolve_device, resolve_precision
+from skgpt.exceptions import InvalidTextError, ModelNotFoundError
+from skgpt.fitted_model import column_attributes, match_columns
+from skgpt.fitting import check_max_length, draw_seed
 from skgpt.label_words import (
     CONTENT_FREE,
     LABEL,
@@ -50,18 +29,17 @@ from skgpt.label_words import (
     behind,
     check_prompt,
     lay_out_prompt,
-    mean_log_odds,
-    mean_log_probabilities,
     question_of,
     tokens_of,
     words_of,
 )
 from skgpt.network.microbatches import explain_no_memory
 from skgpt.network.network import build_network
-from skgpt.network.phrases import Phrase, log_likelihoods
-from skgpt.pretrained.language_head import LanguageHead, language_head
+from skgpt.network.phrases import Phrase
+from skgpt.pretrained.language_head import language_head
 from skgpt.pretrained.loading import load_pretrained
 from skgpt.pretrained.tokenizer import TextTokenizer
+from skgpt.prompted_model import Calibration, Floats, PromptedModel, n_longest
 from skgpt.saving.state import (
     FORMAT,
     StoreBase,
@@ -72,10 +50,6 @@ from skgpt.saving.state import (
     where_to_open,
 )
 from skgpt.tensor_files import State
-from skgpt.training.callbacks import work_bar
-
-Calibration = Literal["content-free", "batch"] | None
-Floats = NDArray[np.float64]
 
 _LEAST_OF_FIELD = 8  # tokens that an example's text must have room for
 
@@ -84,191 +58,6 @@ _PLAIN = (
     *("words", "phrases", "answers", "prompt", "frame", "n_context", "examples", "calibration"),
     *("prior", "length_normalized", "max_length", "long_text", "device", "precision"),
 )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class PromptedModel(TextModel):
-    """All that predictions by label words need.
-
-    `words` are the words or phrases of each class, and `phrases` their tokens behind the prompt.
-    Where each label is asked for by itself, a phrase is the question's end, and `answers` the
-    tokens of no and yes behind it. The template begins with the examples, `n_context` tokens of the
-    rows `examples`; `prompt` is to be laid out over the columns of each X, if the fit had none.
-    `frame` are the tokens that a prompt stands between. `prior` is what content-free texts say of
-    the classes, as logarithms or log-odds. `placed` is the head on the network's device.
-    """
-
-    head: LanguageHead
-    placed: Any
-    classes: NDArray[Any]
-    words: tuple[tuple[str, ...], ...]
-    phrases: tuple[tuple[Phrase, ...], ...]
-    answers: tuple[Phrase, ...]
-    prompt: str | None
-    frame: tuple[Phrase, Phrase]
-    n_context: int
-    examples: tuple[int, ...]
-    calibration: Calibration
-    prior: tuple[float, ...] | None
-    length_normalized: bool
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether a text may have any number of labels."""
-        return bool(self.answers)
-
-    @property
-    def outside(self) -> dict[str, Any]:
-        """What goes into a pickle as it is: the classes may be dates, say."""
-        return {"classes": self.classes}
-
-    def attributes(self) -> dict[str, Any]:
-        """Return the public attributes of a fitted estimator."""
-        labels = self.classes.tolist()
-        return {
-            **super().attributes(),
-            "classes_": self.classes,
-            "label_words_": dict(zip(labels, map(list, self.words), strict=True)),
-            **({} if self.prior is None else {"prior_": np.array(self.prior)}),
-            **({"examples_": np.array(self.examples)} if self.examples else {}),
-        }
-
-    def copy(self) -> Self:
-        """Return a copy; nothing was learned, so it shares the weights."""
-        return replace(self, classes=self.classes.copy(), columns=copy.deepcopy(self.columns))
-
-    @predicting()
-    def scores(self, X: Any, verbose: int = 0) -> Floats:
-        """Return the scores of texts, shape (n, n_classes): log-likelihoods less the prior."""
-        _, cells, layout = self._read(X)
-        found_NK = self.log_likelihoods(cells, layout, verbose)
-        return found_NK - self._prior_of(found_NK)
-
-    @predicting()
-    def explain(self, X: Any, target: Any, verbose: int) -> Any:
-        """Return the table that `GPTZeroShotClassifier.explain` describes."""
-        import_optional("pandas", "explain")
-        texts, cells, layout = self._read(X)
-        chosen_NK = None
-        if target is not None:
-            chosen_NK = asked_for(target, len(texts), self.classes, self.fitted_by)
-        found_NK = self.log_likelihoods(cells, layout, verbose)
-        prior_K = self._prior_of(found_NK)
-        if chosen_NK is None:
-            chosen_NK = predicted(found_NK - prior_K, self.multilabel)
-        explained_ND, directions_NDK = directions(chosen_NK, multilabel=True)
-        tokens, spans = tokenise_with_spans(cells, layout, self._encoder, self._room)
-        parts = []
-        with work_bar(verbose) as bar:
-            for i, directions_DK in enumerate(directions_NDK):
-                # The text whole, without any token of its own, and without each of them.
-                ids, start = tokens.row(i), tokens.offsets[i]
-                own = np.flatnonzero(spans.column[start : tokens.offsets[i + 1]] >= 0)
-                prompts = [ids, np.delete(ids, own), *(np.delete(ids, at) for at in own)]
-                scores_VK = self._of_prompts(Tokens.of(prompts), layout) - prior_K
-                odds_VK = scores_VK if self.multilabel else _log_odds(scores_VK)
-                whole_D, bare_D, *without = odds_VK @ directions_DK.T
-                values_TD = whole_D - np.reshape(without, (len(own), len(whole_D)))
-                parts.append((start + own, Attributions(values_TD, bare_D)))
-                bar.move("explain", i + 1, len(tokens), unit=" texts")
-        names = self.columns.get("feature_names_in_", texts.names)
-        return explanation_frame(cells, names, self.classes, explained_ND, parts, spans)
-
-    def _read(self, X: Any) -> tuple[TextColumns, list[list[str]], Template]:
-        """Return the columns of an X, their texts, and the template over them."""
-        if self.prompt is None:
-            return *self.read_texts(X), self.template
-        texts = find_columns(X, estimator=self.fitted_by)
-        layout = lay_out_prompt(self.prompt, len(texts.columns), texts.names)
-        return texts, texts.read(layout.places(len(texts.columns))), layout
-
-    def prior_in(self, found_NK: Floats) -> Floats:
-        """Return what the mean of these texts says of the classes, shape (n_classes,)."""
-        return mean_log_odds(found_NK) if self.multilabel else mean_log_probabilities(found_NK)
-
-    def _prior_of(self, found_NK: Floats) -> Floats:
-        """Return what is taken off log-likelihoods, shape (n_classes,)."""
-        if self.calibration == "batch":
-            return self.prior_in(found_NK)
-        return np.zeros(len(self.classes)) if self.prior is None else np.array(self.prior)
-
-    @property
-    def _encoder(self) -> TextTokenizer:
-        return self.network.pretrained.tokenizer.framed(*self.frame)
-
-    @property
-    def _room(self) -> int:
-        """Tokens of a prompt."""
-        longest = max(len(phrase) for of_class in self.phrases for phrase in of_class)
-        return self.n_context + self.max_length - longest - _longest(self.answers)
-
-    def log_likelihoods(self, cells: list[list[str]], layout: Template, verbose: int = 0) -> Floats:
-        """Return the log-likelihood of each class behind each prompt, shape (n, n_classes).
-
-        Where each label is asked for by itself, it is the log-odds of yes. A text in several
-        windows has the mean of theirs.
-        """
-        check_not_forked(self.network.device.type)
-        encoder, room = self._encoder, self._room
-        n_windows = np.ones(len(cells[0]), dtype=np.int64)
-        if self.long_text == "windows":
-            cells, n_windows = in_windows(cells, layout, encoder, room)
-        with work_bar(verbose) as bar:
-            say = partial(bar.move, "predict, tokenise", unit=" texts")
-            prompts = tokenise_rows(cells, layout, encoder, room, progress=say)
-            if self.long_text == "cut":
-                n_cut, n = prompts.n_cut, len(prompts)
-                warn_of_cut_texts(self.fitted_by, self.max_length, n_cut, n, of="of this call")
-            found_WK = self._of_prompts(prompts, layout, partial(bar.move, "predict"))
-        firsts = np.cumsum(n_windows) - n_windows
-        return np.asarray(np.add.reduceat(found_WK, firsts, axis=0) / n_windows[:, None])
-
-    def _of_prompts(
-        self, prompts: Tokens, layout: Template, progress: Progress = no_progress
-    ) -> Floats:
-        """Return the log-likelihood of each class: of several phrases their mean likelihood.
-
-        Where each label is asked for by itself, it is the log-odds of yes, the mean of several.
-        """
-        shared = self._encoder.encode([clean(layout.words[0])])[0]
-        asked = [phrase for of_class in self.phrases for phrase in of_class]
-        answers = self.answers or ((),)
-        phrases = [(*phrase, *answer) for phrase in asked for answer in answers]
-        n_given = [len(phrase) if self.answers else 0 for phrase in asked for _ in answers]
-        prefix = (*self.frame[0], *shared)
-        found_NP = log_likelihoods(
-            self.network, self.placed, prompts, phrases, prefix, progress, n_given=n_given
-        )
-        if self.length_normalized:
-            found_NP = found_NP / np.array(
-                [len(p) - n for p, n in zip(phrases, n_given, strict=True)]
-            )
-        average: Callable[..., Floats] = _log_mean
-        if self.answers:
-            found_NP, average = found_NP[:, 1::2] - found_NP[:, ::2], np.mean
-        ends = np.cumsum([len(of_class) for of_class in self.phrases])[:-1]
-        parts = np.split(found_NP, ends, axis=1)
-        return np.stack([average(part_NP, axis=1) for part_NP in parts], axis=1)
-
-    def labels(self, scores_NK: Floats) -> NDArray[Any]:
-        """Return the class of each row of scores, or an indicator of labels."""
-        if self.multilabel:
-            return (scores_NK > 0).astype(np.int64)
-        return np.asarray(self.classes[scores_NK.argmax(axis=1)])
-
-
-def _log_mean(logs: Floats, axis: int) -> Floats:
-    return np.asarray(logsumexp(logs, axis=axis) - np.log(logs.shape[axis]))
-
-
-def _log_odds(scores_NK: Floats) -> Floats:
-    """Return how far each class is above all others together."""
-    others = [logsumexp(np.delete(scores_NK, k, axis=1), axis=1) for k in range(scores_NK.shape[1])]
-    return scores_NK - np.stack(others, axis=1)
-
-
-def _longest(phrases: Sequence[Phrase]) -> int:
-    return max(map(len, phrases), default=0)
 
 
 # --- The prompt and the words -----------------------------------------------------------------
@@ -378,7 +167,7 @@ def _after(context: str, layout: Template) -> Template:
 # --- The estimator ----------------------------------------------------------------------------
 
 
-class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
+class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel[PromptedModel]):
     r"""Classify texts by how likely a pretrained GPT finds each label's words behind a prompt.
 
     Nothing is trained, so no labelled text is needed: ``fit(None, ["negative", "positive"])``. If a
@@ -503,7 +292,6 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
     """
 
     _kind = PromptedModel
-    _model: PromptedModel
 
     _parameter_constraints: dict[str, list[Any]] = {
         **{
@@ -717,8 +505,8 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             A row for each token of each text and each class that is explained, with the columns of
             `GPTTextClassifier.explain`. ``value`` is what the log-odds of the class fall by without
             the token; with two classes, or any number of labels, these are what
-            `decision_function` gives. ``baseline`` are
-            the log-odds without any token of the text; the values need not add up to the rest.
+            `decision_function` gives. ``baseline`` are the log-odds without any token of the text;
+            the values need not add up to the rest.
 
         Raises
         ------
@@ -729,11 +517,6 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             tokens lie.
         """
         return self._fitted().explain(X, target, self.verbose)
-
-    def _fitted(self) -> PromptedModel:
-        """Return the record of the fit, read once: another thread's fit can't mix two models."""
-        check_is_fitted(self)
-        return self._model
 
     def _check_labels(self, y: Any, n: int, question: Question | None) -> Target:
         """Return the labels of n rows, one each or an indicator as the template asks for."""
@@ -784,23 +567,14 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
         n, seed = int(self.n_examples), draw_seed(self.random_state)
         first_words = [of_class[0] for of_class in model.words]
         if question is None:
-            rows = _draw(target.codes, n, seed)
-            said = [
-                (first_words[code], "", model.template.words[-1]) for code in target.codes[rows]
-            ]
+            rows, end = _draw(target.codes, n, seed), model.template.words[-1]
+            said = [("", first_words[code]) for code in target.codes[rows]]
         else:
-            rows, labels, answers = _draw_answered(target.codes, n, seed).T
-            said = [
-                (
-                    _check_answers(self.answers)[answer],
-                    question.about(first_words[k]),
-                    question.rest,
-                )
-                for k, answer in zip(labels, answers, strict=True)
-            ]
-        endings = [
-            before + (behind(word, end) if end else "\n" + word) for word, before, end in said
-        ]
+            rows, labels, answered = _draw_answered(target.codes, n, seed).T
+            answers, end = _check_answers(self.answers), question.rest
+            pairs = zip(labels, answered, strict=True)
+            said = [(question.about(first_words[k]), answers[yes]) for k, yes in pairs]
+        endings = [before + (behind(word, end) if end else f"\n{word}") for before, word in said]
         # Cut them to what there is room for.
         pretrained = model.network.pretrained
         positions = pretrained.max_positions or 2 * self.max_length
@@ -848,7 +622,7 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel):
             frame = (frame[0], ())
             tokenizer = tokenizer.framed(*frame)
         n_tokens = {
-            word: len(phrase) + _longest(answers)
+            word: len(phrase) + n_longest(answers)
             for of_class in zip(words, phrases, strict=True)
             for word, phrase in zip(*of_class, strict=True)
         }

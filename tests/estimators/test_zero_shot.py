@@ -262,7 +262,9 @@ def test_examples__too_long__the_longest_are_cut(tiny_llama: str) -> None:
 def test_examples__that_do_not_fit__error_says_how_many_do(
     message: str, options: dict[str, Any], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("skgpt.zero_shot.log_likelihoods", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr(
+        "skgpt.prompted_model.log_likelihoods", lambda *a, **k: pytest.fail("it ran")
+    )
     with pytest.raises(InvalidTextError, match=message):
         make(tiny_llama, **{"n_examples": 2, **options}).fit(["a", "b"], ["money", "sport"])
     if "n_examples" in options:
@@ -469,7 +471,7 @@ def test_fit__bad_input__an_error_before_anything_runs(
     clf = make(tiny_llama).fit(None, CLASSES)
     before = clf.predict_proba(TEXTS)
     with monkeypatch.context() as patch:
-        patch.setattr("skgpt.zero_shot.log_likelihoods", lambda *a, **k: pytest.fail("it ran"))
+        patch.setattr("skgpt.prompted_model.log_likelihoods", lambda *a, **k: pytest.fail("it ran"))
         with pytest.raises(ValueError, match=message):
             clf.set_params(**options).fit(None, y)
     np.testing.assert_array_equal(clf.predict_proba(TEXTS), before)
