@@ -71,13 +71,13 @@ def question_of(template: str, *, ends_in_words: bool = True) -> Question | None
     if layout.fields.count(place) != 1 or layout.fields[-1] != place or not others:
         raise InvalidTextError(
             "`template` must name the label once, behind the text, so that a text runs once for "
-            f"all labels. Got {template!r}: write it as in '{{text}}\nIs this about {{label}}? "
+            f"all labels. Got {template!r}: write it as in '{{text}}\\nIs this about {{label}}? "
             "Answer:'."
         )
     if not layout.words[-2].strip():
         raise InvalidTextError(
             f"`template` must have words between the text and `{{label}}`. Got {template!r}: write "
-            "it as in '{text}\nIs this about {label}? Answer:'."
+            "it as in '{text}\\nIs this about {label}? Answer:'."
         )
     prompt = before_field(template, LABEL)
     return Question(prompt, prompt[len(prompt.rstrip(" ")) :], layout.words[-1])

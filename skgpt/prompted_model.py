@@ -50,11 +50,11 @@ class PromptedModel(TextModel):
     answers: tuple[Phrase, ...]
     prompt: str | None
     frame: tuple[Phrase, Phrase]
-    n_context: int
-    examples: tuple[int, ...]
     calibration: Calibration
-    prior: tuple[float, ...] | None
     length_normalized: bool
+    n_context: int = 0
+    examples: tuple[int, ...] = ()
+    prior: tuple[float, ...] | None = None
 
     @property
     def multilabel(self) -> bool:

@@ -600,34 +600,10 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel[PromptedModel]):
         """Load the model and its head, and check the words against its tokens."""
         device = resolve_device(self.device)
         dtype = resolve_precision(self.precision, device)
-        no_yes = _check_answers(self.answers) if question is not None else ()
+        answers = () if question is None else _check_answers(self.answers)
         pretrained = load_pretrained(self.model, self.revision)
         check_max_length(self.max_length, pretrained)
-        # Turn what stands behind prompts into tokens.
-        tokenizer, end = pretrained.tokenizer.open_ended(), named.words[-1]
-        if question is not None:
-            end = question.rest
-        if self.chat:
-            tokenizer, end = pretrained.tokenizer.in_chat()
-        end, frame = end or "\n", (tokenizer.prefix_ids, tokenizer.suffix_ids)
-
-        def in_tokens(word: str) -> Phrase:
-            if question is None:
-                return tokens_of(behind(word, end), end, tokenizer)
-            return (*tokens_of(question.about(word), named.words[-1], tokenizer), *frame[1])
-
-        phrases = tuple(tuple(map(in_tokens, of_class)) for of_class in words)
-        answers = tuple(tokens_of(behind(word, end), end, tokenizer) for word in no_yes)
-        if question is not None:  # the question ends in what a chat closes a message with
-            frame = (frame[0], ())
-            tokenizer = tokenizer.framed(*frame)
-        n_tokens = {
-            word: len(phrase) + n_longest(answers)
-            for of_class in zip(words, phrases, strict=True)
-            for word, phrase in zip(*of_class, strict=True)
-        }
-        _check_lengths(n_tokens, named, tokenizer, self.max_length)
-        # Load what scores them.
+        in_tokens = self._in_tokens(pretrained.tokenizer, words, answers, named, question)
         head = language_head(pretrained)
         network = build_network(
             pretrained,
@@ -644,15 +620,10 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel[PromptedModel]):
             placed=head.on(network.trunk, device),
             classes=classes,
             words=words,
-            phrases=phrases,
-            answers=answers,
+            **in_tokens,
             template=named,
             prompt=self.template if question is None else question.prompt,
-            frame=frame,
-            n_context=0,
-            examples=(),
             calibration=self.calibration,
-            prior=None,
             length_normalized=bool(self.length_normalized),
             max_length=int(self.max_length),
             long_text=self.long_text,
@@ -660,6 +631,39 @@ class GPTZeroShotClassifier(ClassifierMixin, BaseTextModel[PromptedModel]):
             precision=self.precision,
             fitted_by=type(self).__name__,
         )
+
+    def _in_tokens(
+        self,
+        tokenizer: TextTokenizer,
+        words: tuple[tuple[str, ...], ...],
+        answers: tuple[str, ...],
+        named: Template,
+        question: Question | None,
+    ) -> dict[str, Any]:
+        """Return what stands behind prompts and around them as tokens, and check its length."""
+        tokenizer, end = tokenizer.open_ended(), named.words[-1]
+        if question is not None:
+            end = question.rest
+        if self.chat:
+            tokenizer, end = tokenizer.in_chat()
+        end, (before, after) = end or "\n", (tokenizer.prefix_ids, tokenizer.suffix_ids)
+
+        def tokens_behind(word: str) -> Phrase:
+            if question is None:
+                return tokens_of(behind(word, end), end, tokenizer)
+            return (*tokens_of(question.about(word), named.words[-1], tokenizer), *after)
+
+        phrases = tuple(tuple(map(tokens_behind, of_class)) for of_class in words)
+        said = tuple(tokens_of(behind(word, end), end, tokenizer) for word in answers)
+        # What a chat closes a message with stands behind the prompt, or behind the question.
+        frame = (before, after if question is None else ())
+        n_tokens = {
+            word: len(phrase) + n_longest(said)
+            for of_class in zip(words, phrases, strict=True)
+            for word, phrase in zip(*of_class, strict=True)
+        }
+        _check_lengths(n_tokens, named, tokenizer.framed(*frame), self.max_length)
+        return {"phrases": phrases, "answers": said, "frame": frame}
 
     def _pack(self) -> State:
         """Return the record, but for its classes; the head's own weights go where the base goes."""
