@@ -146,13 +146,13 @@ class _SplitBlock(nn.Module):
 
     _crossing: _Crossing
     _is_last: bool
-    _n_returned: int | None = None  # 0 for a tensor, n for a tuple of n
+    _n_returned: int | None = None  # 0 for a tensor, n for a tuple of n; of every block of a class
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         crossing = self._crossing
         if crossing.upper_input is None:
             output = super().forward(*args, **kwargs)
-            self._n_returned = len(output) if isinstance(output, tuple) else 0
+            type(self)._n_returned = len(output) if isinstance(output, tuple) else 0
             if self._is_last and crossing.stops:
                 raise _Reached(output[0] if isinstance(output, tuple) else output)
             return output

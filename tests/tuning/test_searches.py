@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.distributions import FloatDistribution
+from optuna.samplers import GridSampler
 from sklearn.base import is_classifier
 from sklearn.model_selection import GridSearchCV
 
@@ -58,3 +61,50 @@ def test_searches_of_ours__texts_that_were_only_predicted__are_kept_for_the_next
     info, n_texts = skgpt.cache_info(), len(set(X))
     assert info["token ids"]["misses"] == info["states on cpu"]["misses"] == n_texts
     assert info["states on cpu"]["entries"] == n_texts
+
+
+@pytest.mark.parametrize("kind", [GridSearchCV, GPTSearchCV])
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        (
+            {"trainable_layers": 1, "head_first_epochs": 1},
+            {"learning_rate": [1e-4, 1e-3], "head_learning_rate": [1e-3, 1e-2]},
+        ),
+        (
+            {"trainable_layers": 0},
+            {"label_smoothing": [0.0, 0.1], "class_weight": [None, "balanced"]},
+        ),
+    ],
+    ids=["rates", "head"],
+)
+def test_search__over_rates_or_what_a_head_is_solved_with__runs_no_frozen_layer_again(
+    kind: Any,
+    options: dict[str, Any],
+    grid: dict[str, list[Any]],
+    tiny_llama: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What runs the frozen layers comes in by the embedding; what goes on from their states doesn't.
+    n_tokens = []
+    forward = torch.nn.Embedding.forward
+
+    def counting(self: Any, ids: Any) -> Any:
+        n_tokens.append(ids.numel())
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counting)
+
+    def embedded(grid: dict[str, list[Any]], refit: bool) -> int:
+        skgpt.clear_cache()
+        n_tokens.clear()
+        clf = make(tiny_llama, max_epochs=1, **options)
+        how = {"n_trials": 4, "sampler": GridSampler(grid)} if kind is GPTSearchCV else {}
+        search = kind(clf, grid, cv=2, refit=refit, error_score="raise", **how).fit(X, y)
+        assert len(search.cv_results_["params"]) == np.prod([len(tried) for tried in grid.values()])
+        return sum(n_tokens)
+
+    one_point = {name: tried[:1] for name, tried in grid.items()}
+    once = embedded(one_point, refit=False)
+    assert once > 0
+    assert embedded(grid, refit=True) == once
