@@ -8,8 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,51 +100,6 @@ class Clock:
     def padding(self) -> float:
         """Share of what was computed after the warm-up that was no token of a text."""
         return 1 - self.n_tokens / sum(self.computed[WARM_UP:])
-
-
-class Stopwatch:
-    """Adds up where the time goes; a part that runs within another counts for itself alone."""
-
-    def __init__(self) -> None:
-        self.laps: list[dict[str, float]] = []
-        self._began = 0.0
-        self._open: list[float] = []  # of each part under way, the seconds of parts within it
-
-    def lap(self) -> None:
-        """End a lap, if there is one, and begin another."""
-        self.stop()
-        self.laps.append({})
-        self._began = time.perf_counter()
-
-    def stop(self) -> None:
-        """End the lap."""
-        if self.laps and "total" not in self.laps[-1]:
-            self.laps[-1]["total"] = time.perf_counter() - self._began
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Time what runs inside as a part of that name."""
-        began = time.perf_counter()
-        self._open.append(0.0)
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - began
-            own = seconds - self._open.pop()
-            if self._open:
-                self._open[-1] += seconds
-            lap = self.laps[-1]
-            lap[name] = lap.get(name, 0.0) + own
-
-    def wrap(self, owner: Any, attribute: str, name: str) -> None:
-        """Time every call of a function of a module, or of a method of a class."""
-        original: Callable[..., Any] = getattr(owner, attribute)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return original(*args, **kwargs)
-
-        setattr(owner, attribute, timed)
 
 
 def parser_of(doc: str | None, arms: Sequence[str], rounds: int) -> argparse.ArgumentParser:

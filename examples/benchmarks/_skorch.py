@@ -1,6 +1,6 @@
 """The arm K: skorch's NeuralNetClassifier behind its Hugging Face tokenizer, in a Pipeline."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from _arms import Setting
@@ -10,15 +10,7 @@ from skorch import NeuralNetClassifier
 from skorch.hf import HuggingfacePretrainedTokenizer
 
 
-class Skorch(NamedTuple):
-    """A Pipeline of ``tokenizer`` and ``net``, and the classes of its steps."""
-
-    pipeline: Pipeline
-    tokenizer: type
-    net: type
-
-
-def skorch_pipeline(n_labels: int, setting: Setting) -> Skorch:
+def skorch_pipeline(n_labels: int, setting: Setting) -> Pipeline:
     """Return the unfitted Pipeline, as skorch does it: fp32, padded, a constant learning rate.
 
     Labels must be the numbers from 0 on.
@@ -38,9 +30,6 @@ def skorch_pipeline(n_labels: int, setting: Setting) -> Skorch:
             torch.manual_seed(setting.seed)
             return super().fit(X, y)
 
-    class Tokenizer(HuggingfacePretrainedTokenizer):
-        pass
-
     net = Net(
         Module,
         criterion=torch.nn.CrossEntropyLoss,
@@ -53,6 +42,6 @@ def skorch_pipeline(n_labels: int, setting: Setting) -> Skorch:
         device=setting.device,
         verbose=0,
     )
-    # A tokenizer of our own making, for some models' files know no padding.
-    tokenizer = Tokenizer(load_tokenizer(), max_length=setting.max_length)
-    return Skorch(Pipeline([("tokenizer", tokenizer), ("net", net)]), Tokenizer, Net)
+    # Of a tokenizer of our own making, as some models' files know no padding.
+    tokenizer = HuggingfacePretrainedTokenizer(load_tokenizer(), max_length=setting.max_length)
+    return Pipeline([("tokenizer", tokenizer), ("net", net)])

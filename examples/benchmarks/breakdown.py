@@ -47,10 +47,9 @@ PARTS = [
 ]
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 RATES = [3e-5, 6e-5, 1e-4, 2e-4, 4e-4, 8e-4]
-# Texts, and what else is smaller in the small form.
 SIZES = {"fit": 300, "fit-large": 5000, "predict": 20_000, "folds": 200, "grid": 300, "search": 300}
+# The small form: fewer texts, of 32 tokens, and fewer points, folds and trials.
 SMALL = {"fit": 120, "fit-large": 480, "predict": 600, "folds": 120, "grid": 120, "search": 120}
-N_TRIALS, N_TRIALS_SMALL = 20, 4
 
 
 class Stopwatch:
@@ -124,7 +123,8 @@ def prepare(work: str, args: argparse.Namespace) -> Callable[[], Any]:
     from skgpt.tuning import GPTSearchCV
 
     n_texts = (SMALL if args.small else SIZES)[work]
-    classifier = GPTTextClassifier(random_state=0)
+    classifier = GPTTextClassifier(random_state=0, max_length=32 if args.small else 256)
+    n_folds = 2 if args.small else 5
     if work == "predict":
         few = sample_r8(120, 0)
         classifier.set_params(max_epochs=1).fit(few.texts, few.topics)
@@ -132,13 +132,12 @@ def prepare(work: str, args: argparse.Namespace) -> Callable[[], Any]:
         return lambda: classifier.predict(texts)
     news: News = sample_r8(n_texts, 0)
     if work == "folds":
-        return lambda: cross_validate(classifier, *news, cv=5, error_score="raise")
+        return lambda: cross_validate(classifier, *news, cv=n_folds, error_score="raise")
     if work == "grid":
         rates = {"learning_rate": RATES[2:4] if args.small else RATES}
-        n_folds = 2 if args.small else 5
         return lambda: GridSearchCV(classifier, rates, cv=n_folds).fit(*news)
     if work == "search":
-        n_trials, n_folds = (N_TRIALS_SMALL, 2) if args.small else (N_TRIALS, 5)
+        n_trials = 4 if args.small else 20
         search = GPTSearchCV(classifier, n_trials=n_trials, cv=n_folds, random_state=0)
         return lambda: search.fit(*news)
     return lambda: classifier.fit(*news)

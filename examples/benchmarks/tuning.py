@@ -91,7 +91,7 @@ def search_skorch(news: News, setting: Setting, rates: list[float], folds: list[
     from _skorch import skorch_pipeline
 
     names, codes = np.unique(news.topics, return_inverse=True)
-    pipeline = skorch_pipeline(len(names), setting).pipeline
+    pipeline = skorch_pipeline(len(names), setting)
     search = GridSearchCV(pipeline, {"net__lr": rates}, cv=folds, error_score="raise")
     search.fit(news.texts, codes)
 
