@@ -13,9 +13,10 @@ import math
 import mmap
 import shutil
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -239,11 +240,7 @@ class _StateCache:
         self.tokens = tokens
         self.level = level
         self.shared = shared and network.pretrained.shared
-        where: tuple[Hashable, ...] = (level.value, network.spec.n_frozen)
-        if level is CacheLevel.POOLED:
-            where = (*where, network.spec.pooling)
-        # The device too: what lies on disk may come from any.
-        self.upstream = (*where, *network.cache_key)
+        self.upstream = self._behind(network.spec.n_frozen)
         device = network.device
         self.memory: Store[Tensor] = Store.named(
             f"states on {device}", lambda: prefix_budget(device), share=7 / 8
@@ -263,21 +260,13 @@ class _StateCache:
         CPU; a StorageError says that the disk is full or can't be written to.
         """
         self.memory_left = memory_budget
-        network, lengths = self.network, self.tokens.lengths
-
-        def run(part: Rows) -> Sequence[Tensor]:
-            """Run texts up to the level of the cache: one tensor per text."""
-            layout = Layout.of(lengths[part], network.pretrained, network.device)
-            ids_T = ids_of(self.tokens, part, network.device)
-            if self.level is CacheLevel.POOLED:
-                return network.pooled(ids_T, layout).unbind()
-            return network.run_frozen(ids_T, layout).split(layout.lengths)
-
-        batcher = MicroBatcher(network, token_budget)
+        batcher = MicroBatcher(self.network, token_budget)
         with DiskCache() as disk, torch.no_grad():
-            for part, states in batcher.map(run, self.uncached(), lengths, progress):
-                self._put(part, states, disk)
-                del states  # or they would be there beside the next ones
+            for rows, n_run, known in self._begun(self.uncached()):
+                run = partial(self._run, n_run=n_run, known=known)
+                for part, states in batcher.map(run, rows, self.tokens.lengths, progress):
+                    self._put(part, states, disk)
+                    del states  # or they would be there beside the next ones
             self._share(self.disk, dict(zip(self.on_disk, disk.tensors(), strict=True)))
         return [self.found[text] for text in self.ids]
 
@@ -291,13 +280,56 @@ class _StateCache:
         texts = list(self.first)
         for store in (self.memory, self.disk) if self.shared else ():
             texts = [text for text in texts if text not in self.found]
-            states = store.find_many([(text, self.upstream) for text in texts])
-            known = {t: state for t, state in zip(texts, states, strict=True) if state is not None}
+            known = self._find(store, texts, self.network.spec.n_frozen)
             self.found |= known
             if store is self.memory:
                 self.memory_left -= sum(state.nbytes for state in known.values())
         new = [row for text, row in self.first.items() if text not in self.found]
         return np.array(new, dtype=np.int64)
+
+    def _behind(self, n_frozen: int) -> tuple[Hashable, ...]:
+        """Return everything upstream of states behind so many layers."""
+        where: tuple[Hashable, ...] = (self.level.value, n_frozen)
+        if self.level is CacheLevel.POOLED:
+            where = (*where, self.network.spec.pooling)
+        # The device too: what lies on disk may come from any.
+        return (*where, *self.network.cache_key)
+
+    def _begun(self, rows: Rows) -> Iterator[tuple[Rows, int, dict[bytes, Tensor]]]:
+        """Yield rows, the number of layers that they have run through, and the states behind these.
+
+        A search over depths finds what its shallower trials kept.
+        """
+        shares = self.shared and self.level is CacheLevel.HIDDEN
+        for n_run in range(self.network.spec.n_frozen - 1, 0, -1) if shares else ():
+            for store in (self.memory, self.disk):
+                if known := self._find(store, [self.ids[row] for row in rows], n_run):
+                    begun = np.array([self.ids[row] in known for row in rows])
+                    yield rows[begun], n_run, known
+                    rows = rows[~begun]
+        yield rows, 0, {}
+
+    def _find(self, store: Store[Tensor], texts: list[bytes], n_run: int) -> dict[bytes, Tensor]:
+        """Return the states of some texts behind so many layers, as far as a store has them."""
+        upstream = self._behind(n_run)
+        keys = [(text, upstream) for text in texts]
+        if n_run < self.network.spec.n_frozen and not store.holds_any(keys):
+            return {}  # nobody missed them
+        states = zip(texts, store.find_many(keys), strict=True)
+        return {text: state for text, state in states if state is not None}
+
+    def _run(self, rows: Rows, n_run: int, known: dict[bytes, Tensor]) -> Sequence[Tensor]:
+        """Run texts up to the level of the cache: one tensor per text."""
+        network = self.network
+        layout = Layout.of(self.tokens.lengths[rows], network.pretrained, network.device)
+        if n_run:
+            states = [known[self.ids[row]].to(network.device) for row in rows]
+            hidden_TH = network.run_frozen_after(torch.cat(states), n_run, layout)
+            return hidden_TH.split(layout.lengths)
+        ids_T = ids_of(self.tokens, rows, network.device)
+        if self.level is CacheLevel.POOLED:
+            return network.pooled(ids_T, layout).unbind()
+        return network.run_frozen(ids_T, layout).split(layout.lengths)
 
     def _put(self, rows: Rows, states: Sequence[Tensor], disk: "DiskCache") -> None:
         """Put the states of some rows into memory or, where that has no room, onto the disk."""

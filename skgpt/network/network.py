@@ -282,6 +282,12 @@ class TextNetwork(nn.Module):
         laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))
         return layout.flat(self._split.run_lower(input_ids=laid_out, **layout.inputs()))
 
+    def run_frozen_after(self, hidden_TH: Tensor, n_run: int, layout: Layout) -> Tensor:
+        """Run the other frozen layers on what the first `n_run` return; the same, shape (T, H)."""
+        assert self._split is not None
+        laid_out = layout.lay(hidden_TH)
+        return layout.flat(self._split.run_between(laid_out, n_run, **layout.inputs()))
+
     def hidden(self, ids_T: Tensor, layout: Layout) -> Tensor:
         """Run all layers on token ids; return the last hidden states, shape (T, H)."""
         laid_out = layout.lay(ids_T, pad_id_of(self.pretrained))

@@ -7,8 +7,8 @@ norm) stays its own code, so nothing here knows an architecture.
 import copy
 import logging
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -76,10 +76,11 @@ def agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 class _Crossing(threading.local):
-    """What happens at the split; per thread, since predictions may run at once."""
+    """Which blocks run; per thread, since predictions may run at once."""
 
-    upper_input: Tensor | None = None  # hidden states to go on with
-    stops: bool = False
+    first: int = 0  # the blocks before it are skipped
+    hidden: Tensor | None = None  # the states that it is given then
+    stops: bool = False  # at the split
 
 
 class _Reached(Exception):
@@ -93,8 +94,9 @@ class _Reached(Exception):
 class SplitTrunk:
     """A trunk that can be run up to its block k, or from there on.
 
-    The trunk works as before outside `run_lower` and `run_upper`, in other threads too. It must be
-    its caller's own (a copy of a shared one), since its blocks are given another class.
+    The trunk works as before outside `run_lower`, `run_between` and `run_upper`, in other threads
+    too. It must be its caller's own (a copy of a shared one), since its blocks are given another
+    class.
     """
 
     def __init__(self, trunk: Any, k: int) -> None:
@@ -104,10 +106,11 @@ class SplitTrunk:
         self._blocks = blocks[:k]
         # Of what goes into the trunk: OPT's blocks may be wider.
         self._embedding_dim = trunk.get_input_embeddings().weight.shape[1]
-        for block in self._blocks:
+        for number, block in enumerate(self._blocks):
             kind: Any = type(block)
             block.__class__ = _split_class(kind)
             block._crossing = self._crossing
+            block._number = number
             block._is_last = block is self._blocks[-1]
 
     def run_lower(self, **inputs: Any) -> Tensor:
@@ -121,17 +124,26 @@ class SplitTrunk:
             self._crossing.stops = False
         raise RuntimeError("the block before the split was not run")
 
+    def run_between(self, hidden_BTH: Tensor, j: int, **inputs: Any) -> Tensor:
+        """Run the blocks after block j on the states behind it; return those behind block k."""
+        with self._entered(hidden_BTH, j) as embedded_BTE:
+            return self.run_lower(inputs_embeds=embedded_BTE, **inputs)
+
     def run_upper(self, hidden_BTH: Tensor, **inputs: Any) -> Tensor:
         """Run what follows block k on these hidden states; return the last hidden states."""
-        self._learn_return_types()
-        # The first k blocks are skipped, so what goes in below only needs the right shape.
-        embedded_BTE = hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self._embedding_dim)
-        self._crossing.upper_input = hidden_BTH
-        try:
+        with self._entered(hidden_BTH, len(self._blocks)) as embedded_BTE:
             last: Tensor = self.trunk(inputs_embeds=embedded_BTE, **inputs).last_hidden_state
-        finally:
-            self._crossing.upper_input = None
         return last
+
+    @contextmanager
+    def _entered(self, hidden_BTH: Tensor, j: int) -> Iterator[Tensor]:
+        """Have passes of the body skip j blocks; gives what goes in below, of the right shape."""
+        self._learn_return_types()
+        self._crossing.first, self._crossing.hidden = j, hidden_BTH
+        try:
+            yield hidden_BTH.new_zeros(*hidden_BTH.shape[:2], self._embedding_dim)
+        finally:
+            self._crossing.first, self._crossing.hidden = 0, None
 
     @torch.no_grad()
     def _learn_return_types(self) -> None:
@@ -145,22 +157,22 @@ class _SplitBlock(nn.Module):
     """The forward pass of a block up to the split; it is mixed into the block's own class."""
 
     _crossing: _Crossing
+    _number: int
     _is_last: bool
     _n_returned: int | None = None  # 0 for a tensor, n for a tuple of n; of every block of a class
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         crossing = self._crossing
-        if crossing.upper_input is None:
+        if self._number >= crossing.first:
             output = super().forward(*args, **kwargs)
             type(self)._n_returned = len(output) if isinstance(output, tuple) else 0
             if self._is_last and crossing.stops:
                 raise _Reached(output[0] if isinstance(output, tuple) else output)
             return output
-        # Skipped: hand the input on. The last block before the split hands on the given states.
-        if self._is_last:
-            hidden = crossing.upper_input
-        else:
-            hidden = args[0] if args else kwargs["hidden_states"]
+        # Skipped: hand the input on. The last one that is skipped hands on the given states.
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if self._number == crossing.first - 1:
+            hidden = crossing.hidden
         return (hidden, *[None] * (self._n_returned - 1)) if self._n_returned else hidden
 
 

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, call
+from unittest.mock import Mock, call, patch
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor
 import skgpt
 from skgpt.data.template import parse_template
 from skgpt.data.tokenization import Tokens, ranges, tokenise, tokenise_rows
-from skgpt.network.features import CacheLevel, DiskCache, TextFeatures, disk_room
+from skgpt.network.features import CacheLevel, DiskCache, TextFeatures, cache_level, disk_room
 from skgpt.network.layout import Layout
 from skgpt.network.network import TextNetwork
 from skgpt.pretrained.loading import load_pretrained
@@ -230,6 +230,28 @@ def test_hidden_states__anything_else_upstream__is_another(tiny_llama: str, tmp_
             assert not torch.equal(one.float(), two.float())
     # Deeper or shallower behind the frozen layers makes no difference to them.
     assert hidden_of(network_of(tiny_llama, 1, n_layers=3), TEXTS)[0] is found[0]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.first_tier(architecture=["llama"], in_memory=[True])
+def test_hidden_states__of_texts_that_a_shallower_fit_ran__come_from_its_states(
+    architecture: str, in_memory: bool, tiny_model: Callable[[str], str]
+) -> None:
+    folder = tiny_model(architecture)
+    shallow, deep = network_of(folder, 2), network_of(folder, 1)
+    assert (shallow.spec.n_frozen, deep.spec.n_frozen) == (1, 2)
+    expected = hidden_of(deep, TEXTS)
+    skgpt.clear_cache()
+    room = {} if in_memory else {"memory_budget": 0, "disk_budget": 2**30}
+    hidden_of(shallow, TEXTS[:3], **room)
+    cache_level(deep, tokens_of(deep), 2**30)  # probes whether it can be split
+    with patch.object(deep, "run_frozen", wraps=deep.run_frozen) as run_frozen:
+        found = hidden_of(deep, TEXTS)
+    ((ids_T, _),) = [called.args for called in run_frozen.mock_calls]
+    assert ids_T.tolist() == tokens_of(deep, TEXTS[3:4]).ids.tolist()
+    for state, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(state, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_pooled_states__by_pooling__do_not_meet(tiny_llama: str) -> None:
