@@ -44,8 +44,9 @@ _SHARED = {
 class GPTSearchCV(BaseSearchCV):
     """Search over the parameters of a text estimator, and prune the trials that look hopeless.
 
-    The folds of a trial advance together, epoch by epoch. After each, the mean of their scores is
-    reported to an Optuna study, whose pruner may end the trial. With `storage`, a search goes on
+    The first two folds of a trial advance together, epoch by epoch. After each, the mean of their
+    scores is reported to an Optuna study, whose pruner may end the trial; the other folds follow if
+    it doesn't. With `storage`, a search goes on
     after its process was killed, and several processes may work on it.
 
     Parameters

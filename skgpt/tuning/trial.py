@@ -1,4 +1,4 @@
-"""One trial: its folds advance together, epoch by epoch, so that it can be pruned on the way.
+"""One trial: two folds advance together, so that it can be pruned on the way; the others follow.
 
 Each fold fits in a thread of its own, since a fit can't be paused in any other way. Two of them
 never run at once: a thread hands over at the end of an epoch and waits for its next turn.
@@ -31,6 +31,9 @@ from skgpt.tuning.folds import Split, last_step
 # Takes the epoch and the folds' mean score after it; returns whether to prune the trial.
 Report = Callable[[int, float], bool]
 
+# So many folds go ahead, and a pruner decides by them: docs/benchmarks.md has the figures.
+_AHEAD = 2
+
 
 @dataclass
 class Outcome:
@@ -62,17 +65,21 @@ class Evaluator:
     needs_metric: bool = False  # of several metrics one must be named
 
     def evaluate(self, params: Mapping[str, Any], report: Report) -> Outcome:
-        """Fit and score all folds; an error in one ends the trial. The last epoch is not reported.
+        """Fit and score all folds; an error in one ends the trial.
 
-        Whatever ends the trial early stops the folds that still run. After Ctrl-C their checkpoints
-        stay, so that the trial can go on from there.
+        The mean score of the first two is reported after each epoch, the last one's only if there
+        are others. Whatever ends the trial early stops the folds that still run. After Ctrl-C their
+        checkpoints stay, so that the trial can go on from there.
         """
-        room = Room(len(self.splits) - 1)
-        folds = [_Fold(self, params, train, test, room) for train, test in self.splits]
+        room = Room(len(self.splits[:_AHEAD]) - 1)
+        folds = [
+            _Fold(self, params, train, test, room, pauses=number < _AHEAD)
+            for number, (train, test) in enumerate(self.splits)
+        ]
         error: Exception | None = None
         pruned = for_good = False
         try:
-            pruned = _advance_together(folds, report)
+            pruned = _advance(folds, report)
             for_good = True
         except Exception as raised:
             error, for_good = raised, True
@@ -123,8 +130,21 @@ class Evaluator:
         return self.main_metric or next(iter(scores))
 
 
-def _advance_together(folds: "Sequence[_Fold]", report: Report) -> bool:
+def _advance(folds: "Sequence[_Fold]", report: Report) -> bool:
     """Run all folds to their ends; return whether the trial was pruned on the way."""
+    ahead, others = folds[:_AHEAD], folds[_AHEAD:]
+    if _advance_together(ahead, report):
+        return True
+    n_epochs = max(fold.n_epochs for fold in ahead)
+    if others and n_epochs and report(n_epochs, float(np.mean([fold.score for fold in ahead]))):
+        return True
+    for fold in others:
+        fold.advance()
+    return False
+
+
+def _advance_together(folds: "Sequence[_Fold]", report: Report) -> bool:
+    """Run folds to their ends, an epoch at a time; return whether the trial was pruned."""
     while running := [fold for fold in folds if not fold.over]:
         # A fold that resumed from a checkpoint may be ahead: the others catch up with it.
         epoch = min(fold.n_epochs for fold in running) + 1
@@ -175,9 +195,9 @@ class _Fold(TrainingCallback):
     """The fit of one fold, which runs an epoch at a time.
 
     As a callback of its fit it hands over after each epoch but the last, which the end of the fit
-    follows. Where the GPU is short of memory the fit runs to its end instead. `score` is that of
-    the test rows after the last finished epoch, by the metric that guides the search; `result` is
-    what `fit_and_score` returned, once the fold is over.
+    follows. Unless it `pauses`, or where the GPU is short of memory, the fit runs to its end
+    instead. `score` is that of the test rows after the last finished epoch, by the metric that
+    guides the search; `result` is what `fit_and_score` returned, once the fold is over.
     """
 
     evaluator: Evaluator
@@ -185,6 +205,7 @@ class _Fold(TrainingCallback):
     train: NDArray[np.int64]
     test: NDArray[np.int64]
     room: Room
+    pauses: bool
     n_epochs: int = 0
     score: float = np.nan
     over: bool = False
@@ -203,7 +224,7 @@ class _Fold(TrainingCallback):
         self._handed_over = threading.Semaphore(0)
 
     def advance(self) -> None:
-        """Run until the end of the next epoch, or of the fit; raise what it raises."""
+        """Run until the next pause or the end of the fit; raise what it raises."""
         if self._thread is None:
             # Context variables and scikit-learn's configuration are the calling thread's.
             context, config = contextvars.copy_context(), sklearn.get_config()
@@ -284,9 +305,9 @@ class _Fold(TrainingCallback):
             raise FitStopped(for_good=self._stop_for_good)
 
     def on_epoch(self, record: EpochRecord) -> bool:
-        """Hand over, unless the fit is about to end or memory is short."""
+        """Hand over, unless the fit is about to end, or is to run to its end."""
         n_epochs = record["epoch"]
-        if n_epochs < self._n_planned:
+        if self.pauses and n_epochs < self._n_planned:
             fitted = self._fitted()
             if not self.room.is_short_for(fitted._model.network):
                 self._hand_over(n_epochs, fitted)
