@@ -124,7 +124,7 @@ def prepare(work: str, args: argparse.Namespace) -> Callable[[], Any]:
 
     n_texts = (SMALL if args.small else SIZES)[work]
     classifier = GPTTextClassifier(random_state=0, max_length=32 if args.small else 256)
-    n_folds = 2 if args.small else 5
+    n_folds = 3 if args.small else 5
     if work == "predict":
         few = sample_r8(120, 0)
         classifier.set_params(max_epochs=1).fit(few.texts, few.topics)
