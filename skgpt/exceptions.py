@@ -161,15 +161,19 @@ def suggests_names(init: Callable[P, None]) -> Callable[P, None]:
     return checked
 
 
-def import_optional(name: str, what: str) -> Any:
-    """Import a module of a package that only `what` needs, or say how to get the package."""
+def import_optional(name: str, what: str, extra: str | None = None) -> Any:
+    """Import a module of a package that only `what` needs, or say how to get the package.
+
+    With an `extra` of ours, that is what to install.
+    """
     try:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
+        wanted = package if extra is None else f'"skgpt-text[{extra}]"'
         raise MissingPackageError(
             f"{what} needs the package {package}, which can't be imported: run "
-            f"`pip install {package}`. ({error})"
+            f"`pip install {wanted}`. ({error})"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Estimators to and from Hugging Face checkpoints; alone, as all that train do it alike."""
+"""Estimators to and from other formats; alone, as all that train do it alike."""
 
 import os
 from dataclasses import replace
@@ -22,6 +22,7 @@ from skgpt.saving.huggingface import (
     put_head,
     read_head,
 )
+from skgpt.saving.onnx import export_onnx
 
 
 def save_pretrained(estimator: Any, model: FittedModel, folder: Any) -> None:
@@ -29,6 +30,11 @@ def save_pretrained(estimator: Any, model: FittedModel, folder: Any) -> None:
     root = as_folder(folder, "folder")
     defaults = {name: p.default for name, p in signature(type(estimator)).parameters.items()}
     export(model, root, estimator.get_params(deep=False), defaults)
+
+
+def save_onnx(model: FittedModel, folder: Any, int8: bool) -> None:
+    """Write a graph of a fitted estimator's model, with what a server needs."""
+    export_onnx(model, as_folder(folder, "folder"), int8=int8)
 
 
 def from_pretrained(

@@ -267,7 +267,7 @@ class _Rows:
         fields = tuple(self.used.index(field) for field in template.fields)
         self.template = template = Template(tuple(map(clean, template.words)), fields)
         cuts = long_text == "cut"  # or rows that are too long are read in windows
-        cuts_values = cuts and not template.is_plain and _words_fit(template, encoder, max_length)
+        cuts_in_values = cuts and cuts_values(template, encoder, max_length)
 
         number: dict[tuple[str, ...], int] = {}
         rows = zip(*(columns[field] for field in self.used), strict=True)
@@ -278,7 +278,7 @@ class _Rows:
         texts = [template.render(row) for row in self.values]
         self.ids = _encode(encoder, texts, progress)
         self.n_cut = sum(len(self.ids[i]) > self.room for i in self.distinct_of) if cuts else 0
-        if cuts_values:
+        if cuts_in_values:
             _cut_values(self.values, self.ids, template, encoder, self.room, progress)
         if cuts:
             self.ids = [row[: self.room] for row in self.ids]
@@ -340,8 +340,14 @@ def _encode(encoder: TextEncoder, texts: list[str], progress: Progress = no_prog
 # Cutting rows that are too long
 
 
-def _words_fit(template: Template, encoder: TextEncoder, max_length: int) -> bool:
-    """Say whether there is room for the template's words; raise if they are more than space."""
+def cuts_values(template: Template, encoder: TextEncoder, max_length: int) -> bool:
+    """Say whether a row that is too long loses the ends of its values, or the end of its text.
+
+    The values, where there are several or words, if these fit; raise if words don't that are more
+    than space.
+    """
+    if template.is_plain:
+        return False
     words = "".join(template.words)
     n_words, n_fields = len(encoder.encode([clean(words)])[0]), len(template.fields)
     needed = n_words + n_fields + _n_special(encoder)

@@ -18,7 +18,7 @@ from torch import Tensor
 from skgpt import __version__
 from skgpt._files import atomic_folder, check_nothing_else, from_plain, storage_errors, to_plain
 from skgpt.data.targets import Target
-from skgpt.data.tokenization import tokenise
+from skgpt.data.tokenization import Tokens, tokenise
 from skgpt.data.values import AnyTarget, Units, Values
 from skgpt.exceptions import (
     ModelNotFoundError,
@@ -48,9 +48,9 @@ _NOT_NOTED = frozenset(
     {"model", "revision", "n_layers", "lora", "pooling", "template", "label_words", "long_text"}
     | {"device", "precision", "store_base", "checkpoint_dir"}
 )
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 # Of unequal lengths, so that one of them is padded.
-_PROBES = ("It was good.", "What came of it in the end was not what anybody had hoped for.")
+PROBES = ("It was good.", "What came of it in the end was not what anybody had hoped for.")
 _NEGLIGIBLE = 1e-6  # of a deviation of y
 _TOLERANCE = 1e-4  # relative to the largest raw score, or to one
 
@@ -366,23 +366,29 @@ def _read_scores(folder: Path) -> Tensor:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype="auto", use_safetensors=True, **options
         )
-        batch = tokenizer(list(_PROBES), padding=True, truncation=True, return_tensors="pt")
+        batch = tokenizer(list(PROBES), padding=True, truncation=True, return_tensors="pt")
         return model.eval()(**batch).logits
 
 
-@torch.no_grad()
 def _scores(network: TextNetwork, max_length: int) -> Tensor:
-    pretrained = network.pretrained
-    if network.dtype != torch.float32 or network.device != _CPU:
+    return exact_scores(network, tokenise(list(PROBES), network.tokenizer, max_length))
+
+
+@torch.no_grad()
+def exact_scores(network: TextNetwork, tokens: Tokens) -> Tensor:
+    """Return the raw scores of texts in fp32 on the CPU, shape (N, K), on the whole base.
+
+    So is what is written, whatever the network computes in and was fitted on.
+    """
+    if network.dtype != torch.float32 or network.device != CPU:
         spec = network.spec
-        if spec.lora is not None:  # what is written is the whole base, whatever it was fitted on
+        if spec.lora is not None:
             spec = replace(spec, lora=replace(spec.lora, quantize_base=None))
-        exact = TextNetwork(pretrained, spec, torch.float32, _CPU)
+        exact = TextNetwork(network.pretrained, spec, torch.float32, CPU)
         exact.take_over(network)
         network = exact
-    tokens = tokenise(list(_PROBES), pretrained.tokenizer, max_length)
-    layout = Layout.of(tokens.lengths, pretrained, _CPU)
-    return network(ids_of(tokens, np.arange(len(_PROBES)), _CPU), layout)
+    layout = Layout.of(tokens.lengths, network.pretrained, CPU)
+    return network(ids_of(tokens, np.arange(len(tokens)), CPU), layout)
 
 
 # Reading.

@@ -188,6 +188,7 @@ def _for_transformers(
     attention_mask: Tensor | None,
     *,
     boundaries: Boundaries | None = None,
+    within_BT: Tensor | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
@@ -195,14 +196,17 @@ def _for_transformers(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in transformers' shapes: (1, heads, T, D) in, (1, T, heads, D) out."""
+    """Attention in transformers' shapes: (1, heads, T, D) in, (1, T, heads, D) out.
+
+    Without `boundaries` each row is a text, padded where it isn't `within_BT`.
+    """
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("capped scores and attention sinks are not computed packed")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = getattr(module, "layer_idx", None)
     rule = Rule(scale, is_causal_in(module, is_causal), sliding_window, layer=layer)
-    if boundaries is None:  # each row is a text
-        return _attend(query, key, value, rule).transpose(1, 2), None
+    if boundaries is None:
+        return _attend(query, key, value, rule, within_BT).transpose(1, 2), None
     q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
     return packed_attention(q_THD, k_THD, v_THD, boundaries, rule)[None], None
 
@@ -274,12 +278,14 @@ def text_by_text(
     return torch.cat(attended).to(dtype)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule, within_BT: Tensor | None = None) -> Tensor:
     """Plain attention of rows that are a text each, (B, heads, L, D)."""
     seen = None
-    if rule.window is not None and rule.window < q.shape[2]:
+    if within_BT is not None or (rule.window is not None and rule.window < q.shape[2]):
         at = torch.arange(q.shape[2], device=q.device)
         seen = sees(at[:, None], at[None, :], rule.causal, rule.window)
+    if within_BT is not None:
+        seen = seen & within_BT[:, None, None, :]
     return _scaled_dot_product(q, k, v, seen, rule.causal and seen is None, rule.scale)
 
 
