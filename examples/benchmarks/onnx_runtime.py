@@ -1,19 +1,14 @@
 """Table 12, export: one text after the other in torch and in ONNX Runtime, on one thread.
 
 GPTTextClassifier with its defaults, fitted on a few articles of Reuters R8, beside what `save_onnx`
-writes of it, as examples/onnx_server.py runs that: T32 and T16 are `predict_proba` in fp32 and bf16,
-O32 and O8 are ONNX Runtime in fp32 and int8. All arms run in this process, on one thread, and by
-turns for each text; times are this process' processor seconds, so they hold on a busy machine too.
+writes of it, as examples/onnx_server.py runs that: T32 and T16 are `predict_proba` in fp32 and
+bf16, O32 and O8 are ONNX Runtime in fp32 and int8. All arms run in this process, on one thread, and
+by turns for each text; times are its processor seconds, so they hold on a busy machine too.
 "All at once" is one call for all texts, which ONNX Runtime has no use for: it would pad them.
 
     python examples/benchmarks/onnx_runtime.py
     python examples/benchmarks/onnx_runtime.py --texts 100 --fit-texts 120 --epochs 1
 """
-
-import os
-
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
 
 import argparse
 import tempfile
