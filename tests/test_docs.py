@@ -19,7 +19,12 @@ GUIDES = (
     *("user_guide.md", "persistence.md", "checkpoints.md", "huggingface.md"),
     *("tuning.md", "gpu.md", "embedder.md", "regression.md"),
 )
-SHORT_GUIDES = ("getting_started.md", "coming_from.md", "zero_shot.md", "onnx.md")  # each is one story
+SHORT_GUIDES = (
+    "getting_started.md",
+    "coming_from.md",
+    "zero_shot.md",
+    "onnx.md",
+)  # each is one story
 RECIPES = sorted(path.stem for path in (ROOT / "docs" / "recipes").glob("*.md"))
 
 _OTHERS = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -25,6 +25,7 @@ from _data import sample_r8
 from numpy.typing import NDArray
 from onnx_server import Model
 
+import skgpt
 from skgpt import GPTTextClassifier
 from skgpt.network.network import TextNetwork
 
@@ -41,9 +42,20 @@ def in_precision(classifier: Any, dtype: torch.dtype) -> Arm:
     return lambda texts: model.probabilities(model.raw_scores(texts))
 
 
-def exported(classifier: Any, folder: Path, *, int8: bool) -> tuple[Arm, float]:
+def prepare(folder: Path, args: argparse.Namespace) -> None:
+    """Fit the classifier, and write it and both graphs, unless an earlier run did."""
+    if (folder / "int8").exists():
+        return
+    train = sample_r8(args.fit_texts, 0)
+    own = {} if args.epochs is None else {"max_epochs": args.epochs}
+    classifier = GPTTextClassifier(max_length=args.max_length, random_state=0, device="cpu", **own)
+    skgpt.save(classifier.fit(train.texts, train.topics), folder / "classifier")
+    for name in ("fp32", "int8"):
+        classifier.save_onnx(folder / name, int8=name == "int8")
+
+
+def exported(folder: Path) -> tuple[Arm, float]:
     """Return what runs the graph a text at a time, and the size of its files in MB."""
-    classifier.save_onnx(folder, int8=int8)
     model = Model(folder, threads=1)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     return lambda texts: np.concatenate([model.predict([text])[0] for text in texts]), size
@@ -64,33 +76,37 @@ def one_by_one(
 
 
 def main() -> None:
-    """Fit, export, run the arms and print the table."""
+    """Fit and export, in a folder of its own unless one is named, and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--texts", type=int, default=300, help="test texts")
     parser.add_argument("--fit-texts", type=int, default=300)
     parser.add_argument("--epochs", type=int, help="the classifier's own number if left out")
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--folder", type=Path, help="where fit and graphs are kept for later runs")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    train = sample_r8(args.fit_texts, 0)
-    own = {} if args.epochs is None else {"max_epochs": args.epochs}
-    classifier = GPTTextClassifier(max_length=args.max_length, random_state=0, device="cpu", **own)
-    classifier.fit(train.texts, train.topics)
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(args.folder or Path(scratch), args)
+
+
+def compare(folder: Path, args: argparse.Namespace) -> None:
+    """Run all arms and print the table."""
+    prepare(folder, args)
+    classifier = skgpt.load(folder / "classifier")
+    o32, size_32 = exported(folder / "fp32")
+    o8, size_8 = exported(folder / "int8")
+    t32, t16 = (in_precision(classifier, dtype) for dtype in (torch.float32, torch.bfloat16))
+    arms = {"T32": t32, "T16": t16, "O32": o32, "O8": o8}
 
     test = test_sample(args.texts + WARM_UP)
     texts = [str(text) for text in test.texts]
     truth = test.topics[WARM_UP:]
-    with tempfile.TemporaryDirectory() as name:
-        o32, size_32 = exported(classifier, Path(name, "fp32"), int8=False)
-        o8, size_8 = exported(classifier, Path(name, "int8"), int8=True)
-        t32, t16 = (in_precision(classifier, dtype) for dtype in (torch.float32, torch.bfloat16))
-        arms = {"T32": t32, "T16": t16, "O32": o32, "O8": o8}
-        seconds, found = one_by_one(arms, texts)
-        at_once = {}
-        for arm in ("T32", "T16"):
-            began = time.process_time()
-            arms[arm](texts[WARM_UP:])
-            at_once[arm] = len(truth) / (time.process_time() - began)
+    seconds, found = one_by_one(arms, texts)
+    at_once = {}
+    for arm in ("T32", "T16"):
+        began = time.process_time()
+        arms[arm](texts[WARM_UP:])
+        at_once[arm] = len(truth) / (time.process_time() - began)
 
     rows = []
     for arm, each in seconds.items():
@@ -108,9 +124,9 @@ def main() -> None:
     print_table(head, rows)
     print_settings(
         texts=args.texts,
-        fitted_on=args.fit_texts,
-        epochs=args.epochs or "auto",
-        max_length=args.max_length,
+        fitted_on=classifier._model.trained_on["rows"],
+        epochs=classifier.n_iter_,
+        max_length=classifier._model.max_length,
         layers=classifier.n_layers_,
     )
 

@@ -6,6 +6,7 @@ is run and compared with the model before the folder takes its name.
 
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -269,14 +270,16 @@ def _write_graph(model: FittedModel, path: Path) -> None:
 def _quiet(name: str) -> Iterator[None]:
     """Keep exporters, which log under this name, from warning about themselves."""
     logger = logging.getLogger(name)
-    level = logger.level
+    level, handler = logger.level, logging.NullHandler()
     logger.setLevel(logging.CRITICAL)
+    logger.addHandler(handler)  # or a warning to the root logger would give it one for good
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 @contextmanager
@@ -340,14 +343,14 @@ def _run(path: Path, tokens: Tokens) -> list[NDArray[np.float64]]:
 def _quantise(path: Path) -> None:
     """Have the matrices of the blocks in int8, by ONNX Runtime's own tool, in place."""
     quantization = import_optional("onnxruntime.quantization", "`save_onnx`", extra="onnx")
-    whole = path.with_name("whole.onnx")
-    path.rename(whole)  # it names the file that its weights are in, which stays
-    with _quiet("root"):
+    # The tool adds to a file of weights that is there.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet("root"):
+        for file in list(path.parent.glob(f"{path.name}*")):
+            file.rename(Path(folder, file.name))
         quantization.quantize_dynamic(
-            whole,
+            Path(folder, path.name),
             path,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             use_external_data_format=True,
         )
-    whole.unlink()
