@@ -284,8 +284,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, rule: Rule, within_BT: Tensor | Non
     if within_BT is not None or (rule.window is not None and rule.window < q.shape[2]):
         at = torch.arange(q.shape[2], device=q.device)
         seen = sees(at[:, None], at[None, :], rule.causal, rule.window)
-    if within_BT is not None:
-        seen = seen & within_BT[:, None, None, :]
+        if within_BT is not None:
+            seen = seen & within_BT[:, None, None, :]
     return _scaled_dot_product(q, k, v, seen, rule.causal and seen is None, rule.scale)
 
 
