@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from skgpt import __version__
 from skgpt._files import atomic_folder, check_nothing_else, storage_errors
@@ -170,14 +169,14 @@ class _Graph(nn.Module):
         for name, tensor in whole_tensors(network).items():
             self.trunk.get_parameter(name).data = tensor.float()
         # In fp64, as the sums of a head that was solved for need the digits.
-        self.weight = nn.Buffer(network.head.weight.detach().cpu().double())
+        self.weight = nn.Buffer(network.head.weight.detach().cpu().double().T.contiguous())
         self.offset = nn.Buffer(network.offset.cpu().double())
         self.link: Any = _link_of(model)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Return what is predicted for texts of any number, padded on the right."""
         pooled = self._pool(self._hidden(input_ids, attention_mask), attention_mask)
-        return self.link(F.linear(pooled.double(), self.weight, self.offset))
+        return self.link(pooled.double() @ self.weight + self.offset)
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         if self.can.supports_packing:
