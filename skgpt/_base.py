@@ -323,6 +323,44 @@ class BaseGPTText(CallbackSupportMixin, BaseTextModel[F]):
         """
         exchange.save_pretrained(self, self._fitted(), folder)
 
+    @own_settings()
+    def save_onnx(self, folder: str | PathLike[str], *, int8: bool = False) -> None:
+        """Write a graph for ONNX Runtime, for servers that have neither torch nor skgpt.
+
+        The graph, ``model.onnx``, takes ``input_ids`` and ``attention_mask``, int64 of shape
+        (n, tokens), padded on the right. In fp32, it gives what a classifier's `predict_proba`
+        gives, as ``probabilities``, or ``probabilities_0`` and so on of several outputs; or what a
+        regressor's `predict` gives, as ``values``. Beside it are ``tokenizer.json``, for the
+        package tokenizers, and ``server.json``: the classes, the template, `max_length` and
+        whatever else it takes to turn texts into the inputs. Before the folder takes its name, the
+        graph is run on two texts and compared. The page on ONNX Runtime in the guides has a server.
+
+        It needs the packages onnx, onnxscript and onnxruntime: ``pip install "skgpt-text[onnx]"``.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            A new or empty folder, or one that this method wrote, which is replaced if nothing
+            else is in it.
+        int8 : bool, default=False
+            Have ``onnxruntime.quantization.quantize_dynamic`` turn the matrices of the layers into
+            int8. That is a quarter of their size, but predictions move, and so do some labels:
+            compare on texts of yours.
+
+        Raises
+        ------
+        ImportError
+            If one of the packages is not installed.
+        ValueError
+            If texts are read in windows, if torch can't write the model as a graph that gives the
+            same, or if its tokenizer has no ``tokenizer.json``.
+        OSError
+            If the folder holds something else, or can't be written. It is as it was.
+        TypeError
+            If `folder` is neither a text nor a path object.
+        """
+        exchange.save_onnx(self._fitted(), folder, int8)
+
     @classmethod
     @own_settings()
     def from_pretrained(
