@@ -340,8 +340,21 @@ def _run(path: Path, tokens: Tokens) -> list[NDArray[np.float64]]:
 
 
 def _quantise(path: Path) -> None:
-    """Have the matrices of the blocks in int8, by ONNX Runtime's own tool, in place."""
+    """Have matrices of the blocks in int8, by ONNX Runtime's own tool, in place.
+
+    Those that narrow stay as they are: what goes into the one behind a gate has outliers, and with
+    it rounded more labels move.
+    """
+    onnx = import_optional("onnx", "`save_onnx`", extra="onnx")
     quantization = import_optional("onnxruntime.quantization", "`save_onnx`", extra="onnx")
+    graph = onnx.load(path, load_external_data=False).graph
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    narrowing = [
+        name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and _narrows(node, shapes.get(node.input[1], (0, 0)))
+        for name in (node.name, f"{node.name}_MatMul")  # what the tool makes of a Gemm
+    ]
     # The tool adds to a file of weights that is there.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quiet("root"):
         for file in list(path.parent.glob(f"{path.name}*")):
@@ -350,6 +363,14 @@ def _quantise(path: Path) -> None:
             Path(folder, path.name),
             path,
             op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=narrowing,
             per_channel=True,
             use_external_data_format=True,
         )
+
+
+def _narrows(product: Any, shape: tuple[int, ...]) -> bool:
+    """Say whether more numbers go into a product with a matrix of this shape than come out."""
+    is_transposed = any(each.name == "transB" and each.i for each in product.attribute)
+    n_in, n_out = shape[::-1] if is_transposed else shape
+    return n_in > n_out

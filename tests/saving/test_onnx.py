@@ -128,7 +128,7 @@ def test_save_onnx__a_regressor__gives_the_same_numbers_in_the_shape_of_y(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_save_onnx__int8__has_no_matrix_of_a_layer_in_fp32_and_is_near(
+def test_save_onnx__int8__has_the_matrices_that_do_not_narrow_in_int8_and_is_near(
     architecture: str, tiny_model: Callable[[str], str], tmp_path: Path, server_module: Any
 ) -> None:
     import onnx as onnx_package
@@ -139,9 +139,13 @@ def test_save_onnx__int8__has_no_matrix_of_a_layer_in_fp32_and_is_near(
     stored = {tensor.name: tensor for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm", "MatMulInteger")]
     learned = [stored[node.input[1]] for node in products if node.input[1] in stored]
-    kinds = [onnx_package.TensorProto.DataType.Name(tensor.data_type) for tensor in learned]
+    kind_of = onnx_package.TensorProto.DataType.Name
+    kinds = [(kind_of(each.data_type), each.dims[0] > each.dims[1]) for each in learned]
     n_layers = clf.n_layers_ * (7 if architecture == "llama" else 4)
-    assert sorted(kinds) == ["DOUBLE"] + ["INT8"] * n_layers  # the head is left as it is
+    assert len(kinds) == n_layers + 1
+    narrows = {"INT8": False, "FLOAT": True}
+    assert all(narrows.get(kind, is_narrow) == is_narrow for kind, is_narrow in kinds)
+    assert {kind for kind, _ in kinds} == {*narrows, "DOUBLE"}  # that is the head
     (found,) = server_module.Model(tmp_path / "out", threads=1).predict(PROBES)
     apart = np.abs(found - clf.predict_proba(PROBES))
     assert 0 < apart.max() < 0.1
