@@ -344,8 +344,8 @@ class BaseGPTText(CallbackSupportMixin, BaseTextModel[F]):
             else is in it.
         int8 : bool, default=False
             Have ``onnxruntime.quantization.quantize_dynamic`` turn the matrices of the layers into
-            int8, but for those that narrow. Files are smaller and predictions faster, but they move:
-            compare on texts of yours.
+            int8, but for those that narrow. Files are smaller and predictions faster, but
+            these move: compare on texts of yours.
 
         Raises
         ------
