@@ -183,10 +183,11 @@ LOOKS = {  # colours that stay apart for colour-blind eyes, and shapes for all o
 
 
 def reached(trial: FrozenTrial) -> NDArray[np.float64]:
-    """Accuracy after each epoch, in percent; after the last one it is the trial's value."""
+    """Accuracy after each epoch, in percent, of the two folds that go ahead; at the end of all."""
     scores = [score for _, score in sorted(trial.intermediate_values.items())]
-    whole = trial.state.name == "COMPLETE"
-    return 100 * np.array([*scores, trial.value] if whole else scores)
+    if trial.state.name == "COMPLETE":
+        scores[-1] = trial.value
+    return 100 * np.array(scores)
 
 
 def plot_history(trials: list[FrozenTrial], ax: Axes) -> None:
@@ -212,8 +213,9 @@ fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 plot_history(search.study_.trials, ax)
 
 # %%
-# The study also knows each trial's accuracy after every epoch. Pruned trials end early: that is the
-# time that pruning saves.
+# The study also knows each trial's accuracy after every epoch, on the first two folds, by which it
+# is pruned. Pruned trials end early, and without the other folds: that is the time that pruning
+# saves. Where a trial was trained to its end, the last point is the mean over all folds.
 
 
 def plot_curves(trials: list[FrozenTrial], best: int, n_epochs: int, ax: Axes) -> None:

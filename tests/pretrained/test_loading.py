@@ -23,7 +23,7 @@ def test_load__twice__is_the_same_object_until_the_folder_changes(tmp_path: Path
     assert first.fingerprint != second.fingerprint
 
 
-PATHS = ["./x", "../x", "/none", "~/x", "my/x/y", "x/", "a\\b", "C:\\x", "", "none.gguf", "a b"]
+PATHS = ["./x", "../none", "/none", "~/x", "my/x/y", "x/", "a\\b", "C:\\x", "", "none.gguf", "a b"]
 
 
 @pytest.mark.parametrize("name", PATHS)
