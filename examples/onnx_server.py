@@ -11,6 +11,7 @@ columns' texts for each row, or {"rows": [{"title": ..., "body": ...}]} where th
 import argparse
 import json
 from bisect import bisect_right
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,15 @@ class Preparation:
         used = sorted(set(self.fields))
         if isinstance(row, str):
             row = [row]
-        if isinstance(row, dict):
-            row = [row.get(name) for name in names or []]
+        if isinstance(row, dict) and names:
+            row = [row.get(name) for name in names]
         if not isinstance(row, list) or len(row) <= used[-1]:
-            raise ValueError(f"a row must have the columns {names or used}")
-        if not all(isinstance(row[i], str) for i in used):
-            raise ValueError("every column of a row must be a text")
+            raise ValueError(
+                f"a row must have the columns {names or used}, in a list or by name; one alone may "
+                f"be a text. Got {str(row)[:80]}"
+            )
+        if odd := [names[i] if names else i for i in used if not isinstance(row[i], str)]:
+            raise ValueError(f"every column of a row must be a text; {odd} of one are none")
         return {i: clean(row[i]) for i in used}
 
     def render(self, cells: dict[int, str]) -> str:
@@ -173,7 +177,10 @@ class Model:
 
 def answer(model: Model, body: bytes) -> dict[str, Any]:
     """Return what a request is answered with; raise ValueError if it is not as it must be."""
-    asked = json.loads(body)
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a body must be JSON: {error}") from error
     rows = asked.get("rows", asked.get("texts")) if isinstance(asked, dict) else None
     if not isinstance(rows, list) or not 0 < len(rows) <= MAX_ROWS:
         raise ValueError(f'send {{"texts": [...]}}, of 1 to {MAX_ROWS} texts')
@@ -198,11 +205,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a request: 400 with a sentence if it is not as it must be."""
-        n_bytes = int(self.headers.get("Content-Length") or 0)
         try:
-            if n_bytes > MAX_BYTES:
-                raise ValueError(f"a body must be of {MAX_BYTES} bytes at most")
-            status, said = 200, answer(self.model, self.rfile.read(n_bytes))
+            length = self.headers.get("Content-Length") or "0"
+            if not length.isdecimal() or int(length) > MAX_BYTES:
+                raise ValueError(f"a body must be of {MAX_BYTES} bytes at most. Got {length}")
+            status, said = 200, answer(self.model, self.rfile.read(int(length)))
         except ValueError as error:
             status, said = 400, {"detail": str(error)}
             self.close_connection = True
@@ -222,10 +229,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
+    if not (args.folder / "server.json").is_file():
+        parser.error(f"{args.folder} must be a folder that save_onnx wrote: it has no server.json")
     Handler.model = Model(args.folder, args.threads)
     with ThreadingHTTPServer((args.host, args.port), Handler) as server:
         print(f"http://{args.host}:{server.server_port}", flush=True)
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 if __name__ == "__main__":

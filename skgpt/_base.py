@@ -353,7 +353,7 @@ class BaseGPTText(CallbackSupportMixin, BaseTextModel[F]):
             If one of the packages is not installed.
         ValueError
             If texts are read in windows, if torch can't write the model as a graph that gives the
-            same, or if its tokenizer has no ``tokenizer.json``.
+            same, if its tokenizer has no ``tokenizer.json``, or if `int8` is not a bool.
         OSError
             If the folder holds something else, or can't be written. It is as it was.
         TypeError

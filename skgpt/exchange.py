@@ -11,6 +11,7 @@ from skgpt import fitting
 from skgpt._files import as_folder
 from skgpt.data.splits import all_rows
 from skgpt.data.template import parse_template
+from skgpt.exceptions import InvalidArgumentError
 from skgpt.fit_data import FitData
 from skgpt.fitted_model import FittedModel, FittedRegressor
 from skgpt.pretrained.loading import load_pretrained
@@ -34,7 +35,9 @@ def save_pretrained(estimator: Any, model: FittedModel, folder: Any) -> None:
 
 def save_onnx(model: FittedModel, folder: Any, int8: bool) -> None:
     """Write a graph of a fitted estimator's model, with what a server needs."""
-    export_onnx(model, as_folder(folder, "folder"), int8=int8)
+    if not isinstance(int8, bool | np.bool_):
+        raise InvalidArgumentError(f"`int8` must be True or False. Got {int8!r}.")
+    export_onnx(model, as_folder(folder, "folder"), int8=bool(int8))
 
 
 def from_pretrained(

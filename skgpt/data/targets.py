@@ -174,7 +174,10 @@ def check_classes(classes: Any, *, name: str, what: str = "`classes`") -> NDArra
     check_is_array(classes, name, what)
     labels = np.asarray(_elements(classes, what))
     if labels.ndim != 1:
-        raise InvalidTextError(f"{what} must be 1-D: a label each. Got shape {labels.shape}.")
+        raise InvalidTextError(
+            f"{what} must be 1-D: it names the classes. Got shape {labels.shape}: pass a list of "
+            "labels, as in ['negative', 'positive']."
+        )
     labels = _of_plain_type(labels, of_list=isinstance(classes, list | tuple), what=what)
     found, _ = _unique(labels, what)
     if len(found) < 2:
@@ -351,10 +354,15 @@ def _positions(
     positions = np.array([known.get(label, -1) for label in found.tolist()], dtype=np.int64)
     for row in np.flatnonzero(positions[codes] < 0):
         unknown = [label for label in found.tolist() if label not in known]
+        advice = "name known ones"
+        if what != "`target`":
+            advice = (
+                "correct or drop such rows, or fit anew (partial_fit learns new classes where "
+                "`classes` names them beside the known ones)"
+            )
         raise InvalidTextError(
             f"{what} must hold classes that {name} knows: {_some(list(known))}. Got "
-            f"{_some(unknown)}, first in row {row}: correct or drop such rows, or fit anew "
-            "(partial_fit learns new classes where `classes` names them beside the known ones)."
+            f"{_some(unknown)}, first in row {row}: {advice}."
         )
     return positions
 

@@ -599,7 +599,7 @@ def test_explain__each_token__the_log_odds_that_it_is_missed_by(
     both = clf.explain(frame, target=np.array([[1, 1, 0]] * 3))
     assert both["class"].unique().tolist() == ["money", "space"]
     assert len(both) == 2 * len(table)
-    with pytest.raises(ValueError, match="`target`"):
+    with pytest.raises(ValueError, match="name known ones"):
         clf.explain(frame, target="weather")
 
 

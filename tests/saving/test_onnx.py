@@ -22,7 +22,12 @@ from transformers import PreTrainedTokenizerFast
 from skgpt import GPTTextClassifier, GPTTextRegressor
 from skgpt.data.template import Template
 from skgpt.data.tokenization import tokenise_rows
-from skgpt.exceptions import FolderTakenError, MissingPackageError, ModelNotSupportedError
+from skgpt.exceptions import (
+    FolderTakenError,
+    InvalidArgumentError,
+    MissingPackageError,
+    ModelNotSupportedError,
+)
 from skgpt.lora import LoRA
 from skgpt.pretrained.tokenizer import TextTokenizer
 from skgpt.saving import onnx
@@ -203,6 +208,14 @@ def test_save_onnx__a_folder_that_it_wrote__is_replaced_unless_something_was_add
             clf.save_onnx(out)
 
 
+def test_save_onnx__int8_that_is_no_bool__is_refused(
+    fitted_model: Callable[[str], Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="`int8` must be True or False. Got 'no'"):
+        fitted_model("default").clf.save_onnx(tmp_path / "out", int8="no")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- The server -------------------------------------------------------------------------------
 
 
@@ -297,12 +310,15 @@ def test_server__columns_with_names_calibrated__answers_as_the_estimator(
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
-            ask = functools.partial(_ask, f"http://127.0.0.1:{server.server_port}/classify")
+            url = f"http://127.0.0.1:{server.server_port}/classify"
+            ask = functools.partial(_ask, url)
             rows = frame[["title", "body"]].to_dict("records")[:20]
             said = ask({"rows": rows})
             refused = [
                 ask(body) for body in ({"rows": [{"title": "a"}]}, {"rows": []}, [], {"rows": [3]})
             ]
+            refused += [_ask_raw(url, body) for body in (b"", b"[" * 100_000)]
+            refused += [_ask_raw(url, b"{}", {"Content-Length": n}) for n in ("-1", "2000001")]
         finally:
             server.shutdown()
     assert said["classes"] == clf.classes_.tolist()
@@ -310,13 +326,18 @@ def test_server__columns_with_names_calibrated__answers_as_the_estimator(
     np.testing.assert_allclose(said["probabilities"], clf.predict_proba(frame[:20]), atol=1e-4)
     assert {each["status"] for each in refused} == {400}
     assert [each["detail"][:14] for each in refused] == [
-        *("every column o", 'send {"texts":', 'send {"texts":', "a row must hav")
+        *("every column o", 'send {"texts":', 'send {"texts":', "a row must hav"),
+        *("a body must be", "a body must be", "a body must be", "a body must be"),
     ]
 
 
 def _ask(url: str, body: Any) -> Any:
+    return _ask_raw(url, json.dumps(body).encode())
+
+
+def _ask_raw(url: str, body: bytes, headers: dict[str, str] | None = None) -> Any:
     try:
-        with urlopen(Request(url, json.dumps(body).encode()), timeout=60) as reply:
+        with urlopen(Request(url, body, headers or {}), timeout=60) as reply:
             return json.load(reply)
     except HTTPError as error:
         return {**json.load(error), "status": error.code}
