@@ -14,9 +14,9 @@ It takes a minute on a CPU, and needs ``pip install -e ".[examples]"``.
 # A table of films
 # ----------------
 #
-# These are films that Wikidata knows a single genre of. ``reviews`` counts critics, ``liked`` is by
-# how many percent of them. Some numbers are missing, which gradient boosting can deal with. Two
-# thirds of 1,500 films are for learning, the others for judging.
+# These are films that have a single genre in Wikidata. ``reviews`` is how many critics reviewed a
+# film, ``liked`` how many percent of them liked it. Some numbers are missing, which gradient
+# boosting can deal with. Two thirds of 1,500 films are for learning, the others for judging.
 
 import tempfile
 
@@ -119,8 +119,8 @@ fig, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
 plot_recalls(recalls, ax)
 
 # %%
-# The other columns know documentaries, and boosting with both adds comedies and dramas at little
-# cost elsewhere. But a difference of two points is ten films, which another split may turn round:
+# The other columns are enough for documentaries, and with the text beside them boosting finds more
+# comedies and dramas at little cost elsewhere. But a difference of two points is ten films, which another split may turn round:
 # :doc:`the benchmarks </benchmarks>` have two other draws, and encoders that count words beside
 # this one.
 #
