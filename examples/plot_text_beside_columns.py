@@ -120,9 +120,9 @@ plot_recalls(recalls, ax)
 
 # %%
 # The other columns are enough for documentaries, and with the text beside them boosting finds more
-# comedies and dramas at little cost elsewhere. But a difference of two points is ten films, which another split may turn round:
-# :doc:`the benchmarks </benchmarks>` have two other draws, and encoders that count words beside
-# this one.
+# comedies and dramas at little cost elsewhere. But a difference of two points is ten films, which
+# another split may turn round: :doc:`the benchmarks </benchmarks>` have two other draws, and
+# encoders that count words beside this one.
 #
 # ``GPTTextEmbedder("minilm-l6", ...)`` is smaller and quicker, and about as good there.
 

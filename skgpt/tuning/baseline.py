@@ -276,8 +276,9 @@ def compare_with_baseline(
         head learns, "minilm-l6" the same with that encoder, which is fetched once. "zero-shot" is
         `GPTZeroShotClassifier` with the estimator's model, and its template if that ends in words:
         for labels that are words, one per text. It learns nothing, so weights don't count there.
-        None is "tfidf" and, for skgpt's own estimators, "frozen". Words are not set apart by spaces in every
-        language: for those pass a Pipeline that begins with a TfidfVectorizer of characters.
+        None is "tfidf" and, for skgpt's own estimators, "frozen". Words are not set apart by spaces
+        in every language: for those pass a Pipeline that begins with a TfidfVectorizer of
+        characters.
     n_jobs : int or None, default=None
         Folds of the estimator that are fitted at once.
 
