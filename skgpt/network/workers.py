@@ -9,7 +9,8 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
 from itertools import islice
@@ -42,21 +43,35 @@ def in_order(
     """Yield what `work` makes of each part, in order; `n_workers` threads do it.
 
     Up to `n_ahead` results may wait for their turn beside those in the making. The first error
-    ends the others' work and is raised. Once the iterator is closed no thread is left.
+    ends the others' work and is raised. Once the iterator is closed no thread is left. Where no
+    thread can be started, as once the main thread has ended, the caller's does the work.
     """
     calls = _Calls(work)
     with ThreadPoolExecutor(n_workers, "skgpt") as pool:
         try:
-            _start(pool, n_workers)
+            with suppress(RuntimeError):
+                _start(pool, n_workers)
             todo = iter(parts)
-            made = deque(pool.submit(calls, part) for part in islice(todo, n_workers + n_ahead))
+            made = deque(_submit(pool, calls, part) for part in islice(todo, n_workers + n_ahead))
             while made:
                 while not made[0].done():
                     wait([made[0]], timeout=_LOOK_SECONDS)
                 yield made.popleft().result()
-                made.extend(pool.submit(calls, part) for part in islice(todo, 1))
+                made.extend(_submit(pool, calls, part) for part in islice(todo, 1))
         finally:
             calls.stop()
+
+
+def _submit(pool: ThreadPoolExecutor, calls: Callable[[Part], Made], part: Part) -> "Future[Made]":
+    """Have a pool make a part; make it here if the pool can start no thread, or has ended."""
+    with suppress(RuntimeError):
+        return pool.submit(calls, part)
+    made: Future[Made] = Future()
+    try:
+        made.set_result(calls(part))
+    except Exception as error:
+        made.set_exception(error)
+    return made
 
 
 def _start(pool: ThreadPoolExecutor, n_workers: int) -> None:

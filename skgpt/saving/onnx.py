@@ -36,7 +36,7 @@ NOTES = "server.json"
 _FORMAT = 1
 _WRITTEN_BY = "skgpt save_onnx"
 _INPUTS = ("input_ids", "attention_mask")
-_TOLERANCE = 1e-4  # of a probability, or of a deviation of y
+_TOLERANCE = 1e-4  # of a probability, or of a deviation of a column of y
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # A string that looks like a special token is plain text, and so is half a character.
 _ODD_TEXTS = ("<s> [CLS] <|endoftext|> </s>", "", " Ünï \U0001f600\n")
@@ -125,7 +125,9 @@ def _meaning(model: FittedModel) -> dict[str, Any]:
 
 def _label(label: Any) -> bool | int | float | str:
     """Return a label as JSON has it, as its text where JSON has no word for it."""
-    plain = label.item() if isinstance(label, np.generic) else label
+    # The item of a date in nanoseconds is an int.
+    is_date = isinstance(label, np.datetime64 | np.timedelta64)
+    plain = label.item() if isinstance(label, np.generic) and not is_date else label
     return plain if isinstance(plain, bool | int | float | str) else str(label)
 
 
@@ -312,15 +314,15 @@ def _compare(model: FittedModel, path: Path) -> None:
         found = _run(path, tokens)
     scores = exact_scores(model.network, tokens).numpy()
     if isinstance(model, FittedRegressor):
-        expected, unit = [model.units.values_of(scores)], np.max(model.units.scale)
+        expected, unit = [model.units.values_of(scores)], np.array(model.units.scale)
     else:
         assert isinstance(model, FittedClassifier)
         probabilities = model.probabilities(scores)
         expected = probabilities if isinstance(probabilities, list) else [probabilities]
-        unit = 1.0
+        unit = np.ones(1)
     pairs = zip(found, expected, strict=True)
-    far = np.max([np.abs(theirs - ours).max() for theirs, ours in pairs])  # nan if one is
-    if not far <= _TOLERANCE * unit:
+    far = np.max([(np.abs(theirs - ours) / unit).max() for theirs, ours in pairs])  # nan if one is
+    if not far <= _TOLERANCE:
         raise _unsupported(model, f"predictions differ by {far:.2g}")
 
 

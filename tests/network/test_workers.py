@@ -1,6 +1,8 @@
 """Micro-batches that run at once, in a thread each: the same results, and nothing left behind."""
 
 import _thread
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -175,6 +177,34 @@ def test_in_order__ctrl_c__ends_what_the_workers_do() -> None:
     with pytest.raises(KeyboardInterrupt):
         next(in_order(work, range(2), 2, 0))
     assert threading.active_count() == running
+
+
+def test_in_order__once_the_main_thread_has_ended__goes_on_in_its_caller() -> None:
+    code = """
+import threading
+from skgpt.network.workers import in_order
+
+def work(part):
+    if part == 9:
+        raise ValueError(part)
+    return part
+
+begun = in_order(work, range(10), 2, 0)
+print(next(begun))
+
+def late():
+    threading.main_thread().join()
+    try:
+        for part in begun:
+            print(part)
+    except ValueError as error:
+        print(error)
+    print(*in_order(work, range(4), 2, 0))
+
+threading.Thread(target=late).start()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.split() == [*"0123456789", *"0123"], run.stderr
 
 
 def test_micro_batcher__memory_runs_out_in_workers__goes_down_to_one_text_at_a_time(

@@ -196,6 +196,26 @@ def test_save_onnx__a_graph_that_cant_be_written_or_says_something_else__leaves_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_save_onnx__a_wrong_column_of_small_numbers__is_found_beside_one_of_large(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    codes = np.unique(y, return_inverse=True)[1]
+    reg = GPTTextRegressor(tiny_llama, trainable_layers=0, precision="fp32")
+    reg.fit(X, np.stack([1e6 * codes, codes], axis=1))
+    wrong = reg.predict(list(onnx.PROBES)) + [0, 1]
+    with (
+        patch.object(onnx, "_write_graph"),
+        patch.object(onnx, "_run", return_value=[wrong]),
+        pytest.raises(ModelNotSupportedError, match="predictions differ by"),
+    ):
+        reg.save_onnx(tmp_path / "out")
+
+
+def test_label__dates_of_any_unit__are_texts() -> None:
+    dates = [np.datetime64("2020-01-02", unit) for unit in ("D", "ns")]
+    assert [onnx._label(date)[:10] for date in dates] == ["2020-01-02"] * 2
+
+
 def test_save_onnx__a_folder_that_it_wrote__is_replaced_unless_something_was_added(
     fitted_model: Callable[[str], Any], tmp_path: Path
 ) -> None:
