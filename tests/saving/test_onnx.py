@@ -202,7 +202,7 @@ def test_save_onnx__a_wrong_column_of_small_numbers__is_found_beside_one_of_larg
     codes = np.unique(y, return_inverse=True)[1]
     reg = GPTTextRegressor(tiny_llama, trainable_layers=0, precision="fp32")
     reg.fit(X, np.stack([1e6 * codes, codes], axis=1))
-    wrong = reg.predict(list(onnx.PROBES)) + [0, 1]
+    wrong = reg.predict(list(onnx.PROBES)) + np.array([0, 1])
     with (
         patch.object(onnx, "_write_graph"),
         patch.object(onnx, "_run", return_value=[wrong]),
