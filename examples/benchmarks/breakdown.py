@@ -11,7 +11,8 @@ Nothing is set but what the names below say; the rest are the defaults.
 
 A part that runs within another counts for itself alone. "forward" includes the loss, "else" is
 whatever has no other name. Libraries are imported, and texts are read, before the clock starts.
-`--clock processor` counts the seconds of this process alone on one thread, whoever else there is.
+It all runs on one thread, as parts that overlap have no shares. `--clock processor` counts the
+seconds of this process alone, whoever else there is.
 
     python examples/benchmarks/breakdown.py --works fit predict grid
     python examples/benchmarks/breakdown.py --small --clock processor      # minutes on a slow core
@@ -99,7 +100,8 @@ def watch_skgpt(watch: Stopwatch) -> None:
         (features, "cache_level", "frozen layers"),
         (features._StateCache, "states", "frozen layers"),
         (loop, "train_step", "forward"),
-        (Optimizer, "backward", "backward"),
+        (Optimizer, "gradients", "backward"),
+        (Optimizer, "add", "backward"),
         (Optimizer, "step", "optimizer"),
         (Optimizer, "zero_grad", "optimizer"),
         (loop, "solve_head", "head"),
@@ -145,8 +147,10 @@ def prepare(work: str, args: argparse.Namespace) -> Callable[[], Any]:
 
 def one_run(work: str, args: argparse.Namespace) -> Run:
     """Time one kind of work in this process."""
+    import torch
     import transformers  # noqa: F401
 
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of cut texts, and of classes with fewer members than folds
     clock = CLOCKS[args.clock]
     run = prepare(work, args)
